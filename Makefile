@@ -1,0 +1,31 @@
+# Every target sets up .venv first; a second call finds it and goes straight to work.
+PYTHON ?= python3
+PY := .venv/bin/python
+READY := .venv/.ready
+
+.PHONY: study test lab bench clean setup
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 …"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	@touch $@
+
+study: $(READY)   ## offline demo data, the demo grid, outputs/report.html
+	$(PY) -m dflib study --preset demo $(ARGS)
+
+test: $(READY)    ## all tests, every notebook among them
+	$(PY) -m pytest $(ARGS)
+
+lab: $(READY)     ## JupyterLab on localhost
+	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=. notebooks/00_start_here.ipynb
+
+bench: $(READY)   ## the figures of the README's performance table, as ratios in one run
+	$(PY) -m tests.bench $(ARGS)
+
+clean:            ## removes .venv, the demo data and all outputs but the tracked ones
+	rm -rf .venv .pytest_cache .ruff_cache *.egg-info data/demo data/demo-source
+	git clean -fdqx outputs

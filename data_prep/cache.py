@@ -1,0 +1,132 @@
+"""Decode once: every usable image of a manifest as one row of a uint8 memory map, N x H x W x 3."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from PIL import Image
+
+from data_prep import manifest
+from data_prep.errors import InputError, choose
+from data_prep.integrity import BadImage, open_image, to_rgb
+from data_prep.paths import dataset_folder, describe
+
+MODES = ("resize", "center_crop", "texture_crop")
+_VERSION = 1  # of the decoding below: a change makes new caches
+_CHUNK = 128  # images that one task decodes
+
+
+def build(name: str, *, size: int, mode: str = "resize", workers: int | None = None) -> tuple[np.memmap, pd.DataFrame]:
+    """The decoded images of a dataset (uint8, N x size x size x 3, read-only) and the manifest rows they stand for.
+
+    Made on the first call, found on the next. Parallel; a cut build goes on where it was; two at once wait for each other.
+    Memory stays bounded by one chunk per process, whatever N is.
+    Raises `InputError` for an unknown mode, a size that is no multiple of 32, a full disk, or files that changed since the scan.
+    """
+    choose("input mode", mode, MODES)
+    if size % 32 or size < 32:
+        raise InputError(
+            f"image size {size} is not a multiple of 32 (the detectors halve it five times): try {max(32, round(size / 32) * 32)}"
+        )
+    table = manifest.load(name)
+    manifest.check(table, name)
+    table = table[table["status"] == "ok"].reset_index(drop=True)
+    key = hashlib.sha256(json.dumps([table["sha256"].tolist(), size, mode, _VERSION]).encode()).hexdigest()[:12]
+    folder = dataset_folder(name) / "cache" / f"{mode}-{size}-{key}"
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                _fill(folder, name, table, size, mode, workers)
+    return np.load(folder / "images.npy", mmap_mode="r"), table
+
+
+def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
+    """One RGB image as the detectors see it: uint8, size x size x 3.
+
+    resize: squashed to the square (the paper's way; destroys traces in large photographs). center_crop: the middle, unscaled.
+    texture_crop: the tile with the most fine detail, unscaled (arXiv 2407.15500). Images smaller than `size` are scaled up to it first.
+
+    >>> fit(Image.new("RGB", (300, 200)), size=64).shape
+    (64, 64, 3)
+    """
+    if mode == "resize":
+        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+    short = min(image.size)
+    if short < size:
+        scale = size / short
+        image = image.resize(
+            (max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BICUBIC
+        )
+    pixels = np.asarray(image)
+    if mode == "center_crop":
+        top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    else:
+        top, left = _richest_tile(pixels, size)
+    return pixels[top : top + size, left : left + size]
+
+
+def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
+    """Corner of the size x size tile (on a half-tile grid) with the largest mean absolute gradient."""
+    grey = pixels.mean(axis=2)
+    energy = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
+    total = np.pad(energy, ((1, 1), (1, 1))).cumsum(0).cumsum(1)
+    step = size // 2
+    tops = np.arange(0, pixels.shape[0] - size + 1, step)[:, None]
+    lefts = np.arange(0, pixels.shape[1] - size + 1, step)[None, :]
+    sums = total[tops + size, lefts + size] - total[tops, lefts + size] - total[tops + size, lefts] + total[tops, lefts]
+    row, column = np.unravel_index(sums.argmax(), sums.shape)
+    return int(tops[row, 0]), int(lefts[0, column])
+
+
+def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, mode: str, workers: int | None) -> None:
+    shape = (len(table), size, size, 3)
+    partial_folder = folder.with_suffix(".partial")
+    if not partial_folder.exists():
+        need, free = int(np.prod(shape)), shutil.disk_usage(folder.parent).free
+        if need > 0.95 * free:
+            raise InputError(
+                f"decoding {name!r} at {size} px needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free below {folder.parent}: free some, take a smaller --set size=, or set $DFLIB_DATA"
+            )
+        fresh = folder.with_suffix(".new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        np.lib.format.open_memmap(fresh / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
+        np.save(fresh / "done.npy", np.zeros(len(table), dtype=bool))
+        fresh.rename(partial_folder)
+    root = Path(os.path.normpath(dataset_folder(name) / describe(name)["root"]))
+    todo = np.flatnonzero(~np.load(partial_folder / "done.npy"))
+    chunks = [
+        (rows, [str(root / p) for p in table["path"].to_numpy()[rows]])
+        for rows in np.split(todo, range(_CHUNK, len(todo), _CHUNK))
+    ]
+    task = partial(_decode, folder=partial_folder, size=size, mode=mode)
+    problems = sum(manifest.parallel(task, chunks, desc=f"decoding {name} at {size} px", workers=workers, serial=2), [])
+    if problems:
+        raise InputError(
+            f"{len(problems)} images of {name!r} changed since they were scanned (e.g. {problems[0]}): scan again with python -m data_prep"
+        )
+    (partial_folder / "done.npy").unlink()
+    partial_folder.rename(folder)
+
+
+def _decode(chunk: tuple[np.ndarray, list[str]], *, folder: Path, size: int, mode: str) -> list[str]:
+    """Decode some images into their rows; returns what went wrong."""
+    images = np.load(folder / "images.npy", mmap_mode="r+")
+    done = np.load(folder / "done.npy", mmap_mode="r+")
+    problems = []
+    for row, path in zip(*chunk, strict=True):
+        try:
+            images[row] = fit(to_rgb(open_image(Path(path))), size=size, mode=mode)
+            done[row] = True
+        except BadImage as error:
+            problems.append(f"{path}: {error}")
+    return problems

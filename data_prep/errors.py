@@ -1,0 +1,27 @@
+"""The one error of bad input: it names the thing, the value, what was expected, and the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Bad input from a user. The command line prints it as one line and exits with 2."""
+
+
+def choose(kind: str, value: str, valid: Iterable[str], *, hint: str = "") -> str:
+    """Return `value` if it is one of `valid`, else raise an `InputError` with the nearest valid name and all of them.
+
+    >>> choose("preset", "demo", ["tiny", "demo"])
+    'demo'
+    """
+    valid = [str(v) for v in valid]
+    if value in valid:
+        return value
+    folded = {v.lower(): v for v in valid}
+    near = get_close_matches(str(value).lower(), folded, n=1, cutoff=0.4)
+    nearest = f", did you mean {folded[near[0]]!r}?" if near else ";"
+    raise InputError(
+        f"unknown {kind} {value!r}{nearest} Valid: {', '.join(valid) or 'none yet'}.{' ' + hint if hint else ''}"
+    )

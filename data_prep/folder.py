@@ -1,0 +1,120 @@
+"""Your own images: `real/` and `fake/<generator>/`, optionally below `train/`, `val/` (or `valid/`) and `test/`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from data_prep import manifest
+from data_prep.errors import InputError, choose
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+IGNORED = {"thumbs.db", "desktop.ini"}  # and hidden files
+
+
+def prepare(path: Path | str, *, name: str) -> pd.DataFrame:
+    """Scan a folder of images into the manifest of dataset `name`; the images stay where they are.
+
+    Layout: `real/**`, `fake/<generator>/**` (images directly in `fake/` count as generator "fake"), optionally each below a split folder.
+    Raises `InputError` for a missing folder, an unknown class folder (with the nearest valid name), or no images.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder: give the folder that holds real/ and fake/")
+    if not name or name != Path(name).name or name.startswith("."):
+        raise InputError(f"{name!r} cannot be a dataset's name: letters, digits, - and _ only")
+    return manifest.make(name, path, entries(path))
+
+
+def entries(root: Path) -> Iterator[dict]:
+    """One dict per file (path, label, generator, split, group), as `manifest.make` takes them."""
+    top = {f.name.lower(): f for f in subfolders(root)}
+    if set(top) & set(SPLITS):
+        for folder in top.values():
+            choose(
+                "split folder",
+                folder.name.lower(),
+                SPLITS,
+                hint=f"Found below {root}; class folders stand inside the split folders.",
+            )
+            yield from classes(root, folder, split=SPLITS[folder.name.lower()], read=_real_or_fake)
+    else:
+        yield from classes(root, root, split="", read=_real_or_fake)
+
+
+def classes(
+    root: Path, folder: Path, *, split: str, read: Callable[[tuple[str, ...]], tuple[int, str]]
+) -> Iterator[dict]:
+    """Walk `folder`; `read` maps a file's folders below it to (label, generator), or raises `InputError`.
+
+    Scenes: files with the same stem are one scene (Synthbuster's convention), within a split where the folders give splits.
+    """
+    for file in walk(folder):
+        label, generator = read(file.relative_to(folder).parts[:-1])
+        group = f"{split}/{file.stem}" if split else file.stem
+        yield {
+            "path": file.relative_to(root).as_posix(),
+            "label": label,
+            "generator": generator,
+            "split": split,
+            "group": group,
+        }
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file below, sorted, but for hidden ones and Windows' own; a folder that links back above itself is not entered twice."""
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        yield from (Path(here) / f for f in sorted(files) if not f.startswith(".") and f.lower() not in IGNORED)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly below, hidden ones left out, sorted."""
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def find_layout(markers: list[str], *, given: str | Path | None, name: str, fetch: str) -> Path:
+    """The folder that holds all of `markers` (relative paths): below `given`, else below Kaggle's mounts, found by structure.
+
+    Raises `InputError` that says what was looked for, where, and how to fetch it.
+    """
+    bases = [Path(given)] if given else [Path("/kaggle/input")]
+    for base in bases:
+        for candidate in _breadth_first(base, depth=5):
+            if all((candidate / m).is_dir() for m in markers):
+                return candidate
+    raise InputError(
+        f"{name}: no folder with {', '.join(markers)} below {bases[0]}. {fetch} Then: python -m data_prep {name} --from FOLDER"
+    )
+
+
+def _breadth_first(base: Path, depth: int) -> Iterator[Path]:
+    level = [base] if base.is_dir() else []
+    for _ in range(depth + 1):
+        yield from level
+        level = [s for f in level for s in subfolders(f)]
+
+
+def _real_or_fake(parts: tuple[str, ...]) -> tuple[int, str]:
+    if not parts:
+        raise InputError(
+            "images stand directly in the folder: put real photographs into real/ and each generator's images into fake/<generator>/"
+        )
+    kind = choose(
+        "class folder",
+        parts[0].lower(),
+        ["real", "fake"],
+        hint="Layout: real/, fake/<generator>/, optionally below train/, val/, test/.",
+    )
+    if kind == "real":
+        return 0, "real"
+    return 1, parts[1] if len(parts) > 1 else "fake"

@@ -1,0 +1,51 @@
+"""Where data live: `$DFLIB_DATA`, else `data/` in the project (or in the current folder when installed without one)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from data_prep.errors import InputError, choose
+
+_PACKAGE_PARENT = Path(__file__).resolve().parents[1]
+PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
+
+HOW_TO_GET = {  # name -> the command that makes or finds it
+    "demo": "python -m data_prep demo",
+    "demo-source": "python -m data_prep demo",
+    "faces-140k": "python -m data_prep faces-140k --from FOLDER",
+    "dogs-vs-cats": "python -m data_prep dogs-vs-cats --from FOLDER",
+}
+
+
+def data_root() -> Path:
+    """Folder that holds one subfolder per dataset."""
+    return Path(os.environ.get("DFLIB_DATA") or PROJECT / "data")
+
+
+def present() -> list[str]:
+    """Names of the datasets that have a manifest, sorted."""
+    return sorted(p.parent.name for p in data_root().glob("*/manifest.csv"))
+
+
+def dataset_folder(name: str) -> Path:
+    """Folder of a prepared dataset.
+
+    Raises an `InputError` that tells how to get it when it is known but absent, or the nearest name when it is unknown.
+    """
+    folder = data_root() / name
+    if (folder / "manifest.csv").exists():
+        return folder
+    if name in HOW_TO_GET:
+        raise InputError(
+            f"dataset {name!r} is missing: looked for {folder / 'manifest.csv'}. Get it with: {HOW_TO_GET[name]}"
+        )
+    hint = "For your own images: python -m data_prep folder PATH --name NAME"
+    choose("dataset", name, sorted({*present(), *HOW_TO_GET}), hint=hint)
+    raise AssertionError("unreachable")
+
+
+def describe(name: str) -> dict:
+    """The dataset's `dataset.json`: name, kind (deepfake | source), root of the images, classes, licence."""
+    return json.loads((dataset_folder(name) / "dataset.json").read_text())

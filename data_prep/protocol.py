@@ -1,0 +1,70 @@
+"""Which image belongs to train, val or test. `strict`: whole scenes, with a validation part. `paper`: single images at random, 60/40."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from data_prep.errors import InputError, choose
+
+PROTOCOLS = ("strict", "paper")
+FOLDS = 10
+SHARES = {"strict": {"test": 3, "val": 1}, "paper": {"test": 4, "val": 0}}  # tenths of the images; the rest trains
+VAL_TENTHS = 1  # taken from train where the dataset has no validation part of its own
+
+
+def assign(table: pd.DataFrame, protocol: str = "strict", *, seed: int = 0) -> pd.Series:
+    """Split of every row of a manifest ("train", "val", "test"; "" for quarantined rows).
+
+    Splits that the dataset gives are kept. Otherwise `strict` divides by `group`, so that no scene stands on two sides,
+    60/10/30, and `paper` divides single images at random, 60/40 (arXiv 2504.21066). Where a validation part is missing, a tenth of
+    train becomes it (for early stopping and the threshold; `paper` keeps 0.5 as its threshold).
+    Raises `InputError` for an unknown protocol, too few scenes, or a given split with a scene on both sides (strict).
+    """
+    choose("protocol", protocol, PROTOCOLS)
+    split = pd.Series("", index=table.index, dtype="str")
+    ok = table[table["status"] == "ok"]
+    group = ok["group"] if protocol == "strict" else pd.Series(ok.index.astype(str), index=ok.index)
+    if (ok["split"] != "").any():
+        split[ok.index] = ok["split"].where(ok["split"] != "", "train")
+    else:
+        fold = _folds(ok, group, seed)
+        tests = SHARES[protocol]["test"]
+        split[ok.index] = np.select([fold < tests, fold < tests + SHARES[protocol]["val"]], ["test", "val"], "train")
+    if not (split == "val").any():
+        train = ok[split[ok.index] == "train"]
+        split[train.index[_folds(train, group[train.index], seed + 1) < VAL_TENTHS]] = "val"
+    _check(ok, split[ok.index], protocol)
+    return split
+
+
+def _folds(ok: pd.DataFrame, group: pd.Series, seed: int) -> np.ndarray:
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    single = group.is_unique
+    smallest = ok.groupby("generator").size().min() if single else group.nunique()
+    if smallest < FOLDS:
+        raise InputError(
+            f"{smallest} {'images in the smallest class' if single else 'scenes'} are too few to split: at least {FOLDS} are needed, or folders train/, val/ and test/"
+        )
+    splitter = (StratifiedKFold if single else StratifiedGroupKFold)(FOLDS, shuffle=True, random_state=seed)
+    fold = np.empty(len(ok), dtype=int)
+    for i, (_, test) in enumerate(splitter.split(ok, ok["generator"], group)):
+        fold[test] = i
+    return fold
+
+
+def _check(ok: pd.DataFrame, split: pd.Series, protocol: str) -> None:
+    for part in ("train", "val", "test"):
+        labels = set(ok.loc[split == part, "label"])
+        if labels != {0, 1}:
+            raise InputError(
+                f"the {part} part has {'no images' if not labels else f'only label {labels.pop()}'}; both classes are needed in train, val and test"
+            )
+    if protocol == "strict":
+        sides = split.groupby(ok["group"]).nunique()
+        crossing = sides[sides > 1]
+        if len(crossing):
+            raise InputError(
+                f"{len(crossing)} scenes stand in more than one split (e.g. {crossing.index[0]!r}): a leak. Mend the folders, or use --protocol paper"
+            )

@@ -1,0 +1,228 @@
+"""Command line: `python -m dflib study | results | predict | export`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from data_prep.errors import InputError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+
+def _list(text: str | None, kind: type = str) -> tuple | None:
+    """A comma-separated option."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(f"{text!r} is not a list of {kind.__name__}s separated by commas: e.g. 0.6,0.9") from error
+
+
+def _settings(pairs: list[str]) -> dict:
+    """KEY=VALUE options; values are JSON where they can be, else text."""
+    result = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--set {pair!r}: expected KEY=VALUE, e.g. --set epochs=5")
+        try:
+            result[key] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+        except json.JSONDecodeError:
+            result[key] = value
+    return result
+
+
+@app.command()
+def study(
+    preset: Annotated[str, typer.Option(help="tiny | demo | paper")] = "demo",
+    dataset: Annotated[str | None, typer.Option(help="name of a prepared dataset")] = None,
+    methods: Annotated[str | None, typer.Option(help="e.g. BL,CPF,CKD,CQ")] = None,
+    rates: Annotated[str | None, typer.Option(help="shares of parameters removed, e.g. 0.6,0.9")] = None,
+    seeds: Annotated[str | None, typer.Option(help="e.g. 0,1,2")] = None,
+    protocol: Annotated[str, typer.Option(help="strict | paper")] = "strict",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE: any setting of the preset")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try runs again whose notebook raised")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="address of an existing Dask cluster, tcp://…")] = None,
+) -> None:
+    """Make every run of a grid that is not there yet; then the table and outputs/report.html."""
+    from dflib import study as engine
+    from dflib.methods import preset as find_preset
+
+    _ensure_demo(dataset or find_preset(preset).dataset)
+    plan = engine.plan(
+        preset=preset, dataset=dataset, protocol=protocol, methods_=_list(methods), rates=_list(rates, float), seeds=_list(seeds, int), settings=_settings(set_ or [])
+    )  # fmt: skip
+    if dry_run:
+        _print_plan(plan, engine.estimate(plan))
+        return
+    outcomes = _run_with_progress(engine, plan, scheduler, retry_failed)
+    _print_results(*sorted({s.dataset for s in plan}), only={s.run_id for s in plan})
+    from dflib import report
+
+    console.print(f"report: {report.write()}")
+    bad = [o for o in outcomes.values() if o["status"] != "done"]
+    if bad:
+        _print_bad(plan, bad)
+        raise typer.Exit(1)
+
+
+@app.command()
+def results(
+    dataset: str | None = None, csv: Annotated[Path | None, typer.Option(help="write all columns to this file")] = None
+) -> None:
+    """The table of all finished runs."""
+    _print_results(*([dataset] if dataset else []), csv=csv)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="images or folders")],
+    run: Annotated[str, typer.Option(help="run id, run folder, .safetensors or .onnx file")],
+    csv: Annotated[Path | None, typer.Option(help="write path, probability and label to this file")] = None,
+) -> None:
+    """Probability of fake, label and threshold of images, by any finished run."""
+    from dflib.predict import Predictor, files
+
+    predictor = Predictor(run)
+    rows = [predictor(path) | {"path": str(path)} for path in files(images)]
+    if csv:
+        import pandas as pd
+
+        pd.DataFrame(rows)[["path", "probability", "label", "threshold", "error"]].to_csv(csv, index=False)
+    table = Table("image", "P(fake)", "label", title=f"{predictor.name}, threshold {predictor.threshold:.3f}")
+    for row in rows:
+        table.add_row(
+            row["path"],
+            "" if row["error"] else f"{row['probability']:.4f}",
+            row["error"] or row["label"],
+            style="red" if row["error"] else None,
+        )
+    console.print(table)
+    if all(row["error"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _id(title: str) -> Column:
+    """A column that never cuts what a user will copy."""
+    return Column(title, overflow="fold")
+
+
+def _ensure_demo(dataset: str) -> None:
+    from data_prep.paths import present
+
+    if dataset in ("demo", "demo-source") and dataset not in present():
+        from data_prep import demo
+
+        console.print("making the offline demo data (about a minute) …")
+        demo.prepare()
+
+
+def _run_with_progress(engine, plan, scheduler: str | None, retry_failed: bool) -> dict:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    started = time.perf_counter()
+    columns = (TextColumn("study"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("study", total=len(plan))
+
+        def show(spec, outcome: dict) -> None:
+            bar.advance(task)
+            bar.console.print(_line(spec, outcome), highlight=False)
+
+        engine.prepare_data(plan)
+        outcomes = engine.run(plan, scheduler=scheduler, retry_failed=retry_failed, on_outcome=show)
+    console.print(f"{len(plan)} runs in {time.perf_counter() - started:.0f} s")
+    return outcomes
+
+
+def _line(spec, outcome: dict) -> str:
+    from dflib.runs import read
+
+    mark = {"done": "[green]done[/]   ", "failed": "[red]failed[/] ", "blocked": "[yellow]blocked[/]"}[
+        outcome["status"]
+    ]
+    if outcome["status"] != "done":
+        return f"{mark} {spec.run_id}  {outcome['error']}"
+    values = read(spec.folder)["metrics"]["all"]
+    seconds = f"{outcome['seconds']:.0f} s" if outcome["seconds"] else "found"
+    return f"{mark} {spec.run_id}  {seconds}  accuracy {values['accuracy']:.3f}  AUROC {values['auroc']:.3f}"
+
+
+def _print_plan(plan, estimates: dict) -> None:
+    table = Table(_id("run"), _id("parents"), "state", "estimate", title=f"{len(plan)} runs")
+    for s in plan:
+        seconds = estimates[s.run_id]
+        state = "finished" if s.finished() else "failed before" if s.failure() else "to do"
+        table.add_row(
+            s.run_id,
+            ", ".join(p.run_id for p in s.parents),
+            state,
+            "" if s.finished() else "no run to learn from yet" if seconds is None else f"{seconds:.0f} s",
+        )
+    console.print(table)
+    known = [estimates[s.run_id] for s in plan if not s.finished()]
+    if known and None not in known:
+        console.print(f"to do: {len(known)} runs, about {sum(known) / 60:.0f} min on one device")
+
+
+def _print_bad(plan, bad: list[dict]) -> None:
+    folders = {s.run_id: s.folder for s in plan}
+    table = Table(_id("run"), "status", "why", "log", title="not finished")
+    for outcome in bad:
+        table.add_row(
+            outcome["run_id"],
+            outcome["status"],
+            outcome["error"],
+            str(folders[outcome["run_id"]] / "log.txt") if outcome["status"] == "failed" else "",
+        )
+    console.print(table)
+    console.print("Mend the cause, then run the same command with --retry-failed: finished runs are kept.")
+
+
+def _print_results(*datasets: str, csv: Path | None = None, only: set[str] | None = None) -> None:
+    import pandas as pd
+
+    from dflib.report import table_rows
+    from dflib.runs import results as all_results
+
+    rows = pd.concat([all_results(d) for d in datasets]) if datasets else all_results()
+    if only is not None and len(rows):
+        rows = rows[rows["run_id"].isin(only)]
+    if csv:
+        rows.to_csv(csv, index=False)
+    if rows.empty:
+        console.print("no finished runs yet: python -m dflib study --preset demo")
+        return
+    shown = table_rows(rows)
+    table = Table(
+        _id(shown.columns[0]), *shown.columns[1:], title="finished runs (95 % intervals by bootstrap over scenes)"
+    )
+    for row in shown.itertuples(index=False):
+        table.add_row(*map(str, row))
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on stderr and exit status 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

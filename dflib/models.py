@@ -1,0 +1,275 @@
+"""One class for every detector: VGG stacks described by data. Baseline and students of arXiv 2504.21066 (table in the README).
+
+A model is a list of `Block`s and a list of `Dense` layers; its checkpoint carries both, and rebuilds its own shape.
+Knows nothing of how models are trained or compressed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from data_prep.errors import InputError, choose
+
+
+@dataclass(frozen=True)
+class Block:
+    """Convolution, then BatchNorm, ReLU and perhaps a 2x2 max pool.
+
+    separable: `kernel` x `kernel` convolution to `mid` channels in `groups`, then a 1x1 convolution to `width` (both before the BatchNorm).
+    """
+
+    width: int
+    pool: bool = False
+    kernel: int = 3
+    separable: bool = False
+    mid: int = 0
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Dropout, then a linear layer to `width` (and a ReLU, unless it is the last)."""
+
+    width: int
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that rebuilds a detector's shape. Input: 3 x size x size; output: `classes` logits."""
+
+    name: str
+    size: int
+    blocks: tuple[Block, ...]
+    head: tuple[Dense, ...]
+    classes: int = 2
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # pixels in [0, 1] are normalised inside the model:
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # the deployed file takes plain pixels
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Architecture:
+        data = json.loads(text)
+        data["blocks"] = tuple(Block(**b) for b in data["blocks"])
+        data["head"] = tuple(Dense(**d) for d in data["head"])
+        data["mean"], data["std"] = tuple(data["mean"]), tuple(data["std"])
+        return cls(**data)
+
+
+class ConvBlock(nn.Sequential):
+    """conv (or depthwise + pointwise) -> BatchNorm -> ReLU [-> max pool]."""
+
+    def __init__(self, inputs: int, block: Block) -> None:
+        same = block.kernel // 2  # an integer: quantized padding='same' is wrong in some runtimes
+        if block.separable:
+            convs = {
+                "depthwise": nn.Conv2d(inputs, block.mid, block.kernel, padding=same, groups=block.groups),
+                "pointwise": nn.Conv2d(block.mid, block.width, 1),
+            }
+        else:
+            convs = {"conv": nn.Conv2d(inputs, block.width, block.kernel, padding=same, groups=block.groups)}
+        super().__init__()
+        layers = {**convs, "norm": nn.BatchNorm2d(block.width), "relu": nn.ReLU()}
+        if block.pool:
+            layers["pool"] = nn.MaxPool2d(2)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+
+class Detector(nn.Module):
+    """A detector built from its `Architecture`. forward: pixels in [0, 1], N x 3 x size x size -> logits, N x classes (real, fake).
+
+    >>> Detector(architecture("BL", size=32))(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 2])
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        if arch.size % 32 or arch.size < 32:
+            raise InputError(f"image size {arch.size} is not a multiple of 32: the detectors halve it five times")
+        self.arch = arch
+        self.register_buffer("mean", torch.tensor(arch.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(arch.std).view(1, 3, 1, 1), persistent=False)
+        channels, side = 3, arch.size
+        self.features = nn.Sequential()
+        for block in arch.blocks:
+            self.features.append(ConvBlock(channels, block))
+            channels, side = block.width, side // 2 if block.pool else side
+        self.head = nn.Sequential()
+        width = channels * side * side
+        for dense in arch.head:
+            self.head.extend([nn.Dropout(dense.dropout), nn.Linear(width, dense.width), nn.ReLU()])
+            width = dense.width
+        self.head.append(nn.Linear(width, arch.classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / self.std
+        return self.head(self.features(x).flatten(1))
+
+
+def _vgg(name: str, size: int, stack: str, head: tuple[Dense, ...]) -> Architecture:
+    """Read a stack like "64 64M 128": widths of 3x3 convolutions, M = followed by a max pool."""
+    blocks = tuple(Block(int(w.rstrip("M")), pool=w.endswith("M")) for w in stack.split())
+    return Architecture(name, size, blocks, head)
+
+
+def _separable(name: str, size: int, head: tuple[Dense, ...]) -> Architecture:
+    """The 90 % student: five separable blocks, each pooled. (mid, width, groups) as in the authors' table."""
+    stages = [(32, 32, 1), (64, 64, 32), (64, 64, 64), (128, 128, 64), (128, 64, 128)]
+    blocks = tuple(Block(w, pool=True, separable=True, mid=m, groups=g) for m, w, g in stages)
+    return Architecture(name, size, blocks, head)
+
+
+NAMES = ("BL", "S60", "S70", "S80", "S90")  # the baseline, and the student for each of the paper's rates
+STUDENT_RATES = {0.6: "S60", 0.7: "S70", 0.8: "S80", 0.9: "S90"}
+
+
+def architecture(name: str, *, size: int = 224) -> Architecture:
+    """The baseline ("BL") or one of the paper's students ("S60" … "S90") at an image size that is a multiple of 32.
+
+    At 224 px: 4,590,786 / 1,800,066 / 1,340,418 / 902,146 / 441,378 parameters. Raises `InputError` for other names.
+
+    >>> parameters(Detector(architecture("S90")))
+    441378
+    """
+    choose("model", name, NAMES)
+    half = 0.5
+    return {
+        "BL": lambda: _vgg(name, size, "64 64M 128 128M 256 256M 512M 128M", (Dense(256, half), Dense(256, half))),
+        "S60": lambda: _vgg(name, size, "32M 64M 128M 256M 128M 128 128", (Dense(128, half), Dense(128, half))),
+        "S70": lambda: _vgg(name, size, "32M 64M 128M 128M 128M 128", (Dense(128, half),)),
+        "S80": lambda: _vgg(name, size, "32M 64M 128M 128M 128M 64 64", (Dense(128, half),)),
+        "S90": lambda: _separable(name, size, (Dense(128, half),)),
+    }[name]()
+
+
+def student(rate: float, *, size: int = 224) -> Architecture:
+    """The student with a share `rate` of BL's parameters removed, 0 < rate < 1.
+
+    For the paper's rates at 224 px: the paper's own. Otherwise the nearest of them, scaled in width to within 1 % of the target.
+    Raises `InputError` for a rate outside (0, 1), or one that no width meets (says what range can be met).
+
+    >>> student(0.9).name
+    'S90'
+    """
+    check_rate(rate)
+    nearest = STUDENT_RATES[min(STUDENT_RATES, key=lambda r: abs(r - rate))]
+    arch = architecture(nearest, size=size)
+    if size == 224 and rate in STUDENT_RATES:
+        return arch
+    target = (1 - rate) * count(architecture("BL", size=size))
+    low, high = 1 / 32, 32.0
+    for _ in range(16):  # bisect the width multiplier on the rounded widths
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if count(scaled(arch, middle)) <= target else (low, middle)
+    best = scaled(arch, low)
+    best = _with_hidden(best, target)
+    if abs(count(best) / target - 1) > 0.01:
+        full, smallest = count(architecture("BL", size=size)), count(scaled(arch, 1 / 32))
+        raise InputError(
+            f"rate {rate} cannot be met within 1 % at {size} px: rates up to about {1 - smallest / full:.3f} can"
+        )
+    return replace(best, name=f"{nearest}-r{rate:g}")
+
+
+def scaled(arch: Architecture, factor: float) -> Architecture:
+    """Every width times `factor`, rounded; depthwise blocks keep their channels per group."""
+
+    def width(w: int) -> int:
+        return max(1, round(w * factor))
+
+    blocks, channels = [], 3
+    for block in arch.blocks:
+        if (
+            block.separable and block.groups > 1
+        ):  # `mid` is a whole multiple of the groups, which are the input's channels
+            groups = channels
+            blocks.append(
+                replace(block, groups=groups, mid=groups * (block.mid // block.groups), width=width(block.width))
+            )
+        else:
+            blocks.append(replace(block, mid=width(block.mid) if block.mid else 0, width=width(block.width)))
+        channels = blocks[-1].width
+    return replace(arch, blocks=tuple(blocks), head=tuple(replace(d, width=width(d.width)) for d in arch.head))
+
+
+def _with_hidden(arch: Architecture, target: float) -> Architecture:
+    """The first hidden layer takes up what the steps of the other widths leave (parameters are affine in its width)."""
+
+    def at(width: int) -> Architecture:
+        return replace(arch, head=(replace(arch.head[0], width=width), *arch.head[1:]))
+
+    width = arch.head[0].width
+    slope = count(at(width + 1)) - count(at(width))
+    return at(max(1, round(width + (target - count(arch)) / slope)))
+
+
+def check_rate(rate: float) -> float:
+    """`rate` itself when it lies in (0, 1); raises an `InputError` that says what was probably meant."""
+    if not 0 < rate < 1:
+        meant = f", did you mean {rate / 100:g}?" if 1 < rate < 100 else ";"
+        raise InputError(f"rate {rate:g} is outside (0, 1){meant} it is the share of parameters removed, e.g. 0.9")
+    return rate
+
+
+def count(arch: Architecture) -> int:
+    """Parameters of the detector that `arch` describes, without making its tensors."""
+    with torch.device("meta"):
+        return parameters(Detector(arch))
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters (weights and biases; buffers do not count)."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def nonzero(model: nn.Module) -> int:
+    """Number of parameters that are not exactly zero."""
+    return sum(int(p.count_nonzero()) for p in model.parameters())
+
+
+def save(model: Detector, path: Path) -> Path:
+    """Write weights as safetensors, with the architecture as JSON in the metadata (no pickle); atomically."""
+    path = Path(path)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    new = path.with_name(path.name + ".new")
+    save_file(tensors, new, metadata={"format": "dflib-1", "architecture": model.arch.to_json()})
+    new.replace(path)
+    return path
+
+
+def load(path: Path) -> Detector:
+    """Rebuild a detector from its checkpoint, in eval mode, on the CPU.
+
+    Raises `InputError` when the file is missing, damaged, not a checkpoint of ours, or its weights do not fit its architecture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} is not there: python -m dflib results lists the finished runs")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(
+            f"checkpoint {path} is damaged or not a safetensors file ({error}): make the run again"
+        ) from error
+    if metadata.get("format") != "dflib-1":
+        raise InputError(f"checkpoint {path} is not one of dflib's: its metadata has no architecture")
+    try:
+        model = Detector(Architecture.from_json(metadata["architecture"]))
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"checkpoint {path}: weights and architecture do not fit ({str(error).splitlines()[0]})"
+        ) from error
+    return model.eval()

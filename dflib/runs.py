@@ -1,0 +1,399 @@
+"""Runs: one finished folder per method, rate, seed, dataset and settings. The same request finds the finished run again.
+
+What a notebook calls: `run = start("CPF", rate=0.9, …)`, `run.parent()`, `run.fit(…)`, `run.finish(model)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.errors import InputError, choose
+from data_prep.paths import PROJECT
+from dflib import methods
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+    from torch import nn
+
+    from dflib.data import Dataset
+    from dflib.train import Recipe
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+NOTEBOOKS = PROJECT / "notebooks"
+LIBRARIES = ("torch", "torchvision", "onnxruntime", "onnx", "numpy", "scikit-learn", "papermill")
+
+
+def outputs_root() -> Path:
+    """Folder of all runs and reports: `$DFLIB_OUTPUTS`, else `outputs/` in the project."""
+    return Path(os.environ.get("DFLIB_OUTPUTS") or PROJECT / "outputs")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that decides a run's result. Its id is readable and ends in a hash of all of it."""
+
+    method: str
+    dataset: str
+    protocol: str
+    preset: str
+    rate: float | None
+    seed: int
+    settings: dict  # all of them; only those that the method reads count
+    source: str = ""
+
+    @property
+    def notebook(self) -> Path:
+        return NOTEBOOKS / f"{methods.method(self.method).notebook}.ipynb"
+
+    @cached_property
+    def parents(self) -> tuple[Spec, ...]:
+        shared = {k: v for k, v in asdict(self).items() if k not in ("method", "rate")}
+        return tuple(
+            Spec(method=code, rate=self.rate if methods.method(code).rated else None, **shared)
+            for code in methods.method(self.method).parents
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        from dflib.data import fingerprint
+
+        return fingerprint(self.dataset)
+
+    @cached_property
+    def run_id(self) -> str:
+        decides = {
+            "method": self.method, "rate": self.rate, "seed": self.seed, "dataset": self.dataset, "protocol": self.protocol,
+            "settings": methods.relevant(self.method, self.settings), "parents": [p.run_id for p in self.parents],
+            "data": self.fingerprint, "notebook": _code_hash(self.notebook),
+        }  # fmt: skip
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+        rate = "" if self.rate is None else f"-r{100 * self.rate:g}"
+        return f"{self.method}{rate}-s{self.seed}-{self.settings['size']}px-{digest}"
+
+    @property
+    def folder(self) -> Path:
+        return outputs_root() / self.dataset / self.protocol / self.method / self.run_id
+
+    def finished(self) -> bool:
+        return (self.folder / "result.json").exists()
+
+    def failure(self) -> dict | None:
+        """The record of a failed attempt, if there is one."""
+        record = self.folder / "failed.json"
+        return json.loads(record.read_text()) if record.exists() and not self.finished() else None
+
+    def parameters(self) -> dict:
+        """The notebook's parameters for papermill: only what differs from the preset goes into `settings`."""
+        usual = methods.settings(self.preset)
+        values = {"preset": self.preset, "dataset": self.dataset, "protocol": self.protocol, "seed": self.seed}
+        values["settings"] = {k: v for k, v in self.settings.items() if usual[k] != v}
+        return values | ({"rate": self.rate} if self.rate is not None else {})
+
+    def command(self) -> str:
+        """The command line that makes this run."""
+        text = f"python -m dflib study --preset {self.preset} --dataset {self.dataset} --protocol {self.protocol} --methods {self.method} --seeds {self.seed}"
+        text += f" --rates {self.rate:g}" if self.rate is not None else ""
+        return text + "".join(f" --set {k}={v}" for k, v in self.parameters()["settings"].items())
+
+
+def spec(
+    method: str, *, preset: str = "demo", dataset: str | None = None, protocol: str = "strict",
+    rate: float | None = None, seed: int = 0, settings: dict | None = None,
+) -> Spec:  # fmt: skip
+    """Check the request and return its `Spec`.
+
+    Raises `InputError` for an unknown method, preset, protocol, dataset or setting, or a rate that is missing or impossible.
+
+    >>> spec("CPF", rate=0.9).run_id                                # doctest: +SKIP
+    'CPF-r90-s0-32px-1f0c9a2b'
+    """
+    from data_prep.paths import dataset_folder
+    from data_prep.protocol import PROTOCOLS
+
+    row = methods.method(method)
+    values = methods.settings(preset, settings)
+    choose("protocol", protocol, PROTOCOLS)
+    dataset = dataset or methods.preset(preset).dataset
+    dataset_folder(dataset)
+    if row.rated:
+        if rate is None:
+            raise InputError(f"{method} needs a rate: the share of parameters removed, e.g. 0.9")
+        from dflib.models import check_rate
+
+        check_rate(rate)
+    return Spec(method, dataset, protocol, preset, float(rate) if row.rated else None, int(seed), values)
+
+
+@dataclass
+class Run:
+    """A run in the making, or a finished one: the folder, the data, the settings, and what is written at the end."""
+
+    spec: Spec
+    started: float = field(default_factory=time.perf_counter)
+    timings: dict = field(default_factory=lambda: {"train_s": 0.0, "compress_s": 0.0, "transfer_s": 0.0})
+    history: pd.DataFrame | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.spec.folder
+
+    @property
+    def settings(self) -> dict:
+        return self.spec.settings
+
+    @property
+    def finished(self) -> bool:
+        return self.spec.finished()
+
+    @property
+    def result(self) -> dict:
+        return read(self.folder)
+
+    @cached_property
+    def data(self) -> Dataset:
+        from dflib.data import open as open_data
+
+        s = self.settings
+        return open_data(
+            self.spec.dataset, size=s["size"], protocol=self.spec.protocol, mode=s["mode"], limit=s["limit"]
+        )
+
+    def recipe(self, **changes) -> Recipe:
+        """The settings as a training recipe, with `changes` on top."""
+        from dflib.train import Recipe
+
+        fields = {k: v for k, v in self.settings.items() if k in Recipe.__dataclass_fields__}
+        return Recipe(**(fields | {"seed": self.spec.seed} | changes))
+
+    def parent(self, code: str | None = None) -> Run:
+        """The finished run of a parent method (the only one, unless named)."""
+        wanted = choose("parent", code or self.spec.parents[0].method, [p.method for p in self.spec.parents])
+        return Run(next(p for p in self.spec.parents if p.method == wanted))
+
+    def model(self) -> nn.Module:
+        """The finished run's model."""
+        from dflib.models import load
+
+        return load(self.folder / "model.safetensors")
+
+    def fit(self, model: nn.Module, recipe: Recipe, *, as_timing: str = "train_s", **options) -> pd.DataFrame:
+        """`train.fit` with a checkpoint in the run's folder; a finished run's weights and history are loaded instead.
+
+        as_timing: which entry of `timings` the seconds belong to. Returns the history (also `history.csv`).
+        """
+        import pandas as pd
+
+        from dflib import train
+
+        if self.finished:
+            model.load_state_dict(self.model().state_dict())
+            self.history = pd.read_csv(self.folder / "history.csv")
+            return self.history
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.history = train.fit(model, self.data, recipe, checkpoint=self.folder / "checkpoint.pt", **options)
+        _write(self.folder / "history.csv", self.history.to_csv(index=False))
+        self.timings[as_timing] += float(self.history["seconds"].sum())
+        return self.history
+
+    def once(self, name: str, make: Callable[[Path], object], *, as_timing: str = "compress_s") -> Path:
+        """The file `name` of the run's folder; `make(path)` writes it, timed, unless the run is finished."""
+        path = self.folder / name
+        if not self.finished:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            started = time.perf_counter()
+            make(path)
+            self.timings[as_timing] += time.perf_counter() - started
+        return path
+
+    def finish(self, model: nn.Module, *, deployed: Path | None = None) -> dict:
+        """Export, evaluate and measure the model, and write the run's files; `result.json` last. Returns the result.
+
+        deployed: the file to evaluate and to time when it is not `model.onnx` (an int8 file: it decides accuracy *and* speed).
+        A finished run is not touched: its result is returned as it is.
+        """
+        if not self.finished:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            result = self._evaluate(model, deployed)
+            _write(self.folder / "result.json", json.dumps(result, indent=1))
+            for leftover in ("checkpoint.pt", "failed.json"):
+                (self.folder / leftover).unlink(missing_ok=True)
+        return self.result
+
+    def _evaluate(self, model: nn.Module, deployed: Path | None) -> dict:
+        from dflib import export, measure, metrics, models, train
+
+        device = train.best_device()
+        model.to(device).eval()
+        checkpoint = models.save(model, self.folder / "model.safetensors")
+        onnx = export.to_onnx(model, self.folder / "model.onnx")
+        same = export.parity(model, onnx, self.data.test)
+        forward = model if deployed is None else export.OnnxModel(deployed)
+        val, test = self.data.val, self.data.test
+        threshold = 0.5
+        if self.spec.protocol == "strict":
+            threshold = metrics.best_threshold(val.labels, train.predict(forward, val))
+        scores = train.predict(forward, test)
+        _predictions(test, scores).to_parquet(self.folder / "predictions.parquet", index=False)
+        evaluated = metrics.evaluate(
+            test.labels, scores, test.generators, threshold=threshold, groups=test.groups, draws=self.settings["draws"]
+        )
+        cost = measure.cost(
+            model, deployed or onnx, checkpoint=None if deployed else checkpoint, runs=self.settings["latency_runs"]
+        )
+        s = self.spec
+        return {
+            "schema": SCHEMA, "run_id": s.run_id, "method": s.method, "rate": s.rate, "seed": s.seed, "dataset": s.dataset, "source": s.source,
+            "protocol": s.protocol, "preset": s.preset, "params": methods.relevant(s.method, s.settings), "parents": [p.run_id for p in s.parents],
+            "data_fingerprint": s.fingerprint, "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+            "device": _device_name(device), "timings": self.timings | {"total_s": time.perf_counter() - self.started}, "cost": cost,
+            "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "parity": same, "command": s.command(),
+        }  # fmt: skip
+
+
+def start(method: str, *, quiet: bool = False, **request) -> Run:
+    """Begin (or find) the run that a notebook asks for; a missing parent is made first, by its own notebook.
+
+    request: as for `spec`. Raises `InputError` as `spec` does, or when a parent fails.
+
+    >>> run = start("CPF", dataset="demo", rate=0.9)                # doctest: +SKIP
+    """
+    wanted = spec(method, **request)
+    for parent in wanted.parents:
+        if not parent.finished():
+            log.warning(
+                "%s needs %s, which is not there yet: making it first (%s)",
+                wanted.run_id,
+                parent.run_id,
+                parent.notebook.name,
+            )
+            from dflib.study import execute
+
+            outcome = execute(parent)
+            if outcome["status"] != "done":
+                raise InputError(f"{wanted.run_id} cannot start: its parent {parent.run_id} failed: {outcome['error']}")
+    return Run(wanted)
+
+
+def read(folder: Path) -> dict:
+    """The `result.json` of a run folder; raises `InputError` when the folder holds no finished run."""
+    try:
+        return json.loads((Path(folder) / "result.json").read_text())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} is no finished run: it has no result.json. python -m dflib results lists the finished ones"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{folder}/result.json is damaged ({error}): remove it, and the same study command makes the run again"
+        ) from error
+
+
+def find(name: str) -> Path:
+    """The folder of a finished run, from its id or its path; raises `InputError` with the nearest id."""
+    folder = Path(name)
+    if (folder / "result.json").exists():
+        return folder
+    known = {f.name: f for f in folders()}
+    return known[choose("run", folder.name, known, hint="python -m dflib results lists them.")]
+
+
+def folders() -> list[Path]:
+    """Folders of all finished runs below the outputs root, oldest id order aside: sorted by path."""
+    return sorted(p.parent for p in outputs_root().glob("*/*/*/*/result.json"))
+
+
+def results(dataset: str | None = None) -> pd.DataFrame:
+    """One row per finished run: the keys of its request, costs, timings, and the metrics over all generators with their intervals."""
+    import pandas as pd
+
+    rows = []
+    for folder in folders():
+        result = read(folder)
+        if dataset is None or result["dataset"] == dataset:
+            rows.append(_flat(result) | {"folder": str(folder)})
+    return (
+        pd.DataFrame(rows).sort_values(["dataset", "protocol", "seed"], kind="stable", ignore_index=True)
+        if rows
+        else pd.DataFrame()
+    )
+
+
+METRICS = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr", "ap", "auroc", "eer", "ece", "brier")
+
+
+def _flat(result: dict) -> dict:
+    row = {
+        k: result[k]
+        for k in ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "device", "threshold", "command")
+    }
+    row |= {"size": result["params"]["size"], **result["timings"]}
+    cost = result["cost"]
+    row |= {k: cost[k] for k in ("params", "nonzero", "macs", "file_bytes", "peak_rss_mb")}
+    row |= {"latency_p50_ms": cost["latency_ms"]["p50"], "latency_p95_ms": cost["latency_ms"]["p95"]}
+    row["latency_torch_p50_ms"] = cost.get("latency_torch_ms", {}).get("p50")
+    for generator, values in result["metrics"].items():
+        prefix = "" if generator == "all" else f"{generator}/"
+        for metric in METRICS if generator == "all" else ("accuracy", "f1", "auroc"):
+            row[prefix + metric] = values.get(metric)
+            interval = values.get("ci95", {}).get(metric)
+            if interval:
+                row[f"{prefix}{metric}_low"], row[f"{prefix}{metric}_high"] = interval
+    return row
+
+
+def _predictions(part, scores) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "path": part.table["path"],
+            "generator": part.generators,
+            "label": part.labels,
+            "score": scores,
+            "group": part.groups,
+        }
+    )
+
+
+def _code_hash(notebook: Path) -> str:
+    """Hash of a notebook's code, but for its parameters cell: prose may change without making finished runs stale."""
+    if not notebook.exists():
+        raise InputError(f"notebook {notebook} is not there")
+    cells = json.loads(notebook.read_text())["cells"]
+    code = [
+        "".join(c["source"])
+        for c in cells
+        if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
+    ]
+    return hashlib.sha256("\n".join(re.sub(r"\s+$", "", c) for c in code).encode()).hexdigest()[:12]
+
+
+def _device_name(device) -> str:
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    from dflib.measure import cpu_name
+
+    return cpu_name()
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)

@@ -1,0 +1,304 @@
+"""The engine: a graph of runs on Dask distributed. Notebooks are nodes, parents are edges; papermill executes them.
+
+A failed run is a record, not an exception: its children are `blocked`, everything else goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TextIO
+
+from filelock import FileLock
+
+from data_prep.errors import InputError, choose
+from dflib import methods
+from dflib.runs import Spec, _write, spec
+
+log = logging.getLogger(__name__)
+
+CORES_PER_WORKER = 2
+LOST_WORKER_RETRIES = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a study, parents before children, each once."""
+
+    specs: tuple[Spec, ...]
+
+    def __iter__(self) -> Iterator[Spec]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
+def plan(
+    *, preset: str = "demo", dataset: str | None = None, protocol: str = "strict", methods_: tuple[str, ...] | None = None,
+    rates: tuple[float, ...] | None = None, seeds: tuple[int, ...] | None = None, settings: dict | None = None,
+) -> Plan:  # fmt: skip
+    """The study's runs: methods x rates x seeds, and the parents that they need. What is not given comes from the preset.
+
+    Raises `InputError` as `runs.spec` does, or for a setting that no method of the study reads.
+    """
+    usual = methods.preset(preset)
+    wanted = methods_ or usual.methods
+    read = {key for code in wanted for key in methods.method(code).keys} | {
+        k for code in wanted for p in methods.method(code).parents for k in methods.method(p).keys
+    }
+    for key in settings or {}:
+        choose("setting", key, read & set(methods.DEFAULTS))
+    found: dict[str, Spec] = {}
+
+    def add(s: Spec) -> None:
+        for parent in s.parents:
+            add(parent)
+        found.setdefault(s.run_id, s)
+
+    for seed in seeds if seeds is not None else usual.seeds:
+        for code in wanted:
+            for rate in (rates or usual.rates) if methods.method(code).rated else (None,):
+                add(
+                    spec(
+                        code, preset=preset, dataset=dataset, protocol=protocol, rate=rate, seed=seed, settings=settings
+                    )
+                )
+    return Plan(tuple(found.values()))
+
+
+def estimate(p: Plan) -> dict[str, float | None]:
+    """Seconds that each run is likely to take: the median of the finished ones of its method, dataset and size; None where there are none."""
+    import pandas as pd
+
+    from dflib.runs import results
+
+    done = results()
+    if done.empty:
+        return dict.fromkeys((s.run_id for s in p), None)
+    typical = done.groupby(["method", "dataset", "size"])["total_s"].median()
+    return {
+        s.run_id: None if pd.isna(t := typical.get((s.method, s.dataset, s.settings["size"]))) else float(t) for s in p
+    }
+
+
+def execute(s: Spec, *, retry_failed: bool = True) -> dict:
+    """Execute one run's notebook with papermill, here; returns {"run_id", "status", "error", "seconds"}.
+
+    status: done (also when it was finished before: then seconds is 0), or failed (an earlier failure is only reported unless `retry_failed`).
+    Two processes that ask for the same run wait for each other, and the second finds it done.
+    """
+    outcome = {"run_id": s.run_id, "status": "done", "error": None, "seconds": 0.0}
+    if s.finished():
+        return outcome
+    s.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(s.folder / "lock"):
+        if s.finished():
+            return outcome
+        earlier = s.failure()
+        if earlier and earlier["kind"] == "error" and not retry_failed:
+            return outcome | {
+                "status": "failed",
+                "error": earlier["error"] + " (from an earlier attempt: --retry-failed tries again)",
+            }
+        started = time.perf_counter()
+        record = _run_notebook(s)
+        outcome["seconds"] = time.perf_counter() - started
+        if record:
+            _write(
+                s.folder / "failed.json", json.dumps({"run_id": s.run_id, **record, "command": s.command()}, indent=1)
+            )
+            return outcome | {"status": "failed", "error": record["error"]}
+    return outcome
+
+
+def run(
+    p: Plan,
+    *,
+    scheduler: str | None = None,
+    retry_failed: bool = False,
+    on_outcome: Callable[[Spec, dict], None] = lambda s, o: None,
+) -> dict[str, dict]:
+    """Make every run of the plan on Dask; returns the outcome of each by run id (done | failed | blocked).
+
+    scheduler: the address of an existing cluster; None starts one here: a worker per GPU, or per two cores.
+    on_outcome: called in this process as each run ends.
+    """
+    outcomes: dict[str, dict] = {}
+    todo = []
+    for s in p:
+        if s.finished():
+            outcomes[s.run_id] = {"run_id": s.run_id, "status": "done", "error": None, "seconds": 0.0}
+            on_outcome(s, outcomes[s.run_id])
+        else:
+            todo.append(s)
+    if not todo:
+        return outcomes
+    from distributed import as_completed
+
+    with _client(scheduler, most=len(todo)) as client:
+        futures: dict[str, object] = {}
+        for s in todo:
+            parents = [futures[q.run_id] for q in s.parents if q.run_id in futures]
+            futures[s.run_id] = client.submit(_node, s, parents, retry_failed, key=s.run_id, pure=False)
+        by_key = {f.key: s for s, f in zip(todo, futures.values(), strict=True)}
+        for future in as_completed(list(futures.values())):
+            s = by_key[future.key]
+            if future.status == "finished":
+                outcomes[s.run_id] = future.result()
+            else:  # the worker died more often than allowed
+                outcomes[s.run_id] = {
+                    "run_id": s.run_id,
+                    "status": "failed",
+                    "error": f"lost with its worker {LOST_WORKER_RETRIES + 1} times ({future.status})",
+                    "seconds": 0.0,
+                }
+            on_outcome(s, outcomes[s.run_id])
+    return outcomes
+
+
+def _node(s: Spec, parents: list[dict], retry_failed: bool) -> dict:
+    """One node of the graph, in its worker."""
+    missing = [q["run_id"] for q in parents if q["status"] != "done"]
+    if missing:
+        return {"run_id": s.run_id, "status": "blocked", "error": f"needs {', '.join(missing)}", "seconds": 0.0}
+    return execute(s, retry_failed=retry_failed)
+
+
+def _run_notebook(s: Spec) -> dict | None:
+    """Execute and keep the notebook; None when its last cell wrote the result, else what went wrong."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillException, PapermillExecutionError
+
+    parameters = s.parameters()
+    known = papermill.inspect_notebook(str(s.notebook))
+    for name in parameters:
+        choose(f"parameter of {s.notebook.name}", name, known)  # papermill itself would only warn
+    new = s.folder / "notebook.new.ipynb"
+    try:
+        with (s.folder / "log.txt").open("a") as text, _quiet("papermill", "traitlets", "asyncio"):
+            papermill.execute_notebook(
+                str(s.notebook), str(new), parameters, cwd=str(s.notebook.parent), progress_bar=False, stdout_file=text, stderr_file=text,
+                kernel_name="python3", kernel_manager_class=_kernel_manager(text),
+            )  # fmt: skip
+    except PapermillExecutionError as error:
+        return {
+            "kind": "error",
+            "error": f"{error.ename}: {error.evalue}".splitlines()[0][:500],
+            "cell": error.exec_count,
+            "traceback": error.traceback,
+        }
+    except DeadKernelError as error:
+        return {"kind": "died", "error": f"the kernel died ({error}): killed, or out of memory?"}
+    except (PapermillException, OSError, RuntimeError, nbformat.ValidationError) as error:
+        return {"kind": "died", "error": f"{type(error).__name__}: {error}"[:500], "traceback": traceback.format_exc()}
+    finally:
+        if new.exists():
+            new.replace(s.folder / "notebook.ipynb")
+    if not s.finished():
+        return {
+            "kind": "error",
+            "error": f"{s.notebook.name} ended without writing result.json: its last cell must call run.finish(…)",
+        }
+    return None
+
+
+def _kernel_manager(log_file: TextIO) -> type:
+    """A kernel manager over ipc sockets (TCP ports race when many start at once), whose kernels' own stderr goes to the run's log."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class IPCKernelManager(AsyncKernelManager):
+        transport = "ipc"
+
+        async def _async_launch_kernel(self, kernel_cmd: list[str], **options) -> None:
+            await super()._async_launch_kernel(kernel_cmd, **(options | {"stdout": log_file, "stderr": log_file}))
+
+        _launch_kernel = _async_launch_kernel
+
+    return IPCKernelManager
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Keep what a library logs in normal work out of the user's sight."""
+    levels = {n: logging.getLogger(n).level for n in names}
+    for n in names:
+        logging.getLogger(n).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for n, level in levels.items():
+            logging.getLogger(n).setLevel(level)
+
+
+@contextmanager
+def _client(scheduler: str | None, *, most: int):
+    import dask
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+
+    dask.config.set({"distributed.scheduler.allowed-failures": LOST_WORKER_RETRIES})
+    if scheduler:
+        try:
+            with Client(scheduler, timeout="10s") as client:
+                yield client
+        except OSError as error:
+            raise InputError(
+                f"no Dask scheduler answers at {scheduler} ({error}): start one with `dask scheduler`, or leave --scheduler out"
+            ) from error
+        return
+    workers = {
+        i: {"cls": Nanny, "options": {"nthreads": 1, "env": env, "memory_limit": 0, "silence_logs": logging.CRITICAL}}
+        for i, env in enumerate(worker_environments()[:most])
+    }
+    quiet = _quiet(
+        "distributed",
+        "distributed.scheduler",
+        "distributed.nanny",
+        "distributed.core",
+        "distributed.http.proxy",
+        "distributed.worker",
+    )
+    head = {
+        "cls": Scheduler,
+        "options": {"dashboard": False, "dashboard_address": None, "port": 0, "host": "127.0.0.1"},
+    }
+    with (
+        quiet,
+        SpecCluster(workers=workers, scheduler=head, silence_logs=logging.CRITICAL) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def worker_environments() -> list[dict[str, str]]:
+    """Environment of each local worker: one GPU each where there are GPUs, else two cores each."""
+    import torch
+
+    from data_prep.manifest import cores
+
+    gpus = (
+        os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        if os.environ.get("CUDA_VISIBLE_DEVICES")
+        else list(map(str, range(torch.cuda.device_count())))
+    )
+    count = len(gpus) or max(1, cores() // CORES_PER_WORKER)
+    threads = {k: str(max(1, cores() // count)) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(count)]
+
+
+def prepare_data(p: Plan) -> None:
+    """Decode every dataset of the plan once, here, before many workers ask for it."""
+    for name, protocol, size, mode in sorted(
+        {(s.dataset, s.protocol, s.settings["size"], s.settings["mode"]) for s in p}
+    ):
+        from dflib.data import open as open_data
+
+        open_data(name, size=size, protocol=protocol, mode=mode)
