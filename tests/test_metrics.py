@@ -1,0 +1,452 @@
+"""dflib.metrics against scikit-learn, scipy, statsmodels, brute force and simulations with a known answer."""
+
+import doctest
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
+from statsmodels.discrete.discrete_model import Logit
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.weightstats import DescrStatsW
+
+from dflib import metrics
+from dflib.metrics import best_threshold, evaluate, fit_temperature, non_inferior, over_seeds, paired, reliability
+
+quick = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def slow(labels, scores, threshold, weight=None) -> dict[str, float]:
+    """The independent implementation: scikit-learn, one draw at a time; NaN where a class has no weight."""
+    weight = np.ones(len(labels)) if weight is None else weight
+    if not weight[labels == 0].sum() or not weight[labels == 1].sum():
+        return dict.fromkeys(metrics.INTERVALS, np.nan)
+    called, w = (scores >= threshold).astype(int), {"sample_weight": weight}
+    fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False, **w)
+    return {
+        "accuracy": sk.accuracy_score(labels, called, **w),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, called, **w),
+        "f1": sk.f1_score(labels, called, **w),
+        "precision": sk.precision_score(labels, called, zero_division=np.nan, **w),
+        "recall": sk.recall_score(labels, called, **w),
+        "tnr": sk.recall_score(labels, called, pos_label=0, **w),
+        "ap": sk.average_precision_score(labels, scores, **w),
+        "auroc": sk.roc_auc_score(labels, scores, **w),
+        "eer": optimize.brentq(lambda x: 1 - x - np.interp(x, fpr, tpr), 0, 1, xtol=1e-14),
+        "brier": sk.brier_score_loss(labels, scores, **w),
+    }
+
+
+def same(ours: float | None, theirs: float) -> bool:
+    return ours is None and np.isnan(theirs) or ours == pytest.approx(theirs, abs=1e-9)
+
+
+def random_set(seed: int, n: int, levels: int, names=("gan", "vae", "diffusion")):
+    """Labels, scores on a grid of `levels` values (few: heavy ties) and generators, both classes and all names present."""
+    rng = np.random.default_rng(seed)
+    generators = np.array(["real", *names, *rng.choice(["real", *names], size=n - 1 - len(names))])
+    labels = (generators != "real").astype(int)
+    scores = np.round(np.clip(rng.normal(0.45 + 0.15 * labels, 0.25), 0, 1) * levels) / levels
+    return labels, scores, generators
+
+
+def detector(rng, scenes: int, images: int, shift=1.0, noise=0.3):
+    """Scenes with one real and one fake of each image; a scene moves all of its scores, so its images agree."""
+    labels = np.tile([0, 1], scenes * images)
+    groups = np.repeat(np.arange(scenes), 2 * images)
+    x = rng.normal(size=scenes)[groups] + noise * rng.normal(size=len(labels)) + shift * (labels - 0.5)
+    return labels, stats.norm.cdf(x), groups
+
+
+def width(ci95) -> float:
+    return ci95[1] - ci95[0]
+
+
+# --- point values
+
+
+@quick
+@given(
+    st.integers(0, 10**6), st.integers(4, 80), st.sampled_from([1, 2, 5, 10**9]), st.sampled_from([0.0, 0.4, 0.5, 1.0])
+)
+def test_every_metric_equals_scikit_learn_with_ties(seed, n, levels, threshold):
+    labels, scores, generators = random_set(seed, n, levels)
+    table = evaluate(labels, scores, generators, threshold=threshold, draws=0)
+    for name in ("gan", "vae", "diffusion", "all"):
+        used = (labels == 0) | (generators == name) | (name == "all")
+        for metric, value in slow(labels[used], scores[used], threshold).items():
+            assert same(table[name][metric], value), (name, metric)
+        fpr, tpr, _ = sk.roc_curve(labels[used], scores[used], drop_intermediate=False)
+        for rate, value in table[name]["tpr_at_fpr"].items():
+            assert value == pytest.approx(tpr[fpr <= float(rate)].max()), (name, rate)
+        assert (table[name]["n_real"], table[name]["n_fake"]) == ((labels == 0).sum(), labels[used].sum())
+        assert table[name]["n"] == used.sum()
+        assert all(interval is None for interval in table[name]["ci95"].values())
+    for metric in (*metrics.INTERVALS, "ece"):
+        parts = [table[name][metric] for name in ("gan", "vae", "diffusion")]
+        assert same(table["macro"][metric], np.nan if None in parts else np.mean(parts)), metric
+
+
+def test_auroc_is_mann_whitney_with_half_ties():
+    labels, scores, generators = random_set(3, 200, 6)
+    u = stats.mannwhitneyu(scores[labels == 1], scores[labels == 0]).statistic
+    auroc = evaluate(labels, scores, generators, threshold=0.5, draws=0)["all"]["auroc"]
+    assert auroc == pytest.approx(u / ((labels == 0).sum() * labels.sum()))
+
+
+def test_eer_of_known_curves():
+    def eer(labels, scores):
+        return evaluate(labels, scores, np.where(labels, "gan", "real"), threshold=0.5, draws=0)["all"]["eer"]
+
+    assert eer(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])) == 0
+    assert eer(np.array([0, 0, 1, 1]), np.array([0.8, 0.9, 0.1, 0.2])) == 1
+    assert eer(np.array([0, 0, 1, 1]), np.full(4, 0.3)) == 0.5
+    normal = stats.norm(0, 1).ppf((np.arange(2000) + 0.5) / 2000)  # exact quantiles: EER = Phi(-d / 2)
+    scores = stats.norm.cdf(np.concatenate([normal, normal + 1.5]))
+    assert eer(np.repeat([0, 1], 2000), scores) == pytest.approx(stats.norm.cdf(-0.75), abs=1e-3)
+
+
+def test_undefined_precision_is_none_and_the_table_is_json():
+    labels, scores, generators = random_set(0, 60, 10**9)
+    table = evaluate(labels, scores * 0.9, generators, threshold=1.0, draws=50)
+    assert table["all"]["precision"] is None and table["all"]["ci95"]["precision"] is None
+    assert table["macro"]["precision"] is None and table["all"]["f1"] == 0
+    assert json.loads(json.dumps(table, allow_nan=False)) == table
+
+
+def test_one_generator_needs_no_macro():
+    table = evaluate([0, 1, 0, 1], [0.2, 0.7, 0.3, 0.6], ["real", "gan", "real", "gan"], threshold=0.5, draws=20)
+    assert list(table) == ["gan", "all"] and table["gan"] == table["all"]
+
+
+# --- intervals
+
+
+@pytest.mark.parametrize(("n", "scenes", "levels"), [(120, 25, 10**9), (60, None, 4), (9, 5, 10**9)])
+def test_intervals_equal_an_explicit_loop_with_the_same_weights(monkeypatch, n, scenes, levels):
+    """The set of 9 has draws without reals or without some generator: they are left out."""
+    monkeypatch.setattr(metrics, "CELLS", 13 * n)  # several pieces, the last one shorter
+    labels, scores, generators = random_set(1, n, levels)
+    groups = None if scenes is None else np.random.default_rng(2).integers(scenes, size=n)
+    codes = metrics._codes(groups, n)
+    table = evaluate(labels, scores, generators, threshold=0.5, groups=groups, draws=60, seed=5)
+    weights = np.hstack(list(metrics._counts(codes, 60, 5)))[codes, 1:].T
+    drawn = {}
+    for name in ("gan", "vae", "diffusion", "all"):
+        used = (labels == 0) | (generators == name) | (name == "all")
+        each = [slow(labels[used], scores[used], 0.5, weight[used]) for weight in weights]
+        drawn[name] = {metric: np.array([x[metric] for x in each]) for metric in metrics.INTERVALS}
+        few = min(len(set(codes[labels == 0])), len(set(codes[used & (labels == 1)]))) < 2
+        for values in drawn[name].values():
+            values[:] = np.nan if few else values
+    drawn["macro"] = {m: np.mean([drawn[g][m] for g in ("gan", "vae", "diffusion")], axis=0) for m in metrics.INTERVALS}
+    for name, each in drawn.items():
+        for metric, values in each.items():
+            values = values[~np.isnan(values)]
+            expected = np.percentile(values, [2.5, 97.5]) if len(values) >= 30 else None
+            found = table[name]["ci95"][metric]
+            assert (found is None) == (expected is None), (name, metric)
+            assert found is None or found == pytest.approx(expected, abs=1e-9), (name, metric)
+
+
+def test_small_set_of_the_loop_test_has_draws_without_a_class():
+    labels, _, _ = random_set(1, 9, 10**9)
+    codes = metrics._codes(np.random.default_rng(2).integers(5, size=9), 9)
+    weights = np.hstack(list(metrics._counts(codes, 60, 5)))[codes]
+    missing = (weights[labels == 0].sum(0) == 0) | (weights[labels == 1].sum(0) == 0)
+    assert 0 < missing.sum() < 30
+    one, none = np.ones((1, 1)), np.zeros((1, 1))
+    for real, fake in ((none, one), (one, none)):
+        values = metrics._weighted(np.array([0.1]), np.array([0.9]), real, fake, 0.5)
+        assert all(np.isnan(value).all() for value in values.values())
+
+
+def test_group_counts_are_multinomial():
+    counts = np.hstack(list(metrics._counts(np.repeat(np.arange(20), 3), 4000, 0)))
+    assert (counts[:, 0] == 1).all() and counts.shape == (20, 4001)
+    assert (counts.sum(axis=0) == 20).all()
+    assert counts[:, 1:].mean(axis=1) == pytest.approx(np.ones(20), abs=0.08)  # 5 standard errors
+    assert np.cov(counts[:, 1:])[0, 1] == pytest.approx(-1 / 20, abs=0.08)
+    assert counts[:, 1:].var() == pytest.approx(1 - 1 / 20, abs=0.03)
+
+
+def test_auroc_interval_covers_the_known_value():
+    """Two normals d apart: AUROC = Phi(d / sqrt 2). 200 sets: nominal 95 %, 5 % of slack, and not nearly always either."""
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], 80)
+    truth, inside = stats.norm.cdf(1.2 / np.sqrt(2)), 0
+    for _ in range(200):
+        scores = stats.norm.cdf(rng.normal(size=160) + 1.2 * labels)
+        low, high = evaluate(labels, scores, np.where(labels, "gan", "real"), threshold=0.5, draws=200)["all"]["ci95"][
+            "auroc"
+        ]
+        inside += low <= truth <= high
+    assert 0.90 <= inside / 200 <= 0.99
+
+
+def test_only_the_clustered_interval_covers_when_scenes_agree():
+    rng, covered, widths = np.random.default_rng(1), np.zeros(2), np.zeros(2)
+    truth = stats.norm.cdf(0.5 / np.sqrt(1 + 0.3**2))  # recall of `detector` at 0.5
+    for _ in range(120):
+        labels, scores, groups = detector(rng, scenes=40, images=5)
+        for i, by in enumerate((groups, None)):
+            table = evaluate(labels, scores, np.where(labels, "gan", "real"), threshold=0.5, groups=by, draws=200)
+            low, high = table["all"]["ci95"]["recall"]
+            covered[i] += (low <= truth <= high) / 120
+            widths[i] += (high - low) / 120
+    assert 0.88 <= covered[0] <= 0.99
+    assert covered[1] < 0.75
+    assert widths[0] > 1.6 * widths[1]
+
+
+def test_all_generators_share_the_draws():
+    labels, scores, groups = detector(np.random.default_rng(2), scenes=30, images=1)
+    fake = labels == 1
+    labels, scores = np.append(labels, labels[fake]), np.append(scores, scores[fake])  # "vae" is a copy of "gan"
+    generators = np.append(np.where(fake, "gan", "real"), np.full(fake.sum(), "vae"))
+    table = evaluate(labels, scores, generators, threshold=0.5, groups=np.append(groups, groups[fake]), draws=200)
+    assert table["gan"] == table["vae"]
+    assert table["macro"]["ci95"] == table["gan"]["ci95"]
+
+
+def test_seed_decides_and_group_names_do_not_matter():
+    labels, scores, groups = detector(np.random.default_rng(3), scenes=20, images=2)
+    names = np.where(labels, "gan", "real")
+    first, again, other = (evaluate(labels, scores, names, threshold=0.5, groups=groups, seed=s) for s in (0, 0, 1))
+    assert first == again and first["all"]["ci95"] != other["all"]["ci95"]
+    assert first == evaluate(labels, scores, names, threshold=0.5, groups=[f"scene {g}" for g in groups])
+
+
+def test_no_interval_from_a_single_scene():
+    labels, scores, generators = random_set(4, 60, 10**9, names=("gan", "vae"))
+    groups = np.where(generators == "gan", -1, np.arange(60))
+    table = evaluate(labels, scores, generators, threshold=0.5, groups=groups, draws=200)
+    assert set(table["gan"]["ci95"].values()) == {None} == set(table["macro"]["ci95"].values())
+    assert None not in table["vae"]["ci95"].values() and table["gan"]["auroc"] is not None
+
+
+def test_no_interval_where_most_draws_are_undefined():
+    """Two images a generator: each is missing from 13 % of the draws, at least one of 20 generators from 94 %."""
+    labels = np.repeat([0, 1], 40)
+    generators = np.append(np.full(40, "real"), np.tile([f"g{i}" for i in range(20)], 2))
+    table = evaluate(labels, np.linspace(0, 1, 80), generators, threshold=0.5, draws=400)
+    assert set(table["macro"]["ci95"].values()) == {None} and table["macro"]["auroc"] == 1
+    assert None not in table["g0"]["ci95"].values()
+
+
+# --- threshold, pairs, margin
+
+
+@quick
+@given(st.integers(0, 10**6), st.integers(4, 60), st.sampled_from([1, 3, 10**9]))
+def test_best_threshold_is_not_beaten(seed, n, levels):
+    labels, scores, _ = random_set(seed, n, levels)
+    threshold = best_threshold(labels, scores)
+    assert 0 <= threshold <= 1
+    ours = sk.balanced_accuracy_score(labels, scores >= threshold)
+    for other in np.unique(np.concatenate([scores, np.nextafter(scores, 2), [0, 0.5, 1]])):
+        assert ours >= sk.balanced_accuracy_score(labels, scores >= other) - 1e-12
+    assert ours == slow(labels, scores, threshold)["balanced_accuracy"]
+
+
+def test_best_threshold_takes_the_midpoint_nearest_to_a_half():
+    assert best_threshold([0, 1], [0.2, 0.4]) == pytest.approx(0.3)
+    assert best_threshold([0, 1, 0, 1], [0.1, 0.3, 0.6, 0.7]) == pytest.approx(0.65)  # 0.2 and 0.65 are as good
+    assert best_threshold([1, 0], [0.2, 0.4]) == pytest.approx(0.7)  # useless: all real, as 0.7 is no farther than 0.1
+    below, above = 0.5, np.nextafter(0.5, 1)
+    assert best_threshold([0, 1], [below, above]) == above  # no float lies between
+
+
+@quick
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=150))
+def test_mcnemar_equals_statsmodels(right):
+    right_a, right_b = np.array([(True, True), (True, True), *right]).T
+    labels = np.arange(len(right_a)) % 2
+    scores_a, scores_b = (np.where(each, labels, 1 - labels) for each in (right_a, right_b))
+    result = paired(labels, scores_a, scores_b, threshold_a=0.5, threshold_b=0.5, draws=0)["mcnemar"]
+    b, c = (right_a & ~right_b).sum(), (~right_a & right_b).sum()
+    table = [[(right_a & right_b).sum(), b], [c, (~right_a & ~right_b).sum()]]
+    exact = b + c < 25
+    assert (result["b"], result["c"], result["test"]) == (b, c, "exact" if exact else "chi2")
+    assert result["p"] == pytest.approx(mcnemar(table, exact=exact, correction=True).pvalue if b + c else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "test"), [(24, 0, "exact"), (12, 12, "exact"), (20, 5, "chi2"), (60, 41, "chi2"), (13, 13, "chi2")]
+)
+def test_mcnemar_on_either_side_of_25(b, c, test):
+    right_a, right_b = np.repeat([[1, 0], [0, 1], [1, 1]], [b, c, 30], axis=0).T
+    labels = np.arange(len(right_a)) % 2
+    scores_a, scores_b = (np.where(each, labels, 1 - labels) for each in (right_a, right_b))
+    result = paired(labels, scores_a, scores_b, threshold_a=0.5, threshold_b=0.5, draws=0)["mcnemar"]
+    assert result["test"] == test
+    assert result["p"] == pytest.approx(mcnemar([[30, b], [c, 0]], exact=test == "exact", correction=True).pvalue)
+
+
+def test_paired_differences_equal_an_explicit_loop():
+    rng = np.random.default_rng(6)
+    labels, a, groups = detector(rng, scenes=25, images=2)
+    b = np.clip(a + 0.1 * rng.normal(size=len(a)), 0, 1)
+    result = paired(labels, a, b, threshold_a=0.5, threshold_b=0.4, groups=groups, draws=60, seed=3)
+    weights = np.hstack(list(metrics._counts(groups, 60, 3)))[groups, 1:].T
+    drawn = [(slow(labels, a, 0.5, w), slow(labels, b, 0.4, w)) for w in weights]
+    for metric in ("auroc", "accuracy", "balanced_accuracy"):
+        expected = np.percentile([y[metric] - x[metric] for x, y in drawn], [2.5, 97.5])
+        assert result[metric]["ci95"] == pytest.approx(expected, abs=1e-9)
+        assert result[metric]["a"] == pytest.approx(slow(labels, a, 0.5)[metric])
+        assert result[metric]["b"] == pytest.approx(slow(labels, b, 0.4)[metric])
+        assert result[metric]["difference"] == pytest.approx(result[metric]["b"] - result[metric]["a"])
+    json.dumps(result, allow_nan=False)
+
+
+def test_pairing_narrows_the_interval_and_equals_have_none():
+    rng = np.random.default_rng(7)
+    labels, a, groups = detector(rng, scenes=60, images=2)
+    b = np.clip(a + 0.02 * rng.normal(size=len(a)), 0, 1)
+    alone = evaluate(labels, a, np.where(labels, "gan", "real"), threshold=0.5, groups=groups)["all"]["ci95"]["auroc"]
+    together = paired(labels, a, b, threshold_a=0.5, threshold_b=0.5, groups=groups)
+    assert width(together["auroc"]["ci95"]) < width(alone) / 3
+    equal = paired(labels, a, a, threshold_a=0.5, threshold_b=0.5, groups=groups)
+    assert equal["auroc"]["difference"] == 0 and equal["auroc"]["ci95"] == [0, 0] and equal["mcnemar"]["p"] == 1
+
+
+def test_non_inferior():
+    assert non_inferior([-0.019, 0.01], 0.02) and non_inferior((0.01, 0.02), 0.02)
+    assert not non_inferior([-0.02, 0.01], 0.02)  # on the margin is not above it
+    assert not non_inferior([-0.05, 0.05], 0.02) and not non_inferior(None, 0.02)
+
+
+# --- calibration
+
+
+@quick
+@given(st.integers(0, 10**6), st.integers(4, 100), st.sampled_from([1, 15, 30, 10**9]), st.integers(1, 20))
+def test_reliability_equals_scikit_learn(seed, n, levels, bins):
+    labels, scores, generators = random_set(seed, n, levels)
+    ours = reliability(labels, scores, bins)
+    observed, score = calibration_curve(labels, scores, n_bins=bins)
+    filled = ours["count"] > 0
+    assert ours["observed"][filled] == pytest.approx(observed) and ours["score"][filled] == pytest.approx(score)
+    assert np.isnan(ours["observed"][~filled]).all() and ours["count"].sum() == n and len(ours["edges"]) == bins + 1
+    fifteen = reliability(labels, scores)
+    ece = sum(
+        c / n * abs(o - s) for c, o, s in zip(fifteen["count"], fifteen["observed"], fifteen["score"], strict=True) if c
+    )
+    assert evaluate(labels, scores, generators, threshold=0.5, draws=0)["all"]["ece"] == pytest.approx(ece)
+
+
+def test_ece_of_known_cases():
+    def ece(labels, scores):
+        return evaluate(labels, scores, np.where(labels, "gan", "real"), threshold=0.5, draws=0)["all"]["ece"]
+
+    labels = np.array([0, 1, 1, 1])
+    assert ece(labels, np.full(4, 0.75)) == pytest.approx(0)
+    assert ece(labels, np.full(4, 0.25)) == pytest.approx(0.5)
+    assert ece(labels, labels.astype(float)) == 0
+
+
+@quick
+@given(st.integers(0, 10**6), st.floats(0.3, 5))
+def test_temperature_equals_logistic_regression_without_intercept(seed, temperature):
+    rng = np.random.default_rng(seed)
+    z = 4 * rng.normal(size=300)
+    labels = (rng.random(300) < 1 / (1 + np.exp(-z / temperature))).astype(int)
+    assert fit_temperature(labels, z) == pytest.approx(1 / Logit(labels, z).fit(disp=0).params[0], rel=1e-4)
+
+
+def test_temperature_recovers_the_true_one_and_says_where_there_is_none(caplog):
+    rng = np.random.default_rng(0)
+    z = 5 * rng.normal(size=20_000)
+    labels = (rng.random(20_000) < 1 / (1 + np.exp(-z / 2.5))).astype(int)
+    assert fit_temperature(labels, z) == pytest.approx(2.5, rel=0.05) and not caplog.records
+    assert fit_temperature([0, 0, 1, 1], [-2, -1, 1, 2]) == 0.01  # separated: the surer the better
+    assert fit_temperature([1, 1, 0, 0], [-2, -1, 1, 2]) == 100
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+
+# --- seeds
+
+
+def test_over_seeds_equals_statsmodels_and_keeps_the_shape():
+    labels, scores, generators = random_set(0, 80, 10**9)
+    tables = [
+        evaluate(labels, np.clip(scores + shift, 0, 1), generators, threshold=0.5, draws=20) for shift in (0, 0.1, 0.3)
+    ]
+    combined = over_seeds(tables)
+    values = np.array([table["vae"]["accuracy"] for table in tables])
+    found = combined["vae"]["accuracy"]
+    assert found["mean"] == pytest.approx(values.mean()) and found["std"] == pytest.approx(values.std(ddof=1))
+    assert found["ci95"] == pytest.approx(DescrStatsW(values).tconfint_mean(0.05)) and found["seeds"] == 3
+    assert combined["all"]["tpr_at_fpr"]["0.05"]["mean"] == pytest.approx(
+        np.mean([t["all"]["tpr_at_fpr"]["0.05"] for t in tables])
+    )
+    assert "ci95" not in combined["all"] and combined.keys() == tables[0].keys()
+    json.dumps(combined, allow_nan=False)
+
+
+def test_over_seeds_with_one_seed_and_with_undefined_values():
+    assert over_seeds([{"f1": 0.5}]) == {"f1": {"mean": 0.5, "std": None, "ci95": None, "seeds": 1}}
+    assert over_seeds([{"precision": None}])["precision"] == {"mean": None, "std": None, "ci95": None, "seeds": 0}
+    some = over_seeds([{"precision": None}, {"precision": 0.4}, {"precision": 0.6}])["precision"]
+    assert some["mean"] == pytest.approx(0.5) and some["seeds"] == 2
+
+
+# --- bad input, documentation, weight of the import
+
+Y, P, G = [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], ["real", "gan", "real", "gan"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: evaluate(Y, P[:3], G, threshold=0.5), r"scores has shape \(3,\): expected \(4,\)"),
+        (lambda: evaluate(Y, P, G[:2], threshold=0.5), r"generators has shape \(2,\): expected \(4,\)"),
+        (lambda: evaluate(Y, P, G, threshold=0.5, groups=[1]), r"groups has shape \(1,\): expected \(4,\)"),
+        (lambda: evaluate(Y, [P] * 4, G, threshold=0.5), r"scores has shape \(4, 4\): expected \(4,\)"),
+        (lambda: evaluate(Y, [0.1, np.nan, 0.2, 0.8], G, threshold=0.5), r"scores\[1\] = nan: expected a probability"),
+        (lambda: evaluate(Y, [0.1, 0.9, 1.5, 0.8], G, threshold=0.5), r"scores\[2\] = 1.5: expected .* in \[0, 1\]"),
+        (lambda: evaluate(Y, [0.1, 0.9, 0.2, -1e-9], G, threshold=0.5), r"scores\[3\] = -1e-09"),
+        (lambda: evaluate([0, 1, 2, 1], P, G, threshold=0.5), r"labels\[2\] = 2.0: expected 0 \(real\) or 1 \(fake\)"),
+        (lambda: evaluate([1] * 4, P, ["gan"] * 4, threshold=0.5), r"labels holds only \[1.0\]: expected both"),
+        (lambda: evaluate([], [], [], threshold=0.5), r"labels holds only \[\]"),
+        (lambda: evaluate(Y, P, ["gan", *G[1:]], threshold=0.5), r"generators\[0\] = gan: expected \"real\" for label 0"),
+        (lambda: evaluate(Y, P, ["real"] * 4, threshold=0.5), r"generators\[1\] = real: .*2 of 4"),
+        (lambda: evaluate(Y, P, ["real", "all", "real", "gan"], threshold=0.5), r"generators\[1\] = all"),
+        (lambda: evaluate(Y, P, ["real", None, "real", "gan"], threshold=0.5), r"generators\[1\] = None"),
+        (lambda: evaluate(Y, P, G, threshold=0.5, groups=["a", "b", np.nan, "c"]), r"groups\[2\] = nan: expected .* scene"),
+        (lambda: evaluate(Y, P, G, threshold=np.nan), r"threshold = nan: expected a number in \[0, 1\]"),
+        (lambda: evaluate(Y, P, G, threshold=0.5, draws=-1), r"draws = -1: expected a whole number, 0 or more"),
+        (lambda: best_threshold([0, 0], [0.1, 0.2]), "expected both real"),
+        (lambda: paired(Y, P, [0.1], threshold_a=0.5, threshold_b=0.5), r"scores_b has shape \(1,\)"),
+        (lambda: paired(Y, P, P, threshold_a=0.5, threshold_b=1.5), r"threshold = 1.5"),
+        (lambda: non_inferior([-0.1, 0.1], 0), r"margin = 0: expected a positive number"),
+        (lambda: non_inferior([0.1, -0.1], 0.02), r"difference_ci = \[0.1, -0.1\]: expected \[low, high\]"),
+        (lambda: reliability(Y, P, bins=0), r"bins = 0: expected a whole number, 1 or more"),
+        (lambda: reliability([], []), r"labels holds only \[\]"),
+        (lambda: fit_temperature(Y, [1, 2, np.inf, 3]), r"logit_difference\[2\] = inf: expected a finite number"),
+        (lambda: over_seeds([]), r"values = \[\]: expected one dict per seed"),
+        (lambda: over_seeds([{"f1": 1.0}, {"ap": 1.0}]), "all with the same keys"),
+        (lambda: over_seeds([{"f1": 1.0}, {"f1": np.nan}]), r"values\[1\]\['f1'\] = nan: expected a finite number or None"),
+        (lambda: over_seeds([{"f1": "high"}]), r"values\[0\]\['f1'\] = 'high'"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_examples_in_the_docstrings_are_true():
+    done = doctest.testmod(metrics)
+    assert done.attempted >= 7 and not done.failed
+
+
+def test_import_is_light():
+    heavy = "torch", "matplotlib", "scipy", "sklearn"
+    code = f"import sys, dflib.metrics; print(*set({heavy}) & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("\n", "")
