@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import TextIO
 
 from filelock import FileLock
@@ -97,6 +98,7 @@ def execute(s: Spec, *, retry_failed: bool = True) -> dict:
     outcome = {"run_id": s.run_id, "status": "done", "error": None, "seconds": 0.0}
     if s.finished():
         return outcome
+    check_parameters(s)
     s.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(s.folder / "lock"):
         if s.finished():
@@ -108,9 +110,11 @@ def execute(s: Spec, *, retry_failed: bool = True) -> dict:
                 "error": earlier["error"] + " (from an earlier attempt: --retry-failed tries again)",
             }
         started = time.perf_counter()
+        _log(s, s.command())
         record = _run_notebook(s)
         outcome["seconds"] = time.perf_counter() - started
         if record:
+            _log(s, f"{record['error']}\n{record.get('traceback', '')}")
             _write(
                 s.folder / "failed.json", json.dumps({"run_id": s.run_id, **record, "command": s.command()}, indent=1)
             )
@@ -140,6 +144,8 @@ def run(
             todo.append(s)
     if not todo:
         return outcomes
+    for s in todo:
+        check_parameters(s)
     from distributed import as_completed
 
     with _client(scheduler, most=len(todo)) as client:
@@ -171,6 +177,20 @@ def _node(s: Spec, parents: list[dict], retry_failed: bool) -> dict:
     return execute(s, retry_failed=retry_failed)
 
 
+def _log(s: Spec, text: str) -> None:
+    with (s.folder / "log.txt").open("a") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def check_parameters(s: Spec) -> None:
+    """Raise `InputError` for a parameter that the run's notebook does not have (papermill itself would only warn)."""
+    import papermill
+
+    known = papermill.inspect_notebook(str(s.notebook))
+    for name in s.parameters():
+        choose(f"parameter of {s.notebook.name}", name, known)
+
+
 def _run_notebook(s: Spec) -> dict | None:
     """Execute and keep the notebook; None when its last cell wrote the result, else what went wrong."""
     import nbformat
@@ -178,16 +198,16 @@ def _run_notebook(s: Spec) -> dict | None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillException, PapermillExecutionError
 
-    parameters = s.parameters()
-    known = papermill.inspect_notebook(str(s.notebook))
-    for name in parameters:
-        choose(f"parameter of {s.notebook.name}", name, known)  # papermill itself would only warn
     new = s.folder / "notebook.new.ipynb"
     try:
-        with (s.folder / "log.txt").open("a") as text, _quiet("papermill", "traitlets", "asyncio"):
+        with (
+            (s.folder / "log.txt").open("a") as text,
+            TemporaryDirectory(prefix="dflib-") as sockets,
+            _quiet("papermill", "traitlets", "asyncio"),
+        ):
             papermill.execute_notebook(
-                str(s.notebook), str(new), parameters, cwd=str(s.notebook.parent), progress_bar=False, stdout_file=text, stderr_file=text,
-                kernel_name="python3", kernel_manager_class=_kernel_manager(text),
+                str(s.notebook), str(new), s.parameters(), cwd=str(s.notebook.parent), progress_bar=False, stdout_file=text, stderr_file=text,
+                kernel_name="python3", kernel_manager_class=_kernel_manager(text, sockets),
             )  # fmt: skip
     except PapermillExecutionError as error:
         return {
@@ -211,12 +231,17 @@ def _run_notebook(s: Spec) -> dict | None:
     return None
 
 
-def _kernel_manager(log_file: TextIO) -> type:
-    """A kernel manager over ipc sockets (TCP ports race when many start at once), whose kernels' own stderr goes to the run's log."""
+def _kernel_manager(log_file: TextIO, sockets: str) -> type:
+    """A kernel manager over ipc sockets in a folder of their own (TCP ports race when many kernels start at once).
+
+    What the kernel process itself says on its way out goes to the run's log.
+    """
     from jupyter_client.manager import AsyncKernelManager
 
     class IPCKernelManager(AsyncKernelManager):
-        transport = "ipc"
+        def __init__(self, **options) -> None:
+            super().__init__(**options)
+            self.transport, self.ip = "ipc", f"{sockets}/kernel"
 
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options) -> None:
             await super()._async_launch_kernel(kernel_cmd, **(options | {"stdout": log_file, "stderr": log_file}))
@@ -268,7 +293,7 @@ def _client(scheduler: str | None, *, most: int):
     )
     head = {
         "cls": Scheduler,
-        "options": {"dashboard": False, "dashboard_address": None, "port": 0, "host": "127.0.0.1"},
+        "options": {"dashboard": False, "dashboard_address": "127.0.0.1:0", "port": 0, "host": "127.0.0.1"},
     }
     with (
         quiet,

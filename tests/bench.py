@@ -1,0 +1,171 @@
+"""`make bench`: speed as ratios inside one run, against what a user would use otherwise. Writes outputs/bench.json, prints a table.
+
+Times belong here and not in the tests. `python -m tests.bench NAME …` runs only the benchmarks whose name starts so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dflib.measure import cpu_name
+from dflib.runs import outputs_root
+
+Record = dict  # name, value, unit, bar, holds, conditions
+
+
+def record(name: str, value: float, unit: str, bar: str, holds: bool | None, conditions: str) -> Record:
+    return {"name": name, "value": round(value, 3), "unit": unit, "bar": bar, "holds": holds, "conditions": conditions}
+
+
+def seconds(step: Callable[[], object], *, repeat: int = 5) -> float:
+    """Median seconds of a call, after one call to warm up."""
+    step()
+    times = []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+@contextmanager
+def roots() -> Iterator[Path]:
+    """Fresh data and outputs roots."""
+    before = {k: os.environ.get(k) for k in ("DFLIB_DATA", "DFLIB_OUTPUTS")}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"DFLIB_DATA": f"{folder}/data", "DFLIB_OUTPUTS": f"{folder}/outputs"}
+        try:
+            yield Path(folder)
+        finally:
+            for k, v in before.items():
+                os.environ.pop(k) if v is None else os.environ.__setitem__(k, v)
+
+
+def import_time() -> Iterator[Record]:
+    def run(code: str) -> float:
+        return seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True))
+
+    value = run("import dflib") - run("pass")
+    yield record("import dflib", value, "s", "< 0.3", value < 0.3, "median of 5 fresh processes, an empty one's time taken off")
+
+
+def batches() -> Iterator[Record]:
+    """Batches of one epoch: our memory map against ImageFolder + Pillow + resize, one process each, both as uint8 tensors."""
+    import torch
+    from PIL import Image
+    from skimage import data as photos
+    from torchvision import datasets
+    from torchvision.transforms import v2
+
+    from data_prep import folder
+    from dflib.data import open as open_data
+
+    rng = np.random.default_rng(0)
+    with roots() as root:
+        for kind in ("train/real", "train/fake", "val/real", "val/fake", "test/real", "test/fake"):
+            (root / "images" / kind).mkdir(parents=True)
+            for i in range(200 if kind.startswith("train") else 4):
+                photo = [photos.astronaut(), photos.coffee(), photos.chelsea()][i % 3]
+                top, left = rng.integers(0, photo.shape[0] - 256), rng.integers(0, photo.shape[1] - 256)
+                Image.fromarray(photo[top : top + 256, left : left + 256]).save(root / "images" / kind / f"{i}.jpg", quality=75)
+        folder.prepare(root / "images", name="bench")
+        for size in (64, 224):
+            transform = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), antialias=True)])
+            theirs = torch.utils.data.DataLoader(datasets.ImageFolder(root / "images" / "train", transform), batch_size=64, shuffle=True)
+            ours = open_data("bench", size=size).train
+            slow = seconds(lambda loader=theirs: [None for _ in loader], repeat=3)
+            fast = seconds(lambda part=ours: [None for _ in part.batches(64, shuffle=torch.Generator().manual_seed(0))], repeat=15)
+            ratio = slow / fast
+            yield record(f"batches, {size} px", ratio, "x", ">= 50", ratio >= 50, f"400 JPEGs of 256 px, q75, shuffled batches of 64: {400 / fast:,.0f} against {400 / slow:,.0f} images/s of torchvision ImageFolder, one process each")
+
+
+def training_step() -> Iterator[Record]:
+    """One optimiser step of BL at 128 px: ours (mixed precision, channels_last) against the plain fp32 NCHW loop."""
+    import torch
+    import torch.nn.functional as F
+
+    from dflib import models, train
+
+    device = train.best_device()
+    images = torch.randint(0, 256, (32, 128, 128, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+    labels = torch.arange(32, device=device) % 2
+
+    def stepper(*, channels_last: bool, amp: bool) -> Callable[[], None]:
+        model = models.Detector(models.architecture("BL", size=128)).to(device)
+        model = model.to(memory_format=torch.channels_last) if channels_last else model
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        x = train.pixels(images) if channels_last else images.contiguous().float().div(255)
+
+        def step() -> None:
+            with train._autocast(device, amp):
+                loss = F.cross_entropy(model(x).float(), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return step
+
+    plain = seconds(stepper(channels_last=False, amp=False))
+    layout = seconds(stepper(channels_last=True, amp=False))
+    ours = seconds(stepper(channels_last=True, amp=True))
+    mixed = str(train.precision(device)).removeprefix("torch.")
+    holds = plain / ours >= 1.8 if mixed == "bfloat16" else None
+    yield record("training step of BL, 128 px", plain / ours, "x", ">= 1.8 with bfloat16", holds, f"batch 32, {mixed} + channels_last {1e3 * ours:.0f} ms against fp32 NCHW {1e3 * plain:.0f} ms ({layout / ours:.2f}x against fp32 channels_last), {torch.get_num_threads()} threads")
+
+
+def study() -> Iterator[Record]:
+    """`make study` from nothing but the installed packages: demo data, demo grid, report; then the same command again."""
+    with roots():
+        command = [sys.executable, "-m", "dflib", "study", "--preset", "demo"]
+        times = []
+        for _ in range(2):
+            started = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            times.append(time.perf_counter() - started)
+    yield record("make study (demo)", times[0] / 60, "min", "< 8", times[0] < 480, "demo data, demo grid and report; set-up of .venv excluded")
+    yield record("make study again", times[1], "s", "", None, "every run found finished; the report written anew")
+
+
+def setup_again() -> Iterator[Record]:
+    """A second `make` finds the set-up done."""
+    value = seconds(lambda: subprocess.run(["make", "--silent", "setup"], check=True), repeat=3)
+    yield record("second make setup", value, "s", "< 2", value < 2, "nothing to install")
+
+
+BENCHES = {"import": import_time, "batches": batches, "training": training_step, "setup": setup_again, "study": study}
+
+
+def main(wanted: list[str]) -> None:
+    import torch
+
+    machine = f"{torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()}, {os.cpu_count()} cores"
+    records = []
+    for name, bench in BENCHES.items():
+        if not wanted or name in wanted:
+            records += bench()
+    path = outputs_root() / "bench.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(records, indent=1))
+    table = Table("benchmark", "value", "bar", "holds", "conditions", title=machine)
+    for r in records:
+        holds = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[r["holds"]]
+        table.add_row(r["name"], f"{r['value']:g} {r['unit']}", r["bar"], holds, r["conditions"])
+    Console(width=None if sys.stdout.isatty() else 160).print(table, f"written to {path}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

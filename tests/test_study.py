@@ -1,0 +1,189 @@
+"""The engine with its real parts: papermill, kernels, Dask workers; and what happens when each of them breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_prep.errors import InputError
+from dflib import runs, study
+
+
+@pytest.fixture
+def outputs(tiny_dataset, tmp_path, monkeypatch) -> Path:
+    """An empty outputs root of its own."""
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+def tiny(name: str, *methods: str, **settings) -> study.Plan:
+    return study.plan(preset="tiny", dataset=name, methods_=methods, settings=settings)
+
+
+def command(name: str, *more: str) -> list[str]:
+    return [sys.executable, "-m", "dflib", "study", "--preset", "tiny", "--dataset", name, *more]
+
+
+def wait_for(condition, seconds: float = 120):
+    """What `condition` returns once it is true; fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    pytest.fail(f"waited {seconds} s in vain")
+
+
+def kernels_below(pid: int) -> list[psutil.Process]:
+    """Kernel processes started by a process or its children."""
+    found = []
+    for p in psutil.Process(pid).children(recursive=True):
+        try:
+            if "ipykernel_launcher" in " ".join(p.cmdline()):
+                found.append(p)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_plan_puts_parents_first_and_each_run_once(tiny_dataset):
+    plan = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CKD", "CPF", "CQ"), rates=(0.6, 0.9), seeds=(0, 1))
+    ids = [s.run_id for s in plan]
+    assert len(ids) == len(set(ids)) == 2 * (1 + 2 + 2 + 1)
+    for s in plan:
+        assert all(ids.index(p.run_id) < ids.index(s.run_id) for p in s.parents)
+
+
+def test_a_setting_that_no_method_reads_is_refused(tiny_dataset):
+    with pytest.raises(InputError, match="unknown setting 'temperature'"):
+        tiny(tiny_dataset, "BL", temperature=2.0)
+
+
+def test_study_ends_with_every_run_and_the_same_command_finds_them(tiny_dataset, outputs):
+    first = subprocess.run(command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    results = sorted(outputs.glob("*/*/*/*/result.json"))
+    assert [json.loads(p.read_text())["method"] for p in results] == ["BL", "CQ"]
+    assert (outputs / "report.html").exists()
+    leftovers = [p.name for p in outputs.rglob("*") if p.suffix in (".new", ".pt") or "new." in p.name or p.name == "failed.json"]
+    assert leftovers == []
+    stamps = [p.stat().st_mtime_ns for p in results]
+    second = subprocess.run(command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False)
+    assert second.returncode == 0
+    assert second.stdout.count("found") == 2
+    assert [p.stat().st_mtime_ns for p in results] == stamps
+
+
+def test_a_failed_run_is_a_record_and_blocks_its_children(tiny_dataset, outputs):
+    plan = tiny(tiny_dataset, "BL", "CQ", lr=1e30)
+    outcomes = study.run(plan)
+    baseline, quantized = plan.specs
+    assert outcomes[baseline.run_id]["status"] == "failed"
+    assert "training loss" in outcomes[baseline.run_id]["error"]
+    assert outcomes[quantized.run_id]["status"] == "blocked"
+    assert baseline.failure()["kind"] == "error"
+    assert not baseline.finished()
+    again = study.execute(baseline, retry_failed=False)
+    assert again["status"] == "failed"
+    assert again["seconds"] == 0
+    assert "--retry-failed" in again["error"]
+
+
+def test_a_killed_kernel_is_recorded_and_the_run_can_be_made_again(tiny_dataset, outputs):
+    (s,) = tiny(tiny_dataset, "BL", epochs=500).specs
+    outcome: dict = {}
+    worker = threading.Thread(target=lambda: outcome.update(study.execute(s)))
+    worker.start()
+    wait_for(lambda: (s.folder / "checkpoint.pt").exists())
+    for kernel in kernels_below(os.getpid()):
+        kernel.send_signal(signal.SIGKILL)
+    worker.join(60)
+    assert outcome["status"] == "failed"
+    assert "kernel died" in outcome["error"]
+    assert not s.finished()
+    assert s.failure()["kind"] == "died"
+
+
+def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
+    more = ("--methods", "BL,CPF", "--rates", "0.9", "--set", "finetune_epochs=3")
+    driver = subprocess.Popen(command(tiny_dataset, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    baseline = wait_for(lambda: list(outputs.glob("*/*/BL/*/result.json")))[0]
+    wait_for(lambda: list(outputs.glob("*/*/CPF/*/checkpoint.pt")))
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    wait_for(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 60)
+    before = baseline.stat().st_mtime_ns
+    assert not list(outputs.glob("*/*/CPF/*/result.json"))
+    done = subprocess.run(command(tiny_dataset, *more), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert baseline.stat().st_mtime_ns == before
+    interrupted = outputs / "interrupted.csv"
+    subprocess.run([sys.executable, "-m", "dflib", "results", "--csv", str(interrupted)], check=True, stdout=subprocess.DEVNULL)
+    assert _scores(outputs, "CPF") == _undisturbed(tiny_dataset, outputs, more)
+
+
+def _scores(outputs: Path, method: str) -> list[float]:
+    import pandas as pd
+
+    (file,) = outputs.glob(f"*/*/{method}/*/predictions.parquet")
+    return pd.read_parquet(file)["score"].tolist()
+
+
+def _undisturbed(name: str, outputs: Path, more: tuple[str, ...]) -> list[float]:
+    fresh = outputs.parent / "undisturbed"
+    subprocess.run(command(name, *more), env=os.environ | {"DFLIB_OUTPUTS": str(fresh)}, check=True, stdout=subprocess.DEVNULL)
+    return _scores(fresh, "CPF")
+
+
+def test_two_processes_that_want_the_same_run_make_it_once(tiny_dataset, outputs):
+    code = f"from dflib import study; p = study.plan(preset='tiny', dataset={tiny_dataset!r}, methods_=('BL',)); print(study.execute(p.specs[0])['seconds'])"
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    times = sorted(float(p.communicate(timeout=300)[0].split()[-1]) for p in both)
+    assert times[0] == 0 < times[1]
+
+
+def test_an_unknown_notebook_parameter_is_named(tiny_dataset, outputs, tmp_path, monkeypatch):
+    notebook = json.loads((runs.NOTEBOOKS / "02_baseline.ipynb").read_text())
+    for cell in notebook["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = [line.replace("seed =", "sead =") for line in cell["source"]]
+    (tmp_path / "02_baseline.ipynb").write_text(json.dumps(notebook))
+    monkeypatch.setattr(runs, "NOTEBOOKS", tmp_path)
+    (s,) = tiny(tiny_dataset, "BL").specs
+    with pytest.raises(InputError, match="unknown parameter of 02_baseline.ipynb 'seed', did you mean 'sead'"):
+        study.execute(s)
+
+
+def test_no_scheduler_at_the_address(tiny_dataset, outputs):
+    done = subprocess.run(command(tiny_dataset, "--methods", "BL", "--scheduler", "tcp://127.0.0.1:9"), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no Dask scheduler answers at tcp://127.0.0.1:9")
+
+
+def test_runs_go_to_an_existing_cluster(tiny_dataset, outputs):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster:
+        plan = tiny(tiny_dataset, "BL")
+        outcomes = study.run(plan, scheduler=cluster.scheduler_address)
+    assert [o["status"] for o in outcomes.values()] == ["done"]
+
+
+def test_estimates_come_from_finished_runs(tiny_dataset, outputs):
+    plan = tiny(tiny_dataset, "BL")
+    assert list(study.estimate(plan).values()) == [None]
+    study.execute(plan.specs[0])
+    other_seed = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(5,))
+    (seconds,) = study.estimate(other_seed).values()
+    assert seconds == pytest.approx(runs.read(plan.specs[0].folder)["timings"]["total_s"])
