@@ -75,13 +75,12 @@ def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
 
 
 def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
-    """Corner of the size x size tile (on a half-tile grid) with the largest mean absolute gradient."""
+    """Corner of the size x size tile (on a half-tile grid, and at the far edges) with the largest mean absolute gradient."""
     grey = pixels.mean(axis=2)
     energy = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     total = np.pad(energy, ((1, 1), (1, 1))).cumsum(0).cumsum(1)
-    step = size // 2
-    tops = np.arange(0, pixels.shape[0] - size + 1, step)[:, None]
-    lefts = np.arange(0, pixels.shape[1] - size + 1, step)[None, :]
+    tops, lefts = (np.unique([*range(0, n - size, size // 2), n - size]) for n in pixels.shape[:2])
+    tops, lefts = tops[:, None], lefts[None, :]
     sums = total[tops + size, lefts + size] - total[tops, lefts + size] - total[tops + size, lefts] + total[tops, lefts]
     row, column = np.unravel_index(sums.argmax(), sums.shape)
     return int(tops[row, 0]), int(lefts[0, column])
@@ -105,7 +104,7 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, mode: str, wo
     root = Path(os.path.normpath(dataset_folder(name) / describe(name)["root"]))
     todo = np.flatnonzero(~np.load(partial_folder / "done.npy"))
     chunks = [
-        (rows, [str(root / p) for p in table["path"].to_numpy()[rows]])
+        (rows, [str(root / p) for p in table["path"].to_numpy()[rows]], table["sha256"].to_numpy()[rows])
         for rows in np.split(todo, range(_CHUNK, len(todo), _CHUNK))
     ]
     task = partial(_decode, folder=partial_folder, size=size, mode=mode)
@@ -114,19 +113,22 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, mode: str, wo
         raise InputError(
             f"{len(problems)} images of {name!r} changed since they were scanned (e.g. {problems[0]}): scan again with python -m data_prep"
         )
-    (partial_folder / "done.npy").unlink()
     partial_folder.rename(folder)
+    (folder / "done.npy").unlink()
 
 
-def _decode(chunk: tuple[np.ndarray, list[str]], *, folder: Path, size: int, mode: str) -> list[str]:
+def _decode(chunk: tuple[np.ndarray, list[str], np.ndarray], *, folder: Path, size: int, mode: str) -> list[str]:
     """Decode some images into their rows; returns what went wrong."""
     images = np.load(folder / "images.npy", mmap_mode="r+")
     done = np.load(folder / "done.npy", mmap_mode="r+")
     problems = []
-    for row, path in zip(*chunk, strict=True):
+    for row, path, sha256 in zip(*chunk, strict=True):
         try:
-            images[row] = fit(to_rgb(open_image(Path(path))), size=size, mode=mode)
+            data = Path(path).read_bytes()
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise BadImage("other contents")
+            images[row] = fit(to_rgb(open_image(data)), size=size, mode=mode)
             done[row] = True
-        except BadImage as error:
+        except (BadImage, OSError) as error:
             problems.append(f"{path}: {error}")
     return problems

@@ -24,8 +24,6 @@ def prepare(path: Path | str, *, name: str) -> pd.DataFrame:
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give the folder that holds real/ and fake/")
-    if not name or name != Path(name).name or name.startswith("."):
-        raise InputError(f"{name!r} cannot be a dataset's name: letters, digits, - and _ only")
     return manifest.make(name, path, entries(path))
 
 

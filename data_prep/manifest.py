@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
+import re
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from data_prep.errors import InputError
@@ -50,12 +49,11 @@ def cores() -> int:
 def parallel(function, items: list, *, desc: str, workers: int | None = None, serial: int = _SERIAL) -> list:
     """`[function(i) for i in items]` over all cores, in order, with a progress bar; fewer than `serial` items run here."""
     workers = workers or cores()
-    bar = partial(tqdm, total=len(items), desc=desc, leave=False, disable=None)
     if len(items) < serial or workers == 1:
-        return list(bar(map(function, items)))
-    spawn = multiprocessing.get_context("spawn")  # safe beside the threads of torch and Jupyter
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        return list(bar(pool.map(function, items, chunksize=max(1, min(64, len(items) // (4 * workers))))))
+        results = map(function, items)
+    else:  # joblib's own processes: safe beside the threads of torch and Jupyter, and a script needs no `if __name__` guard
+        results = Parallel(n_jobs=workers, return_as="generator")(delayed(function)(item) for item in items)
+    return list(tqdm(results, total=len(items), desc=desc, leave=False, disable=None))
 
 
 def make(
@@ -67,7 +65,13 @@ def make(
     kind: "deepfake", or "source" for a transfer-learning source. Files that cannot be used keep their row, with the reason as status.
     Raises `InputError` when there is no image, only one class, or more than 5 % of a class cannot be used (the manifest is written all the same).
     """
-    entries = pd.DataFrame(list(entries), columns=["path", "label", "generator", "split", "group"])
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"{name!r} cannot be a dataset's name: letters, digits, - _ . only, and no dot first")
+    entries = list(entries)
+    for entry in entries:
+        if entry["path"].encode(errors="replace") != os.fsencode(entry["path"]):
+            raise InputError(f"file name {entry['path']!a} below {root} is not UTF-8: rename it")
+    entries = pd.DataFrame(entries, columns=["path", "label", "generator", "split", "group"])
     if entries.empty:
         raise InputError(f"no files found below {root}")
     folder = data_root() / name
@@ -80,20 +84,20 @@ def make(
     where = str(root) if relative.startswith("..") else relative
     about = {"name": name, "kind": kind, "root": where, "licence": licence}
     about["classes"] = table.groupby("label")["generator"].unique().map(sorted).map(list).to_dict()
-    _write(folder / "manifest.csv", table.to_csv(index=False))
     _write(folder / "dataset.json", json.dumps(about, indent=1))
+    _write(folder / "manifest.csv", table.to_csv(index=False))  # last: its presence means prepared
     check(table, name)
     return table
 
 
 def load(name: str) -> pd.DataFrame:
     """The manifest of a prepared dataset, every row of it (quarantined ones too)."""
-    table = pd.read_csv(
-        dataset_folder(name) / "manifest.csv",
-        dtype=_TEXT,
-        keep_default_na=False,
-        na_values={c: [""] for c in ("width", "height", "jpeg_quality")},
-    )
+    path = dataset_folder(name) / "manifest.csv"
+    numbers = {c: [""] for c in ("width", "height", "jpeg_quality")}
+    try:
+        table = pd.read_csv(path, dtype=_TEXT, keep_default_na=False, na_values=numbers)
+    except ValueError as error:  # not UTF-8, not a table, or empty
+        raise InputError(f"{path} is damaged ({error}): make it again with python -m data_prep") from error
     missing = [c for c in COLUMNS if c not in table]
     if missing:
         raise InputError(
@@ -138,8 +142,8 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
     result = ok.assign(split=ok["split"].replace("", "(none given)")).pivot_table(
         index=["label", "generator"], columns="split", values="path", aggfunc="count", fill_value=0
     )
-    result["quarantined"] = (table["status"] != "ok").groupby([table["label"], table["generator"]]).sum()
-    return result.fillna(0).astype(int)
+    quarantined = (table["status"] != "ok").groupby([table["label"], table["generator"]]).sum()
+    return result.reindex(quarantined.index, fill_value=0).assign(quarantined=quarantined).astype(int)
 
 
 def _scan(root: Path, paths: list[str], folder: Path) -> pd.DataFrame:
@@ -161,9 +165,10 @@ def _scan(root: Path, paths: list[str], folder: Path) -> pd.DataFrame:
 
 
 def _last_scan(folder: Path, root: Path) -> dict[tuple, dict]:
-    if not (folder / "scan.parquet").exists():
+    try:
+        record = pd.read_parquet(folder / "scan.parquet")
+    except (OSError, ValueError):  # none yet, or damaged: every file is read
         return {}
-    record = pd.read_parquet(folder / "scan.parquet")
     record = record[record["root"] == str(root)]
     keys = zip(record["path"], record["size"], record["mtime_ns"], strict=True)
     facts = record.drop(columns=["path", "size", "mtime_ns", "root"]).astype(object).where(lambda f: f.notna(), None)
@@ -180,5 +185,5 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 def _write(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
-    new.write_text(text)
+    new.write_text(text, encoding="utf-8", newline="")
     new.replace(path)

@@ -48,4 +48,8 @@ def dataset_folder(name: str) -> Path:
 
 def describe(name: str) -> dict:
     """The dataset's `dataset.json`: name, kind (deepfake | source), root of the images, classes, licence."""
-    return json.loads((dataset_folder(name) / "dataset.json").read_text())
+    path = dataset_folder(name) / "dataset.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}): make it again with python -m data_prep") from error

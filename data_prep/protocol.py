@@ -42,14 +42,15 @@ def _folds(ok: pd.DataFrame, group: pd.Series, seed: int) -> np.ndarray:
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     single = group.is_unique
-    smallest = ok.groupby("generator").size().min() if single else group.nunique()
-    if smallest < FOLDS:
-        raise InputError(
-            f"{smallest} {'images in the smallest class' if single else 'scenes'} are too few to split: at least {FOLDS} are needed, or folders train/, val/ and test/"
-        )
+    sizes = {"images in the smallest class": ok.groupby("generator").size().min(), "scenes": group.nunique()}
+    for what, number in sizes.items():
+        if number < FOLDS:
+            raise InputError(
+                f"{number} {what} are too few to split: at least {FOLDS} are needed, or folders train/, val/ and test/"
+            )
     splitter = (StratifiedKFold if single else StratifiedGroupKFold)(FOLDS, shuffle=True, random_state=seed)
     fold = np.empty(len(ok), dtype=int)
-    for i, (_, test) in enumerate(splitter.split(ok, ok["generator"], group)):
+    for i, (_, test) in enumerate(splitter.split(ok, ok["generator"], None if single else group)):
         fold[test] = i
     return fold
 

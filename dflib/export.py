@@ -51,7 +51,7 @@ def to_onnx(model: Detector, path: Path) -> Path:
 class OnnxModel:
     """A deployed file as `train.predict` takes it: pixels in [0, 1], N x 3 x H x W -> logits, N x 2.
 
-    Raises `InputError` when the file is missing or ONNX Runtime cannot load it.
+    Raises `InputError` when the file is missing, ONNX Runtime cannot load it, or it is no detector.
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
@@ -66,8 +66,13 @@ class OnnxModel:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base of their own
             raise InputError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
-        self.input = self.session.get_inputs()[0].name
-        self.size = int(self.session.get_inputs()[0].shape[-1])
+        nodes = (*self.session.get_inputs(), *self.session.get_outputs())
+        side = nodes[0].shape[-1] if nodes[0].shape else None
+        if not isinstance(side, int) or [node.shape[1:] for node in nodes] != [[3, side, side], [2]]:
+            raise InputError(
+                f"{path} is not one of dflib's detectors: its inputs and outputs are {[node.shape for node in nodes]}, not batch x 3 x size x size and batch x 2"
+            )
+        self.input, self.size = nodes[0].name, side
 
     def __call__(self, images: Tensor) -> Tensor:
         values = np.ascontiguousarray(images.numpy(), dtype=np.float32)

@@ -176,7 +176,7 @@ def student(rate: float, *, size: int = 224) -> Architecture:
     if abs(count(best) / target - 1) > 0.01:
         full, smallest = count(architecture("BL", size=size)), count(scaled(arch, 1 / 32))
         raise InputError(
-            f"rate {rate} cannot be met within 1 % at {size} px: rates up to about {1 - smallest / full:.3f} can"
+            f"rate {rate} cannot be met within 1 % at {size} px: rates up to about {1 - smallest / full:.5f} can"
         )
     return replace(best, name=f"{nearest}-r{rate:g}")
 
@@ -268,7 +268,7 @@ def load(path: Path) -> Detector:
     try:
         model = Detector(Architecture.from_json(metadata["architecture"]))
         model.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(
             f"checkpoint {path}: weights and architecture do not fit ({str(error).splitlines()[0]})"
         ) from error

@@ -58,10 +58,13 @@ class Predictor:
 
 
 def files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files named, and those in the folders named; raises `InputError` for a path that is not there."""
+    """The files named, and those in the folders named; raises `InputError` for a path that is not there, or an empty folder."""
     for path in map(Path, paths):
         if path.is_dir():
-            yield from walk(path)
+            found = list(walk(path))
+            if not found:
+                raise InputError(f"{path} holds no files: give images or folders of images")
+            yield from found
         elif path.exists():
             yield path
         else:

@@ -13,7 +13,7 @@ from data_prep.errors import InputError
 def dynamic_linear(source: Path, target: Path) -> Path:
     """Quantize the linear layers of an fp32 ONNX file to int8 (weights per channel beforehand, activations on the fly).
 
-    Convolutions stay in float. Written atomically. Raises `InputError` when the source is missing or has no linear layer.
+    Convolutions stay in float. Written atomically. Raises `InputError` when the source is missing, damaged, or has no linear layer.
 
     >>> dynamic_linear(Path("model.onnx"), Path("model.int8.onnx"))  # doctest: +SKIP
     """
@@ -29,6 +29,10 @@ def dynamic_linear(source: Path, target: Path) -> Path:
         quantize_dynamic(
             source, new, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True
         )
+    except onnx.checker.ValidationError as error:
+        raise InputError(
+            f"{source} is damaged or no ONNX file: export the model again, dflib.export.to_onnx"
+        ) from error
     finally:
         root.level = level
     if not any(node.op_type == "MatMulInteger" for node in onnx.load(new).graph.node):

@@ -1,9 +1,224 @@
+"""The table in the terminal, and `report.html`: one self-contained page, every sentence of it computed from the finished runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 
-def table_rows(rows):
-    return rows[["run_id", "accuracy", "auroc", "params", "file_bytes", "latency_p50_ms", "total_s"]].round(3)
+from data_prep.errors import InputError
+from data_prep.paths import HOW_TO_GET
+from dflib import plots, runs
+from dflib.methods import METHODS
+
+SECTION = [
+    "dataset",
+    "protocol",
+    "size",
+    "mode",
+    "limit",
+]  # runs that differ here had other test images: not to be compared
+NUMBERS = {  # title: (column, divisor, how it is written)
+    "params": ("params", 1, "{:,.0f}"), "non-zero": ("nonzero", 1, "{:,.0f}"), "file MB": ("file_bytes", 1e6, "{:.2f}"),
+    "p50 ms": ("latency_p50_ms", 1, "{:.2f}"), "peak MB": ("peak_rss_mb", 1, "{:.0f}"),
+    "compress s": ("compress_s", 1, "{:.1f}"), "train s": ("train_s", 1, "{:.1f}"),
+}  # fmt: skip
+FIGURES = {  # title: (how it is drawn, what to see)
+    "Accuracy, F1 and compression time": (plots.figure1, "The paper's Figure 1. Boxes: quartiles over rates and seeds; markers: single runs, from the lowest "
+        "rate (left) to the highest. Red line: BL with its 95 % interval; among the times, BL's training time."),
+    "AUROC against latency": (plots.pareto, "Up and to the left is better. Dotted line: the runs that no other one beats in both; beaten ones are grey. "
+        "Bars: 95 % intervals. Latencies a few percent apart are the same."),
+    "AUROC against file size": (partial(plots.pareto, x="file_bytes"), "The file that would be deployed. CPF's zeros are stored like any other number."),
+    "AUROC against operations": (partial(plots.pareto, x="macs"), "Multiply-accumulates of one image: what the architecture asks for on any machine."),
+    "AUROC against rate": (plots.against_rate, "Markers: means over seeds; bars: the runs' 95 % intervals, averaged; red band: BL's. Dashed: no rate."),
+    "AUROC by generator": (plots.generators, "Each generator's fakes against all real images. Bars: means over a method's runs; dots: its runs. Dotted line: chance."),
+}  # fmt: skip
 
 
-def write():
-    return Path("none")
+def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The runs for reading, all text: one row a run, by method, rate and seed; 95 % intervals in brackets."""
+    rows = _sorted(rows)
+    table = {"run": rows["run_id"], "accuracy": _intervals(rows, "accuracy"), "AUROC": _intervals(rows, "auroc")}
+    for title, (column, unit, form) in ({"F1": ("f1", 1, "{:.3f}")} | NUMBERS).items():
+        table[title] = ["–" if pd.isna(value) else form.format(value / unit) for value in rows[column]]
+    return pd.DataFrame(table)
+
+
+def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Path:
+    """Write the report of all finished runs, or of the run ids in `only`, to `path` (`report.html` in the outputs root); returns the path."""
+    from jinja2 import Environment, PackageLoader
+
+    path, rows = Path(path or runs.outputs_root() / "report.html"), runs.results()
+    only = None if only is None else set(only)
+    rows = rows[rows["run_id"].isin(only)].copy() if only is not None and len(rows) else rows
+    if len(rows):
+        rows["record"] = [runs.read(folder) for folder in rows["folder"]]
+        rows[["mode", "limit"]] = [[r["params"]["mode"], r["params"]["limit"] or 0] for r in rows["record"]]
+    groups = rows.groupby(SECTION) if len(rows) else ()
+    page = {
+        "sections": [_section(i, dict(zip(SECTION, key, strict=True)), _sorted(group)) for i, (key, group) in enumerate(groups)],
+        "methods": [METHODS[code] for code in METHODS if code in set(rows.get("method", ()))],
+        "failures": [f for f in _failures() if only is None or f["run_id"] in only],
+        "runs": len(rows), "made": datetime.now().astimezone(),
+    }  # fmt: skip
+    templates = Environment(loader=PackageLoader("dflib"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs._write(path, templates.get_template("report.html.j2").render(page))
+    return path
+
+
+def answer(rows: pd.DataFrame) -> list[str]:
+    """What runs that may be compared say: is the most compressed one as good as BL, which file is smallest, which run is fastest.
+
+    A run is compared with the BL among its parents (column `record`), else with the BL of its seed, else with the first one.
+    """
+    base, others, rated = rows[rows["method"] == "BL"], rows[rows["method"] != "BL"], rows[rows["rate"].notna()]
+    count = lambda table: "one run" if len(table) == 1 else f"{len(table)} runs"
+    name = lambda run: plots.run_label(run["method"], run["rate"])
+    auroc = lambda run: f"AUROC {_intervals(run.to_frame().T, 'auroc')[0]}"
+    if base.empty:
+        best = rows.loc[rows["auroc"].idxmax()]
+        return [
+            f"The best of {count(rows)} is {name(best)}, {auroc(best)}. Without a finished BL nothing tells what compression costs."
+        ]
+    first = base.iloc[0]
+    sentences = [f"BL reaches {auroc(first)}; no run at a compression rate is finished yet."]
+    if len(rated):
+        top = rated[rated["rate"] == rated["rate"].max()]
+        best = top.loc[top["auroc"].idxmax()]
+        first = _baseline(best, base)
+        sentences = [f"With {100 * best['rate']:g} % of the parameters removed or set to zero, the best of {count(top)}, {name(best)}, "
+                     f"reaches {auroc(best)}, and its BL {auroc(first)}: {_verdict(best, first)}."]  # fmt: skip
+    if not first.get("auroc_low", 1) > 0.5:
+        sentences[0] += (
+            " BL itself is not shown to do better than guessing here, so this says nothing about compression."
+        )
+    for column, lead, better, unit, form in (
+        ("file_bytes", "smallest file", "smaller", 1e6, "{:.2f} MB"), ("latency_p50_ms", "lowest latency", "faster", 1, "{:.2f} ms"),
+    ):  # fmt: skip
+        if others[column].notna().any():
+            run = others.loc[others[column].idxmin()]
+            its = _baseline(run, base)[column]
+            text = f"the {lead} is {form.format(run[column] / unit)} ({name(run)}, {auroc(run)})"
+            same = f"No run is clearly {better} than BL: {text}, its BL has {form.format(its / unit)}."
+            found = f"T{text[1:]}, {its / run[column]:.1f} times {better} than its BL ({form.format(its / unit)})."
+            sentences.append(found if its / run[column] >= 1.05 else same)
+    return sentences
+
+
+def _verdict(run: pd.Series, base: pd.Series) -> str:
+    """Whether AUROC differs: paired on the same images where both runs kept their predictions, else by the two intervals."""
+    files = [Path(str(r.get("folder"))) / "predictions.parquet" for r in (base, run)]
+    a, b = (pd.read_parquet(f) if f.exists() else None for f in files)
+    if a is not None and b is not None and a["path"].equals(b["path"]):
+        from dflib.metrics import paired
+
+        found = paired(a["label"], a["score"], b["score"], threshold_a=0.5, threshold_b=0.5, groups=a["group"])["auroc"]
+        if found["ci95"]:
+            low, high = found["ci95"]
+            text = f"on the same images that is {found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+            shown = ", a loss" if high < 0 else ", a gain" if low > 0 else ": no loss is shown"
+            return text + shown + (f", and one of more than {-low:.3f} is unlikely" if low < 0 < high else "")
+    (low, high), (its_low, its_high) = (
+        [r.get(f"auroc_{end}", float("nan")) for end in ("low", "high")] for r in (run, base)
+    )
+    if pd.isna([low, high, its_low, its_high]).any():
+        return "without intervals nothing tells whether they differ"
+    apart = "below" if high < its_low else "above" if low > its_high else ""
+    return f"its interval lies {apart} BL's" if apart else "the intervals overlap, so no difference is shown"
+
+
+def _baseline(run: pd.Series, base: pd.DataFrame) -> pd.Series:
+    parents = base[base["run_id"].isin(run["record"]["parents"] if "record" in run else ())]
+    same_seed = base[base["seed"] == run["seed"]]
+    return next(table.iloc[0] for table in (parents, same_seed, base) if len(table))
+
+
+def _section(i: int, key: dict, rows: pd.DataFrame) -> dict:
+    """Everything that the page shows of runs that may be compared."""
+    generators = [c.removesuffix("/auroc") for c in rows.dropna(axis=1, how="all") if c.endswith("/auroc")]
+    by_generator = {"run": rows["run_id"]} | {name: _intervals(rows, f"{name}/auroc") for name in generators}
+    figures = [(title, *how) for title, how in FIGURES.items() if len(generators) > 1 or how[0] is not plots.generators]
+    limit = f", at most {key['limit']} images of each class in each part" if key["limit"] else ""
+    return {
+        "id": f"section-{i}", "title": f"{key['dataset']}, {key['protocol']} protocol, {key['size']} px",
+        "note": f"Images made square by {key['mode']}{limit}.", "answer": answer(rows),
+        "runs": _sortable(table_rows(rows), rows[["run_id", "accuracy", "auroc", "f1", *(column for column, *_ in NUMBERS.values())]]),
+        "generators": generators, "by_generator": _sortable(pd.DataFrame(by_generator), rows[["run_id", *(f"{g}/auroc" for g in generators)]]),
+        "figures": [{"title": title, "caption": text, "svg": _svg(draw(rows), f"s{i}f{k}-")} for k, (title, draw, text) in enumerate(figures)],
+        "data": _data(key["dataset"], key["protocol"], rows["record"]), "environment": _environment(rows["record"]),
+        "get_data": HOW_TO_GET.get(key["dataset"], f"python -m data_prep folder PATH --name {key['dataset']}"),
+        "commands": dict(zip(rows["run_id"], rows["command"], strict=True)),
+    }  # fmt: skip
+
+
+def _sortable(texts: pd.DataFrame, values: pd.DataFrame) -> dict:
+    """Column titles, and rows of (text, value to sort by; "" for none)."""
+    values = values.astype(object).where(values.notna(), "").to_numpy()
+    return {
+        "head": list(texts),
+        "rows": [list(zip(t, v, strict=True)) for t, v in zip(texts.to_numpy(), values, strict=True)],
+    }
+
+
+def _data(name: str, protocol: str, records: Iterable[dict]) -> dict:
+    """What was evaluated, and the prepared dataset's images by generator and split."""
+    from data_prep import manifest
+    from data_prep.protocol import assign
+
+    metrics = next(iter(records))["metrics"]
+    fakes = {g: m["n_fake"] for g, m in metrics.items() if g not in ("all", "macro")}
+    about = {"evaluated": {"real": metrics["all"]["n_real"]} | fakes, "counts": None, "note": ""}
+    try:
+        table = manifest.load(name)
+        about["counts"] = manifest.counts(table.assign(split=assign(table, protocol))).droplevel("label")
+    except InputError as error:
+        return about | {"note": f"The prepared images cannot be counted now: {error}"}
+    changed = {r["data_fingerprint"] for r in records} != {manifest.fingerprint(table)}
+    return about | {"note": "The images have changed since some of these runs were made." if changed else ""}
+
+
+def _environment(records: Iterable[dict]) -> dict[str, list[str]]:
+    """Each fact's values over the runs: one where all agree."""
+    facts = [
+        {"trained on": r["device"], "latency on": "{cpu}, {threads} thread(s), {runtime}".format(**r["cost"]["latency_ms"])} | r["versions"]
+        for r in records
+    ]  # fmt: skip
+    return {fact: sorted({each.get(fact, "unknown") for each in facts}) for fact in facts[0]}
+
+
+def _failures() -> list[dict]:
+    """Records of failed runs that have not been finished since."""
+    records = sorted(runs.outputs_root().glob("*/*/*/*/failed.json"))
+    return [json.loads(r.read_text()) for r in records if not (r.parent / "result.json").exists()]
+
+
+def _svg(fig: plots.Figure, prefix: str) -> str:
+    """A figure to stand inside the page: with ids of its own, and the page's colours in place of ours."""
+    from markupsafe import Markup
+
+    fig.savefig(text := io.StringIO(), format="svg", metadata={"Date": None}, transparent=True)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :])
+    for ours, themed in ((plots.INK, "currentColor"), (plots.PAPER, "var(--paper)"), (plots.GRID, "var(--grid)")):
+        svg = svg.replace(ours, themed)
+    return Markup(
+        re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', r'style="width: \1pt" aria-hidden="true"', svg, count=1)
+    )
+
+
+def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
+    place = rows["method"].map({method: i for i, method in enumerate(plots.by_method(rows))})
+    order = rows.assign(place=place).sort_values(["place", "rate", "seed"], kind="stable").index
+    return rows.loc[order].reset_index(drop=True)
+
+
+def _intervals(rows: pd.DataFrame, metric: str) -> list[str]:
+    columns = rows.reindex(columns=[metric, f"{metric}_low", f"{metric}_high"]).astype(float)
+    return [plots.interval(value, bounds) for value, *bounds in columns.itertuples(index=False)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,10 +98,12 @@ def fit(
     loss: cross-entropy unless given (distillation passes its own). after_step: called after each step (pruning puts its zeros back).
     checkpoint: a file written after each epoch; where it exists, training goes on from it to the same result as without the interruption.
     Columns: epoch, lr, loss, accuracy (training batches), val_loss, val_accuracy, val_auroc, seconds.
-    Raises `InputError` when the checkpoint belongs to another recipe, or the loss is no longer finite.
+    Raises `InputError` when the checkpoint is damaged or belongs to another recipe or model, for a batch of 1, or when the loss is no longer finite.
 
     >>> fit(model, data, Recipe(epochs=3))                          # doctest: +SKIP
     """
+    if recipe.batch < 2:
+        raise InputError(f"batch {recipe.batch}: BatchNorm needs at least 2 images in a batch")
     device = device or best_device()
     model.to(device, memory_format=torch.channels_last)
     loss = loss or (
@@ -127,11 +130,11 @@ def fit(
             torch.manual_seed(
                 recipe.seed * 100_003 + epoch
             )  # each epoch starts from its own seed: a resumed one is the same
-            started = bar._time()
+            started = time.perf_counter()
             row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
             row |= _train_epoch(model, data.train, recipe, loss, optimizer, schedule, scaler, after_step, device)
             row |= _validate(model, data.val, device, amp=recipe.amp)
-            row["seconds"] = bar._time() - started
+            row["seconds"] = time.perf_counter() - started
             state["history"].append(row)
             state["epoch"] += 1
             if row["val_auroc"] > state["best_auroc"]:
@@ -188,7 +191,7 @@ def _warmup_cosine(
     optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     total = max(1, recipe.epochs * steps)
-    warm = min(total - 1, max(1, round(recipe.warmup * total))) if total > 1 else 0
+    warm = min(total - 1, round(recipe.warmup * total))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, total - warm))
     if not warm:
         return cosine
@@ -257,10 +260,17 @@ def _save(path: Path | None, parts: dict, state: dict, recipe: Recipe) -> None:
 def _resume(path: Path | None, parts: dict, recipe: Recipe, device: torch.device) -> dict | None:
     if path is None or not Path(path).exists():
         return None
-    saved = torch.load(path, map_location=device, weights_only=True)
-    if saved["recipe"] != asdict(recipe):
-        raise InputError(f"checkpoint {path} belongs to another recipe ({saved['recipe']}): remove it to start anew")
-    for name, part in parts.items():
-        part.load_state_dict(saved["parts"][name])
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        theirs = saved["recipe"]
+    except Exception as error:  # torch, pickle and zip have their own kinds
+        raise InputError(f"checkpoint {path} is damaged or not one of dflib's: remove it to start anew") from error
+    if theirs != asdict(recipe):
+        raise InputError(f"checkpoint {path} belongs to another recipe ({theirs}): remove it to start anew")
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(saved["parts"][name])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"checkpoint {path} belongs to another model: remove it to start anew") from error
     log.info("going on after epoch %d of %d", saved["state"]["epoch"], recipe.epochs)
     return saved["state"]

@@ -58,7 +58,9 @@ def import_time() -> Iterator[Record]:
         return seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True))
 
     value = run("import dflib") - run("pass")
-    yield record("import dflib", value, "s", "< 0.3", value < 0.3, "median of 5 fresh processes, an empty one's time taken off")
+    yield record(
+        "import dflib", value, "s", "< 0.3", value < 0.3, "median of 5 fresh processes, an empty one's time taken off"
+    )
 
 
 def batches() -> Iterator[Record]:
@@ -79,16 +81,29 @@ def batches() -> Iterator[Record]:
             for i in range(200 if kind.startswith("train") else 4):
                 photo = [photos.astronaut(), photos.coffee(), photos.chelsea()][i % 3]
                 top, left = rng.integers(0, photo.shape[0] - 256), rng.integers(0, photo.shape[1] - 256)
-                Image.fromarray(photo[top : top + 256, left : left + 256]).save(root / "images" / kind / f"{i}.jpg", quality=75)
+                Image.fromarray(photo[top : top + 256, left : left + 256]).save(
+                    root / "images" / kind / f"{i}.jpg", quality=75
+                )
         folder.prepare(root / "images", name="bench")
         for size in (64, 224):
             transform = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), antialias=True)])
-            theirs = torch.utils.data.DataLoader(datasets.ImageFolder(root / "images" / "train", transform), batch_size=64, shuffle=True)
+            theirs = torch.utils.data.DataLoader(
+                datasets.ImageFolder(root / "images" / "train", transform), batch_size=64, shuffle=True
+            )
             ours = open_data("bench", size=size).train
             slow = seconds(lambda loader=theirs: [None for _ in loader], repeat=3)
-            fast = seconds(lambda part=ours: [None for _ in part.batches(64, shuffle=torch.Generator().manual_seed(0))], repeat=15)
+            fast = seconds(
+                lambda part=ours: [None for _ in part.batches(64, shuffle=torch.Generator().manual_seed(0))], repeat=15
+            )
             ratio = slow / fast
-            yield record(f"batches, {size} px", ratio, "x", ">= 50", ratio >= 50, f"400 JPEGs of 256 px, q75, shuffled batches of 64: {400 / fast:,.0f} against {400 / slow:,.0f} images/s of torchvision ImageFolder, one process each")
+            yield record(
+                f"batches, {size} px",
+                ratio,
+                "x",
+                ">= 50",
+                ratio >= 50,
+                f"400 JPEGs of 256 px, q75, shuffled batches of 64: {400 / fast:,.0f} against {400 / slow:,.0f} images/s of torchvision ImageFolder, one process each",
+            )
 
 
 def training_step() -> Iterator[Record]:
@@ -124,7 +139,14 @@ def training_step() -> Iterator[Record]:
     ours = seconds(stepper(channels_last=True, amp=True))
     mixed = str(train.precision(device)).removeprefix("torch.")
     holds = plain / ours >= 1.8 if mixed == "bfloat16" else None
-    yield record("training step of BL, 128 px", plain / ours, "x", ">= 1.8 with bfloat16", holds, f"batch 32, {mixed} + channels_last {1e3 * ours:.0f} ms against fp32 NCHW {1e3 * plain:.0f} ms ({layout / ours:.2f}x against fp32 channels_last), {torch.get_num_threads()} threads")
+    yield record(
+        "training step of BL, 128 px",
+        plain / ours,
+        "x",
+        ">= 1.8 with bfloat16",
+        holds,
+        f"batch 32, {mixed} + channels_last {1e3 * ours:.0f} ms against fp32 NCHW {1e3 * plain:.0f} ms ({layout / ours:.2f}x against fp32 channels_last), {torch.get_num_threads()} threads",
+    )
 
 
 def study() -> Iterator[Record]:
@@ -136,7 +158,14 @@ def study() -> Iterator[Record]:
             started = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             times.append(time.perf_counter() - started)
-    yield record("make study (demo)", times[0] / 60, "min", "< 8", times[0] < 480, "demo data, demo grid and report; set-up of .venv excluded")
+    yield record(
+        "make study (demo)",
+        times[0] / 60,
+        "min",
+        "< 8",
+        times[0] < 480,
+        "demo data, demo grid and report; set-up of .venv excluded",
+    )
     yield record("make study again", times[1], "s", "", None, "every run found finished; the report written anew")
 
 

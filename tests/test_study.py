@@ -56,7 +56,9 @@ def kernels_below(pid: int) -> list[psutil.Process]:
 
 
 def test_plan_puts_parents_first_and_each_run_once(tiny_dataset):
-    plan = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CKD", "CPF", "CQ"), rates=(0.6, 0.9), seeds=(0, 1))
+    plan = study.plan(
+        preset="tiny", dataset=tiny_dataset, methods_=("CKD", "CPF", "CQ"), rates=(0.6, 0.9), seeds=(0, 1)
+    )
     ids = [s.run_id for s in plan]
     assert len(ids) == len(set(ids)) == 2 * (1 + 2 + 2 + 1)
     for s in plan:
@@ -75,7 +77,9 @@ def test_study_ends_with_every_run_and_the_same_command_finds_them(tiny_dataset,
     results = sorted(outputs.glob("*/*/*/*/result.json"))
     assert [json.loads(p.read_text())["method"] for p in results] == ["BL", "CQ"]
     assert (outputs / "report.html").exists()
-    leftovers = [p.name for p in outputs.rglob("*") if p.suffix in (".new", ".pt") or "new." in p.name or p.name == "failed.json"]
+    leftovers = [
+        p.name for p in outputs.rglob("*") if p.suffix in (".new", ".pt") or "new." in p.name or p.name == "failed.json"
+    ]
     assert leftovers == []
     stamps = [p.stat().st_mtime_ns for p in results]
     second = subprocess.run(command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False)
@@ -129,7 +133,9 @@ def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
     assert done.returncode == 0, done.stdout + done.stderr
     assert baseline.stat().st_mtime_ns == before
     interrupted = outputs / "interrupted.csv"
-    subprocess.run([sys.executable, "-m", "dflib", "results", "--csv", str(interrupted)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "dflib", "results", "--csv", str(interrupted)], check=True, stdout=subprocess.DEVNULL
+    )
     assert _scores(outputs, "CPF") == _undisturbed(tiny_dataset, outputs, more)
 
 
@@ -142,7 +148,9 @@ def _scores(outputs: Path, method: str) -> list[float]:
 
 def _undisturbed(name: str, outputs: Path, more: tuple[str, ...]) -> list[float]:
     fresh = outputs.parent / "undisturbed"
-    subprocess.run(command(name, *more), env=os.environ | {"DFLIB_OUTPUTS": str(fresh)}, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command(name, *more), env=os.environ | {"DFLIB_OUTPUTS": str(fresh)}, check=True, stdout=subprocess.DEVNULL
+    )
     return _scores(fresh, "CPF")
 
 
@@ -166,7 +174,12 @@ def test_an_unknown_notebook_parameter_is_named(tiny_dataset, outputs, tmp_path,
 
 
 def test_no_scheduler_at_the_address(tiny_dataset, outputs):
-    done = subprocess.run(command(tiny_dataset, "--methods", "BL", "--scheduler", "tcp://127.0.0.1:9"), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command(tiny_dataset, "--methods", "BL", "--scheduler", "tcp://127.0.0.1:9"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: no Dask scheduler answers at tcp://127.0.0.1:9")
 

@@ -1,0 +1,328 @@
+"""Offline demo data: real patches of the photographs inside scikit-image and scikit-learn, and fakes from decoders trained on the spot.
+
+`build` makes the real-or-fake set, `build_source` a two-class source task for transfer learning. `prepare` does both and scans them.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data_prep import manifest
+from data_prep.paths import data_root
+
+log = logging.getLogger(__name__)
+
+# Colour photographs that lie inside the wheels. motorcycle_right is left out: it shows motorcycle_left's scene from 20 cm aside.
+PHOTOS = {
+    "astronaut": "skimage/data/astronaut.png",
+    "chelsea": "skimage/data/chelsea.png",
+    "china": "sklearn/datasets/images/china.jpg",
+    "coffee": "skimage/data/coffee.png",
+    "flower": "sklearn/datasets/images/flower.jpg",
+    "hubble": "skimage/data/hubble_deep_field.jpg",
+    "ihc": "skimage/data/ihc.png",
+    "motorcycle": "skimage/data/motorcycle_left.png",
+    "retina": "skimage/data/retina.jpg",
+    "rocket": "skimage/data/rocket.jpg",
+}
+NATURE = ("chelsea", "flower", "hubble", "ihc", "retina")  # the source task's class 0; the others are man-made
+LONGEST = 703  # pixels: the large photographs are shrunk to this first, lest retina and hubble outnumber the rest
+SCALES = (1.3, 1.7, 2.3)  # no integer factor: the photographs' own 8x8 JPEG grids do not survive
+STRIDE = 12  # pixels between patches of one tile; they overlap, but stay inside one group and one class
+MIN_STD = 10  # grey levels: a flat patch shows nothing to tell real from fake by
+FAMILIES = ("deconv", "nearest", "bilinear", "subpixel")
+UNSEEN = "nearest"  # only in test: the family of the four whose traces the other three teach least about (as measured)
+SHARES = {"train": 0.62, "val": 0.14, "test": 0.24}  # of each photograph's groups
+COUNTS = {"train": 1250, "val": 250, "test": 300}  # images per class; in test, per generator
+SOURCE_COUNTS = {"train": 1000, "val": 250, "test": 300}
+STEPS = 160  # of gradient descent, per decoder
+
+
+class Row(TypedDict):
+    """One image: `path` relative to the data folder (posix), `label` 0 or 1, and the names that the manifest wants."""
+
+    path: str
+    label: int
+    generator: str
+    split: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A square of a photograph. `box` (left, top, right, bottom) are pixels of the photograph as tiled; `pixels` is uint8 (size, size, 3)."""
+
+    photo: str
+    group: str
+    split: str
+    role: int  # a group is two neighbouring tiles: 0 is the one that gives reals, 1 the one that gives sources of fakes
+    box: tuple[int, int, int, int]
+    pixels: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return "{}_{}-{}-{}-{}".format(self.photo, *self.box)
+
+
+def prepare(*, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Make the datasets "demo" and "demo-source" in the data root; returns their manifests. About half a minute on two cores.
+
+    >>> demo, source = prepare()                                    # doctest: +SKIP
+    """
+    tables = []
+    for name, maker, kind in (("demo", build, "deepfake"), ("demo-source", build_source, "source")):
+        folder = data_root() / name
+        shutil.rmtree(folder, ignore_errors=True)  # another seed's images would stay behind
+        rows = maker(folder, seed=seed)
+        tables.append(
+            manifest.make(
+                name,
+                folder,
+                rows,
+                kind=kind,
+                licence="photographs of scikit-image and scikit-learn: see their packages",
+            )
+        )
+    return tables[0], tables[1]
+
+
+def build(
+    folder: Path, *, seed: int = 0, size: int = 32, counts: Mapping[str, int] = COUNTS, steps: int = STEPS
+) -> list[Row]:
+    """Write the real-or-fake set below `folder` and return one row per image (label 1 is fake).
+
+    Fakes are decoded from patches that never stand as reals; each decoder is fitted on the training split's. `counts` are images per class
+    and split; in test, per generator, all made from the same sources. Training and validation hold every family but `UNSEEN`.
+    Raises `ValueError` where `size` is odd or below 16, or the photographs hold fewer patches than asked for.
+
+    >>> rows = build(Path("data/demo"), counts={"train": 30, "val": 6, "test": 8}, steps=5)
+    """
+    rng = np.random.default_rng(seed)
+    patches = cut(seed=seed, size=size)
+    chosen = [[_pick(patches, split, role, n, rng) for split, n in counts.items()] for role in (0, 1)]
+    rows = [_save(folder, p, p.pixels, 0, "real") for part in chosen[0] for p in part]
+    train = _to_tensor([p.pixels for p in patches if (p.split, p.role) == ("train", 1)])
+    seen = [family for family in FAMILIES if family != UNSEEN]
+    for family in FAMILIES:
+        model = fit(family, train, steps=steps, seed=seed)
+        sources = []
+        for part in chosen[1]:
+            if part[0].split == "test":
+                sources += part
+            elif family != UNSEEN:
+                sources += part[seen.index(family) :: len(seen)]
+        fakes = _to_uint8(render(model, _to_tensor([p.pixels for p in sources])))
+        rows += [_save(folder, p, fake, 1, family) for p, fake in zip(sources, fakes, strict=True)]
+        log.info("%s: %d fakes from a decoder of %d steps", family, len(sources), steps)
+    return rows
+
+
+def build_source(
+    folder: Path, *, seed: int = 0, size: int = 32, counts: Mapping[str, int] = SOURCE_COUNTS
+) -> list[Row]:
+    """Write the source task below `folder`: nature (label 0) or man-made (label 1), without colour; same rows, errors and splits as `build`.
+
+    The groups fall into the same splits as in `build` with the same seed: what is learned here has not seen the demo's test scenes.
+
+    >>> rows = build_source(Path("data/demo-source"), counts={"train": 20, "val": 4, "test": 6})
+    """
+    rng = np.random.default_rng(seed)
+    patches = cut(seed=seed, size=size)
+    rows = []
+    for label, name in enumerate(("nature", "man-made")):
+        mine = [p for p in patches if (p.photo not in NATURE) == bool(label)]
+        for split, n in counts.items():
+            rows += [_save(folder, p, _grey(p.pixels), label, name) for p in _pick(mine, split, None, n, rng)]
+    return rows
+
+
+def cut(*, seed: int, size: int) -> list[Patch]:
+    """All patches of all photographs, in a fixed order; tiles are cropped before they are resized, so groups share no pixel.
+
+    Raises `ValueError` where `size` is odd or below 16.
+
+    >>> patches = cut(seed=0, size=32)
+    """
+    if size < 16 or size % 2:
+        raise ValueError(f"size={size}: the demo's patches need an even size of at least 16 pixels, such as 32")
+    rng = np.random.default_rng(seed)
+    tile, patches = 3 * size, []
+    for photo, file in PHOTOS.items():
+        image = _open(file)
+        corners = [
+            (x, y)
+            for y in range(0, image.height - tile + 1, tile)
+            for x in range(0, image.width - 2 * tile + 1, 2 * tile)
+        ]
+        for rank, i in enumerate(rng.permutation(len(corners))):
+            (x, y), swap = corners[i], int(rng.integers(2))
+            share = np.searchsorted(np.cumsum(list(SHARES.values())), (rank + 0.5) / len(corners))
+            for half in (0, 1):
+                corner = (x + half * tile, y)
+                square = image.crop((*corner, corner[0] + tile, y + tile))
+                patches += [
+                    Patch(photo, f"{photo}-{x}-{y}", list(SHARES)[share], half ^ swap, box, pixels)
+                    for box, pixels in _patches(square, corner, size)
+                    if pixels.std() >= MIN_STD
+                ]
+    return patches
+
+
+def _patches(
+    square: Image.Image, corner: tuple[int, int], size: int
+) -> list[tuple[tuple[int, int, int, int], np.ndarray]]:
+    found = []
+    for scale in SCALES:
+        side = round(square.width / scale)
+        small = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
+        for v in range(0, side - size + 1, STRIDE):
+            for u in range(0, side - size + 1, STRIDE):
+                edges = (u, v, u + size, v + size)
+                box = tuple(corner[i % 2] + int(edge * square.width / side) for i, edge in enumerate(edges))
+                found.append((box, small[v : v + size, u : u + size]))
+    return found
+
+
+def _open(file: str) -> Image.Image:
+    package, _, rest = file.partition("/")
+    with Image.open(str(files(package) / rest)) as opened:
+        image = opened.convert("RGB")
+    image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    return image
+
+
+def _pick(patches: Sequence[Patch], split: str, role: int | None, n: int, rng: np.random.Generator) -> list[Patch]:
+    pool = [p for p in patches if p.split == split and role in (None, p.role)]
+    if not 0 < n <= len(pool):
+        raise ValueError(f"{n} {split} images per class asked for; the photographs hold 1 to {len(pool)} of this size")
+    return [pool[i] for i in rng.permutation(len(pool))[:n]]
+
+
+class Up(nn.Module):
+    """Doubles height and width by one family's rule: (n, c, h, w) -> (n, d, 2h, 2w)."""
+
+    def __init__(self, family: str, c: int, d: int) -> None:
+        super().__init__()
+        self.family = family
+        if family == "deconv":
+            self.conv: nn.Module = nn.ConvTranspose2d(c, d, 3, stride=2, padding=1, output_padding=1)
+        else:
+            self.conv = nn.Conv2d(c, 4 * d if family == "subpixel" else d, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.family in ("nearest", "bilinear"):
+            x = F.interpolate(x, scale_factor=2, mode=self.family)
+        x = self.conv(x)
+        return F.pixel_shuffle(x, 2) if self.family == "subpixel" else x
+
+
+def _autoencoder(family: str, latent: int = 12, width: int = 24) -> nn.Sequential:
+    encoder = [nn.Conv2d(3, width, 4, 2, 1), nn.SiLU(), nn.Conv2d(width, latent, 3, 1, 1)]  # as many numbers as pixels
+    decoder = [
+        nn.Conv2d(latent, width, 3, 1, 1),
+        nn.SiLU(),
+        Up(family, width, width),
+        nn.SiLU(),
+        nn.Conv2d(width, 3, 3, 1, 1),
+    ]
+    return nn.Sequential(*encoder, *decoder)
+
+
+def fit(family: str, images: Tensor, *, steps: int, seed: int) -> nn.Module:
+    """Train one family's auto-encoder on images (n, 3, h, w) in [-1, 1]: L1, plus sharpness and log amplitude spectrum, lest it blur.
+
+    >>> decoder = fit("deconv", torch.rand(64, 3, 32, 32) * 2 - 1, steps=2, seed=0)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + FAMILIES.index(family))
+        model = _autoencoder(family)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
+    for _ in range(steps):
+        x = images[torch.randint(len(images), (48,), generator=generator)]
+        y = model(x)
+        sharpness = (_laplacian(y).log() - _laplacian(x).log()).abs().mean()
+        spectrum = (_log_spectrum(y) - _log_spectrum(x)).abs().mean()
+        loss = F.l1_loss(y, x) + 0.1 * sharpness + 0.05 * spectrum
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def render(model: nn.Module, x: Tensor) -> Tensor:
+    """Decode images (n, 3, h, w) in [-1, 1] as if cut from a larger fake: no padded border, either phase of the upsampling grid."""
+    y, size = torch.empty_like(x), x.shape[-1]
+    for phase in (0, 1):
+        a, b = 8 + phase, 10 - phase
+        y[phase::2] = model(F.pad(x[phase::2], (a, b, a, b), mode="reflect"))[..., a : a + size, a : a + size]
+    return _equalise(y, x)
+
+
+def _equalise(y: Tensor, x: Tensor) -> Tensor:
+    """Give each fake its source's sharpness, high-band chroma, and mean and contrast per channel: the give-aways that need no look at traces."""
+    chroma_x = _rms(_bands(x)[2])
+    for _ in range(6):  # each step disturbs the others a little
+        low, luma, chroma = _bands(y)
+        grey_x, grey_y = (_laplacian(z.mean(1, keepdim=True)) for z in (x, y))
+        y = low + (grey_x / grey_y).clamp(0.3, 3) * luma + (chroma_x / _rms(chroma)).clamp(0.1, 3) * chroma
+        mean, std = (y.mean((2, 3), keepdim=True), y.std((2, 3), keepdim=True).clamp_min(1e-4))
+        y = ((y - mean) / std * x.std((2, 3), keepdim=True) + x.mean((2, 3), keepdim=True)).clamp(-1, 1)
+    return y
+
+
+def _bands(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    low = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    luma = (x - low).mean(1, keepdim=True)
+    return low, luma, x - low - luma
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(2e-3)
+
+
+def _laplacian(x: Tensor) -> Tensor:
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(x, kernel, groups=x.shape[1]).std((2, 3), keepdim=True).clamp_min(1e-3)
+
+
+def _log_spectrum(x: Tensor) -> Tensor:
+    return (torch.fft.rfft2(x - x.mean((2, 3), keepdim=True), norm="ortho").abs() + 0.02).log()
+
+
+def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _to_uint8(x: Tensor) -> np.ndarray:
+    return ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """Without its colour, which alone would tell ten photographs apart."""
+    return np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
+
+
+def _save(folder: Path, patch: Patch, pixels: np.ndarray, label: int, generator: str) -> Row:
+    kind = f"fake/{generator}" if label and generator in FAMILIES else generator
+    path = f"images/{patch.split}/{kind}/{patch.name}.jpg"
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    # JPEG once, alike for both classes, as detectors meet images; q95 4:4:4 keeps the decoders' traces (q80 cost 0.1 of AUROC)
+    Image.fromarray(pixels).save(folder / path, quality=95, subsampling=0)
+    return {"path": path, "label": label, "generator": generator, "split": patch.split, "group": patch.group}

@@ -1,0 +1,130 @@
+"""What several test files share: temporary roots for the whole session, a small real-or-fake dataset, makers of image files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageFilter
+
+from data_prep import folder
+
+hypothesis.settings.register_profile("here", deadline=None, derandomize=True, print_blob=False)
+hypothesis.settings.load_profile("here")
+
+PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+CELL = 48  # pixels: each cell of a photograph gives one patch, real or fake
+
+
+@pytest.fixture(scope="session", autouse=True)
+def roots(tmp_path_factory) -> Iterator[Path]:
+    """Data and outputs of the whole session lie in a temporary folder, for this process and those it starts."""
+    base = tmp_path_factory.mktemp("roots")
+    before = {key: os.environ.get(key) for key in ("DFLIB_DATA", "DFLIB_OUTPUTS")}
+    os.environ.update(DFLIB_DATA=str(base / "data"), DFLIB_OUTPUTS=str(base / "outputs"))
+    yield base
+    for key, value in before.items():
+        if value is None:
+            os.environ.pop(key)
+        else:
+            os.environ[key] = value
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(roots) -> str:
+    """Name of a prepared dataset: 120 patches of photographs, 60 nearest-upsampled and 60 blurred other ones, 32 to 48 px, JPEG and PNG alike."""
+    base = roots / "images"
+    rng = np.random.default_rng(0)
+    cells = [(p, x, y) for p in PHOTOGRAPHS for x in range(9) for y in range(6)]
+    chosen = [cells[i] for i in rng.permutation(len(cells))[:240]]
+    photographs = {p: Image.open(str(files("skimage") / "data" / p)).convert("RGB") for p in PHOTOGRAPHS}
+    for i, (photograph, x, y) in enumerate(chosen):
+        side = int(rng.integers(16, 25)) * 2
+        patch = photographs[photograph].crop((x * CELL, y * CELL, x * CELL + side, y * CELL + side))
+        where = ("real", "fake/nearest", "real", "fake/blurred")[i % 4]
+        if where == "fake/nearest":
+            patch = patch.resize((side // 2,) * 2, Image.Resampling.BOX).resize((side,) * 2, Image.Resampling.NEAREST)
+        elif where == "fake/blurred":
+            patch = patch.filter(ImageFilter.GaussianBlur(1.5))
+        path = base / where / f"{Path(photograph).stem}-{x}-{y}.{('jpg', 'png')[i // 4 % 2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        patch.save(path, quality=90)
+    folder.prepare(base, name="tiny-set")
+    return "tiny-set"
+
+
+@pytest.fixture
+def data_root(tmp_path, monkeypatch) -> Path:
+    """An empty data root of the test's own."""
+    monkeypatch.setenv("DFLIB_DATA", str(tmp_path / "data-root"))
+    return tmp_path / "data-root"
+
+
+@pytest.fixture
+def outputs_root(tmp_path, monkeypatch) -> Path:
+    """An empty outputs root of the test's own."""
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs-root"))
+    return tmp_path / "outputs-root"
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real images ($DFLIB_REAL_DATA); tests that need it skip where there is none."""
+    if not os.environ.get("DFLIB_REAL_DATA"):
+        pytest.skip("DFLIB_REAL_DATA is not set")
+    return Path(os.environ["DFLIB_REAL_DATA"])
+
+
+def _picture(path: Path, *, seed: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB", **options) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return path
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Path]:
+    """picture(path, seed=0, size=(12, 9), mode="RGB", **save_options): write an image of noise."""
+    return _picture
+
+
+@pytest.fixture(scope="session")
+def tree() -> Callable[..., Path]:
+    """tree(root, {"real": 10, "fake/gan": 10}, suffix=".png"): write so many different small images into each folder."""
+
+    def make(root: Path, counts: dict[str, int], *, suffix: str = ".png", size: tuple[int, int] = (12, 9)) -> Path:
+        seed = 0
+        for where, n in counts.items():
+            for i in range(n):
+                seed += 1
+                _picture(root / where / f"{where.replace('/', '-')}-{i:03d}{suffix}", seed=seed, size=size)
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy() -> Callable[..., object]:
+    """toy(n=60, size=32, seed=0): a `dflib.data.Dataset` in memory that is easy to tell apart (fakes carry a pattern of stripes)."""
+    from dflib.data import Dataset, Part
+
+    def make(n: int = 60, *, size: int = 32, seed: int = 0) -> Dataset:
+        rng = np.random.default_rng(seed)
+        labels = np.arange(n) % 2
+        images = rng.integers(0, 200, (n, size, size, 3), dtype=np.uint8)
+        images[labels == 1, :, ::2] += 50
+        table = pd.DataFrame({"row": np.arange(n), "label": labels, "generator": np.where(labels, "stripes", "camera")})
+        table["path"] = table["group"] = [f"i{i}" for i in range(n)]
+        cut = (n * 6 // 10, n * 8 // 10)
+        parts = [
+            Part(images, t.reset_index(drop=True)) for t in (table[: cut[0]], table[cut[0] : cut[1]], table[cut[1] :])
+        ]
+        return Dataset("toy", size, "strict", "resize", *parts, ("real", "fake"))
+
+    return make

@@ -1,0 +1,173 @@
+"""The demo data: scene groups, held-out family, equal formats, same bytes again, and no give-away that a look at the file would find."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+
+from data_prep import demo
+
+TINY = {"train": 12, "val": 6, "test": 6}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, demo.build(folder)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo-source")
+    return folder, demo.build_source(folder)
+
+
+def box(row):
+    """Photograph and left, top, right, bottom, as the file's name keeps them."""
+    photo, _, place = Path(row["path"]).stem.partition("_")
+    return photo, tuple(int(edge) for edge in place.split("-"))
+
+
+def count(rows, **wanted):
+    return sum(all(row[key] == value for key, value in wanted.items()) for row in rows)
+
+
+def test_counts_per_split_and_generator(built):
+    _, rows = built
+    for split, n in demo.COUNTS.items():
+        assert count(rows, split=split, label=0, generator="real") == n
+    for split in ("train", "val"):
+        assert count(rows, split=split, label=1) == demo.COUNTS[split]
+    for family in demo.FAMILIES:
+        assert count(rows, split="test", label=1, generator=family) == demo.COUNTS["test"]
+
+
+def test_the_unseen_family_is_only_in_test(built):
+    _, rows = built
+    assert {row["split"] for row in rows if row["generator"] == demo.UNSEEN} == {"test"}
+    assert {row["generator"] for row in rows if row["split"] == "train"} == {"real", *demo.FAMILIES} - {demo.UNSEEN}
+
+
+@pytest.mark.parametrize("which", ["built", "source"])
+def test_no_group_crosses_splits(which, request):
+    splits = defaultdict(set)
+    for row in request.getfixturevalue(which)[1]:
+        splits[row["group"]].add(row["split"])
+    assert len(splits) > 100
+    assert all(len(found) == 1 for found in splits.values())
+
+
+def test_groups_and_classes_share_no_pixel(built):
+    _, rows = built
+    owner = {photo: np.full((703, 703), "", dtype=object) for photo in demo.PHOTOS}
+    for row in rows:
+        photo, (left, top, right, bottom) = box(row)
+        area = owner[photo][top:bottom, left:right]
+        assert area.size
+        assert set(area.flat) <= {"", (row["group"], row["label"])}
+        area.fill((row["group"], row["label"]))
+
+
+def test_both_classes_come_from_the_same_photographs(built):
+    _, rows = built
+    for split in demo.SHARES:
+        shares = []
+        for label in (0, 1):
+            photos = [box(row)[0] for row in rows if row["split"] == split and row["label"] == label]
+            shares.append([photos.count(photo) / len(photos) for photo in demo.PHOTOS])
+        assert np.abs(np.diff(shares, axis=0)).max() < 0.12
+
+
+def test_demo_and_source_agree_on_every_groups_split(built, source):
+    mine = {row["group"]: row["split"] for row in built[1]}
+    assert all(mine.get(row["group"], row["split"]) == row["split"] for row in source[1])
+
+
+@pytest.mark.parametrize("which", ["built", "source"])
+def test_all_files_have_one_format_and_size(which, request):
+    folder, rows = request.getfixturevalue(which)
+    kinds = set()
+    for row in rows:
+        with Image.open(folder / row["path"]) as image:
+            kinds.add((image.format, image.size, image.mode, str(image.quantization), tuple(image.info)))
+    assert len(kinds) == 1
+    assert len({row["path"] for row in rows}) == len(rows) == sum(1 for file in folder.rglob("*") if file.is_file())
+
+
+def test_no_give_away(built):
+    """Bytes, colour, contrast and sharpness tell little: gradient boosting, cross-validated over scenes, sees only them."""
+    folder, rows = built
+    looks = np.array([features(folder / row["path"]) for row in rows])
+    label, group = np.array([row["label"] for row in rows]), [row["group"] for row in rows]
+    assert probe(looks[:, :4], label, group) < 0.60  # bytes and mean colour
+    assert probe(looks, label, group) < 0.66
+
+
+def features(file):
+    with Image.open(file) as image:
+        pixels = np.asarray(image, dtype=float)
+    grey = pixels.mean(2)
+    edges = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
+    return [file.stat().st_size, *pixels.mean((0, 1)), *pixels.std((0, 1)), edges.var()]
+
+
+def probe(looks, label, group):
+    model = HistGradientBoostingClassifier(max_iter=100, learning_rate=0.06, random_state=0)
+    score = cross_val_predict(model, looks, label, groups=group, cv=GroupKFold(5), method="predict_proba")[:, 1]
+    return roc_auc_score(label, score)
+
+
+def test_same_seed_same_bytes_and_global_randomness_untouched(tmp_path):
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    digests = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        rows = demo.build(tmp_path / name, seed=seed, counts=TINY, steps=4)
+        digests.append(
+            [(row["path"], hashlib.sha256((tmp_path / name / row["path"]).read_bytes()).hexdigest()) for row in rows]
+        )
+    assert digests[0] == digests[1] != digests[2]
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+@pytest.mark.parametrize("family", demo.FAMILIES)
+def test_training_brings_a_decoder_closer_to_its_source(family):
+    patches = [p.pixels for p in demo.cut(seed=0, size=32) if p.split == "train"][::8]
+    images = torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2) / 127.5 - 1
+    short, long = (demo.render(demo.fit(family, images, steps=steps, seed=0), images) for steps in (2, 30))
+    assert (long - images).abs().mean() < 0.7 * (short - images).abs().mean()
+    assert torch.allclose(long.mean((2, 3)), images.mean((2, 3)), atol=0.03)
+
+
+def test_source_task_is_balanced_and_grey(source):
+    folder, rows = source
+    assert {(row["label"], row["generator"]) for row in rows} == {(0, "nature"), (1, "man-made")}
+    for split, n in demo.SOURCE_COUNTS.items():
+        assert count(rows, split=split, label=0) == count(rows, split=split, label=1) == n
+    with Image.open(folder / rows[0]["path"]) as image:
+        assert np.ptp(np.asarray(image, dtype=int), axis=2).max() <= 2
+
+
+def test_another_size(tmp_path):
+    rows = demo.build(tmp_path, size=64, counts=TINY, steps=2)
+    with Image.open(tmp_path / rows[-1]["path"]) as image:
+        assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"), [({"size": 33}, "even size"), ({"counts": {"train": 10**6}}, "1000000 train images")]
+)
+def test_what_cannot_be_built_is_refused(tmp_path, wrong, hint):
+    with pytest.raises(ValueError, match=hint):
+        demo.build(tmp_path, **wrong)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,246 @@
+"""The notebooks: their form, and what they leave behind when they are executed for real (preset tiny, small real patches)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from data_prep.paths import PROJECT
+from dflib import methods, models, runs, study
+
+FOLDER = PROJECT / "notebooks"
+ALL = sorted(FOLDER.glob("*.ipynb"))
+METHODS = {row.notebook: code for code, row in methods.METHODS.items()}
+RUNS = [p.stem for p in ALL if p.stem in METHODS]
+READERS = [p.stem for p in ALL if p.stem in ("00_start_here", "13_compare")]
+KEYS = {
+    "schema", "run_id", "method", "rate", "seed", "dataset", "source", "protocol", "preset", "params", "parents", "data_fingerprint",
+    "versions", "device", "timings", "cost", "metrics", "threshold", "status",
+}  # fmt: skip
+
+each = pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
+
+
+def cells(path: Path, kind: str) -> list[str]:
+    return [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+
+
+def outputs(path: Path) -> list[dict]:
+    return [o for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" for o in c.outputs]
+
+
+def widget_outputs(path: Path) -> list[dict]:
+    """What stands in the output areas of the widgets."""
+    state = nbformat.read(path, as_version=4).metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    return [o for w in state.values() if w["model_name"] == "OutputModel" for o in w["state"]["outputs"]]
+
+
+def is_quiet(path: Path) -> bool:
+    """No error and nothing on stderr, in cells and widgets, and each widget shows a picture; fails with the text otherwise."""
+    shown = widget_outputs(path)
+    loud = [o for o in outputs(path) + shown if o["output_type"] == "error" or o.get("name") == "stderr"]
+    assert not loud, loud[0]
+    assert any("image/png" in o.get("data", {}) for o in shown)
+    return True
+
+
+# --- form
+
+
+def test_every_method_has_its_notebook():
+    assert set(METHODS) == set(RUNS)
+
+
+@each
+def test_is_a_valid_stripped_notebook(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3" and "widgets" not in book.metadata
+    assert len({c.id for c in book.cells}) == len(book.cells)
+    assert all(c.outputs == [] and c.execution_count is None for c in book.cells if c.cell_type == "code")
+
+
+@each
+def test_has_one_parameters_cell_that_papermill_understands(path):
+    book = nbformat.read(path, as_version=4)
+    assert sum("parameters" in c.metadata.get("tags", []) for c in book.cells) == 1
+    found = papermill.inspect_notebook(str(path))
+    assert {"preset", "dataset", "protocol"} <= set(found)
+    if path.stem in METHODS:
+        assert ("rate" in found) == methods.METHODS[METHODS[path.stem]].rated
+
+
+@each
+def test_code_is_short_and_follows_prose(path):
+    book = nbformat.read(path, as_version=4)
+    assert 30 <= len(book.cells) <= 70
+    code = [i for i, c in enumerate(book.cells) if c.cell_type == "code"]
+    lines = [len(book.cells[i].source.splitlines()) for i in code]
+    assert max(lines) <= 25, book.cells[code[lines.index(max(lines))]].source
+    assert sum(book.cells[i - 1].cell_type == "markdown" for i in code) >= 0.6 * len(code)
+
+
+@each
+def test_teaches(path):
+    text = "\n".join(cells(path, "markdown"))
+    assert text.startswith(f"# {path.stem[:2]} · ")
+    assert all(
+        part in text
+        for part in ("After this notebook you can", "**Time**", "## Exercises", "## Recap", "ou should see")
+    )
+    assert text.count("<details>") == text.count("</details>") >= 2
+    code = "\n".join(cells(path, "code"))
+    assert "assert " in code
+    assert "continuous_update=False" in code or "Dropdown(" in code
+    assert all("description=" in line for line in code.splitlines() if re.search(r"= \w*(Slider|Dropdown)\(", line))
+
+
+@each
+def test_links_lead_somewhere(path):
+    targets = [t for text in cells(path, "markdown") for t in re.findall(r"\]\(([^)\s]+)\)", text)]
+    assert targets
+    for target in targets:
+        assert target.startswith("https://") or (FOLDER / target.partition("#")[0]).is_file(), target
+
+
+@each
+def test_names_no_place_of_one_machine(path):
+    assert not re.search(r"/(work|tmp|home|root|mnt)/|[A-Z]:\\\\", path.read_text())
+
+
+def test_ruff_is_content():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, str(FOLDER)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+
+
+# --- executed
+
+
+@pytest.fixture(scope="module")
+def outputs_folder(tiny_dataset, tmp_path_factory) -> Iterator[Path]:
+    """An outputs root that the tests below share: each run is made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("notebook-outputs")
+        patch.setenv("DFLIB_OUTPUTS", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def made(tiny_dataset, outputs_folder) -> dict[str, dict]:
+    """Results of all run notebooks by method, executed as the batch does."""
+    results = {}
+    for s in study.plan(preset="tiny", dataset=tiny_dataset, methods_=tuple(METHODS.values())):
+        outcome = study.execute(s)
+        assert outcome["status"] == "done", outcome["error"]
+        results[s.method] = runs.read(s.folder) | {"folder": s.folder, "spec": s}
+    return results
+
+
+MOVE = """
+control = globals().get("slider") or menu
+control.value = control.options[-1] if hasattr(control, "options") else control.max
+"""
+
+
+def step_through(stem: str, target: Path, **parameters) -> Path:
+    """Execute a notebook as a reader would, and move its slider (or menu) to the other end."""
+    book = nbformat.read(FOLDER / f"{stem}.ipynb", as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell(MOVE))
+    nbformat.write(book, target)
+    papermill.execute_notebook(str(target), str(target), parameters, cwd=str(FOLDER), progress_bar=False)
+    return target
+
+
+def finite(value) -> bool:
+    if isinstance(value, dict):
+        return all(map(finite, value.values()))
+    if isinstance(value, list):
+        return all(map(finite, value))
+    return value is None or math.isfinite(value)
+
+
+@pytest.mark.parametrize("stem", RUNS)
+def test_run_notebook_leaves_a_complete_result(stem, made):
+    result = made[METHODS[stem]]
+    assert result.keys() >= KEYS and result["status"] == "done" and result["method"] == METHODS[stem]
+    assert finite(result["metrics"]) and finite(result["timings"]) and 0 <= result["threshold"] <= 1
+    everything = result["metrics"]["all"]
+    assert everything["auroc"] is not None and everything["n"] == everything["n_real"] + everything["n_fake"]
+    cost = result["cost"]
+    assert cost["file_bytes"] == (result["folder"] / result["deployed"]).stat().st_size
+    assert 0 < cost["latency_ms"]["p50"] <= cost["latency_ms"]["p95"]
+    assert is_quiet(result["folder"] / "notebook.ipynb")
+    written = {p.name for p in result["folder"].iterdir()}
+    assert {"notebook.ipynb", "model.safetensors", "predictions.parquet", "log.txt"} <= written
+    assert not {"checkpoint.pt", "failed.json", "notebook.new.ipynb"} & written
+
+
+def test_the_architecture_of_each_run_is_the_methods_own(made):
+    full = models.count(models.architecture("BL", size=32))
+    assert [made[m]["cost"]["params"] for m in ("BL", "CPF", "CQ")] == [full] * 3
+    assert made["CPF"]["cost"]["nonzero"] / full == pytest.approx(0.1, abs=1e-3)
+    assert made["CKD"]["cost"]["params"] / full == pytest.approx(0.1, rel=0.01)
+    assert made["CKD"]["cost"]["file_bytes"] < 0.2 * made["BL"]["cost"]["file_bytes"]
+
+
+def test_pruning_gains_neither_bytes_nor_operations(made):
+    assert made["CPF"]["cost"]["macs"] == made["BL"]["cost"]["macs"]
+    assert made["CPF"]["cost"]["file_bytes"] == pytest.approx(made["BL"]["cost"]["file_bytes"], rel=1e-3)
+    assert made["CPF"]["cost"]["gzip_bytes"] < 0.5 * made["BL"]["cost"]["gzip_bytes"]
+
+
+def test_quantization_deploys_the_int8_file(made):
+    assert made["CQ"]["deployed"] == "model.int8.onnx"
+    assert made["CQ"]["parents"] == [made["BL"]["run_id"]]
+    assert made["CQ"]["cost"]["file_bytes"] < made["BL"]["cost"]["file_bytes"]
+
+
+@pytest.mark.parametrize("stem", RUNS)
+def test_every_figure_and_recap_is_there(stem, made):
+    found = outputs(made[METHODS[stem]]["folder"] / "notebook.ipynb")
+    assert sum("image/png" in o.get("data", {}) for o in found) >= 5
+    recap = [o["data"]["text/markdown"] for o in found if "text/markdown" in o.get("data", {})][-1]
+    assert f"{made[METHODS[stem]]['metrics']['all']['auroc']:.3f}" in recap and "interval" in recap
+
+
+def test_a_second_execution_finds_the_first(made):
+    for result in made.values():
+        assert study.execute(result["spec"])["seconds"] == 0
+
+
+def test_stepping_through_a_finished_run_changes_nothing(made, tmp_path):
+    result = made["CPF"]
+    before = {p.name: p.stat().st_mtime_ns for p in result["folder"].iterdir()}
+    read = step_through("03_prune", tmp_path / "again.ipynb", **result["spec"].parameters())
+    assert is_quiet(read)
+    assert before == {p.name: p.stat().st_mtime_ns for p in result["folder"].iterdir()}
+
+
+@pytest.mark.parametrize("stem", READERS)
+def test_readers_show_the_runs(stem, made, tiny_dataset, tmp_path):
+    read = step_through(stem, tmp_path / "read.ipynb", preset="tiny", dataset=tiny_dataset)
+    assert is_quiet(read)
+    text = json.dumps(outputs(read))
+    assert all(result["run_id"] in text or stem == "13_compare" for result in made.values())
+    assert stem != "13_compare" or "**4** runs to compare" in text
+
+
+@pytest.mark.parametrize("stem", READERS)
+def test_readers_say_what_to_do_without_runs(stem, tmp_path, monkeypatch):
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "nothing"))
+    monkeypatch.setenv("DFLIB_DATA", str(tmp_path / "nothing"))
+    read = step_through(stem, tmp_path / "read.ipynb")
+    assert is_quiet(read)
+    assert "python -m dflib study --preset demo --dataset demo" in json.dumps(outputs(read))
