@@ -128,3 +128,28 @@ def toy() -> Callable[..., object]:
         return Dataset("toy", size, "strict", "resize", *parts, ("real", "fake"))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory) -> dict:
+    """A small detector with lived-in BatchNorm statistics: {"model", "checkpoint", "onnx"} (its two files)."""
+    import torch
+
+    from dflib import export, models, train
+
+    folder_ = tmp_path_factory.mktemp("exported")
+    arch = models.Architecture(
+        "t", 32,
+        (models.Block(8, pool=True), models.Block(16, pool=True, separable=True, mid=16, groups=8), models.Block(16)),
+        (models.Dense(256, 0.5), models.Dense(32, 0.5)),
+    )  # fmt: skip
+    with train.seeded(0):
+        model = models.Detector(arch)
+        for _ in range(5):
+            model(torch.rand(16, 3, 32, 32))
+    model.eval()
+    return {
+        "model": model,
+        "checkpoint": models.save(model, folder_ / "model.safetensors"),
+        "onnx": export.to_onnx(model, folder_ / "model.onnx"),
+    }

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
+from threadpoolctl import threadpool_limits
 
 from data_prep import demo
 
@@ -122,12 +123,13 @@ def features(file):
 
 def probe(looks, label, group):
     model = HistGradientBoostingClassifier(max_iter=100, learning_rate=0.06, random_state=0)
-    score = cross_val_predict(model, looks, label, groups=group, cv=GroupKFold(5), method="predict_proba")[:, 1]
+    with threadpool_limits(1):  # threads that wait for each other are slow on a busy machine
+        score = cross_val_predict(model, looks, label, groups=group, cv=GroupKFold(5), method="predict_proba")[:, 1]
     return roc_auc_score(label, score)
 
 
 def test_same_seed_same_bytes_and_global_randomness_untouched(tmp_path):
-    torch.manual_seed(3)
+    threads = torch.get_num_threads()
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     digests = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -136,16 +138,18 @@ def test_same_seed_same_bytes_and_global_randomness_untouched(tmp_path):
             [(row["path"], hashlib.sha256((tmp_path / name / row["path"]).read_bytes()).hexdigest()) for row in rows]
         )
     assert digests[0] == digests[1] != digests[2]
+    assert torch.get_num_threads() == threads
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
 
 
 @pytest.mark.parametrize("family", demo.FAMILIES)
 def test_training_brings_a_decoder_closer_to_its_source(family):
-    patches = [p.pixels for p in demo.cut(seed=0, size=32) if p.split == "train"][::8]
+    patches = [p.pixels for p in demo.cut(seed=0, size=32) if p.split == "train"][::32]
     images = torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2) / 127.5 - 1
-    short, long = (demo.render(demo.fit(family, images, steps=steps, seed=0), images) for steps in (2, 30))
-    assert (long - images).abs().mean() < 0.7 * (short - images).abs().mean()
+    short, long = (demo.render(demo.fit(family, images, steps=steps, seed=0), images) for steps in (2, 60))
+    far, near = ((fake - images).abs().mean().item() for fake in (short, long))
+    assert near < 0.75 * far
     assert torch.allclose(long.mean((2, 3)), images.mean((2, 3)), atol=0.03)
 
 
