@@ -1,0 +1,136 @@
+"""From the memory map to batches: nothing twice, nothing lost, nothing mixed up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep import dogs_vs_cats, folder, manifest
+from data_prep.errors import InputError
+from dflib import data
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_dataset) -> data.Dataset:
+    return data.open(tiny_dataset, size=32)
+
+
+def test_parts_hold_every_usable_image_once(opened, tiny_dataset):
+    parts = (opened.train, opened.val, opened.test)
+    rows = np.concatenate([p.table["row"] for p in parts])
+    assert sorted(rows) == list(range(240))
+    assert (opened.name, opened.size, opened.protocol, opened.mode) == (tiny_dataset, 32, "strict", "resize")
+    assert [len(p) for p in parts] == [144, 24, 72]  # 60/10/30 of 240 images that share no scene
+    assert opened.class_names == ("real", "fake")
+    paths = manifest.load(tiny_dataset)["path"].to_numpy()
+    for part in parts:
+        assert (paths[part.table["row"]] == part.table["path"]).all()
+        assert ((part.table["path"].str.split("/").str[0] == "fake") == (part.labels == 1)).all()
+        assert (part.generators == np.where(part.labels == 0, "real", part.table["path"].str.split("/").str[1])).all()
+        assert (part.groups == part.table["group"]).all()
+
+
+@given(size=st.integers(1, 100), seed=st.none() | st.integers(0, 9))
+def test_batches_cover_each_image_once_with_its_own_label(opened, size, seed):
+    part = opened.val
+    shuffle = None if seed is None else torch.Generator().manual_seed(seed)
+    batches = list(part.batches(size, shuffle=shuffle))
+    assert [len(x) for x, _ in batches] == [min(size, 24 - i) for i in range(0, 24, size)]
+    images, labels = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    assert (images.dtype, labels.dtype, images.shape[1:]) == (torch.uint8, torch.int64, (3, 32, 32))
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x, _ in batches)
+    ours = sorted((x.permute(1, 2, 0).numpy().tobytes(), int(y)) for x, y in zip(images, labels, strict=True))
+    assert ours == sorted((part.image(i).tobytes(), int(part.labels[i])) for i in range(24))
+
+
+def test_without_a_generator_the_order_is_the_tables(opened):
+    images = torch.cat([x for x, _ in opened.test.batches(10)])
+    assert all(np.array_equal(images[i].permute(1, 2, 0), opened.test.image(i)) for i in range(len(opened.test)))
+
+
+def test_the_order_depends_on_the_generator_alone(opened):
+    def labels(seed: int, size: int = 7) -> list[int]:
+        return torch.cat([x.flatten(1).sum(1) for x, _ in opened.train.batches(size, shuffle=torch.Generator().manual_seed(seed))]).tolist()
+
+    torch.manual_seed(1)
+    first = labels(5)
+    torch.manual_seed(2)
+    torch.rand(9)
+    before = torch.get_rng_state()
+    assert labels(5) == first == labels(5, size=64)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert labels(6) != first
+
+
+def test_limit_is_balanced_and_always_the_same(tiny_dataset, opened):
+    first, again = (data.open(tiny_dataset, size=32, limit=10) for _ in range(2))
+    for part in ("train", "val", "test"):
+        table = getattr(first, part).table
+        assert table["label"].value_counts().to_dict() == {0: 10, 1: 10}
+        assert table["path"].tolist() == getattr(again, part).table["path"].tolist() == sorted(table["path"])
+        assert set(table["path"]) < set(getattr(opened, part).table["path"])
+    assert len(data.open(tiny_dataset, size=32, limit=10_000).train) == len(opened.train)
+    for bad in (0, -3):
+        with pytest.raises(InputError, match=f"limit {bad}: at least one image"):
+            data.open(tiny_dataset, size=32, limit=bad)
+
+
+def test_the_papers_protocol_splits_60_40_less_its_validation(tiny_dataset):
+    opened = data.open(tiny_dataset, size=32, protocol="paper")
+    assert [len(p) for p in (opened.train, opened.val, opened.test)] == pytest.approx([129.6, 14.4, 96], abs=2)
+
+
+def test_sources_name_their_own_classes(tmp_path, data_root, tree):
+    counts = {"train/cats": 20, "train/dogs": 20, "test/cats": 3, "test/dogs": 3}
+    dogs_vs_cats.prepare(tree(tmp_path / "set", counts))
+    opened = data.open("dogs-vs-cats", size=32)
+    assert opened.class_names == ("cats", "dogs")
+    assert [len(p) for p in (opened.train, opened.val, opened.test)] == [36, 4, 6]
+    assert set(opened.test.generators) == {"real", "dogs"}
+
+
+def test_quarantined_images_shift_no_row(tmp_path, data_root, tree):
+    root = tree(tmp_path / "set", {"real": 40, "fake/gan": 40}, size=(32, 32))
+    (root / "fake" / "gan" / "fake-gan-000.png").write_bytes(b"")
+    (root / "real" / "real-007.png").write_bytes(b"junk")
+    folder.prepare(root, name="mine")
+    opened = data.open("mine", size=32)
+    assert sum(len(p) for p in (opened.train, opened.val, opened.test)) == 78
+    from PIL import Image
+
+    for part in (opened.train, opened.val, opened.test):
+        for i, path in enumerate(part.table["path"]):
+            assert np.array_equal(part.image(i), np.asarray(Image.open(root / path)))
+
+
+def test_the_fingerprint_follows_contents_labels_and_splits(tmp_path, data_root, tree, picture):
+    root = tree(tmp_path / "set", {"real": 3, "fake/gan": 3})
+    folder.prepare(root, name="mine")
+    first = data.fingerprint("mine")
+    folder.prepare(root, name="mine")
+    assert data.fingerprint("mine") == first
+    seen = {first}
+    picture(root / "real" / "real-000.png", seed=99)
+    folder.prepare(root, name="mine")
+    seen.add(data.fingerprint("mine"))
+    (root / "fake" / "gan").rename(root / "fake" / "other")
+    folder.prepare(root, name="mine")
+    seen.add(data.fingerprint("mine"))
+    (root / "fake" / "other" / "fake-gan-001.png").rename(root / "real" / "fake-gan-001.png")
+    folder.prepare(root, name="mine")
+    seen.add(data.fingerprint("mine"))
+    assert len(seen) == 4
+
+
+def test_names_that_are_not_known_are_named(tiny_dataset):
+    with pytest.raises(InputError, match="unknown dataset 'tiny-sett', did you mean 'tiny-set'"):
+        data.open("tiny-sett", size=32)
+    with pytest.raises(InputError, match="unknown protocol 'papers', did you mean 'paper'"):
+        data.open(tiny_dataset, size=32, protocol="papers")
+    with pytest.raises(InputError, match="unknown input mode 'crop'"):
+        data.open(tiny_dataset, size=32, mode="crop")
+    with pytest.raises(InputError, match="image size 40 is not a multiple of 32"):
+        data.open(tiny_dataset, size=40)
