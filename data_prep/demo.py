@@ -281,22 +281,46 @@ def fit(family: str, images: Tensor, *, steps: int, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def render(model: nn.Module, x: Tensor) -> Tensor:
-    """Decode images (n, 3, h, w) in [-1, 1] as if cut from a larger fake: no padded border, either phase of the upsampling grid."""
+    """Decode images (n, 3, h, h) in [-1, 1] as if cut from a larger fake: no padded border, either phase of the upsampling grid."""
     y, size = torch.empty_like(x), x.shape[-1]
     for phase in (0, 1):
         a, b = 8 + phase, 10 - phase
         y[phase::2] = model(F.pad(x[phase::2], (a, b, a, b), mode="reflect"))[..., a : a + size, a : a + size]
-    return _equalise(y, x)
+    pairs = zip(y.split(128), x.split(128), strict=True)
+    return torch.cat([_match_looks(_match_spectrum(fake, source), source) for fake, source in pairs])
 
 
-def _equalise(y: Tensor, x: Tensor) -> Tensor:
-    """Give each fake its source's sharpness, high-band chroma, and mean and contrast per channel: the give-aways that need no look at traces."""
+def _match_spectrum(y: Tensor, x: Tensor) -> Tensor:
+    """Give each fake its source's energy at every spatial frequency (all directions together), in luma and chroma; the phases stay its own."""
+    n = x.shape[-1]
+    fy, fx = torch.fft.fftfreq(2 * n) * n, torch.fft.rfftfreq(2 * n) * n
+    rings = F.one_hot((fy[:, None].square() + fx.square()).sqrt().round().long()).float().flatten(0, 1)
+    target = _mirrored_spectrum(x).abs().square().flatten(2) @ rings
+    for _ in range(2):  # once more, for what clamping took
+        spectrum = _mirrored_spectrum(y)
+        energy = spectrum.abs().square().flatten(2) @ rings
+        gain = ((target + 1e-3) / (energy + 1e-3)).sqrt().clamp(0.05, 8) @ rings.T
+        z = torch.fft.irfft2(spectrum * gain.view(spectrum.shape))[..., :n, :n]
+        y = (z[:, :1] + z[:, 1:]).clamp(-1, 1)
+    return y
+
+
+def _mirrored_spectrum(x: Tensor) -> Tensor:
+    """Of luma and the three channels' distances from it; mirrored, for a plain FFT would draw the jump at the border all over the patch."""
+    luma = x.mean(1, keepdim=True)
+    z = torch.cat([luma, x - luma], 1)
+    z = torch.cat([z, z.flip(3)], 3)
+    return torch.fft.rfft2(torch.cat([z, z.flip(2)], 2))
+
+
+def _match_looks(y: Tensor, x: Tensor) -> Tensor:
+    """Give each fake its source's sharpness, high-band chroma, and mean and contrast per channel: what tells without a look at traces."""
     chroma_x = _rms(_bands(x)[2])
     for _ in range(6):  # each step disturbs the others a little
         low, luma, chroma = _bands(y)
         grey_x, grey_y = (_laplacian(z.mean(1, keepdim=True)) for z in (x, y))
         y = low + (grey_x / grey_y).clamp(0.3, 3) * luma + (chroma_x / _rms(chroma)).clamp(0.1, 3) * chroma
-        mean, std = (y.mean((2, 3), keepdim=True), y.std((2, 3), keepdim=True).clamp_min(1e-4))
+        mean, std = y.mean((2, 3), keepdim=True), y.std((2, 3), keepdim=True).clamp_min(1e-4)
         y = ((y - mean) / std * x.std((2, 3), keepdim=True) + x.mean((2, 3), keepdim=True)).clamp(-1, 1)
     return y
 

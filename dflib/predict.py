@@ -53,7 +53,7 @@ class Predictor:
     def probabilities(self, arrays: np.ndarray) -> np.ndarray:
         """P(fake) of decoded images, uint8 N x size x size x 3 -> N."""
         with torch.inference_mode():
-            logits = self.forward(pixels(torch.from_numpy(np.ascontiguousarray(arrays)).permute(0, 3, 1, 2)))
+            logits = self.forward(pixels(torch.from_numpy(np.array(arrays)).permute(0, 3, 1, 2)))
         return logits.double().softmax(1)[:, 1].numpy()
 
 

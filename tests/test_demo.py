@@ -110,7 +110,7 @@ def test_no_give_away(built):
     looks = np.array([features(folder / row["path"]) for row in rows])
     label, group = np.array([row["label"] for row in rows]), [row["group"] for row in rows]
     assert probe(looks[:, :4], label, group) < 0.60  # bytes and mean colour
-    assert probe(looks, label, group) < 0.66
+    assert probe(looks, label, group) < 0.64
 
 
 def features(file):
