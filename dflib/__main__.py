@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, choose
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -60,10 +60,12 @@ def study(
     from dflib import study as engine
     from dflib.methods import preset as find_preset
 
-    _ensure_demo(dataset or find_preset(preset).dataset)
-    plan = engine.plan(
-        preset=preset, dataset=dataset, protocol=protocol, methods_=_list(methods), rates=_list(rates, float), seeds=_list(seeds, int), settings=_settings(set_ or [])
-    )  # fmt: skip
+    request = {"preset": preset, "protocol": protocol, "methods_": _list(methods), "rates": _list(rates, float), "settings": _settings(set_ or [])}  # fmt: skip
+    wanted_seeds = _list(seeds, int)
+    engine.check(**request)  # before a minute goes into the demo data
+    if not dry_run:
+        _ensure_demo(dataset or find_preset(preset).dataset)
+    plan = engine.plan(**request, dataset=dataset, seeds=wanted_seeds)
     if dry_run:
         _print_plan(plan, engine.estimate(plan))
         return
@@ -83,6 +85,11 @@ def results(
     dataset: str | None = None, csv: Annotated[Path | None, typer.Option(help="write all columns to this file")] = None
 ) -> None:
     """The table of all finished runs."""
+    from data_prep.paths import HOW_TO_GET, present
+    from dflib.runs import folders
+
+    if dataset:
+        choose("dataset", dataset, sorted({*present(), *HOW_TO_GET, *(f.parents[2].name for f in folders())}))
     _print_results(*([dataset] if dataset else []), csv=csv)
 
 
@@ -200,11 +207,11 @@ def _print_results(*datasets: str, csv: Path | None = None, only: set[str] | Non
     rows = pd.concat([all_results(d) for d in datasets]) if datasets else all_results()
     if only is not None and len(rows):
         rows = rows[rows["run_id"].isin(only)]
-    if csv:
-        rows.to_csv(csv, index=False)
     if rows.empty:
         console.print("no finished runs yet: python -m dflib study --preset demo")
         return
+    if csv:
+        rows.to_csv(csv, index=False)
     shown = table_rows(rows)
     table = Table(
         _id(shown.columns[0]), *shown.columns[1:], title="finished runs (95 % intervals by bootstrap over scenes)"

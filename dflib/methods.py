@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from data_prep.errors import InputError, choose
@@ -70,6 +71,11 @@ DEFAULTS: dict = {
     "latency_runs": 50,
     "draws": 1000,  # of the bootstrap
 }
+
+
+CHOICES = {"mode": ("input mode", ("resize", "center_crop", "texture_crop")), "scope": ("scope", ("layer", "global"))}
+FROM_ZERO = ("warmup", "weight_decay", "label_smoothing", "patience", "alpha")
+SHARES = ("warmup", "label_smoothing", "alpha")  # at most 1
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,15 @@ def _checked(key: str, value):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise InputError(f"setting {key}={value!r}: expected {kind.__name__}, e.g. {default!r}")
-    low = 0 if key in ("warmup", "weight_decay", "label_smoothing", "patience", "alpha") else 1e-12
-    if isinstance(value, int | float) and not isinstance(value, bool) and value < low:
-        raise InputError(f"setting {key}={value!r} must be {'positive' if low else 'at least 0'}")
+    if key in CHOICES:
+        what, valid = CHOICES[key]
+        choose(what, value, valid)
+    elif key == "size" and (value % 32 or value < 32):
+        raise InputError(
+            f"setting size={value}: image size {value} is not a multiple of 32, such as {max(32, round(value / 32) * 32)}"
+        )
+    elif kind in (int, float):
+        low, high = (0 if key in FROM_ZERO else 2 if key == "batch" else 1e-12), (1 if key in SHARES else math.inf)
+        if not (low <= value <= high and math.isfinite(value)):
+            raise InputError(f"setting {key}={value!r} is out of its range: {low:g} to {high:g}")
     return value

@@ -107,7 +107,7 @@ class Spec:
     def command(self) -> str:
         """The command line that makes this run."""
         text = f"python -m dflib study --preset {self.preset} --dataset {self.dataset} --protocol {self.protocol} --methods {self.method} --seeds {self.seed}"
-        text += f" --rates {self.rate:g}" if self.rate is not None else ""
+        text += f" --rates {self.rate}" if self.rate is not None else ""
         return text + "".join(f" --set {k}={v}" for k, v in self.parameters()["settings"].items())
 
 
@@ -297,7 +297,7 @@ def read(folder: Path) -> dict:
         raise InputError(
             f"{folder} is no finished run: it has no result.json. python -m dflib results lists the finished ones"
         ) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, not UTF-8
         raise InputError(
             f"{folder}/result.json is damaged ({error}): remove it, and the same study command makes the run again"
         ) from error

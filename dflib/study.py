@@ -49,13 +49,9 @@ def plan(
 
     Raises `InputError` as `runs.spec` does, or for a setting that no method of the study reads.
     """
+    check(preset=preset, protocol=protocol, methods_=methods_, rates=rates, settings=settings)
     usual = methods.preset(preset)
     wanted = methods_ or usual.methods
-    read = {key for code in wanted for key in methods.method(code).keys} | {
-        k for code in wanted for p in methods.method(code).parents for k in methods.method(p).keys
-    }
-    for key in settings or {}:
-        choose("setting", key, read & set(methods.DEFAULTS))
     found: dict[str, Spec] = {}
 
     def add(s: Spec) -> None:
@@ -72,6 +68,25 @@ def plan(
                     )
                 )
     return Plan(tuple(found.values()))
+
+
+def check(
+    *, preset: str, protocol: str, methods_: tuple[str, ...] | None, rates: tuple[float, ...] | None, settings: dict | None
+) -> None:  # fmt: skip
+    """Raise `InputError` for what is wrong in a request whatever the data are: before anything is made for it."""
+    from data_prep.protocol import PROTOCOLS
+
+    rows = [methods.method(code) for code in methods_ or methods.preset(preset).methods]
+    read = {key for row in rows for code in (row.code, *row.parents) for key in methods.method(code).keys}
+    for key in settings or {}:
+        choose("setting", key, read & set(methods.DEFAULTS))
+    methods.settings(preset, settings)
+    choose("protocol", protocol, PROTOCOLS)
+    if rates and any(row.rated for row in rows):
+        from dflib.models import check_rate
+
+        for rate in rates:
+            check_rate(rate)
 
 
 def estimate(p: Plan) -> dict[str, float | None]:

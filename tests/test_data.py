@@ -53,7 +53,9 @@ def test_without_a_generator_the_order_is_the_tables(opened):
 
 def test_the_order_depends_on_the_generator_alone(opened):
     def labels(seed: int, size: int = 7) -> list[int]:
-        return torch.cat([x.flatten(1).sum(1) for x, _ in opened.train.batches(size, shuffle=torch.Generator().manual_seed(seed))]).tolist()
+        return torch.cat(
+            [x.flatten(1).sum(1) for x, _ in opened.train.batches(size, shuffle=torch.Generator().manual_seed(seed))]
+        ).tolist()
 
     torch.manual_seed(1)
     first = labels(5)

@@ -26,7 +26,9 @@ def logits(n: int, classes: int = 2):
     return arrays(np.float64, (n, classes), elements=st.floats(-20, 20))
 
 
-cases = st.integers(1, 6).flatmap(lambda n: st.tuples(logits(n), logits(n), arrays(np.int64, n, elements=st.integers(0, 1))))
+cases = st.integers(1, 6).flatmap(
+    lambda n: st.tuples(logits(n), logits(n), arrays(np.int64, n, elements=st.integers(0, 1)))
+)
 
 
 @given(case=cases, temperature=st.floats(0.5, 20), alpha=st.floats(0, 1))
@@ -55,7 +57,13 @@ def test_finite_at_any_gap(gap, temperature):  # log(softmax) is NaN from a gap 
     loss.backward()
     assert loss.isfinite()
     assert s.grad.isfinite().all()
-    assert loss.item() == pytest.approx(formula(s.detach().double().numpy(), t.double().numpy(), np.array([0, 1, 1]), temperature, 0.9), rel=1e-4) or gap > 200
+    assert (
+        loss.item()
+        == pytest.approx(
+            formula(s.detach().double().numpy(), t.double().numpy(), np.array([0, 1, 1]), temperature, 0.9), rel=1e-4
+        )
+        or gap > 200
+    )
 
 
 def test_a_student_that_agrees_pays_nothing_and_the_weights_do_what_they_say():
@@ -87,7 +95,9 @@ def test_the_loss_of_training_asks_the_teacher_about_the_same_images():
     images, student, labels = torch.rand(4, 3, 32, 32), torch.randn(4, 2), torch.tensor([0, 1, 1, 0])
     with torch.no_grad():
         t = teacher.eval()(images)
-    assert loss(student, labels, images).item() == pytest.approx(formula(student.double().numpy(), t.double().numpy(), labels.numpy(), 3.0, 0.7), rel=1e-4)
+    assert loss(student, labels, images).item() == pytest.approx(
+        formula(student.double().numpy(), t.double().numpy(), labels.numpy(), 3.0, 0.7), rel=1e-4
+    )
 
 
 def test_the_teacher_stays_frozen_and_the_student_comes_nearer(toy):

@@ -13,7 +13,12 @@ from data_prep.errors import InputError
 from dflib import models, prune, train
 from dflib.models import Architecture, Block, Dense, Detector, architecture
 
-ARCH = Architecture("t", 32, (Block(8, pool=True), Block(16, pool=True), Block(16, pool=True, separable=True, mid=16, groups=16)), (Dense(24), Dense(12)))
+ARCH = Architecture(
+    "t",
+    32,
+    (Block(8, pool=True), Block(16, pool=True), Block(16, pool=True, separable=True, mid=16, groups=16)),
+    (Dense(24), Dense(12)),
+)
 PRUNED = ["features.0.conv", "features.1.conv", "features.2.depthwise", "features.2.pointwise", "head.1", "head.4"]
 
 

@@ -60,7 +60,13 @@ def test_the_three_linear_layers_become_int8_and_the_convolutions_stay_float(exp
     assert nodes(int8, "Gemm", "MatMul", "ConvInteger", "QLinearConv") == 0
     assert nodes(int8, "Conv") == nodes(exported["onnx"], "Conv") == 4
     weights = {i.name: i for i in onnx.load(int8).graph.initializer}
-    kinds = {i: weights[i].data_type for node in onnx.load(int8).graph.node if node.op_type == "Conv" for i in node.input if i in weights}
+    kinds = {
+        i: weights[i].data_type
+        for node in onnx.load(int8).graph.node
+        if node.op_type == "Conv"
+        for i in node.input
+        if i in weights
+    }
     assert set(kinds.values()) == {onnx.TensorProto.FLOAT}
     large = [i for i in weights.values() if np.prod(i.dims) == 1024 * 256]
     assert [i.data_type for i in large] == [onnx.TensorProto.INT8]
@@ -100,7 +106,9 @@ def test_what_cannot_be_quantized_is_named_and_leaves_nothing(exported, tmp_path
     helper = onnx.helper
     x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for n in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "relu.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "relu.onnx"
+    )
     with pytest.raises(InputError, match=r"relu\.onnx has no linear layer"):
         quantize.dynamic_linear(tmp_path / "relu.onnx", target)
     assert [p.name for p in tmp_path.iterdir()] == ["relu.onnx"]

@@ -1,0 +1,145 @@
+"""Both command lines as a user meets them: real processes, exit status, one line for an error, nothing written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep import folder
+
+
+def call(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+        timeout=120,
+    )
+
+
+def everything(root: Path) -> list[str]:
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*"))
+
+
+def refused(*words: str) -> str:
+    """The one line on stderr of a command that must refuse (exit status 2), without its "error: "."""
+    done = call(*words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout.strip() == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith("\n")
+    assert done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("error: ").rstrip("\n")
+
+
+@pytest.fixture
+def place(tmp_path, data_root, outputs_root, tree, monkeypatch) -> Path:
+    """A folder with images and, for roots, a data root with one prepared dataset "mine" and no outputs; the process works in it."""
+    monkeypatch.chdir(tmp_path)
+    folder.prepare(tree(tmp_path / "images", {"real": 40, "fake/gan": 40}), name="mine")
+    return tmp_path
+
+
+STUDY = ("dflib", "study", "--preset", "tiny", "--dataset", "mine")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("dflib", "study", "--preset", "tiny", "--dataset", "mien"), "unknown dataset 'mien', did you mean 'mine'?"),
+        (("dflib", "study", "--dataset", "faces-140k"), "Get it with: python -m data_prep faces-140k --from FOLDER"),
+        (("dflib", "study", "--preset", "paper"), "Get it with: python -m data_prep faces-140k --from FOLDER"),
+        (("dflib", "study", "--preset", "tinny", "--dataset", "mine"), "unknown preset 'tinny', did you mean 'tiny'?"),
+        ((*STUDY, "--methods", "BL,CPX"), "unknown method 'CPX', did you mean 'CPF'? Valid: BL, CPF, CKD, CQ."),
+        ((*STUDY, "--protocol", "strickt"), "unknown protocol 'strickt', did you mean 'strict'?"),
+        ((*STUDY, "--methods", "CPF", "--rates", "95"), "rate 95 is outside (0, 1), did you mean 0.95?"),
+        ((*STUDY, "--methods", "CPF", "--rates", "0.6,nine"), "'0.6,nine' is not a list of floats"),
+        ((*STUDY, "--seeds", "0,1.5"), "'0,1.5' is not a list of ints"),
+        ((*STUDY, "--set", "epoch=3"), "unknown setting 'epoch', did you mean 'epochs'?"),
+        ((*STUDY, "--set", "epochs"), "--set 'epochs': expected KEY=VALUE"),
+        ((*STUDY, "--set", "epochs=1.5"), "setting epochs=1.5: expected int"),
+        ((*STUDY, "--set", "lr=fast"), "setting lr='fast': expected float"),
+        ((*STUDY, "--methods", "BL", "--set", "temperature=2"), "unknown setting 'temperature'"),
+        ((*STUDY, "--set", "size=33"), "image size 33 is not a multiple of 32"),
+        ((*STUDY, "--set", "mode=crop"), "unknown input mode 'crop'"),
+        ((*STUDY, "--methods", "CPF", "--set", "scope=all"), "unknown scope 'all'"),
+        (("dflib", "study", "--methods", "CPX"), "unknown method 'CPX'"),  # the demo data are not made for it
+        (("dflib", "study", "--set", "epoch=3"), "unknown setting 'epoch'"),
+        (("dflib", "results", "--dataset", "mien"), "unknown dataset 'mien', did you mean 'mine'?"),
+        (("dflib", "predict", "images/real", "--run", "BL-s0"), "unknown run 'BL-s0'; Valid: none yet."),
+        (("dflib", "predict", "x.png", "--run", "nowhere.onnx"), "model file nowhere.onnx is not there"),
+        (("dflib", "predict", "x.png", "--run", "nowhere.safetensors"), "checkpoint nowhere.safetensors is not there"),
+        (("data_prep", "folder", "nowhere", "--name", "new"), "nowhere is not a folder"),
+        (("data_prep", "folder", "images", "--name", "../new"), "'../new' cannot be a dataset's name"),
+        (("data_prep", "folder", "images/fake", "--name", "new"), "unknown class folder 'gan'"),
+        (("data_prep", "faces-140k", "--from", "images"), "https://www.kaggle.com/datasets/xhlulu/140k-real-and-fake-faces"),
+        (("data_prep", "dogs-vs-cats", "--from", "images"), "python -m data_prep dogs-vs-cats --from FOLDER"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_nothing_is_written(place, words, message):
+    before = everything(place)
+    assert message in refused(*words)
+    assert everything(place) == before
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(place):
+    before = everything(place)
+    done = call(*STUDY, "--methods", "CPF,CKD", "--rates", "0.6,0.9", "--seeds", "0,1", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "10 runs" in done.stdout  # two BL, and two methods x two rates x two seeds
+    assert done.stdout.count("to do") == 10
+    for start in ("BL-s0-32px-", "BL-s1-32px-", "CPF-r60-s0-32px-", "CKD-r90-s1-32px-"):
+        assert start in done.stdout
+    assert everything(place) == before
+
+
+def test_results_without_runs(place):
+    before = everything(place)
+    done = call("dflib", "results")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no finished runs yet: python -m dflib study --preset demo" in done.stdout
+    assert everything(place) == before
+
+
+def test_preparing_a_folder_shows_what_was_found(place):
+    (place / "images" / "real" / "broken.png").write_bytes(b"")
+    done = call("data_prep", "folder", str(place / "images"), "--name", "other")
+    assert done.returncode == 0, done.stderr
+    assert "81 files: 81 read, 0 unchanged" in done.stderr
+    assert "1 file(s) of real quarantined: zero-byte (e.g. real/broken.png)" in done.stderr
+    table = [line.split("│")[1:-1] for line in done.stdout.splitlines() if "│" in line]
+    assert [[cell.strip() for cell in row] for row in table] == [["0", "real", "40", "1"], ["1", "gan", "40", "0"]]
+    listed = call("data_prep", "list", COLUMNS="200")
+    assert listed.returncode == 0, listed.stderr
+    words = [line.split("│")[1:3] for line in listed.stdout.splitlines() if "│" in line]
+    found = {name.strip(): images.strip() for name, images in words}
+    assert found == {
+        "mine": "80",
+        "other": "80",
+        "demo": "-",
+        "demo-source": "-",
+        "faces-140k": "-",
+        "dogs-vs-cats": "-",
+    }
+
+
+def test_importing_is_light():
+    code = "import sys, dflib, data_prep, dflib.methods, dflib.runs, dflib.study; heavy = {'torch', 'pandas', 'sklearn', 'matplotlib', 'onnxruntime', 'distributed', 'papermill'}; sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_names_the_commands():
+    for module, commands in (
+        ("dflib", ("study", "results", "predict")),
+        ("data_prep", ("demo", "folder", "faces-140k", "dogs-vs-cats", "list")),
+    ):
+        done = call(module, "--help")
+        assert done.returncode == 0
+        assert all(command in done.stdout for command in commands)

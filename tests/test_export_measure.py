@@ -1,0 +1,169 @@
+"""Deployed files against the models they came from, and what they cost."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+import torch
+
+from data_prep.errors import InputError
+from dflib import export, measure, models
+from dflib.models import Architecture, Block, Dense, Detector
+from dflib.train import pixels
+
+
+def test_the_file_computes_what_the_model_does_at_any_batch(exported):
+    session, model = export.OnnxModel(exported["onnx"]), exported["model"]
+    assert session.size == 32
+    for n in (1, 2, 7):
+        x = torch.rand(n, 3, 32, 32).to(memory_format=torch.channels_last)
+        ours = model(x).detach()
+        assert session(x).shape == (n, 2)
+        torch.testing.assert_close(session(x), ours, rtol=0, atol=1e-4)
+        assert (ours.std() > 1e-3) or n == 1  # not a constant
+
+
+def test_normalisation_is_inside_and_batchnorm_folded(exported):
+    graph = onnx.load(exported["onnx"]).graph
+    assert [i.name for i in graph.input] == ["pixels"]
+    assert [o.name for o in graph.output] == ["logits"]
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+
+
+def test_export_leaves_the_model_as_it_was(tmp_path):
+    model = Detector(Architecture("t", 32, (Block(4, pool=True),), (Dense(4, 0.5),))).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    export.to_onnx(model, tmp_path / "model.onnx")
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_parity_tells_a_file_from_another_models(exported, toy):
+    part = toy(100).train
+    same = export.parity(exported["model"], exported["onnx"], part, limit=50)
+    assert same["max_logit_difference"] < 1e-4
+    assert (same["same_decisions"], same["images"]) == (1.0, 50)
+    other = models.load(exported["checkpoint"])
+    with torch.no_grad():
+        other.head[-1].bias += torch.tensor([0.0, 1e3])
+    different = export.parity(other, exported["onnx"], part)
+    assert different["max_logit_difference"] == pytest.approx(1e3, rel=1e-3)
+    x = pixels(torch.cat([images for images, _ in part.batches(100)]))
+    assert different["same_decisions"] == pytest.approx((exported["model"](x).argmax(1) == 1).float().mean().item())
+    assert different["images"] == 60
+
+
+def test_a_file_that_is_no_detector_is_named(exported, tmp_path):
+    path = tmp_path / "model.onnx"
+    with pytest.raises(InputError, match=r"model\.onnx is not there"):
+        export.OnnxModel(path)
+    data = exported["onnx"].read_bytes()
+    for contents in (b"", b"random" * 50, data[: len(data) // 2], data[:300]):
+        path.write_bytes(contents)
+        with pytest.raises(InputError, match=r"ONNX Runtime cannot load .*model\.onnx") as caught:
+            export.OnnxModel(path)
+        assert "\n" not in str(caught.value)
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    for shape, out in [
+        ((1, 3, 8, 8), (1, 3, 8, 8)),
+        (("n", 5), ("n", 5)),
+        ((), ()),
+        (("n", 3, "h", "w"), ("n", 3, "h", "w")),
+    ]:
+        x, y = helper.make_tensor_value_info("x", kind, shape), helper.make_tensor_value_info("y", kind, out)
+        graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+        with pytest.raises(InputError, match=r"model\.onnx is not one of dflib's detectors"):
+            export.OnnxModel(path)
+
+
+# ---- what it costs
+
+
+def test_operations_are_those_of_the_formula():
+    arch = Architecture(
+        "t",
+        64,
+        (Block(8, pool=True), Block(12, separable=True, mid=16, groups=8), Block(6, kernel=5, pool=True)),
+        (Dense(10),),
+    )
+    convolutions = 9 * 3 * 8 * 64**2 + (9 * 1 * 16 + 16 * 12) * 32**2 + 25 * 12 * 6 * 32**2
+    assert measure.macs(Detector(arch)) == convolutions + 6 * 16**2 * 10 + 10 * 2
+
+
+@pytest.fixture(scope="module")
+def profiles(exported) -> dict[str, dict]:
+    return {kind: measure.profile(exported[kind], runs=8) for kind in ("onnx", "checkpoint")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "runtime"),
+    [("onnx", f"onnxruntime {version('onnxruntime')}"), ("checkpoint", f"torch {version('torch')}")],
+)
+def test_a_profile_says_how_it_was_taken(profiles, kind, runtime):
+    latency = profiles[kind]["latency_ms"]
+    assert latency.keys() == {"p50", "p95", "runtime", "threads", "cpu"}
+    assert 0 < latency["p50"] <= latency["p95"]
+    assert latency["runtime"].split("+")[0] == runtime.split("+")[0]
+    assert latency["threads"] == 1
+    assert latency["cpu"] == measure.cpu_name()
+
+
+def test_memory_is_that_of_a_fresh_process(profiles):
+    own = psutil.Process().memory_info().rss / 1e6  # this one has loaded torch
+    assert 10 < profiles["onnx"]["peak_rss_mb"] < 0.5 * own
+    assert (
+        profiles["onnx"]["peak_rss_mb"] < profiles["checkpoint"]["peak_rss_mb"]
+    )  # torch is not loaded to run an ONNX file
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.safetensors"])
+def test_a_file_that_cannot_be_run_is_named(tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(InputError, match=f"{name} could not be measured"):
+        measure.profile(path)
+    path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=f"{name} could not be measured: .+") as caught:
+        measure.profile(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cost_of_a_file(exported, tmp_path):
+    model = models.load(exported["checkpoint"])
+    with torch.no_grad():
+        model.head[1].weight[:200] = 0
+    cost = measure.cost(model, exported["onnx"], runs=2)
+    assert cost.keys() == {"params", "nonzero", "macs", "file_bytes", "gzip_bytes", "latency_ms", "peak_rss_mb"}
+    assert cost["params"] == sum(p.numel() for p in model.parameters())
+    assert cost["params"] - cost["nonzero"] == 200 * 1024 + sum(
+        int((p == 0).sum()) for p in exported["model"].parameters()
+    )
+    assert cost["file_bytes"] == exported["onnx"].stat().st_size
+    shutil.copy(exported["onnx"], tmp_path / "copy")
+    subprocess.run(["gzip", "-6", tmp_path / "copy"], check=True)
+    assert cost["gzip_bytes"] == pytest.approx((tmp_path / "copy.gz").stat().st_size, rel=0.01)
+    assert len(gzip.decompress((tmp_path / "copy.gz").read_bytes())) == cost["file_bytes"]
+
+
+def test_names_of_cpus_come_with_the_flags_that_matter():
+    name = measure.cpu_name()
+    assert name.endswith(")")
+    flags = set(name[name.rindex("(") + 1 : -1].split())
+    assert flags <= {*measure.FLAGS, "flags", "unknown"}
+    assert flags
+
+
+def test_measuring_imports_no_torch_for_an_onnx_file(exported):
+    code = f"import sys; from pathlib import Path; from dflib import measure; measure._main(Path({str(exported['onnx'])!r}), 1, 1); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(float(done.stdout.split('"p50": ')[1].split(",")[0]))

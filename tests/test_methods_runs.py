@@ -1,0 +1,260 @@
+"""What is asked for: methods, settings, run ids. The same request has the same id, everything that decides a result changes it, nothing else does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import folder
+from data_prep.errors import InputError
+from dflib import methods, runs
+from dflib.__main__ import _list, _settings
+from dflib.runs import spec
+
+CODES = ("BL", "CPF", "CKD", "CQ")
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: methods.method("CFP"), r"unknown method 'CFP', did you mean 'CPF'\? Valid: BL, CPF, CKD, CQ\."),
+        (lambda: methods.method("bl"), "unknown method 'bl', did you mean 'BL'"),
+        (lambda: methods.preset("papre"), r"unknown preset 'papre', did you mean 'paper'\? Valid: tiny, demo, paper\."),
+        (lambda: methods.settings("demo", {"epoch": 3}), "unknown setting 'epoch', did you mean 'epochs'"),
+        (lambda: methods.settings("demo", {"temprature": 3}), "unknown setting 'temprature', did you mean 'temperature'"),
+    ],
+)  # fmt: skip
+def test_unknown_names_are_answered_with_the_nearest(ask, message):
+    with pytest.raises(InputError, match=message):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", "three"), ("epochs", 1.5), ("epochs", True), ("epochs", None), ("epochs", [3]), ("epochs", 0), ("epochs", -1),
+        ("lr", "fast"), ("lr", 0), ("lr", -1e-3), ("lr", True), ("lr", None), ("lr", float("nan")), ("lr", float("inf")),
+        ("augment", 1), ("augment", "yes"), ("amp", None), ("mode", 3), ("mode", None), ("scope", True),
+        ("limit", 0), ("limit", -5), ("limit", "all"), ("limit", 2.5), ("limit", True),
+        ("temperature", 0), ("temperature", -2), ("alpha", -0.1), ("alpha", "much"), ("patience", -1), ("weight_decay", -0.1), ("warmup", -0.1), ("size", "big"),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_is_refused_by_name(key, value):
+    with pytest.raises(InputError, match=f"setting {key}="):
+        methods.settings("demo", {key: value})
+
+
+def test_settings_are_the_defaults_the_presets_and_the_overrides_in_this_order():
+    values = methods.settings("tiny", {"epochs": 7, "lr": 1, "limit": None, "alpha": 0, "patience": 0, "warmup": 0})
+    assert values.keys() == methods.DEFAULTS.keys()
+    assert (values["epochs"], values["size"], values["finetune_lr"]) == (7, 32, 3e-4)
+    assert values["lr"] == 1.0
+    assert isinstance(values["lr"], float)
+    assert values["limit"] is None
+    assert methods.settings("tiny")["limit"] == 48
+    assert methods.DEFAULTS["epochs"] == 30  # untouched
+
+
+def test_the_table_hangs_together():
+    assert tuple(methods.METHODS) == CODES  # the design's codes, in its order
+    for code, row in methods.METHODS.items():
+        assert row.code == code
+        assert (runs.NOTEBOOKS / f"{row.notebook}.ipynb").exists()
+        assert all(
+            p in methods.METHODS and list(methods.METHODS).index(p) < list(methods.METHODS).index(code)
+            for p in row.parents
+        )
+        assert set(row.keys) <= set(methods.DEFAULTS)
+    for preset in methods.PRESETS.values():
+        assert set(preset.methods) <= set(methods.METHODS)
+        assert all(0 < r < 1 for r in preset.rates)
+        methods.settings("demo", preset.settings)
+
+
+# ---- run ids
+
+
+def run_id(name: str, method: str = "CPF", rate: float | None = 0.9, **request) -> str:
+    return spec(method, preset="tiny", dataset=name, rate=rate, **request).run_id
+
+
+def test_equal_requests_have_equal_ids(tiny_dataset):
+    first = run_id(tiny_dataset)
+    assert first == run_id(tiny_dataset) == run_id(tiny_dataset, settings={"epochs": 2, "limit": 48, "lr": 1e-3})
+    assert run_id(tiny_dataset, settings={"finetune_lr": 1}) == run_id(tiny_dataset, settings={"finetune_lr": 1.0})
+    tiny = methods.settings("tiny")
+    assert (
+        spec("CPF", preset="demo", dataset=tiny_dataset, rate=0.9, settings={k: tiny[k] for k in tiny}).run_id == first
+    )  # the preset's name decides nothing
+    code = f"from dflib.runs import spec; print(spec('CPF', preset='tiny', dataset={tiny_dataset!r}, rate=0.9).run_id)"
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert elsewhere.stdout.strip() == first
+    assert first.startswith("CPF-r90-s0-32px-")
+
+
+def test_everything_that_decides_a_result_changes_the_id(tiny_dataset):
+    ids = [
+        run_id(tiny_dataset),
+        run_id(tiny_dataset, rate=0.6),
+        run_id(tiny_dataset, rate=0.9001),
+        run_id(tiny_dataset, seed=1),
+        run_id(tiny_dataset, protocol="paper"),
+        run_id(tiny_dataset, method="CKD"),
+        *(run_id(tiny_dataset, settings={k: v}) for k, v in {"finetune_epochs": 2, "finetune_lr": 1e-4, "scope": "global", "size": 64, "mode": "center_crop", "limit": 20, "limit ": None, "batch": 32, "augment": False, "amp": False, "weight_decay": 0.0, "draws": 60}.items() if k in methods.DEFAULTS),
+        run_id(tiny_dataset, settings={"limit": None}),
+        run_id(tiny_dataset, settings={"epochs": 3}),  # its parent's: another BL, so another CPF
+        run_id(tiny_dataset, settings={"patience": 2}),
+    ]  # fmt: skip
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(("method", "key", "value"), [("CPF", "temperature", 2.0), ("CPF", "alpha", 0.5), ("CKD", "scope", "global"), ("CKD", "finetune_lr", 1e-4), ("BL", "finetune_epochs", 9), ("BL", "temperature", 9.0)])  # fmt: skip
+def test_a_setting_that_the_method_does_not_read_leaves_the_id(tiny_dataset, method, key, value):
+    rate = None if method == "BL" else 0.9
+    assert run_id(tiny_dataset, method, rate, settings={key: value}) == run_id(tiny_dataset, method, rate)
+
+
+def test_the_rate_of_a_method_without_one_decides_nothing(tiny_dataset):
+    assert run_id(tiny_dataset, "BL", None) == run_id(tiny_dataset, "BL", 0.9)
+
+
+def test_other_contents_of_the_dataset_change_the_id(tmp_path, data_root, tree, picture):
+    root = tree(tmp_path / "set", {"real": 12, "fake/gan": 12})
+    folder.prepare(root, name="mine")
+    first, baseline = run_id("mine"), run_id("mine", "BL", None)
+    picture(root / "real" / "real-000.png", seed=500)
+    folder.prepare(root, name="mine")
+    assert run_id("mine") != first
+    assert run_id("mine", "BL", None) != baseline
+
+
+def test_the_notebooks_code_counts_and_its_prose_does_not(tiny_dataset, tmp_path, monkeypatch):
+    def with_cell(kind: str, source: str, tags: tuple = ()) -> str:
+        notebook = json.loads((runs.PROJECT / "notebooks" / "03_prune.ipynb").read_text())
+        cell = {"cell_type": kind, "source": source, "metadata": {"tags": list(tags)}}
+        notebook["cells"].append(cell)
+        (tmp_path / "03_prune.ipynb").write_text(json.dumps(notebook))
+        return run_id(tiny_dataset)
+
+    first = run_id(tiny_dataset)
+    for file in runs.NOTEBOOKS.glob("*.ipynb"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(runs, "NOTEBOOKS", tmp_path)
+    assert run_id(tiny_dataset) == first
+    assert with_cell("markdown", "More prose.") == first
+    assert with_cell("code", "rate = 0.7", ("parameters",)) == first
+    assert with_cell("code", "x = 1") != first
+    (tmp_path / "03_prune.ipynb").unlink()
+    with pytest.raises(InputError, match=r"03_prune\.ipynb is not there"):
+        run_id(tiny_dataset)
+
+
+def test_parents_share_all_but_method_and_rate(tiny_dataset):
+    child = spec("CKD", preset="tiny", dataset=tiny_dataset, rate=0.6, seed=4, protocol="paper", settings={"lr": 0.01})
+    (parent,) = child.parents
+    assert (
+        parent.run_id
+        == spec("BL", preset="tiny", dataset=tiny_dataset, seed=4, protocol="paper", settings={"lr": 0.01}).run_id
+    )
+    assert parent.rate is None
+    assert parent.parents == ()
+
+
+drawn = st.fixed_dictionaries(
+    {},
+    optional={
+        "size": st.sampled_from([32, 64, 224]), "mode": st.sampled_from(["resize", "center_crop", "texture_crop"]), "limit": st.none() | st.integers(1, 99),
+        "epochs": st.integers(1, 99), "lr": st.floats(1e-9, 1), "scope": st.sampled_from(["layer", "global"]), "augment": st.booleans(),
+        "alpha": st.floats(0, 1), "patience": st.integers(0, 9), "temperature": st.floats(0.1, 50),
+    },
+)  # fmt: skip
+
+
+@settings(max_examples=15)
+@given(
+    overrides=drawn,
+    preset=st.sampled_from(["tiny", "demo"]),
+    method=st.sampled_from(CODES),
+    rate=st.floats(0.01, 0.99),
+    seed=st.integers(0, 99),
+)
+def test_parameters_and_the_command_line_lead_back_to_the_same_run(tiny_dataset, overrides, preset, method, rate, seed):
+    wanted = spec(
+        method, preset=preset, dataset=tiny_dataset, rate=rate, seed=seed, settings=overrides, protocol="paper"
+    )
+    through_papermill = json.loads(json.dumps(wanted.parameters()))
+    assert spec(method, **through_papermill).run_id == wanted.run_id
+    words = shlex.split(wanted.command())
+    assert words[:4] == ["python", "-m", "dflib", "study"]
+    options = list(zip(words[4::2], words[5::2], strict=True))
+    given_ = {k.lstrip("-"): v for k, v in options if k != "--set"}
+    rates = _list(given_.get("rates"), float) or (None,)
+    again = spec(
+        given_["methods"], preset=given_["preset"], dataset=given_["dataset"], protocol=given_["protocol"], rate=rates[0],
+        seed=_list(given_["seeds"], int)[0], settings=_settings([v for k, v in options if k == "--set"]),
+    )  # fmt: skip
+    assert again.run_id == wanted.run_id
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"method": "CPX"}, "unknown method 'CPX'"),
+        ({"protocol": "stricter"}, "unknown protocol 'stricter', did you mean 'strict'"),
+        ({"preset": "dmeo"}, "unknown preset 'dmeo', did you mean 'demo'"),
+        ({"dataset": "tiny-sets"}, "unknown dataset 'tiny-sets', did you mean 'tiny-set'"),
+        ({"dataset": "faces-140k"}, "Get it with: python -m data_prep faces-140k"),
+        ({"rate": None}, r"CPF needs a rate: .*0\.9"),
+        ({"rate": 90}, r"did you mean 0\.9\?"),
+        ({"rate": 1.0}, "rate 1 is outside"),
+        ({"settings": {"epoch": 1}}, "did you mean 'epochs'"),
+    ],
+)  # fmt: skip
+def test_a_request_that_cannot_be_met_says_why(tiny_dataset, outputs_root, request_, message):
+    with pytest.raises(InputError, match=message):
+        spec(**({"method": "CPF", "dataset": tiny_dataset, "rate": 0.9} | request_))
+    assert not outputs_root.exists()
+
+
+# ---- finished runs
+
+
+def test_no_finished_runs_make_an_empty_table(outputs_root):
+    assert runs.folders() == []
+    assert runs.results().empty
+    assert runs.results("tiny-set").empty
+    with pytest.raises(InputError, match="unknown run 'BL-s0'; Valid: none yet"):
+        runs.find("BL-s0")
+
+
+def test_a_run_folder_without_a_whole_result_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"is no finished run: it has no result\.json\. python -m dflib results"):
+        runs.read(tmp_path)
+    for contents in (b"", b'{"schema": 1', b"\xff\xfe"):
+        (tmp_path / "result.json").write_bytes(contents)
+        with pytest.raises(InputError, match=r"result\.json is damaged"):
+            runs.read(tmp_path)
+
+
+def test_a_run_is_found_by_id_and_by_path(outputs_root):
+    place = outputs_root / "set" / "strict" / "BL" / "BL-s0-32px-0a1b2c3d"
+    place.mkdir(parents=True)
+    (place.parent / "BL-s1-32px-unfinished").mkdir()
+    (place / "result.json").write_text("{}")
+    assert runs.folders() == [place]
+    assert runs.find(place.name) == runs.find(str(place)) == place
+    with pytest.raises(InputError, match="did you mean 'BL-s0-32px-0a1b2c3d'"):
+        runs.find("BL-s0-32px-0a1b2c3e")

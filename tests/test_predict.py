@@ -1,0 +1,170 @@
+"""Single images through a finished run or a file: the same numbers as on the test set, and bad ones said so."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from data_prep.errors import InputError
+from dflib import data, export, train
+from dflib.predict import Predictor, files
+
+THRESHOLD = 0.3
+
+
+@pytest.fixture
+def run(exported, outputs_root) -> Path:
+    """The folder of a finished run, as far as prediction reads it."""
+    place = outputs_root / "tiny-set" / "strict" / "BL" / "BL-s0-32px-0a1b2c3d"
+    place.mkdir(parents=True)
+    shutil.copy(exported["onnx"], place / "model.onnx")
+    shutil.copy(exported["checkpoint"], place / "model.safetensors")
+    result = {
+        "threshold": THRESHOLD,
+        "params": {"mode": "center_crop", "size": 32},
+        "deployed": "model.onnx",
+        "dataset": "tiny-set",
+    }
+    (place / "result.json").write_text(json.dumps(result))
+    return place
+
+
+def by_hand(model, image: Image.Image, mode: str) -> float:
+    image = image.convert("RGB")
+    if mode == "resize":
+        pixels = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))
+    else:
+        top, left = (image.height - 32) // 2, (image.width - 32) // 2
+        pixels = np.asarray(image)[top : top + 32, left : left + 32]
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255)[0].double().numpy()
+    return float(1 / (1 + np.exp(logits[0] - logits[1])))
+
+
+def test_one_image_by_run_by_folder_and_by_file(run, exported, tmp_path, picture):
+    path = picture(tmp_path / "photo.png", seed=5, size=(50, 40))
+    for name in (run.name, str(run)):
+        answer = Predictor(name)(path)
+        assert answer["probability"] == pytest.approx(
+            by_hand(exported["model"], Image.open(path), "center_crop"), abs=1e-5
+        )
+        assert answer["threshold"] == THRESHOLD
+        assert answer["label"] == ("fake" if answer["probability"] >= THRESHOLD else "real")
+        assert answer["error"] is None
+    for file in (exported["onnx"], exported["checkpoint"]):
+        answer = Predictor(file)(path)
+        assert answer["probability"] == pytest.approx(by_hand(exported["model"], Image.open(path), "resize"), abs=1e-5)
+        assert answer["threshold"] == 0.5
+
+
+def test_the_threshold_decides_the_label(run, tmp_path, picture):
+    path = picture(tmp_path / "photo.png", size=(32, 32))
+    predictor = Predictor(run)
+    probability = predictor(path)["probability"]
+    for threshold, label in (
+        (probability, "fake"),
+        (np.nextafter(probability, 1), "real"),
+        (0.0, "fake"),
+        (1.0, "real"),
+    ):
+        predictor.threshold = threshold
+        assert predictor(path)["label"] == label
+
+
+def test_single_images_get_the_scores_of_the_test_set(exported, tiny_dataset):
+    part = data.open(tiny_dataset, size=32, limit=5).test
+    scores = train.predict(export.OnnxModel(exported["onnx"]), part)
+    predictor = Predictor(exported["onnx"])
+    base = Path(os.environ["DFLIB_DATA"]).parent / "images"
+    assert [predictor(base / p)["probability"] for p in part.table["path"]] == pytest.approx(scores, abs=1e-6)
+    assert predictor((base / part.table["path"][0]).read_bytes())["probability"] == pytest.approx(scores[0], abs=1e-6)
+    arrays = np.stack([part.image(i) for i in range(len(part))])
+    np.testing.assert_allclose(predictor.probabilities(arrays), scores, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("contents", "error"),
+    [(b"", "zero-byte"), (b"text", "not an image"), (None, "unreadable: No such file or directory")],
+)
+def test_a_bad_image_is_an_answer_not_an_exception(exported, tmp_path, contents, error):
+    path = tmp_path / "bad.jpg"
+    if contents is not None:
+        path.write_bytes(contents)
+    assert Predictor(exported["onnx"])(path) == {"probability": None, "label": None, "threshold": 0.5, "error": error}
+
+
+@pytest.mark.parametrize(("mode", "size"), [("L", (100, 20)), ("CMYK", (20, 100)), ("P", (1, 1)), ("RGBA", (33, 31))])
+def test_any_mode_and_shape_gets_a_probability(run, tmp_path, picture, mode, size):
+    path = picture(tmp_path / "odd.tif", mode=mode, size=size)
+    assert 0 <= Predictor(run)(path)["probability"] <= 1
+
+
+def test_what_is_no_run_is_answered_with_the_nearest(run, tmp_path):
+    with pytest.raises(InputError, match=r"unknown run 'BL-s0-32px-0a1b2c3e', did you mean 'BL-s0-32px-0a1b2c3d'"):
+        Predictor("BL-s0-32px-0a1b2c3e")
+    with pytest.raises(InputError, match=r"nowhere\.onnx is not there"):
+        Predictor(tmp_path / "nowhere.onnx")
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "safetensors"])
+def test_a_damaged_model_is_named(run, suffix):
+    file = run / f"model.{suffix}"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(InputError, match=rf"model\.{suffix}"):
+        Predictor(file)
+    if suffix == "onnx":
+        with pytest.raises(InputError, match="ONNX Runtime cannot load"):
+            Predictor(run.name)
+
+
+def test_files_are_those_named_and_those_in_folders(tmp_path, picture):
+    named = picture(tmp_path / "one.png")
+    inside = [picture(tmp_path / "many" / name) for name in ("a.png", "deep/b.png")]
+    (tmp_path / "many" / ".hidden").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    assert list(files([named, tmp_path / "many"])) == [named, *inside]
+    with pytest.raises(InputError, match=r"gone\.png is not there"):
+        list(files([named, tmp_path / "gone.png"]))
+    with pytest.raises(InputError, match="empty holds no files"):
+        list(files([tmp_path / "empty"]))
+
+
+def call(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "dflib", "predict", *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_predicts_the_good_ones_and_reports_the_bad(run, exported, tmp_path, picture):
+    good = [picture(tmp_path / "images" / f"{i}.png", seed=i, size=(40, 40)) for i in range(3)]
+    (tmp_path / "images" / "3.png").write_bytes(b"")
+    done = call(str(tmp_path / "images"), "--run", run.name, "--csv", str(tmp_path / "out.csv"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "zero-byte" in done.stdout
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert table["path"].tolist() == [str(p) for p in good] + [str(tmp_path / "images" / "3.png")]
+    expected = [by_hand(exported["model"], Image.open(p), "center_crop") for p in good]
+    assert table["probability"][:3].tolist() == pytest.approx(expected, abs=1e-5)
+    assert table["error"].tolist()[3] == "zero-byte"
+    assert table["label"].isna().tolist() == [False] * 3 + [True]
+
+
+def test_the_command_fails_where_no_image_could_be_read(run, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"")
+    assert call(str(tmp_path / "bad.png"), "--run", run.name).returncode == 1
+    (tmp_path / "empty").mkdir()
+    done = call(str(tmp_path / "empty"), "--run", run.name, "--csv", str(tmp_path / "out.csv"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out.csv").exists()

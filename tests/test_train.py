@@ -1,0 +1,357 @@
+"""The training loop: reproducible to the bit, with and without an interruption, and honest about what it cannot do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from data_prep.errors import InputError
+from dflib import train
+from dflib.models import Architecture, Block, Dense, Detector
+from dflib.train import Recipe
+
+CPU = torch.device("cpu")
+QUICK = Recipe(epochs=4, batch=10, lr=3e-3)
+
+
+def small(seed: int = 0, width: int = 8) -> Detector:
+    with train.seeded(seed):
+        return Detector(Architecture("t", 32, (Block(width, pool=True), Block(width, pool=True)), (Dense(8, 0.3),)))
+
+
+def fitted(data, recipe: Recipe, *, seed: int = 0, **options):
+    model = small(seed)
+    history = train.fit(model, data, recipe, device=CPU, **options)
+    return model.state_dict(), history
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("amp", [True, False])
+def test_the_same_seed_gives_the_same_weights_to_the_bit(toy, amp):
+    recipe = replace(QUICK, amp=amp)
+    torch.manual_seed(1)
+    first, history = fitted(toy(), recipe)
+    torch.manual_seed(2)  # what happened before must not matter
+    torch.rand(5)
+    before = torch.get_rng_state()
+    second, again = fitted(toy(), recipe)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(first, second)
+    columns = [c for c in history if c != "seconds"]
+    assert history[columns].equals(again[columns])
+    assert not same(first, fitted(toy(), replace(recipe, seed=1))[0])
+
+
+class Interruption(Exception):
+    pass
+
+
+@pytest.mark.parametrize("amp", [True, False])
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interrupted_training_ends_as_the_uninterrupted_one(toy, tmp_path, after, amp):
+    recipe, file = replace(QUICK, amp=amp, patience=50), tmp_path / "checkpoint.pt"
+    whole, history = fitted(toy(), recipe)
+
+    def cut(rows) -> None:
+        if len(rows) == after:
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        fitted(toy(), recipe, checkpoint=file, on_epoch=cut)
+    seen = []
+    resumed, again = fitted(toy(), recipe, seed=99, checkpoint=file, on_epoch=lambda rows: seen.append(len(rows)))
+    assert seen == list(range(after + 1, recipe.epochs + 1))  # goes on; does not begin anew
+    assert same(whole, resumed)
+    columns = [c for c in history if c != "seconds"]
+    assert history[columns].equals(again[columns])
+    finished, _ = fitted(toy(), recipe, seed=98, checkpoint=file)  # nothing left to do
+    assert same(whole, finished)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_checkpoint_of_another_recipe_or_model_is_refused(toy, tmp_path):
+    file = tmp_path / "checkpoint.pt"
+    fitted(toy(), replace(QUICK, epochs=1), checkpoint=file)
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=r"checkpoint\.pt belongs to another recipe .*'epochs': 1"):
+        fitted(toy(), QUICK, checkpoint=file)
+    with pytest.raises(InputError, match="belongs to another model"):
+        train.fit(small(width=9), toy(), replace(QUICK, epochs=1), checkpoint=file, device=CPU)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["random", "cut", "empty", "other", "pickle"])
+def test_a_damaged_checkpoint_is_named(toy, tmp_path, damage):
+    file = tmp_path / "checkpoint.pt"
+    fitted(toy(), QUICK, checkpoint=file)
+    if damage == "other":
+        torch.save([1, 2], file)
+    elif damage == "pickle":
+        torch.save({"recipe": Interruption}, file)
+    else:
+        file.write_bytes({"random": b"\x80\x02random", "cut": file.read_bytes()[:500], "empty": b""}[damage])
+    with pytest.raises(InputError, match=r"checkpoint\.pt is damaged or not one of dflib's: remove it"):
+        fitted(toy(), QUICK, checkpoint=file)
+
+
+@settings(max_examples=12)
+@given(epochs=st.integers(1, 25), warmup=st.sampled_from([0.0, 0.1, 0.3, 0.9, 1.0]), lr=st.sampled_from([1e-3, 0.1]))
+def test_the_learning_rate_is_a_linear_warm_up_and_a_cosine_to_zero(epochs, warmup, lr):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    schedule = train._warmup_cosine(optimizer, Recipe(epochs=epochs, lr=lr, warmup=warmup), steps=4)
+    total = 4 * epochs
+    warm = min(total - 1, round(warmup * total))
+    for step in range(total):
+        expected = (
+            lr * (step + 1) / (warm + 1)
+            if step < warm
+            else lr * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
+        )
+        assert schedule.get_last_lr()[0] == pytest.approx(expected, rel=1e-6, abs=1e-12 * lr)
+        optimizer.step()
+        schedule.step()
+    assert schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_history_has_its_columns_and_the_rates_of_each_epochs_start(toy):
+    _, history = fitted(toy(), replace(QUICK, epochs=6, batch=36, warmup=1 / 3))  # one step an epoch, two of warm-up
+    assert list(history) == ["epoch", "lr", "loss", "accuracy", "val_loss", "val_accuracy", "val_auroc", "seconds"]
+    assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    cosine = [(1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert history["lr"].tolist() == pytest.approx([3e-3 * v for v in (1 / 3, 2 / 3, *cosine)])
+    assert history["accuracy"].between(0, 1).all()
+
+
+def test_validation_figures_are_those_of_the_model(toy):
+    data = toy(120)
+    state, history = fitted(data, replace(QUICK, amp=False))
+    model = small()
+    model.load_state_dict(state)
+    model.eval()
+    score = train.predict(model, data.val)
+    last = history.iloc[-1]
+    assert last["val_auroc"] == pytest.approx(roc_auc_score(data.val.labels, score))
+    assert last["val_accuracy"] == pytest.approx(((score > 0.5) == data.val.labels).mean())
+    chosen = np.where(data.val.labels == 1, score, 1 - score)
+    assert last["val_loss"] == pytest.approx(-np.log(chosen).mean(), rel=1e-4)
+
+
+def test_early_stopping_keeps_the_best_epochs_weights(toy):
+    data, model, states = toy(), small(), []
+    with train.seeded(3):
+        hard = np.random.default_rng(0).permutation(
+            data.train.labels
+        )  # labels by chance: nothing to learn, so the best comes early
+    data = replace(data, train=replace(data.train, table=data.train.table.assign(label=hard)))
+    history = train.fit(
+        model, data, replace(QUICK, epochs=40, patience=3), device=CPU, on_epoch=lambda rows: states.append({k: v.clone() for k, v in model.state_dict().items()})
+    )  # fmt: skip
+    best = int(history["val_auroc"].idxmax())
+    assert len(history) == best + 1 + 3 < 40
+    assert same(model.state_dict(), states[best])
+    assert not same(model.state_dict(), states[-1])
+    assert not model.training
+
+
+def test_without_patience_the_last_weights_count(toy):
+    model, states = small(), []
+    train.fit(
+        model,
+        toy(),
+        QUICK,
+        device=CPU,
+        on_epoch=lambda rows: states.append({k: v.clone() for k, v in model.state_dict().items()}),
+    )
+    assert same(model.state_dict(), states[-1])
+    assert len(states) == QUICK.epochs
+
+
+def test_after_step_follows_every_step(toy):
+    model, calls = small(), []
+
+    def zero(m: nn.Module) -> None:
+        calls.append(bool((m.head[1].weight[0] != 0).any()))
+        with torch.no_grad():
+            m.head[1].weight[0] = 0
+
+    train.fit(model, toy(), QUICK, device=CPU, after_step=zero)
+    assert len(calls) == QUICK.epochs * 4  # 36 images in batches of 10
+    assert any(calls[1:])  # each step moves it: without `after_step` it would grow back
+    assert (model.head[1].weight[0] == 0).all()
+
+
+def test_a_given_loss_is_what_is_minimised(toy):
+    model = small()
+
+    def pull(logits, labels, images):
+        assert images.shape == (len(labels), 3, 32, 32)
+        assert 0 <= images.min() <= images.max() <= 1
+        return ((logits - torch.tensor([3.0, -2.0])) ** 2).mean()
+
+    train.fit(model, toy(), replace(QUICK, epochs=12, lr=0.03, augment=False), device=CPU, loss=pull)
+    logits = model(train.pixels(next(toy().train.batches(36))[0])).detach()
+    assert logits.mean(0).tolist() == pytest.approx([3, -2], abs=0.5)
+
+
+@pytest.mark.parametrize("cause", ["rate", "loss"])
+def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out(toy, cause):
+    options = {"loss": lambda logits, labels, images: logits.sum() * float("nan")} if cause == "loss" else {}
+    with pytest.raises(
+        InputError, match=r"the training loss is (nan|inf) at learning rate .*: lower it with --set lr="
+    ):
+        fitted(toy(), replace(QUICK, lr=1e30 if cause == "rate" else 1e-3), **options)
+
+
+def test_batches_of_one_image_are_refused_and_a_last_single_one_is_left_out(toy):
+    with pytest.raises(InputError, match="batch 1: BatchNorm needs at least 2 images"):
+        fitted(toy(), replace(QUICK, batch=1))
+    steps = []
+    fitted(toy(), replace(QUICK, epochs=1, batch=35), after_step=steps.append)  # 36 = 35 + 1
+    assert len(steps) == 1
+
+
+def test_frozen_parameters_stay(toy):
+    model = small()
+    model.features.requires_grad_(False)
+    before = {k: p.detach().clone() for k, p in model.named_parameters()}
+    train.fit(model, toy(), replace(QUICK, weight_decay=0.5), device=CPU)
+    moved = {k for k, p in model.named_parameters() if not torch.equal(p, before[k])}
+    assert moved == {k for k in before if k.startswith("head")}
+
+
+def test_it_learns_what_can_be_learned(toy):
+    data = toy(200)
+    model = small()
+    train.fit(model, data, Recipe(epochs=8, batch=20, lr=5e-3), device=CPU)
+    assert roc_auc_score(data.test.labels, train.predict(model, data.test)) > 0.95
+    assert roc_auc_score(data.test.labels, train.predict(small(), data.test)) < 0.95  # untrained, it is not there yet
+
+
+def test_label_smoothing_is_that_of_the_formula(toy):
+    recipe = replace(QUICK, epochs=1, batch=36, augment=False, amp=False, label_smoothing=0.2)
+    model = small()
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    data = toy()
+    images, labels = next(data.train.batches(36))
+    log_p = model.train()(train.pixels(images)).log_softmax(1).detach()
+    expected = -(0.8 * log_p[range(36), labels] + 0.1 * log_p.sum(1)).mean().item()
+    assert train.fit(model, data, recipe, device=CPU)["loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
+# ---- augmentation, prediction, precision
+
+
+def test_augmentation_shifts_mirrors_and_scales_but_never_resamples():
+    torch.manual_seed(0)
+    n, reach = 24, 4
+    images = 0.3 + 0.4 * torch.rand(n, 3, 32, 32)
+    result = train.augmented(images)
+    assert result.shape == images.shape
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    found = []
+    for before, after in zip(images.numpy(), result.numpy(), strict=True):
+        for flip in (False, True):
+            padded = np.pad(
+                before[:, :, ::-1] if flip else before, ((0, 0), (reach, reach), (reach, reach)), mode="reflect"
+            )
+            for top in range(2 * reach + 1):
+                for left in range(2 * reach + 1):
+                    crop = padded[:, top : top + 32, left : left + 32]
+                    gain = np.cov(crop.ravel(), after.ravel())[0, 1] / crop.var(ddof=1)
+                    offset = after.mean() - gain * crop.mean()
+                    if np.abs(gain * crop + offset - after).max() < 1e-4:
+                        found.append((flip, top, left, gain, after.mean() / crop.mean()))
+    assert len(found) == n  # each image is one crop of its mirrored or unmirrored self, brightness and contrast aside
+    flips, tops, lefts, gains, shifts = zip(*found, strict=True)
+    assert 4 <= sum(flips) <= 20
+    assert len(set(tops)) == len(set(lefts)) == 1
+    for values in (gains, shifts):
+        assert 0.9 - 1e-3 <= min(values) < max(values) <= 1.1 + 1e-3
+
+
+@settings(max_examples=20)
+@given(
+    n=st.integers(1, 5),
+    side=st.sampled_from([32, 64]),
+    seed=st.integers(0, 99),
+    low=st.floats(0, 1),
+    high=st.floats(0, 1),
+)
+def test_augmented_images_stay_in_range(n, side, seed, low, high):
+    with train.seeded(seed):
+        result = train.augmented(low + (high - low) * torch.rand(n, 3, side, side))
+    assert result.shape == (n, 3, side, side)
+    assert 0 <= result.min() <= result.max() <= 1
+
+
+def test_pixels_are_the_bytes_over_255():
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    result = train.pixels(images)
+    assert result.dtype == torch.float32
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(result[1, 2].flatten(), np.arange(256, dtype=np.float32) / np.float32(255))
+    assert images.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("batch", [1, 5, 500])
+def test_predict_is_the_softmax_in_order(toy, batch):
+    data, model = toy(), small()
+    model.train()  # predict must not leave dropout on
+    score = train.predict(model, data.test, batch=batch)
+    x = torch.from_numpy(np.stack([data.test.image(i) for i in range(len(data.test))])).permute(0, 3, 1, 2) / 255
+    logits = model.eval()(x).detach().numpy().astype(np.float64)
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    assert score.dtype == np.float64
+    np.testing.assert_allclose(score, e[:, 1] / e.sum(1), rtol=1e-5)
+
+
+def test_predict_takes_any_callable(toy):
+    data = toy()
+
+    def session(x):
+        return torch.stack([torch.zeros(len(x)), x.mean((1, 2, 3)) * 1000], 1)
+
+    score = train.predict(session, data.test)
+    assert score[data.test.labels == 1].min() > 0.5
+    assert np.isfinite(score).all()
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [((6, 1), torch.float16), ((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((8, 9), torch.bfloat16), ((9, 0), torch.bfloat16), ((12, 0), torch.bfloat16)],
+)  # fmt: skip
+def test_precision_by_capability_of_the_gpu(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    assert train.precision(torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize(("flags", "expected"), [({}, torch.float32), ({"avx512_f": True}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"arm_bf16": True}, torch.bfloat16), ({"avx512_bf16": False}, torch.float32)])  # fmt: skip
+def test_precision_by_flags_of_the_cpu(monkeypatch, flags, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    assert train.precision(CPU) == expected
+
+
+def test_seeds_and_threads_are_put_back():
+    torch.manual_seed(4)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    with train.seeded(7):
+        first = torch.rand(3)
+    with pytest.raises(Interruption), train.seeded(7), train.threads(1):
+        assert torch.get_num_threads() == 1
+        assert torch.equal(torch.rand(3), first)
+        raise Interruption
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
