@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep import dogs_vs_cats, faces_140k, folder, manifest, paths
-from data_prep.errors import InputError
+from data_prep.errors import command_line
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 From = Annotated[Path | None, typer.Option("--from", help="folder where the files already are")]
@@ -73,15 +72,6 @@ def _show(rows: pd.DataFrame, name: str) -> None:
     console.print(table)
 
 
-def main() -> None:
-    """Run the command line; bad input is one line on stderr and exit status 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        app()
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    command_line(app)

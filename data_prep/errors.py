@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
@@ -25,3 +26,12 @@ def choose(kind: str, value: str, valid: Iterable[str], *, hint: str = "") -> st
     raise InputError(
         f"unknown {kind} {value!r}{nearest} Valid: {', '.join(valid) or 'none yet'}.{' ' + hint if hint else ''}"
     )
+
+
+def command_line(app: Callable[[], None]) -> None:
+    """Run a command line; bad input is one line on stderr and exit status 2."""
+    try:
+        app()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)

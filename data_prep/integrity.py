@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 89 megapixels
 # Luminance table of the JPEG standard (ITU T.81, K.1), which the usual encoders scale by quality, and its sum at each quality.
@@ -18,15 +18,6 @@ _LUMINANCE = np.array(
 )  # fmt: skip
 _SCALES = [5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101)]
 _LUMINANCE_SUMS = np.array([np.clip((_LUMINANCE * s + 50) // 100, 1, 255).sum() for s in _SCALES])
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what sets it upright
 
 
 class BadImage(ValueError):
@@ -88,10 +79,9 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+            return ImageOps.exif_transpose(image)
     except Exception:  # the parser raises whatever its bytes lead it to
         return image
-    return image if turn is None else image.transpose(turn)
 
 
 def jpeg_quality(image: Image.Image) -> int | None:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from data_prep.errors import InputError
 from data_prep.integrity import inspect_file
-from data_prep.paths import data_root, dataset_folder
+from data_prep.paths import data_root, dataset_folder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,7 @@ def parallel(function, items: list, *, desc: str, workers: int | None = None, se
     return list(tqdm(results, total=len(items), desc=desc, leave=False, disable=None))
 
 
-def make(
-    name: str, root: Path, entries: Iterable[dict], *, kind: str = "deepfake", licence: str = "", force: bool = False
-) -> pd.DataFrame:
+def make(name: str, root: Path, entries: Iterable[dict], *, kind: str = "deepfake", licence: str = "") -> pd.DataFrame:
     """Scan the files of `entries` and write `<data root>/<name>/manifest.csv` and `dataset.json`.
 
     entries: one dict per image with path (relative to `root`), label (0 real, 1 fake), generator, split ("" = none given), group.
@@ -84,8 +82,8 @@ def make(
     where = str(root) if relative.startswith("..") else relative
     about = {"name": name, "kind": kind, "root": where, "licence": licence}
     about["classes"] = table.groupby("label")["generator"].unique().map(sorted).map(list).to_dict()
-    _write(folder / "dataset.json", json.dumps(about, indent=1))
-    _write(folder / "manifest.csv", table.to_csv(index=False))  # last: its presence means prepared
+    write_text(folder / "dataset.json", json.dumps(about, indent=1))
+    write_text(folder / "manifest.csv", table.to_csv(index=False))  # last: its presence means prepared
     check(table, name)
     return table
 
@@ -181,9 +179,3 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return (-1, -1)
     return (stat.st_size, stat.st_mtime_ns)
-
-
-def _write(path: Path, text: str) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8", newline="")
-    new.replace(path)

@@ -53,3 +53,10 @@ def describe(name: str) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is missing or damaged ({error}): make it again with python -m data_prep") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step: a reader sees the old file or the whole new one, also after a crash."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8", newline="")
+    new.replace(path)

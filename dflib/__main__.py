@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, choose, command_line
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -221,15 +221,6 @@ def _print_results(*datasets: str, csv: Path | None = None, only: set[str] | Non
     console.print(table)
 
 
-def main() -> None:
-    """Run the command line; bad input is one line on stderr and exit status 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        app()
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    command_line(app)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from data_prep.errors import InputError
-from data_prep.paths import HOW_TO_GET
+from data_prep.paths import HOW_TO_GET, write_text
 from dflib import plots, runs
 from dflib.methods import METHODS
 
@@ -69,7 +69,7 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
     }  # fmt: skip
     templates = Environment(loader=PackageLoader("dflib"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs._write(path, templates.get_template("report.html.j2").render(page))
+    write_text(path, templates.get_template("report.html.j2").render(page))
     return path
 
 

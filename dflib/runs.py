@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.errors import InputError, choose
-from data_prep.paths import PROJECT
+from data_prep.paths import PROJECT, write_text
 from dflib import methods
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Run:
             return self.history
         self.folder.mkdir(parents=True, exist_ok=True)
         self.history = train.fit(model, self.data, recipe, checkpoint=self.folder / "checkpoint.pt", **options)
-        _write(self.folder / "history.csv", self.history.to_csv(index=False))
+        write_text(self.folder / "history.csv", self.history.to_csv(index=False))
         self.timings[as_timing] += float(self.history["seconds"].sum())
         return self.history
 
@@ -229,7 +229,7 @@ class Run:
         if not self.finished:
             self.folder.mkdir(parents=True, exist_ok=True)
             result = self._evaluate(model, deployed)
-            _write(self.folder / "result.json", json.dumps(result, indent=1))
+            write_text(self.folder / "result.json", json.dumps(result, indent=1))
             for leftover in ("checkpoint.pt", "failed.json"):
                 (self.folder / leftover).unlink(missing_ok=True)
         return self.result
@@ -391,9 +391,3 @@ def _device_name(device) -> str:
     from dflib.measure import cpu_name
 
     return cpu_name()
-
-
-def _write(path: Path, text: str) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    new.replace(path)

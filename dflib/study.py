@@ -19,8 +19,9 @@ from typing import TextIO
 from filelock import FileLock
 
 from data_prep.errors import InputError, choose
+from data_prep.paths import write_text
 from dflib import methods
-from dflib.runs import Spec, _write, spec
+from dflib.runs import Spec, spec
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def execute(s: Spec, *, retry_failed: bool = True) -> dict:
         outcome["seconds"] = time.perf_counter() - started
         if record:
             _log(s, f"{record['error']}\n{record.get('traceback', '')}")
-            _write(
+            write_text(
                 s.folder / "failed.json", json.dumps({"run_id": s.run_id, **record, "command": s.command()}, indent=1)
             )
             return outcome | {"status": "failed", "error": record["error"]}
