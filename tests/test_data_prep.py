@@ -862,5 +862,5 @@ def test_real_dogs_and_cats(real_data, data_root):
     }
     assert set(table["jpeg_quality"]) == {88}
     assert json.loads((data_root / "dogs-vs-cats" / "dataset.json").read_text())["root"] == str(
-        real_data / "dogs-vs-cats"
+        (real_data / "dogs-vs-cats").resolve()
     )
