@@ -32,6 +32,7 @@ class Predictor:
             folder = runs.find(str(run))
             result = runs.read(folder)
             self.threshold, self.mode = result["threshold"], result["params"]["mode"]
+            self.classes = tuple(result["classes"])
             path = folder / result["deployed"]
         self.name = path.parent.name if path.name.startswith("model") else path.name
         if path.suffix == ".onnx":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -59,7 +58,7 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
     rows = rows[rows["run_id"].isin(only)].copy() if only is not None and len(rows) else rows
     if len(rows):
         rows["record"] = [runs.read(folder) for folder in rows["folder"]]
-        rows[["mode", "limit"]] = [[r["params"]["mode"], r["params"]["limit"] or 0] for r in rows["record"]]
+        rows["limit"] = rows["limit"].fillna(0).astype(int)
     groups = rows.groupby(SECTION) if len(rows) else ()
     page = {
         "sections": [_section(i, dict(zip(SECTION, key, strict=True)), _sorted(group)) for i, (key, group) in enumerate(groups)],
@@ -195,8 +194,8 @@ def _environment(records: Iterable[dict]) -> dict[str, list[str]]:
 
 def _failures() -> list[dict]:
     """Records of failed runs that have not been finished since."""
-    records = sorted(runs.outputs_root().glob("*/*/*/*/failed.json"))
-    return [json.loads(r.read_text()) for r in records if not (r.parent / "result.json").exists()]
+    folders = sorted(r.parent for r in runs.outputs_root().glob("*/*/*/*/failed.json"))
+    return [record for f in folders if not (f / "result.json").exists() and (record := runs.failure(f))]
 
 
 def _svg(fig: plots.Figure, prefix: str) -> str:

@@ -93,9 +93,8 @@ class Spec:
         return (self.folder / "result.json").exists()
 
     def failure(self) -> dict | None:
-        """The record of a failed attempt, if there is one."""
-        record = self.folder / "failed.json"
-        return json.loads(record.read_text()) if record.exists() and not self.finished() else None
+        """The record of a failed attempt, if there is one that can be read."""
+        return None if self.finished() else failure(self.folder)
 
     def parameters(self) -> dict:
         """The notebook's parameters for papermill: only what differs from the preset goes into `settings`."""
@@ -261,7 +260,7 @@ class Run:
             "protocol": s.protocol, "preset": s.preset, "params": methods.relevant(s.method, s.settings), "parents": [p.run_id for p in s.parents],
             "data_fingerprint": s.fingerprint, "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
             "device": _device_name(device), "timings": self.timings | {"total_s": time.perf_counter() - self.started}, "cost": cost,
-            "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "parity": same, "command": s.command(),
+            "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "classes": self.data.class_names, "parity": same, "command": s.command(),
         }  # fmt: skip
 
 
@@ -303,6 +302,15 @@ def read(folder: Path) -> dict:
         ) from error
 
 
+def failure(folder: Path) -> dict | None:
+    """The `failed.json` of a run folder; None where there is none, or a damaged one (the run is simply tried again)."""
+    try:
+        record = json.loads((Path(folder) / "failed.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) and {"run_id", "kind", "error"} <= record.keys() else None
+
+
 def find(name: str) -> Path:
     """The folder of a finished run, from its id or its path; raises `InputError` with the nearest id."""
     folder = Path(name)
@@ -318,14 +326,22 @@ def folders() -> list[Path]:
 
 
 def results(dataset: str | None = None) -> pd.DataFrame:
-    """One row per finished run: the keys of its request, costs, timings, and the metrics over all generators with their intervals."""
+    """One row per finished run: the keys of its request, costs, timings, and the metrics over all generators with their intervals.
+
+    A `result.json` that is damaged or not one of ours is named in a warning and left out.
+    """
     import pandas as pd
 
     rows = []
     for folder in folders():
-        result = read(folder)
-        if dataset is None or result["dataset"] == dataset:
-            rows.append(_flat(result) | {"folder": str(folder)})
+        try:
+            row = _flat(read(folder)) | {"folder": str(folder)}
+        except InputError as error:
+            log.warning("left out: %s", error)
+        except (KeyError, TypeError, AttributeError) as error:
+            log.warning("left out: %s/result.json is not one of this version's (%r)", folder, error)
+        else:
+            rows += [row] if dataset in (None, row["dataset"]) else []
     return (
         pd.DataFrame(rows).sort_values(["dataset", "protocol", "seed"], kind="stable", ignore_index=True)
         if rows
@@ -341,7 +357,8 @@ def _flat(result: dict) -> dict:
         k: result[k]
         for k in ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "device", "threshold", "command")
     }
-    row |= {"size": result["params"]["size"], **result["timings"]}
+    row |= {k: result["params"][k] for k in ("size", "mode", "limit")} | result["timings"]
+    row["parents"] = ",".join(result["parents"])
     cost = result["cost"]
     row |= {k: cost[k] for k in ("params", "nonzero", "macs", "file_bytes", "peak_rss_mb")}
     row |= {"latency_p50_ms": cost["latency_ms"]["p50"], "latency_p95_ms": cost["latency_ms"]["p95"]}
@@ -371,15 +388,15 @@ def _predictions(part, scores) -> pd.DataFrame:
 
 
 def _code_hash(notebook: Path) -> str:
-    """Hash of a notebook's code, but for its parameters cell: prose may change without making finished runs stale."""
+    """Hash of the cells tagged `result`: what makes the run. Prose, figures and exercises may change without making finished runs stale."""
     if not notebook.exists():
         raise InputError(f"notebook {notebook} is not there")
     cells = json.loads(notebook.read_text())["cells"]
-    code = [
-        "".join(c["source"])
-        for c in cells
-        if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
-    ]
+    code = ["".join(c["source"]) for c in cells if "result" in c["metadata"].get("tags", [])]
+    if not code:
+        raise InputError(
+            f"notebook {notebook}: no cell is tagged `result`; tag those that train, compress and finish the run"
+        )
     return hashlib.sha256("\n".join(re.sub(r"\s+$", "", c) for c in code).encode()).hexdigest()[:12]
 
 

@@ -260,7 +260,10 @@ def _kernel_manager(log_file: TextIO, sockets: str) -> type:
             self.transport, self.ip = "ipc", f"{sockets}/kernel"
 
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options) -> None:
-            await super()._async_launch_kernel(kernel_cmd, **(options | {"stdout": log_file, "stderr": log_file}))
+            env = options.get("env", os.environ) | {"TQDM_DISABLE": "1"}  # nobody watches: no dead bars in the notebook
+            await super()._async_launch_kernel(
+                kernel_cmd, **(options | {"stdout": log_file, "stderr": log_file, "env": env})
+            )
 
         _launch_kernel = _async_launch_kernel
 

@@ -22,6 +22,8 @@ from dflib.data import Dataset, Part
 
 log = logging.getLogger(__name__)
 
+_VISIBLE = {"disable": None} if tqdm.__module__ == "tqdm.asyncio" else {}  # a terminal or a notebook, not a log file
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits N x C, labels N, images N x 3 x H x W in [0, 1]) -> scalar
 
 
@@ -123,7 +125,7 @@ def fit(
         "best_epoch": 0,
     }
 
-    bar = tqdm(total=recipe.epochs, initial=state["epoch"], desc="training", unit="epoch", leave=False, disable=None)
+    bar = tqdm(total=recipe.epochs, initial=state["epoch"], desc="training", unit="epoch", leave=False, **_VISIBLE)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         while state["epoch"] < recipe.epochs and not _out_of_patience(state, recipe):
             epoch = state["epoch"]

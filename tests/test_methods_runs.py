@@ -141,7 +141,7 @@ def test_other_contents_of_the_dataset_change_the_id(tmp_path, data_root, tree, 
     assert run_id("mine", "BL", None) != baseline
 
 
-def test_the_notebooks_code_counts_and_its_prose_does_not(tiny_dataset, tmp_path, monkeypatch):
+def test_the_cells_tagged_result_count_and_no_others(tiny_dataset, tmp_path, monkeypatch):
     def with_cell(kind: str, source: str, tags: tuple = ()) -> str:
         notebook = json.loads((runs.PROJECT / "notebooks" / "03_prune.ipynb").read_text())
         cell = {"cell_type": kind, "source": source, "metadata": {"tags": list(tags)}}
@@ -156,7 +156,11 @@ def test_the_notebooks_code_counts_and_its_prose_does_not(tiny_dataset, tmp_path
     assert run_id(tiny_dataset) == first
     assert with_cell("markdown", "More prose.") == first
     assert with_cell("code", "rate = 0.7", ("parameters",)) == first
-    assert with_cell("code", "x = 1") != first
+    assert with_cell("code", "plt.plot(x)") == first
+    assert with_cell("code", "x = 1", ("result",)) != first
+    (tmp_path / "03_prune.ipynb").write_text(json.dumps({"cells": []}))
+    with pytest.raises(InputError, match="no cell is tagged `result`"):
+        run_id(tiny_dataset)
     (tmp_path / "03_prune.ipynb").unlink()
     with pytest.raises(InputError, match=r"03_prune\.ipynb is not there"):
         run_id(tiny_dataset)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import papermill
 import pytest
 
@@ -218,6 +221,25 @@ def test_every_figure_and_recap_is_there(stem, made):
 def test_a_second_execution_finds_the_first(made):
     for result in made.values():
         assert study.execute(result["spec"])["seconds"] == 0
+
+
+@pytest.mark.parametrize("stem", RUNS)
+def test_the_cells_tagged_result_are_what_makes_it(stem, made, tmp_path, monkeypatch):
+    """They alone, after the imports, give the same weights and scores: so nothing else needs to be in the run's id."""
+    spec, finished = made[METHODS[stem]]["spec"], made[METHODS[stem]]["folder"]
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
+    for parent in spec.parents:
+        shutil.copytree(made[parent.method]["folder"], parent.folder)
+    book = nbformat.read(FOLDER / f"{stem}.ipynb", as_version=4)
+    code = [c for c in book.cells if c.cell_type == "code"]
+    book.cells = [c for i, c in enumerate(code) if i == 0 or {"parameters", "result"} & set(c.metadata.get("tags", []))]
+    nbformat.write(book, tmp_path / "bare.ipynb")
+    papermill.execute_notebook(
+        str(tmp_path / "bare.ipynb"), None, spec.parameters(), cwd=str(FOLDER), progress_bar=False
+    )
+    assert spec.folder != finished and spec.finished()
+    scores = [pd.read_parquet(f / "predictions.parquet")["score"] for f in (spec.folder, finished)]
+    np.testing.assert_array_equal(*scores)
 
 
 def test_stepping_through_a_finished_run_changes_nothing(made, tmp_path):

@@ -34,6 +34,7 @@ def run(exported, outputs_root) -> Path:
         "params": {"mode": "center_crop", "size": 32},
         "deployed": "model.onnx",
         "dataset": "tiny-set",
+        "classes": ["real", "fake"],
     }
     (place / "result.json").write_text(json.dumps(result))
     return place
