@@ -49,27 +49,30 @@ def select(model: Detector, names: str) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def place(arch: Architecture) -> str:
-    """Where the paper puts the adapter: after the last convolution of a student, else in the middle, after block 4.
+def place(arch: Architecture, after: str = "") -> str:
+    """The block that an adapter goes behind: `after`, or where the paper puts it: the last one of a student, else the middle, block 4.
+
+    Raises `InputError` for a block that the architecture does not have.
 
     >>> place(models.architecture("BL")), place(models.architecture("S90"))
     ('features.3', 'features.4')
     """
     student = arch.name.startswith(tuple(models.STUDENT_RATES.values()))
-    return f"features.{len(arch.blocks) - 1 if student else (len(arch.blocks) - 1) // 2}"
+    papers = f"features.{len(arch.blocks) - 1 if student else (len(arch.blocks) - 1) // 2}"
+    return choose("block", after or papers, [f"features.{i}" for i in range(len(arch.blocks))])
 
 
-def insert(model: Detector, after: str | None = None, *, form: str = "serial", seed: int = 0) -> Detector:
+def insert(model: Detector, after: str = "", *, form: str = "serial", seed: int = 0) -> Detector:
     """A copy of the model with an adapter behind a block, frozen but for the adapter; its width is the block's, whatever that is.
 
-    after: a block's name; None is the paper's `place`. form: "serial" (the paper's) or "residual" (changes nothing until it is trained).
+    after: a block's name; empty is the paper's `place`. form: "serial" (the paper's) or "residual" (changes nothing until it is trained).
     Raises `InputError` for an unknown block or form, or a block that has an adapter.
 
     >>> insert(Detector(models.architecture("BL", size=32)), "features.3").arch.blocks[3].adapter
     'serial'
     """
     blocks = list(model.arch.blocks)
-    after = choose("block", after or place(model.arch), [f"features.{i}" for i in range(len(blocks))])
+    after = place(model.arch, after)
     i = int(after.removeprefix("features."))
     if blocks[i].adapter:
         raise InputError(f"{after} has an adapter already: choose another block, or train that one")

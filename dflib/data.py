@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -89,6 +89,14 @@ def open(name: str, *, size: int, protocol: str = "strict", mode: str = "resize"
     if describe(name)["kind"] == "deepfake":
         names = ("real", "fake")
     return Dataset(name, size, protocol, mode, class_names=names, **parts)
+
+
+def few(whole: Dataset, images: int) -> Dataset:
+    """The dataset with at most so many training images of each class: the same ones each time, and fewer are a part of more.
+
+    >>> few(open("demo", size=32), 25)                              # doctest: +SKIP
+    """
+    return replace(whole, train=_part(whole.train.pixels, whole.train.table, images))
 
 
 def fingerprint(name: str) -> str:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from data_prep.errors import InputError, choose
 
 TRAIN = ("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "amp")
-DATA = ("size", "mode", "limit")
+DATA = ("size", "mode", "limit", "target_images")
 MEASURE = ("latency_runs", "draws")
+TRANSFER = ("transfer_epochs", "transfer_lr", *TRAIN)
+ADAPTER = ("adapter_form", "adapter_after", *TRANSFER)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table. parents: methods whose finished run this one starts from, on the same dataset and seed."""
+    """One row of the table. parents: methods whose finished run this one starts from, at the same seed; "BL@source" is BL on the source dataset."""
 
     code: str
     title: str
@@ -26,6 +28,11 @@ class Method:
     @property
     def keys(self) -> tuple[str, ...]:
         return (*DATA, *MEASURE, *self.settings)
+
+    @property
+    def transfers(self) -> bool:
+        """Whether it starts from another dataset, the source."""
+        return any("@source" in parent or METHODS[parent].transfers for parent in self.parents)
 
 
 METHODS = {
@@ -47,6 +54,24 @@ METHODS = {
             settings=("temperature", "alpha", "epochs", "patience", *TRAIN),
         ),
         Method("CQ", "int8 linear layers", "05_quantize", ("BL",), rated=False),
+        Method("TL+FT", "transfer, fine-tuned", "07_tl_finetune", ("BL@source",), False, ("trainable", *TRANSFER)),
+        Method("TL+FT+Q", "transfer, int8 linear layers", "08_tl_quantize", ("TL+FT",), rated=False),
+        Method(
+            "TL+P+FT",
+            "transfer of a pruned model",
+            "09_tl_prune",
+            ("CPF@source",),
+            settings=("trainable", *TRANSFER),
+        ),
+        Method(
+            "TL+KD",
+            "transfer by distillation",
+            "10_tl_distill",
+            ("BL@source", "TL+FT"),
+            settings=("teacher", "temperature", "transfer_alpha", "epochs", "patience", *TRAIN),
+        ),
+        Method("TL+P+A", "adapter in the pruned model", "11_tl_prune_adapter", ("TL+P+FT",), settings=ADAPTER),
+        Method("TL+KD+A", "adapter in the student", "12_tl_distill_adapter", ("TL+KD",), settings=ADAPTER),
     )
 }
 
@@ -54,6 +79,7 @@ DEFAULTS: dict = {
     "size": 224,
     "mode": "resize",  # resize | center_crop | texture_crop
     "limit": None,  # at most so many images of each class in each part
+    "target_images": None,  # at most so many training images of each class, but for the source dataset's runs
     "epochs": 30,
     "finetune_epochs": 10,
     "batch": 64,
@@ -68,14 +94,26 @@ DEFAULTS: dict = {
     "scope": "layer",  # layer | global
     "temperature": 4.0,
     "alpha": 0.9,
+    "teacher": "source",  # source (the paper's) | transferred
+    "transfer_alpha": 0.5,  # of TL+KD: a teacher of another task gets less weight
+    "transfer_epochs": 10,
+    "transfer_lr": 1e-3,
+    "trainable": "features.4,features.5,features.6,features.7,head",  # dflib.adapters.layers lists what can be named
+    "adapter_form": "serial",  # serial (the paper's) | residual
+    "adapter_after": "",  # a block such as features.3; empty is the paper's place
     "latency_runs": 50,
     "draws": 1000,  # of the bootstrap
 }
 
 
-CHOICES = {"mode": ("input mode", ("resize", "center_crop", "texture_crop")), "scope": ("scope", ("layer", "global"))}
-FROM_ZERO = ("warmup", "weight_decay", "label_smoothing", "patience", "alpha")
-SHARES = ("warmup", "label_smoothing", "alpha")  # at most 1
+CHOICES = {
+    "mode": ("input mode", ("resize", "center_crop", "texture_crop")),
+    "scope": ("scope", ("layer", "global")),
+    "teacher": ("teacher", ("source", "transferred")),
+    "adapter_form": ("form of adapter", ("serial", "residual")),
+}
+FROM_ZERO = ("warmup", "weight_decay", "label_smoothing", "patience", "alpha", "transfer_alpha")
+SHARES = ("warmup", "label_smoothing", "alpha", "transfer_alpha")  # at most 1
 
 
 @dataclass(frozen=True)
@@ -88,32 +126,44 @@ class Preset:
     seeds: tuple[int, ...]
     settings: dict
     about: str
+    source: str = "demo-source"
 
+
+PAPER = ("BL", "CPF", "CKD", "CQ", "TL+FT", "TL+FT+Q", "TL+P+FT", "TL+KD", "TL+P+A", "TL+KD+A")
 
 PRESETS = {
     "tiny": Preset(
         "demo",
-        ("BL", "CPF", "CKD", "CQ"),
+        PAPER,
         (0.9,),
         (0,),
-        {"size": 32, "limit": 48, "epochs": 2, "finetune_epochs": 1, "latency_runs": 5, "draws": 50},
+        {
+            "size": 32,
+            "limit": 48,
+            "epochs": 2,
+            "finetune_epochs": 1,
+            "transfer_epochs": 1,
+            "latency_runs": 5,
+            "draws": 50,
+        },
         "seconds: for tests; its numbers mean nothing",
     ),
     "demo": Preset(
         "demo",
-        ("BL", "CPF", "CKD", "CQ"),
+        PAPER,
         (0.6, 0.9),
         (0,),
-        {"size": 32, "epochs": 12, "finetune_epochs": 4},
+        {"size": 32, "epochs": 12, "finetune_epochs": 4, "transfer_epochs": 4},
         "minutes on two CPU cores, offline",
     ),
     "paper": Preset(
         "faces-140k",
-        ("BL", "CPF", "CKD", "CQ"),
+        PAPER,
         (0.6, 0.7, 0.8, 0.9),
         (0, 1, 2),
         {"size": 224, "patience": 8},
         "the paper's grid, for GPUs",
+        "dogs-vs-cats",
     ),
 }
 
@@ -148,6 +198,12 @@ def settings(preset_name: str, overrides: dict | None = None) -> dict:
     return result
 
 
+def lineage(code: str) -> list[str]:
+    """The method and all that it starts from, on either dataset."""
+    parents = [parent.removesuffix("@source") for parent in method(code).parents]
+    return [code, *(c for parent in parents for c in lineage(parent))]
+
+
 def relevant(code: str, values: dict) -> dict:
     """Those of the settings that the method reads (the others must not change its run's id)."""
     return {k: values[k] for k in sorted(method(code).keys)}
@@ -155,7 +211,7 @@ def relevant(code: str, values: dict) -> dict:
 
 def _checked(key: str, value):
     default = DEFAULTS[key]
-    kind = int if key == "limit" else type(default)
+    kind = int if key in ("limit", "target_images") else type(default)
     if value is None and default is None:
         return None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -71,6 +71,15 @@ def test_globally_one_threshold_cuts_all_layers(rate, seed):
     assert total - models.nonzero(model) == k
 
 
+def test_masks_are_read_back_from_the_zeros():
+    model = detector()
+    masks = prune.magnitude_masks(model, rate=0.7)
+    prune.apply_masks(model, masks)
+    read = prune.masks_of(model)
+    assert read.keys() == masks.keys()
+    assert all(torch.equal(read[name], mask) for name, mask in masks.items())
+
+
 def test_the_two_scopes_differ_where_layers_do():
     model = detector()
     layer, together = (prune.magnitude_masks(model, rate=0.6, scope=s) for s in prune.SCOPES)
