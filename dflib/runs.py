@@ -308,7 +308,7 @@ class Run:
             "protocol": s.protocol, "preset": s.preset, "params": methods.relevant(s.method, s.settings), "parents": [p.run_id for p in s.parents],
             "data_fingerprint": s.fingerprint, "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
             "device": _device_name(device), "timings": self.timings | {"total_s": time.perf_counter() - self.started}, "cost": cost,
-            "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "classes": self.data.class_names, "parity": same, "command": s.command(),
+            "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "classes": self.data.class_names, "train_images": len(self.data.train), "parity": same, "command": s.command(),
         }  # fmt: skip
 
 
@@ -423,29 +423,13 @@ METRICS = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr", 
 
 
 def _flat(result: dict) -> dict:
-    row = {
-        k: result[k]
-        for k in (
-            "run_id",
-            "method",
-            "rate",
-            "seed",
-            "dataset",
-            "source",
-            "protocol",
-            "preset",
-            "device",
-            "threshold",
-            "command",
-        )
-    }
-    row |= {k: result["params"][k] for k in ("size", "mode", "limit", "target_images")} | result["timings"]
+    row = {k: result[k] for k in ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "device", "threshold", "command")}  # fmt: skip
+    row |= {k: result.get(k) for k in ("source", "train_images")}
+    row |= {k: result["params"].get(k) for k in ("size", "mode", "limit", "target_images")} | result["timings"]
     row["parents"] = ",".join(result["parents"])
     cost = result["cost"]
-    row |= {
-        k: cost[k]
-        for k in ("params", "nonzero", "macs", "file_bytes", "peak_rss_mb", "trainable_params", "shipped_bytes")
-    }
+    row |= {k: cost[k] for k in ("params", "nonzero", "macs", "file_bytes", "peak_rss_mb")}
+    row |= {k: cost.get(k) for k in ("trainable_params", "shipped_bytes")}
     row |= {"latency_p50_ms": cost["latency_ms"]["p50"], "latency_p95_ms": cost["latency_ms"]["p95"]}
     row["latency_torch_p50_ms"] = cost.get("latency_torch_ms", {}).get("p50")
     for generator, values in result["metrics"].items():
