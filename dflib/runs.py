@@ -101,6 +101,8 @@ class Spec:
         usual = methods.settings(self.preset)
         values = {"preset": self.preset, "dataset": self.dataset, "protocol": self.protocol, "seed": self.seed}
         values["settings"] = {k: v for k, v in self.settings.items() if usual[k] != v}
+        if len(methods.made_by(self.notebook.stem)) > 1:
+            values["method"] = self.method
         return values | ({"rate": self.rate} if self.rate is not None else {})
 
     def command(self) -> str:
