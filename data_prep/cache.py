@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from data_prep import manifest
 from data_prep.errors import InputError, choose
 from data_prep.integrity import BadImage, open_image, to_rgb
-from data_prep.paths import dataset_folder, describe
+from data_prep.paths import dataset_folder, images_root
 
 MODES = ("resize", "center_crop", "texture_crop")
 _VERSION = 1  # of the decoding below: a change makes new caches
 _CHUNK = 128  # images that one task decodes
+log = logging.getLogger(__name__)
 
 
 def build(name: str, *, size: int, mode: str = "resize", workers: int | None = None) -> tuple[np.memmap, pd.DataFrame]:
@@ -39,12 +40,13 @@ def build(name: str, *, size: int, mode: str = "resize", workers: int | None = N
     table = manifest.load(name)
     manifest.check(table, name)
     table = table[table["status"] == "ok"].reset_index(drop=True)
-    key = hashlib.sha256(json.dumps([table["sha256"].tolist(), size, mode, _VERSION]).encode()).hexdigest()[:12]
-    folder = dataset_folder(name) / "cache" / f"{mode}-{size}-{key}"
+    contents = hashlib.sha256(json.dumps([table["sha256"].tolist(), _VERSION]).encode()).hexdigest()[:12]
+    folder = dataset_folder(name) / "cache" / f"{mode}-{size}-{contents}"
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():
+                _remove_stale(folder.parent, contents)
                 _fill(folder, name, table, size, mode, workers)
     return np.load(folder / "images.npy", mmap_mode="r"), table
 
@@ -86,6 +88,17 @@ def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
     return int(tops[row, 0]), int(lefts[0, column])
 
 
+def _remove_stale(parent: Path, contents: str) -> None:
+    """Remove what killed builds of other contents left: nobody can go on with it."""
+    for partial_folder in [*parent.glob("*.partial"), *parent.glob("*.new")]:
+        if contents not in partial_folder.name:
+            try:
+                with FileLock(partial_folder.with_suffix(".lock"), timeout=0):  # held: someone is at it
+                    shutil.rmtree(partial_folder, ignore_errors=True)
+            except Timeout:
+                log.info("left %s alone: another build is using it", partial_folder)
+
+
 def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, mode: str, workers: int | None) -> None:
     shape = (len(table), size, size, 3)
     partial_folder = folder.with_suffix(".partial")
@@ -101,7 +114,7 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, mode: str, wo
         np.lib.format.open_memmap(fresh / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
         np.save(fresh / "done.npy", np.zeros(len(table), dtype=bool))
         fresh.rename(partial_folder)
-    root = Path(os.path.normpath(dataset_folder(name) / describe(name)["root"]))
+    root = images_root(name)
     todo = np.flatnonzero(~np.load(partial_folder / "done.npy"))
     chunks = [
         (rows, [str(root / p) for p in table["path"].to_numpy()[rows]], table["sha256"].to_numpy()[rows])

@@ -57,6 +57,8 @@ def place(arch: Architecture, after: str = "") -> str:
     >>> place(models.architecture("BL")), place(models.architecture("S90"))
     ('features.3', 'features.4')
     """
+    if not arch.blocks:
+        raise InputError(f"adapters stand behind the blocks of our own stacks; backbone {arch.backbone!r} has none")
     student = arch.name.startswith(tuple(models.STUDENT_RATES.values()))
     papers = f"features.{len(arch.blocks) - 1 if student else (len(arch.blocks) - 1) // 2}"
     return choose("block", after or papers, [f"features.{i}" for i in range(len(arch.blocks))])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.errors import InputError, choose
-from data_prep.paths import PROJECT, write_text
+from data_prep.paths import PROJECT, images_root, write_text
 from dflib import methods
 
 if TYPE_CHECKING:
@@ -302,6 +302,7 @@ class Run:
         )
         shipped = adapters.save_delta(model, base, self.folder / "delta.safetensors") if base else deployed or onnx
         cost |= {"trainable_params": self.trainable, "shipped_bytes": Path(shipped).stat().st_size}
+        cost["preprocess_ms"] = self._preprocess_ms()
         s = self.spec
         return {
             "schema": SCHEMA, "run_id": s.run_id, "method": s.method, "rate": s.rate, "seed": s.seed, "dataset": s.dataset, "source": s.source or None,
@@ -310,6 +311,15 @@ class Run:
             "device": _device_name(device), "timings": self.timings | {"total_s": time.perf_counter() - self.started}, "cost": cost,
             "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "classes": self.data.class_names, "train_images": len(self.data.train), "parity": same, "command": s.command(),
         }  # fmt: skip
+
+    def _preprocess_ms(self) -> dict | None:
+        """Of some test images; None when their files are gone (training needs only the decoded ones)."""
+        from dflib.measure import preprocessing
+
+        paths = [images_root(self.spec.dataset) / p for p in self.data.test.table["path"].iloc[:32]]
+        if not all(path.is_file() for path in paths):
+            return None
+        return preprocessing(paths, size=self.settings["size"], mode=self.settings["mode"])
 
 
 def start(method: str, *, quiet: bool = False, **request) -> Run:
@@ -430,6 +440,9 @@ def _flat(result: dict) -> dict:
     cost = result["cost"]
     row |= {k: cost[k] for k in ("params", "nonzero", "macs", "file_bytes", "peak_rss_mb")}
     row |= {k: cost.get(k) for k in ("trainable_params", "shipped_bytes")}
+    row["gzip_bytes"] = cost.get("gzip_bytes")
+    row["images_per_s"] = cost.get("throughput", {}).get("images_per_s")
+    row["preprocess_p50_ms"] = (cost.get("preprocess_ms") or {}).get("p50")
     row |= {"latency_p50_ms": cost["latency_ms"]["p50"], "latency_p95_ms": cost["latency_ms"]["p95"]}
     row["latency_torch_p50_ms"] = cost.get("latency_torch_ms", {}).get("p50")
     for generator, values in result["metrics"].items():

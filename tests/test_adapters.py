@@ -251,6 +251,7 @@ def test_a_file_that_is_no_delta_is_named(write, message, tmp_path):
         (lambda m: adapters.insert(m, "features.9"), r"unknown block 'features.9', did you mean 'features.\d'\? Valid: features.0, "),
         (lambda m: adapters.insert(m, form="seriel"), "unknown form of adapter 'seriel', did you mean 'serial'"),
         (lambda m: adapters.insert(adapters.insert(m, "features.1"), "features.1"), "features.1 has an adapter already"),
+        (lambda m: adapters.insert(Detector(models.architecture("BL", size=32, backbone="resnet18"))), "backbone 'resnet18' has none"),
         (lambda m: adapters.low_rank(m, rank=0), "rank 0: at least 1"),
     ],
 )  # fmt: skip
