@@ -208,14 +208,14 @@ def weight_histograms(before: dict, after: dict, names: Sequence[str] | None = N
 
 
 @_styled
-def layer_bars(counts: dict[str, int], nonzero: dict[str, int] | None = None) -> Figure:
+def layer_bars(counts: dict[str, int], nonzero: dict[str, int] | None = None, *, label: str = "not zero") -> Figure:
     """Parameters of each layer, the first on top; with `nonzero`, what is not zero in colour before the rest in grey."""
     names, most = list(counts), max([1, *counts.values()])
     fig = Figure(6.4, 0.27 * len(names) + 1)
     ax = fig.subplots()
     ax.barh(names, list(counts.values()), color=GRID if nonzero else BLUE, label="all")
     if nonzero:
-        ax.barh(names, [nonzero.get(n, 0) for n in names], color=BLUE, label="not zero")
+        ax.barh(names, [nonzero.get(n, 0) for n in names], color=BLUE, label=label)
         fig.legend(loc="outside upper right", ncols=2)
     for name in names:
         kept = f"{nonzero.get(name, 0):,} of " if nonzero else ""
