@@ -341,6 +341,10 @@ def load(path: Path) -> Detector:
     Raises `InputError` when the file is missing, damaged, not a checkpoint of ours, or its weights do not fit its architecture.
     """
     metadata, tensors = read(path)
+    if metadata.get("format") == "dflib-delta-1":
+        raise InputError(
+            f"{path} holds only what differs from the model {metadata.get('base')}: dflib.adapters.load_delta(path, base)"
+        )
     if metadata.get("format") != "dflib-1":
         raise InputError(f"checkpoint {path} is not one of dflib's: its metadata has no architecture")
     return build(path, metadata.get("architecture"), tensors)
