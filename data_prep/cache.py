@@ -39,7 +39,7 @@ def build(name: str, *, size: int, mode: str = "resize", workers: int | None = N
             f"image size {size} is not a multiple of 32 (the detectors halve it five times): try {max(32, round(size / 32) * 32)}"
         )
     table = manifest.load(name)
-    manifest.check(table, name)
+    manifest.check(table, name, kind=describe(name)["kind"])
     table = table[table["status"] == "ok"].reset_index(drop=True)
     contents = hashlib.sha256(json.dumps([table["sha256"].tolist(), _VERSION]).encode()).hexdigest()[:12]
     folder = dataset_folder(name) / "cache" / f"{mode}-{size}-{contents}"

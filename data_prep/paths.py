@@ -11,10 +11,14 @@ from data_prep.errors import InputError, choose
 _PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
 
-HOW_TO_GET = {  # name -> the command that makes or finds it
+HOW_TO_GET = {  # name -> the command that makes, finds or downloads it
     "demo": "python -m data_prep demo",
     "demo-source": "python -m data_prep demo",
+    "synthbuster": "python -m data_prep synthbuster",
+    "raise": "python -m data_prep raise",
+    "forensynths": "python -m data_prep forensynths",
     "faces-140k": "python -m data_prep faces-140k --from FOLDER",
+    "deepfake-real": "python -m data_prep deepfake-real --from FOLDER",
     "dogs-vs-cats": "python -m data_prep dogs-vs-cats --from FOLDER",
 }
 
