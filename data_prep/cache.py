@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 from data_prep import manifest
 from data_prep.errors import InputError, choose
 from data_prep.integrity import BadImage, open_image, to_rgb
-from data_prep.paths import dataset_folder, describe
+from data_prep.paths import dataset_folder, images_root
 
 MODES = ("resize", "center_crop", "texture_crop")
 _VERSION = 1  # of the decoding below: a change makes new caches
@@ -115,7 +114,7 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, mode: str, wo
         np.lib.format.open_memmap(fresh / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
         np.save(fresh / "done.npy", np.zeros(len(table), dtype=bool))
         fresh.rename(partial_folder)
-    root = Path(os.path.normpath(dataset_folder(name) / describe(name)["root"]))
+    root = images_root(name)
     todo = np.flatnonzero(~np.load(partial_folder / "done.npy"))
     chunks = [
         (rows, [str(root / p) for p in table["path"].to_numpy()[rows]], table["sha256"].to_numpy()[rows])

@@ -59,6 +59,11 @@ def describe(name: str) -> dict:
         raise InputError(f"{path} is missing or damaged ({error}): make it again with python -m data_prep") from error
 
 
+def images_root(name: str) -> Path:
+    """Folder that the paths of a dataset's manifest start from."""
+    return Path(os.path.normpath(dataset_folder(name) / describe(name)["root"]))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step: a reader sees the old file or the whole new one, also after a crash."""
     new = path.with_name(path.name + ".new")

@@ -1,7 +1,7 @@
-"""What a detector costs: parameters, operations, bytes, latency, memory. Times and memory come from a fresh process.
+"""What a detector costs: parameters, operations, bytes, latency, throughput, memory. Times and memory come from a fresh process.
 
 `python -m dflib.measure FILE` is that process: it loads one file (`.onnx` in ONNX Runtime, `.safetensors` in PyTorch) and prints JSON.
-torch is imported only where it is what is measured, so that peak memory is the runtime's own.
+torch is imported only where it is what is measured, so that peak memory is the runtime's own. Two runs never time at once: `alone`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ import numpy as np
 from data_prep.errors import InputError
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
+BATCH = 32  # for throughput
 _WARM_UP = 5
 
 
@@ -44,9 +48,9 @@ def macs(model) -> int:
 
 
 def cost(model, deployed: Path, *, checkpoint: Path | None = None, runs: int = 50, threads: int = 1) -> dict:
-    """The `cost` part of a result: params, nonzero, macs, file_bytes, gzip_bytes, latency_ms, peak_rss_mb of the deployed file.
+    """The `cost` part of a result: params, nonzero, macs, file_bytes, gzip_bytes, and `profile` of the deployed file.
 
-    checkpoint: a safetensors file to time in PyTorch as well (`latency_torch_ms`). Speed-ups are to be taken inside one runtime only.
+    checkpoint: a safetensors file to time in PyTorch as well (`latency_torch_ms`, `throughput_torch`): another runtime, see `speedup`.
     """
     from dflib.models import nonzero, parameters
 
@@ -55,21 +59,75 @@ def cost(model, deployed: Path, *, checkpoint: Path | None = None, runs: int = 5
     result = {"params": parameters(model), "nonzero": nonzero(model), "macs": macs(model), "file_bytes": len(data)}
     result |= {"gzip_bytes": len(gzip.compress(data, compresslevel=6)), **measured}
     if checkpoint is not None:
-        result["latency_torch_ms"] = profile(checkpoint, runs=runs, threads=threads)["latency_ms"]
+        other = profile(checkpoint, runs=runs, threads=threads)
+        result |= {"latency_torch_ms": other["latency_ms"], "throughput_torch": other["throughput"]}
     return result
 
 
 def profile(path: Path, *, runs: int = 50, threads: int = 1) -> dict:
-    """Latency at batch 1 (milliseconds, after a warm-up, threads pinned) and peak resident memory (MB), in a fresh process.
+    """Latency at batch 1 (milliseconds) and peak resident memory (MB) there, then throughput at batch 32, in a fresh process.
 
-    Returns {"latency_ms": {p50, p95, runtime, threads, cpu}, "peak_rss_mb"}. Raises `InputError` when the file cannot be run.
+    After a warm-up, on `threads` pinned cores (those that are idlest), while no other run of this user is timed on the machine.
+    Returns {"latency_ms": {p50, p95, runtime, threads, cpu}, "peak_rss_mb", "throughput": {images_per_s, batch}}.
+    Raises `InputError` when the file cannot be run.
     """
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "dflib.measure", str(path), str(runs), str(threads)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    with alone():
+        command = [sys.executable, "-m", "dflib.measure", str(path), str(runs), *map(str, idlest_cores(threads))]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(f"{path} could not be measured: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def preprocessing(images: Iterable[Path], *, size: int, mode: str = "resize") -> dict:
+    """Milliseconds to read, decode and fit one image file, over the files given: {"p50", "p95", "images"}. Not part of any latency.
+
+    >>> preprocessing([Path("photo.jpg")], size=224)                # doctest: +SKIP
+    """
+    from data_prep.cache import fit
+    from data_prep.integrity import open_image, to_rgb
+
+    steps = [lambda path=path: fit(to_rgb(open_image(path)), size=size, mode=mode) for path in images]
+    with alone():
+        steps[0]()
+        times = [_milliseconds(step) for step in steps]
+    p50, p95 = np.percentile(times, [50, 95])
+    return {"p50": float(p50), "p95": float(p95), "images": len(times)}
+
+
+def speedup(base: dict, other: dict) -> float:
+    """How many times faster `other` is than `base`: the ratio of two `latency_ms`, by their medians.
+
+    Raises `InputError` when the two were not taken in the same runtime, on the same processor, with as many threads.
+
+    >>> here = {"runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
+    >>> speedup({"p50": 6.0, **here}, {"p50": 2.0, **here})
+    3.0
+    """
+    for key in ("runtime", "threads", "cpu"):
+        if base[key] != other[key]:
+            raise InputError(f"no speed-up from {key} {base[key]!r} to {other[key]!r}: measure both under the same")
+    return base["p50"] / other["p50"]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold this user's timing lock of this machine: what is timed inside is not disturbed by another run that is timed."""
+    from filelock import FileLock
+
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    with FileLock(Path(tempfile.gettempdir()) / f"dflib-timing-{user}.lock"):
+        yield
+
+
+def idlest_cores(n: int) -> list[int]:
+    """The n cores of this process that did the least in the last moments (another worker may be training)."""
+    import psutil
+
+    load = psutil.cpu_percent(interval=0.2, percpu=True)
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(load))
+    return sorted(sorted(mine, key=lambda core: load[core] if core < len(load) else 0.0)[:n])
 
 
 def cpu_name() -> str:
@@ -83,11 +141,6 @@ def cpu_name() -> str:
     return f"{name} ({' '.join(f for f in FLAGS if f in have) or 'flags unknown'})"
 
 
-def _pin(threads: int) -> None:
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-
-
 def _peak_rss_mb() -> float:
     """Peak resident memory of this process in 10^6 bytes (not `ru_maxrss` on Linux: that starts at the parent's)."""
     status = Path("/proc/self/status")
@@ -99,7 +152,11 @@ def _peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def _onnx(path: Path, threads: int):
+# pixels -> logits, shape of one image, the runtime's name
+Runner = tuple[Callable[[np.ndarray], object], list[int], str]
+
+
+def _onnx(path: Path, threads: int) -> Runner:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -108,11 +165,10 @@ def _onnx(path: Path, threads: int):
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     node = session.get_inputs()[0]
-    image = np.random.default_rng(0).random((1, *node.shape[1:]), dtype=np.float32)
-    return (lambda: session.run(None, {node.name: image})), f"onnxruntime {ort.__version__}"
+    return (lambda x: session.run(None, {node.name: x})), node.shape[1:], f"onnxruntime {ort.__version__}"
 
 
-def _torch(path: Path, threads: int):
+def _torch(path: Path, threads: int) -> Runner:
     import torch
 
     from dflib.models import load
@@ -120,25 +176,31 @@ def _torch(path: Path, threads: int):
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # denormal weights slow some CPUs tenfold
     model = load(path)
-    image = torch.rand(1, 3, model.arch.size, model.arch.size)
     torch.inference_mode().__enter__()
-    return (lambda: model(image)), f"torch {torch.__version__}"
+    return (lambda x: model(torch.from_numpy(x))), [3, model.arch.size, model.arch.size], f"torch {torch.__version__}"
 
 
-def _main(path: Path, runs: int, threads: int) -> None:
-    _pin(threads)
-    step, runtime = (_onnx if path.suffix == ".onnx" else _torch)(path, threads)
+def _milliseconds(step: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    step()
+    return 1e3 * (time.perf_counter() - started)
+
+
+def _main(path: Path, runs: int, cores: list[int]) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    run, shape, runtime = (_onnx if path.suffix == ".onnx" else _torch)(path, len(cores))
+    one, many = (np.random.default_rng(0).random((n, *shape), dtype=np.float32) for n in (1, BATCH))
     for _ in range(_WARM_UP):
-        step()
-    times = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        step()
-        times.append(1e3 * (time.perf_counter() - started))
-    p50, p95 = np.percentile(times, [50, 95])
-    latency = {"p50": float(p50), "p95": float(p95), "runtime": runtime, "threads": threads, "cpu": cpu_name()}
-    sys.stdout.write(json.dumps({"latency_ms": latency, "peak_rss_mb": _peak_rss_mb()}) + "\n")
+        run(one)
+    p50, p95 = np.percentile([_milliseconds(lambda: run(one)) for _ in range(runs)], [50, 95])
+    latency = {"p50": float(p50), "p95": float(p95), "runtime": runtime, "threads": len(cores), "cpu": cpu_name()}
+    result = {"latency_ms": latency, "peak_rss_mb": _peak_rss_mb()}
+    run(many)
+    batch_ms = np.median([_milliseconds(lambda: run(many)) for _ in range(max(1, runs // 16))])
+    result["throughput"] = {"images_per_s": float(1e3 * BATCH / batch_ms), "batch": BATCH}
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    _main(Path(sys.argv[1]), int(sys.argv[2]), [int(core) for core in sys.argv[3:]])

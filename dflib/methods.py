@@ -123,6 +123,11 @@ def method(code: str) -> Method:
     return METHODS[choose("method", code, METHODS)]
 
 
+def made_by(notebook: str) -> tuple[str, ...]:
+    """Codes of the methods that a notebook makes; where there are several, its parameter `method` says which."""
+    return tuple(row.code for row in METHODS.values() if row.notebook == notebook)
+
+
 def preset(name: str) -> Preset:
     """The preset of that name; raises `InputError` for an unknown one."""
     return PRESETS[choose("preset", name, PRESETS)]

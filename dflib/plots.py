@@ -38,6 +38,7 @@ STYLE = {
 COSTS = {  # column -> axis title, divisor
     "latency_p50_ms": ("median latency, ms (batch 1, 1 thread)", 1),
     "file_bytes": ("file, MB", 1e6),
+    "gzip_bytes": ("gzipped file, MB", 1e6),
     "macs": ("million multiply-accumulates an image", 1e6),
     "params": ("thousand parameters stored (zeros count)", 1e3),
 }
@@ -338,19 +339,32 @@ def dominated(cost: Sequence[float], score: Sequence[float]) -> np.ndarray:
 
 
 @_styled
-def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms", y: str = "auroc") -> Figure:
+def pareto(rows: pd.DataFrame, x: str | Sequence[str] = "latency_p50_ms", y: str = "auroc") -> Figure:
     """What each run scores (with its 95 % interval) against what it costs; the line joins those that no other beats in both.
 
-    x: latency_p50_ms | file_bytes | macs | params. Beaten runs are grey; past 14 runs only those on the line are named.
+    x: one or several of latency_p50_ms | file_bytes | gzip_bytes | macs | params, a panel each. Beaten runs are grey; past 14 runs only
+    those on the line are named.
     """
-    rows = rows[(_values(rows, x)[0] > 0) & _values(rows, y)[0].notna()].reset_index(drop=True)
-    if rows.empty:
+    costs = [x] if isinstance(x, str) else list(x)
+    rows = rows[_values(rows, y)[0].notna()]
+    drawn = {cost: found for cost in costs if len(found := rows[_values(rows, cost)[0] > 0].reset_index(drop=True))}
+    if not drawn:
         return _nothing()
+    fig = Figure(5.8 if len(drawn) == 1 else 4.2 * len(drawn), 4)
+    axes = fig.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    named = [_front(ax, found, cost, y) for ax, (cost, found) in zip(axes, drawn.items(), strict=True)]
+    axes[0].set_ylabel(METRICS.get(y, y))
+    fig.draw_without_rendering()  # from here on the layout is known
+    for ax, what in zip(axes, named, strict=True):
+        _place_labels(ax, *what)
+    return fig
+
+
+def _front(ax, rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """One panel; returns the points, their bars and the names that they are to have."""
     title, unit = COSTS[x]
     (cost, _), (score, bars) = _values(rows, x), _values(rows, y)
     cost, beaten = cost / unit, dominated(cost, score)
-    fig = Figure(5.8, 4)
-    ax = fig.subplots()
     front = cost[~beaten].sort_values(kind="stable").index
     ax.step(cost[front], score[front], where="post", color=INK, linewidth=1, linestyle=":", zorder=1)
     for i in rows.index:
@@ -359,15 +373,13 @@ def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms", y: str = "auroc") -> F
                     elinewidth=1, markeredgecolor=PAPER, zorder=2 if beaten[i] else 3)  # fmt: skip
     _log(ax.xaxis, cost)
     room = max(1.15, (cost.max() / cost.min()) ** 0.12)
-    ax.set(xlabel=title, ylabel=METRICS.get(y, y), xlim=(cost.min() / room, cost.max() * room))
+    ax.set(xlabel=title, xlim=(cost.min() / room, cost.max() * room))
     names = {i: run_label(rows["method"][i], rows["rate"][i]) for i in (rows.index if len(rows) <= 14 else front)}
-    _place_labels(ax, np.stack([cost, score], axis=1), bars, names)
-    return fig
+    return np.stack([cost, score], axis=1), bars, names
 
 
 def _place_labels(ax, points: np.ndarray, bars: np.ndarray, names: dict[int, str]) -> None:
     """Name points, each at the nearest place that is free of points, bars and other names."""
-    ax.figure.draw_without_rendering()  # from here on the layout is known
     dot, at = ax.figure.dpi / 72, ax.transData.transform(points)
     low, high = (ax.transData.transform(points + np.stack([0 * b, b], axis=1)) for b in (-bars[0], bars[1]))
     taken = [Bbox([a - dot, b + dot]) for a, b in zip(low, high, strict=True)]

@@ -25,7 +25,7 @@ SECTION = [
 ]  # runs that differ here had other test images: not to be compared
 NUMBERS = {  # title: (column, divisor, how it is written)
     "params": ("params", 1, "{:,.0f}"), "non-zero": ("nonzero", 1, "{:,.0f}"), "file MB": ("file_bytes", 1e6, "{:.2f}"),
-    "p50 ms": ("latency_p50_ms", 1, "{:.2f}"), "peak MB": ("peak_rss_mb", 1, "{:.0f}"),
+    "p50 ms": ("latency_p50_ms", 1, "{:.2f}"), "p95 ms": ("latency_p95_ms", 1, "{:.2f}"), "images/s": ("images_per_s", 1, "{:,.0f}"), "peak MB": ("peak_rss_mb", 1, "{:.0f}"),
     "compress s": ("compress_s", 1, "{:.1f}"), "train s": ("train_s", 1, "{:.1f}"),
 }  # fmt: skip
 FIGURES = {  # title: (how it is drawn, what to see)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.errors import InputError, choose
-from data_prep.paths import PROJECT, write_text
+from data_prep.paths import PROJECT, images_root, write_text
 from dflib import methods
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ class Spec:
         usual = methods.settings(self.preset)
         values = {"preset": self.preset, "dataset": self.dataset, "protocol": self.protocol, "seed": self.seed}
         values["settings"] = {k: v for k, v in self.settings.items() if usual[k] != v}
+        if len(methods.made_by(self.notebook.stem)) > 1:
+            values["method"] = self.method
         return values | ({"rate": self.rate} if self.rate is not None else {})
 
     def command(self) -> str:
@@ -254,6 +256,7 @@ class Run:
         cost = measure.cost(
             model, deployed or onnx, checkpoint=None if deployed else checkpoint, runs=self.settings["latency_runs"]
         )
+        cost["preprocess_ms"] = self._preprocess_ms()
         s = self.spec
         return {
             "schema": SCHEMA, "run_id": s.run_id, "method": s.method, "rate": s.rate, "seed": s.seed, "dataset": s.dataset, "source": s.source,
@@ -262,6 +265,15 @@ class Run:
             "device": _device_name(device), "timings": self.timings | {"total_s": time.perf_counter() - self.started}, "cost": cost,
             "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "classes": self.data.class_names, "parity": same, "command": s.command(),
         }  # fmt: skip
+
+    def _preprocess_ms(self) -> dict | None:
+        """Of some test images; None when their files are gone (training needs only the decoded ones)."""
+        from dflib.measure import preprocessing
+
+        paths = [images_root(self.spec.dataset) / p for p in self.data.test.table["path"].iloc[:32]]
+        if not all(path.is_file() for path in paths):
+            return None
+        return preprocessing(paths, size=self.settings["size"], mode=self.settings["mode"])
 
 
 def start(method: str, *, quiet: bool = False, **request) -> Run:
@@ -361,6 +373,9 @@ def _flat(result: dict) -> dict:
     row["parents"] = ",".join(result["parents"])
     cost = result["cost"]
     row |= {k: cost[k] for k in ("params", "nonzero", "macs", "file_bytes", "peak_rss_mb")}
+    row["gzip_bytes"] = cost.get("gzip_bytes")
+    row["images_per_s"] = cost.get("throughput", {}).get("images_per_s")
+    row["preprocess_p50_ms"] = (cost.get("preprocess_ms") or {}).get("p50")
     row |= {"latency_p50_ms": cost["latency_ms"]["p50"], "latency_p95_ms": cost["latency_ms"]["p95"]}
     row["latency_torch_p50_ms"] = cost.get("latency_torch_ms", {}).get("p50")
     for generator, values in result["metrics"].items():

@@ -118,6 +118,56 @@ def test_a_profile_says_how_it_was_taken(profiles, kind, runtime):
     assert latency["cpu"] == measure.cpu_name()
 
 
+@pytest.mark.parametrize("kind", ["onnx", "checkpoint"])
+def test_throughput_is_that_of_a_batch(profiles, kind):
+    assert profiles[kind]["throughput"].keys() == {"images_per_s", "batch"}
+    assert profiles[kind]["throughput"]["batch"] == 32
+    assert profiles[kind]["throughput"]["images_per_s"] > 0
+
+
+def test_two_runs_are_never_timed_at_once(tmp_path):
+    """Processes that hold the lock note when they came and went: the spans must not overlap."""
+    code = "import sys, time; from dflib.measure import alone\nwith alone():\n a = time.time(); time.sleep(0.1); print(a, time.time())"
+    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    spans = sorted(tuple(map(float, run.communicate()[0].split())) for run in runs)
+    assert all(run.returncode == 0 for run in runs)
+    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+
+
+def test_a_profile_waits_for_the_lock(exported):
+    code = (
+        f"from pathlib import Path; from dflib import measure; measure.profile(Path({str(exported['onnx'])!r}), runs=1)"
+    )
+    with measure.alone():
+        other = subprocess.Popen([sys.executable, "-c", code])
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(timeout=2)
+    assert other.wait(timeout=60) == 0
+
+
+def test_the_idlest_cores_are_this_process_own(monkeypatch):
+    monkeypatch.setattr(psutil, "cpu_percent", lambda **_: [90.0, 10.0, 50.0, 0.0])
+    monkeypatch.setattr(measure.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert measure.idlest_cores(1) == [1]
+    assert measure.idlest_cores(2) == [1, 2]
+    assert measure.idlest_cores(8) == [0, 1, 2]
+
+
+def test_preprocessing_is_reported_apart(picture, tmp_path):
+    small, large = (picture(tmp_path / f"{n}.png", size=(n, n)) for n in (32, 512))
+    found = [measure.preprocessing([path] * 9, size=32) for path in (small, large)]
+    assert [f["images"] for f in found] == [9, 9]
+    assert 0 < found[0]["p50"] < found[1]["p50"] <= found[1]["p95"]  # 256 times the pixels
+
+
+def test_speed_ups_stay_inside_one_runtime():
+    here = {"runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU", "p95": 9.0}
+    assert measure.speedup(here | {"p50": 6.0}, here | {"p50": 1.5}) == 4
+    for key, other in (("runtime", "torch 2"), ("threads", 2), ("cpu", "another")):
+        with pytest.raises(InputError, match=f"no speed-up from {key} .*measure both under the same"):
+            measure.speedup(here | {"p50": 6.0}, here | {"p50": 1.5, key: other})
+
+
 def test_memory_is_that_of_a_fresh_process(profiles):
     own = psutil.Process().memory_info().rss / 1e6  # this one has loaded torch
     assert 10 < profiles["onnx"]["peak_rss_mb"] < 0.5 * own
@@ -142,7 +192,14 @@ def test_the_cost_of_a_file(exported, tmp_path):
     with torch.no_grad():
         model.head[1].weight[:200] = 0
     cost = measure.cost(model, exported["onnx"], runs=2)
-    assert cost.keys() == {"params", "nonzero", "macs", "file_bytes", "gzip_bytes", "latency_ms", "peak_rss_mb"}
+    assert cost.keys() == {
+        "params",
+        "nonzero",
+        "macs",
+        "file_bytes",
+        "gzip_bytes",
+        *measure.profile(exported["onnx"], runs=1),
+    }
     assert cost["params"] == sum(p.numel() for p in model.parameters())
     assert cost["params"] - cost["nonzero"] == 200 * 1024 + sum(
         int((p == 0).sum()) for p in exported["model"].parameters()
@@ -163,7 +220,7 @@ def test_names_of_cpus_come_with_the_flags_that_matter():
 
 
 def test_measuring_imports_no_torch_for_an_onnx_file(exported):
-    code = f"import sys; from pathlib import Path; from dflib import measure; measure._main(Path({str(exported['onnx'])!r}), 1, 1); sys.exit('torch' in sys.modules)"
+    code = f"import sys; from pathlib import Path; from dflib import measure; measure._main(Path({str(exported['onnx'])!r}), 1, [0]); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert np.isfinite(float(done.stdout.split('"p50": ')[1].split(",")[0]))

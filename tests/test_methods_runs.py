@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -127,6 +128,16 @@ def test_a_setting_that_the_method_does_not_read_leaves_the_id(tiny_dataset, met
     assert run_id(tiny_dataset, method, rate, settings={key: value}) == run_id(tiny_dataset, method, rate)
 
 
+def test_only_a_notebook_of_several_methods_is_told_which(tiny_dataset, monkeypatch):
+    wanted = spec("CPF", preset="tiny", dataset=tiny_dataset, rate=0.9)
+    alone = replace(methods.METHODS["CPF"], notebook="00_start_here")
+    monkeypatch.setattr(methods, "METHODS", {"BL": methods.METHODS["BL"], "CPF": alone})
+    assert "method" not in wanted.parameters()
+    monkeypatch.setitem(methods.METHODS, "CPX", replace(alone, code="CPX"))
+    assert methods.made_by("00_start_here") == ("CPF", "CPX")
+    assert wanted.parameters()["method"] == "CPF"
+
+
 def test_the_rate_of_a_method_without_one_decides_nothing(tiny_dataset):
     assert run_id(tiny_dataset, "BL", None) == run_id(tiny_dataset, "BL", 0.9)
 
@@ -200,7 +211,7 @@ def test_parameters_and_the_command_line_lead_back_to_the_same_run(tiny_dataset,
         method, preset=preset, dataset=tiny_dataset, rate=rate, seed=seed, settings=overrides, protocol="paper"
     )
     through_papermill = json.loads(json.dumps(wanted.parameters()))
-    assert spec(method, **through_papermill).run_id == wanted.run_id
+    assert spec(**({"method": method} | through_papermill)).run_id == wanted.run_id
     words = shlex.split(wanted.command())
     assert words[:4] == ["python", "-m", "dflib", "study"]
     options = list(zip(words[4::2], words[5::2], strict=True))

@@ -134,6 +134,15 @@ def test_pareto_greys_exactly_the_beaten_runs():
     assert len(fig.axes[0].texts) == len(rows)
 
 
+def test_pareto_draws_a_panel_for_each_cost_that_is_known():
+    rows = TABLES["grid"].assign(gzip_bytes=np.nan)
+    axes = plots.pareto(rows, ["latency_p50_ms", "gzip_bytes", "macs"], "accuracy").axes
+    assert [ax.get_xlabel() for ax in axes] == [plots.COSTS[x][0] for x in ("latency_p50_ms", "macs")]
+    assert [len(ax.texts) for ax in axes] == [len(rows)] * 2
+    assert len({ax.get_ylim() for ax in axes}) == 1
+    assert not plots.pareto(rows, ["gzip_bytes"]).axes  # says that there is nothing to draw
+
+
 def test_names_of_runs_far_apart_do_not_touch():
     rows = table(BL, *[result("CKD", rate, skill=2 - rate, p50=3 * (1 - rate)) for rate in (0.1, 0.3, 0.5, 0.7, 0.9)])
     fig = plots.pareto(rows)

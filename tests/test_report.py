@@ -223,6 +223,8 @@ def test_terminal_table_is_text_in_the_order_of_the_methods():
         "non-zero",
         "file MB",
         "p50 ms",
+        "p95 ms",
+        "images/s",
         "peak MB",
         "compress s",
         "train s",
