@@ -74,7 +74,7 @@ def list_() -> None:
         table.add_row(
             name,
             "yes" if here else "no",
-            _per_split(manifest.load(name)) if here else f"get it: {paths.HOW_TO_GET[name]}",
+            _per_generator(manifest.load(name)) if here else f"get it: {paths.HOW_TO_GET[name]}",
             licence,
             source.size if source else "",
             source.address if source else str(paths.data_root() / name) if here else "made here",
@@ -82,14 +82,12 @@ def list_() -> None:
     console.print(table)
 
 
-def _per_split(rows: pd.DataFrame) -> str:
+def _per_generator(rows: pd.DataFrame) -> str:
     counts = manifest.counts(rows)
-    lines = (
-        f"{split}: " + ", ".join(f"{n} {generator}" for (_, generator), n in counts[split].items() if n)
-        for split in counts
-        if counts[split].any()
+    return "\n".join(
+        f"{generator}: " + ", ".join(f"{n} {split}" for split, n in row.items() if n)
+        for (_, generator), row in counts.iterrows()
     )
-    return "\n".join(lines)
 
 
 def _show(rows: pd.DataFrame, name: str) -> None:

@@ -35,7 +35,7 @@ def entries(root: Path) -> Iterator[dict]:
 
 def prepare(given: Path | str | None = None, *, name: str | None = None) -> pd.DataFrame:
     """As `source.prepare`; the competition's own `train.zip` is unpacked into the data root first (`test1.zip` has no labels)."""
-    name = manifest.check_name(name or SOURCE.name)
+    name = manifest.check_name(SOURCE.name if name is None else name)
     base = Path(given) if given else KAGGLE
     zips = sorted(base.rglob("train.zip")) if find(SOURCE, base) is None and base.is_dir() else []
     if zips:

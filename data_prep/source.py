@@ -58,7 +58,7 @@ def prepare(source: Source, given: Path | str | None = None, *, name: str | None
 
     Raises `InputError` that says what was looked for, where, and how to get it.
     """
-    name = manifest.check_name(name or source.name)
+    name = manifest.check_name(source.name if name is None else name)
     home = data_root() / name / "files"
     root = find(source, Path(given)) if given else find(source, KAGGLE) or find(source, home)
     if root is None and given is None and source.archives:
