@@ -1,4 +1,4 @@
-"""Command line: `python -m data_prep demo | folder PATH --name NAME | synthbuster | raise | forensynths | faces-140k | deepfake-real | dogs-vs-cats | list`."""
+"""Command line: `python -m data_prep demo | folder PATH --name NAME | synthbuster | raise | forensynths | faces-140k | deepfake-real | dogs-vs-cats | list | audit NAME`."""
 
 from __future__ import annotations
 
@@ -80,6 +80,17 @@ def list_() -> None:
             source.address if source else str(paths.data_root() / name) if here else "made here",
         )
     console.print(table)
+
+
+@app.command("audit")
+def audit_(
+    name: str, sample: Annotated[int, typer.Option(min=20, help="images looked at per generator")] = 300
+) -> None:
+    """Look for give-aways, copies and shared scenes: outputs/audit-NAME.html and .json, and a verdict."""
+    from data_prep import audit  # here, because it loads scipy, scikit-learn and matplotlib
+
+    found, page = audit.write(name, sample=sample)
+    console.print(found.verdict, f"page: {page}", sep="\n", highlight=False, soft_wrap=True)
 
 
 def _per_generator(rows: pd.DataFrame) -> str:

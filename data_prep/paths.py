@@ -28,6 +28,11 @@ def data_root() -> Path:
     return Path(os.environ.get("DFLIB_DATA") or PROJECT / "data")
 
 
+def outputs_root() -> Path:
+    """Folder of all runs and reports: `$DFLIB_OUTPUTS`, else `outputs/` in the project."""
+    return Path(os.environ.get("DFLIB_OUTPUTS") or PROJECT / "outputs")
+
+
 def present() -> list[str]:
     """Names of the datasets that have a manifest, sorted."""
     return sorted(p.parent.name for p in data_root().glob("*/manifest.csv"))
