@@ -8,7 +8,6 @@ import io
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib import figure as mpl_figure
 
@@ -61,6 +60,8 @@ def _histogram(ax, parts: list, totals: list[int]) -> None:
     for part, total, colour, name in zip(parts, totals, (REAL, FAKE), ("real", "fake"), strict=True):
         ax.hist(part, bins, weights=np.full(len(part), 1 / total), histtype="stepfilled", color=colour, alpha=0.35)
         ax.hist(part, bins, weights=np.full(len(part), 1 / total), histtype="step", color=colour, label=name, lw=1.5)
+    if low == high:
+        ax.set_xticks([low], [f"{low:g}"])
     missing = [f"{name}: {1 - len(p) / n:.0%} without" for p, n, name in zip(parts, totals, ("real", "fake"), strict=True) if len(p) < n]  # fmt: skip
     if missing:
         ax.set_xlabel("; ".join(missing))
@@ -72,7 +73,8 @@ def probe_bars(audit: Audit) -> Figure:
     figure = Figure(8, 0.42 * (len(names) + 1) + 1.2)
     ax = figure.subplots()
     rows = ["all together", *(_NAMES.get(n, n) for n in names)]
-    for offset, found, colour, label in ((-0.17, audit.raw, "#333333", "as it is"), (0.17, audit.equalised, "#999999", "equalised")):  # fmt: skip
+    series = ((-0.17, audit.raw, "#333333", "as it is"), (0.17, audit.equalised, "#999999", "equalised"))
+    for offset, found, colour, label in series[: 2 if audit.alike else 1]:
         values = np.array([found.auroc, *(found.single[n] for n in names)])
         ax.barh(np.arange(len(rows)) + offset, values - 0.5, left=0.5, height=0.32, color=colour, label=label)
         ax.plot(found.ci95, [offset, offset], color=FAKE, lw=2)
@@ -110,14 +112,18 @@ def spectra(audit: Audit) -> Figure:
 
 def colours(audit: Audit) -> Figure:
     """Mean red, green, blue and the contrast, real against fake: what a glance at a thumbnail tells."""
-    looked = audit.looked.assign(kind=np.where(audit.looked["label"] == 0, "real", "fake"))
-    long = looked.melt("kind", [f"raw_{c}" for c in ("red", "green", "blue", "contrast")], "what", "grey levels")
-    long["what"] = long["what"].str.removeprefix("raw_")
+    names = ("red", "green", "blue", "contrast")
     figure = Figure(8, 3.2)
     ax = figure.subplots()
-    sns.boxplot(long, x="what", y="grey levels", hue="kind", hue_order=["real", "fake"], palette=[REAL, FAKE], fliersize=1, ax=ax)  # fmt: skip
-    ax.set_xlabel("")
-    ax.legend(title=None)
+    for label, colour, offset in ((0, REAL, -0.19), (1, FAKE, 0.19)):
+        rows = audit.looked[audit.looked["label"] == label]
+        ax.boxplot(
+            [rows[f"raw_{n}"] for n in names], positions=np.arange(len(names)) + offset, widths=0.32, patch_artist=True,
+            medianprops={"color": "black"}, boxprops={"facecolor": colour, "alpha": 0.7}, flierprops={"markersize": 2}, label=("real", "fake")[label],
+        )  # fmt: skip
+    ax.set_xticks(range(len(names)), names)
+    ax.set_ylabel("grey levels")
+    ax.legend()
     return figure
 
 
@@ -131,7 +137,7 @@ def formats(audit: Audit) -> pd.DataFrame:
     for column in ("pixels", "quality"):
         many = about.groupby(["label", "generator"])[column].transform("nunique") > 3
         about[column] = about[column].mask(many, "many")
-    table = about.value_counts(sort=False).reset_index(name="images")
+    table = about.value_counts().reset_index(name="images").sort_values(["label", "generator"], kind="stable")
     return table.rename(columns={"quality": "JPEG quality"})
 
 

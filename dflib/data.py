@@ -110,27 +110,32 @@ class Dataset:
     val: Part
     test: Part
     class_names: tuple[str, str]
+    equalised: bool = False  # real and fake were made alike in size and JPEG quality
 
 
-def open(name: str, *, size: int, protocol: str = "strict", mode: str = "resize", limit: int | None = None) -> Dataset:  # noqa: A001 (the design's name)
+def open(  # noqa: A001 (the design's name)
+    name: str, *, size: int, protocol: str = "strict", mode: str = "resize", limit: int | None = None, equalise: bool | None = None, split_seed: int = 0,
+) -> Dataset:  # fmt: skip
     """Open a prepared dataset; decodes it on the first call.
 
     Protocol strict makes real and fake alike in size and JPEG quality first, and balances the classes in shuffled training batches.
     size: pixels a side, a multiple of 32. mode: resize | center_crop | texture_crop. limit: at most so many images of each class in each part.
+    equalise: None leaves it to the protocol. split_seed: of the split, where the dataset gives none.
     Raises `InputError` for a missing dataset, an unknown protocol or mode, or a part without one of the classes.
 
     >>> open("demo", size=32).train.batches(64)                    # doctest: +SKIP
     """
     deepfake = describe(name)["kind"] == "deepfake"
-    pixels, table = cache.build(name, size=size, mode=mode, equalise=deepfake and protocol == "strict")
-    split = assign(table, protocol)
+    alike = deepfake and (protocol == "strict" if equalise is None else equalise)
+    pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
+    split = assign(table, protocol, seed=split_seed)
     table = table.assign(row=np.arange(len(table)), split=split)
     balanced = {"train": protocol == "strict", "val": False, "test": False}
     parts = {s: _part(pixels, table[table["split"] == s], limit, balanced=b) for s, b in balanced.items()}
     names = tuple(", ".join(sorted(table.loc[table["label"] == label, "generator"].unique())) for label in (0, 1))
     if deepfake:
         names = ("real", "fake")
-    return Dataset(name, size, protocol, mode, class_names=names, **parts)
+    return Dataset(name, size, protocol, mode, class_names=names, equalised=alike, **parts)
 
 
 def perturbed(data: Dataset, how: str) -> Part:
@@ -140,10 +145,10 @@ def perturbed(data: Dataset, how: str) -> Part:
 
     >>> perturbed(open("demo", size=32), "jpeg-50")                  # doctest: +SKIP
     """
-    deepfake = describe(data.name)["kind"] == "deepfake"
     keep = lambda table: table["path"].isin(set(data.test.table["path"]))
-    alike = deepfake and data.protocol == "strict"
-    pixels, table = cache.build(data.name, size=data.size, mode=data.mode, equalise=alike, perturb=how, keep=keep)
+    pixels, table = cache.build(
+        data.name, size=data.size, mode=data.mode, equalise=data.equalised, perturb=how, keep=keep
+    )
     row = pd.Series(np.arange(len(table)), index=table["path"])
     return Part(pixels, data.test.table.assign(row=row[data.test.table["path"]].to_numpy()))
 
