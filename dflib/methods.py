@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from data_prep.errors import InputError, choose
+from dflib.quantize import CALIBRATIONS
 
 TRAIN = ("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "amp")
 DATA = ("size", "mode", "limit")
@@ -47,6 +48,14 @@ METHODS = {
             settings=("temperature", "alpha", "epochs", "patience", *TRAIN),
         ),
         Method("CQ", "int8 linear layers", "05_quantize", ("BL",), rated=False),
+        Method(
+            "CQ-S",
+            "int8 convolutions and linear layers",
+            "05_quantize",
+            ("BL",),
+            rated=False,
+            settings=("calibration", "calibration_images", "keep_float"),
+        ),
     )
 }
 
@@ -68,12 +77,19 @@ DEFAULTS: dict = {
     "scope": "layer",  # layer | global
     "temperature": 4.0,
     "alpha": 0.9,
+    "calibration": "minmax",  # minmax | entropy | percentile
+    "calibration_images": 128,  # at most so many, half of each class
+    "keep_float": "",  # layers that stay in float, separated by commas
     "latency_runs": 50,
     "draws": 1000,  # of the bootstrap
 }
 
 
-CHOICES = {"mode": ("input mode", ("resize", "center_crop", "texture_crop")), "scope": ("scope", ("layer", "global"))}
+CHOICES = {
+    "mode": ("input mode", ("resize", "center_crop", "texture_crop")),
+    "scope": ("scope", ("layer", "global")),
+    "calibration": ("calibration", CALIBRATIONS),
+}
 FROM_ZERO = ("warmup", "weight_decay", "label_smoothing", "patience", "alpha")
 SHARES = ("warmup", "label_smoothing", "alpha")  # at most 1
 
@@ -93,7 +109,7 @@ class Preset:
 PRESETS = {
     "tiny": Preset(
         "demo",
-        ("BL", "CPF", "CKD", "CQ"),
+        ("BL", "CPF", "CKD", "CQ", "CQ-S"),
         (0.9,),
         (0,),
         {"size": 32, "limit": 48, "epochs": 2, "finetune_epochs": 1, "latency_runs": 5, "draws": 50},
@@ -101,7 +117,7 @@ PRESETS = {
     ),
     "demo": Preset(
         "demo",
-        ("BL", "CPF", "CKD", "CQ"),
+        ("BL", "CPF", "CKD", "CQ", "CQ-S"),
         (0.6, 0.9),
         (0,),
         {"size": 32, "epochs": 12, "finetune_epochs": 4},
@@ -109,7 +125,7 @@ PRESETS = {
     ),
     "paper": Preset(
         "faces-140k",
-        ("BL", "CPF", "CKD", "CQ"),
+        ("BL", "CPF", "CKD", "CQ", "CQ-S"),
         (0.6, 0.7, 0.8, 0.9),
         (0, 1, 2),
         {"size": 224, "patience": 8},
