@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from data_prep import manifest
@@ -21,6 +22,7 @@ from data_prep.paths import dataset_folder, images_root
 MODES = ("resize", "center_crop", "texture_crop")
 _VERSION = 1  # of the decoding below: a change makes new caches
 _CHUNK = 128  # images that one task decodes
+log = logging.getLogger(__name__)
 
 
 def build(name: str, *, size: int, mode: str = "resize", workers: int | None = None) -> tuple[np.memmap, pd.DataFrame]:
@@ -38,12 +40,13 @@ def build(name: str, *, size: int, mode: str = "resize", workers: int | None = N
     table = manifest.load(name)
     manifest.check(table, name)
     table = table[table["status"] == "ok"].reset_index(drop=True)
-    key = hashlib.sha256(json.dumps([table["sha256"].tolist(), size, mode, _VERSION]).encode()).hexdigest()[:12]
-    folder = dataset_folder(name) / "cache" / f"{mode}-{size}-{key}"
+    contents = hashlib.sha256(json.dumps([table["sha256"].tolist(), _VERSION]).encode()).hexdigest()[:12]
+    folder = dataset_folder(name) / "cache" / f"{mode}-{size}-{contents}"
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():
+                _remove_stale(folder.parent, contents)
                 _fill(folder, name, table, size, mode, workers)
     return np.load(folder / "images.npy", mmap_mode="r"), table
 
@@ -83,6 +86,17 @@ def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
     sums = total[tops + size, lefts + size] - total[tops, lefts + size] - total[tops + size, lefts] + total[tops, lefts]
     row, column = np.unravel_index(sums.argmax(), sums.shape)
     return int(tops[row, 0]), int(lefts[0, column])
+
+
+def _remove_stale(parent: Path, contents: str) -> None:
+    """Remove what killed builds of other contents left: nobody can go on with it."""
+    for partial_folder in [*parent.glob("*.partial"), *parent.glob("*.new")]:
+        if contents not in partial_folder.name:
+            try:
+                with FileLock(partial_folder.with_suffix(".lock"), timeout=0):  # held: someone is at it
+                    shutil.rmtree(partial_folder, ignore_errors=True)
+            except Timeout:
+                log.info("left %s alone: another build is using it", partial_folder)
 
 
 def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, mode: str, workers: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from data_prep import manifest
 from data_prep.errors import InputError, choose
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-IGNORED = {"thumbs.db", "desktop.ini"}  # and hidden files
+STRAY = {".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf", ".md5", ".sha1", ".sha256", ".db", ".ini", ".log", ".py", ".zip"}  # fmt: skip
+log = logging.getLogger(__name__)
 
 
 def prepare(path: Path | str, *, name: str) -> pd.DataFrame:
@@ -31,6 +33,7 @@ def entries(root: Path) -> Iterator[dict]:
     """One dict per file (path, label, generator, split, group), as `manifest.make` takes them."""
     top = {f.name.lower(): f for f in subfolders(root)}
     if set(top) & set(SPLITS):
+        _report(sorted(f.name for f in root.iterdir() if f.is_file()), root)
         for folder in top.values():
             choose(
                 "split folder",
@@ -50,21 +53,25 @@ def classes(
 
     Scenes: files with the same stem are one scene (Synthbuster's convention), within a split where the folders give splits.
     """
-    for file in walk(folder):
+    for file in walk(folder, classes_only=True):
         label, generator = read(file.relative_to(folder).parts[:-1])
         group = f"{split}/{file.stem}" if split else file.stem
-        yield {
-            "path": file.relative_to(root).as_posix(),
-            "label": label,
-            "generator": generator,
-            "split": split,
-            "group": group,
-        }
+        yield row(root, file, label, generator, split, group)
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Every file below, sorted, but for hidden ones and Windows' own; a folder that links back above itself is not entered twice."""
+def row(root: Path, file: Path, label: int, generator: str, split: str, group: str) -> dict:
+    """One entry as `manifest.make` takes them."""
+    path = file.relative_to(root).as_posix()
+    return {"path": path, "label": label, "generator": generator, "split": split, "group": group}
+
+
+def walk(folder: Path, *, classes_only: bool = False) -> Iterator[Path]:
+    """Every file below that may be an image, sorted; a folder that links back above itself is not entered twice.
+
+    Left out, and counted in the log: hidden files, those of `STRAY` kinds, and (classes_only) those that lie beside class folders.
+    """
     seen: set[str] = set()
+    strays: list[str] = []
     for here, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(here)
         if real in seen:
@@ -72,7 +79,18 @@ def walk(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (Path(here) / f for f in sorted(files) if not f.startswith(".") and f.lower() not in IGNORED)
+        beside = classes_only and Path(here) == folder and bool(folders)
+        for file in sorted(files):
+            if beside or file.startswith(".") or Path(file).suffix.lower() in STRAY:
+                strays.append(os.path.relpath(Path(here) / file, folder))
+            else:
+                yield Path(here) / file
+    _report(strays, folder)
+
+
+def _report(strays: list[str], folder: Path) -> None:
+    if strays:
+        log.warning("%d stray file(s) below %s left out (e.g. %s)", len(strays), folder, strays[0])
 
 
 def subfolders(folder: Path) -> list[Path]:

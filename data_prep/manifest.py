@@ -38,6 +38,7 @@ COLUMNS = [
 ]
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
 _TEXT = dict.fromkeys(("path", "generator", "split", "group", "mode", "format", "sha256", "phash", "status"), "str")
+_SCAN = 2  # version of what `inspect_file` finds: a change makes every file read again
 _SERIAL = 256  # fewer files than this are not worth starting processes for
 
 
@@ -156,7 +157,9 @@ def _scan(root: Path, paths: list[str], folder: Path) -> pd.DataFrame:
     scan = pd.DataFrame(rows)
     for column in ("width", "height", "jpeg_quality"):
         scan[column] = scan[column].astype("Int64")
-    record = scan.assign(path=paths, size=[s[0] for s in stamps], mtime_ns=[s[1] for s in stamps], root=str(root))
+    record = scan.assign(
+        path=paths, size=[s[0] for s in stamps], mtime_ns=[s[1] for s in stamps], root=str(root), version=_SCAN
+    )
     record.to_parquet(folder / "scan.parquet.new")
     (folder / "scan.parquet.new").replace(folder / "scan.parquet")
     return scan
@@ -167,9 +170,15 @@ def _last_scan(folder: Path, root: Path) -> dict[tuple, dict]:
         record = pd.read_parquet(folder / "scan.parquet")
     except (OSError, ValueError):  # none yet, or damaged: every file is read
         return {}
+    if "version" not in record or (record["version"] != _SCAN).any():
+        return {}
     record = record[record["root"] == str(root)]
     keys = zip(record["path"], record["size"], record["mtime_ns"], strict=True)
-    facts = record.drop(columns=["path", "size", "mtime_ns", "root"]).astype(object).where(lambda f: f.notna(), None)
+    facts = (
+        record.drop(columns=["path", "size", "mtime_ns", "root", "version"])
+        .astype(object)
+        .where(lambda f: f.notna(), None)
+    )
     return dict(zip(keys, facts.to_dict("records"), strict=True))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -16,12 +19,32 @@ from data_prep.paths import describe
 from data_prep.protocol import assign
 
 
+class _Buffers:
+    """Memory for batches, used again once nobody holds a tensor on it: clearing fresh pages takes longer than the copy into them."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[np.ndarray, weakref.ref]] = []
+
+    def take(self, rows: int, words: int, *, pinned: bool) -> Tensor:
+        if pinned:  # torch keeps pinned memory for the next time by itself
+            return torch.empty(rows, words, dtype=torch.int64, pin_memory=True)
+        free = [memory for memory, user in self._known if user() is None and memory.size >= rows * words]
+        memory = free[0] if free else np.empty(rows * words, dtype=np.int64)
+        view = memory[: rows * words].reshape(rows, words)  # lives as long as any tensor on it
+        self._known = [*(k for k in self._known if k[0] is not memory), (memory, weakref.ref(view))][-2:]
+        return torch.from_numpy(view)
+
+
 @dataclass(frozen=True)
 class Part:
     """Some images of a dataset: rows of the memory map, with their labels, generators and scenes."""
 
     pixels: np.memmap  # uint8, N x H x W x 3, the whole dataset
     table: pd.DataFrame  # the rows of this part; column `row` points into `pixels`
+
+    @cached_property
+    def _buffers(self) -> _Buffers:
+        return _Buffers()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -46,12 +69,14 @@ class Part:
 
         shuffle: a generator for the order; None keeps the manifest's.
         """
-        rows, labels = self.table["row"].to_numpy(), torch.from_numpy(self.labels.astype(np.int64))
+        rows, labels = (torch.tensor(self.table[c].to_numpy(), dtype=torch.int64) for c in ("row", "label"))
         order = torch.arange(len(self)) if shuffle is None else torch.randperm(len(self), generator=shuffle)
         cuda = torch.device(device).type == "cuda"
+        words = _words(self.pixels)
         for index in order.split(size):
-            images = torch.from_numpy(self.pixels[rows[index.numpy()]])
-            images = images.pin_memory() if cuda else images
+            images = self._buffers.take(len(index), words.shape[1], pinned=cuda)
+            torch.index_select(words, 0, rows[index], out=images)
+            images = images.view(torch.uint8).view(-1, *self.pixels.shape[1:])
             yield images.to(device, non_blocking=cuda).permute(0, 3, 1, 2), labels[index].to(device, non_blocking=cuda)
 
     def image(self, i: int) -> np.ndarray:
@@ -94,6 +119,13 @@ def open(name: str, *, size: int, protocol: str = "strict", mode: str = "resize"
 def fingerprint(name: str) -> str:
     """Hash of the dataset's contents, labels and splits: part of every run's id."""
     return manifest.fingerprint(manifest.load(name))
+
+
+def _words(pixels: np.ndarray) -> Tensor:
+    """One row of 8-byte words per image, not copied: torch gathers them on all cores, NumPy gathers bytes on one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
+        return torch.from_numpy(pixels.reshape(len(pixels), -1).view(np.int64))
 
 
 def _part(pixels: np.memmap, table: pd.DataFrame, limit: int | None) -> Part:

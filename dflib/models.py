@@ -1,6 +1,7 @@
-"""One class for every detector: VGG stacks described by data. Baseline and students of arXiv 2504.21066 (table in the README).
+"""One class for every detector, described by data. Baseline and students of arXiv 2504.21066 (table in the README).
 
-A model is a list of `Block`s and a list of `Dense` layers; its checkpoint carries both, and rebuilds its own shape.
+A model is a list of `Block`s and a list of `Dense` layers, or one of torchvision's by name with the shapes that pruning left; its
+checkpoint carries all of that, and rebuilds its own shape.
 Knows nothing of how models are trained or compressed.
 """
 
@@ -52,6 +53,8 @@ class Architecture:
     classes: int = 2
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # pixels in [0, 1] are normalised inside the model:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # the deployed file takes plain pixels
+    backbone: str = "vgg"  # ours, which blocks and head describe; else one of torchvision's
+    shapes: tuple[tuple[str, int, int], ...] = ()  # torchvision's layers that pruning changed: name, inputs, outputs
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -62,6 +65,7 @@ class Architecture:
         data["blocks"] = tuple(Block(**b) for b in data["blocks"])
         data["head"] = tuple(Dense(**d) for d in data["head"])
         data["mean"], data["std"] = tuple(data["mean"]), tuple(data["std"])
+        data["shapes"] = tuple(map(tuple, data.get("shapes", ())))
         return cls(**data)
 
 
@@ -99,21 +103,45 @@ class Detector(nn.Module):
         self.arch = arch
         self.register_buffer("mean", torch.tensor(arch.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(arch.std).view(1, 3, 1, 1), persistent=False)
-        channels, side = 3, arch.size
-        self.features = nn.Sequential()
-        for block in arch.blocks:
-            self.features.append(ConvBlock(channels, block))
-            channels, side = block.width, side // 2 if block.pool else side
-        self.head = nn.Sequential()
-        width = channels * side * side
-        for dense in arch.head:
-            self.head.extend([nn.Dropout(dense.dropout), nn.Linear(width, dense.width), nn.ReLU()])
-            width = dense.width
-        self.head.append(nn.Linear(width, arch.classes))
+        self.features, self.head = _stack(arch) if arch.backbone == "vgg" else _torchvision(arch)
+        for name, inputs, outputs in arch.shapes:
+            self.set_submodule(name, _resized(self.get_submodule(name), inputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) / self.std
         return self.head(self.features(x).flatten(1))
+
+
+def _stack(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
+    features, head, channels, side = nn.Sequential(), nn.Sequential(), 3, arch.size
+    for block in arch.blocks:
+        features.append(ConvBlock(channels, block))
+        channels, side = block.width, side // 2 if block.pool else side
+    width = channels * side * side
+    for dense in arch.head:
+        head.extend([nn.Dropout(dense.dropout), nn.Linear(width, dense.width), nn.ReLU()])
+        width = dense.width
+    return features, head.append(nn.Linear(width, arch.classes))
+
+
+def _torchvision(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
+    """torchvision's network without its weights, cut before the classifier."""
+    import torchvision
+
+    net = getattr(torchvision.models, choose("backbone", arch.backbone, BACKBONES))(num_classes=arch.classes)
+    *body, head = net.children()
+    return nn.Sequential(*body), head if isinstance(head, nn.Sequential) else nn.Sequential(head)
+
+
+def _resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
+    """The same layer with other numbers of channels (a depthwise convolution stays one)."""
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(inputs, outputs)
+    if isinstance(layer, nn.BatchNorm2d):
+        return nn.BatchNorm2d(outputs, layer.eps, layer.momentum)
+    groups = outputs if layer.groups > 1 else 1
+    options = {"stride": layer.stride, "padding": layer.padding, "groups": groups, "bias": layer.bias is not None}
+    return nn.Conv2d(inputs, outputs, layer.kernel_size, **options)
 
 
 def _vgg(name: str, size: int, stack: str, head: tuple[Dense, ...]) -> Architecture:
@@ -130,18 +158,22 @@ def _separable(name: str, size: int, head: tuple[Dense, ...]) -> Architecture:
 
 
 NAMES = ("BL", "S60", "S70", "S80", "S90")  # the baseline, and the student for each of the paper's rates
+BACKBONES = ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")  # of BL; all but ours are torchvision's
 STUDENT_RATES = {0.6: "S60", 0.7: "S70", 0.8: "S80", 0.9: "S90"}
 
 
-def architecture(name: str, *, size: int = 224) -> Architecture:
+def architecture(name: str, *, size: int = 224, backbone: str = "vgg") -> Architecture:
     """The baseline ("BL") or one of the paper's students ("S60" … "S90") at an image size that is a multiple of 32.
 
-    At 224 px: 4,590,786 / 1,800,066 / 1,340,418 / 902,146 / 441,378 parameters. Raises `InputError` for other names.
+    At 224 px: 4,590,786 / 1,800,066 / 1,340,418 / 902,146 / 441,378 parameters. BL can have a `backbone` of torchvision's instead.
+    Raises `InputError` for other names.
 
     >>> parameters(Detector(architecture("S90")))
     441378
     """
     choose("model", name, NAMES)
+    if choose("backbone", backbone, BACKBONES) != "vgg" and name == "BL":
+        return Architecture(name, size, (), (), backbone=backbone)
     half = 0.5
     return {
         "BL": lambda: _vgg(name, size, "64 64M 128 128M 256 256M 512M 128M", (Dense(256, half), Dense(256, half))),
@@ -152,10 +184,11 @@ def architecture(name: str, *, size: int = 224) -> Architecture:
     }[name]()
 
 
-def student(rate: float, *, size: int = 224) -> Architecture:
+def student(rate: float, *, size: int = 224, backbone: str = "vgg") -> Architecture:
     """The student with a share `rate` of BL's parameters removed, 0 < rate < 1.
 
-    For the paper's rates at 224 px: the paper's own. Otherwise the nearest of them, scaled in width to within 1 % of the target.
+    For the paper's rates at 224 px and its BL: the paper's own. Otherwise the nearest of them, scaled in width to within 1 % of the target
+    (a stack of ours also where BL is a `backbone` of torchvision's).
     Raises `InputError` for a rate outside (0, 1), or one that no width meets (says what range can be met).
 
     >>> student(0.9).name
@@ -164,9 +197,10 @@ def student(rate: float, *, size: int = 224) -> Architecture:
     check_rate(rate)
     nearest = STUDENT_RATES[min(STUDENT_RATES, key=lambda r: abs(r - rate))]
     arch = architecture(nearest, size=size)
-    if size == 224 and rate in STUDENT_RATES:
+    if size == 224 and rate in STUDENT_RATES and backbone == "vgg":
         return arch
-    target = (1 - rate) * count(architecture("BL", size=size))
+    full = count(architecture("BL", size=size, backbone=backbone))
+    target = (1 - rate) * full
     low, high = 1 / 32, 32.0
     for _ in range(16):  # bisect the width multiplier on the rounded widths
         middle = (low * high) ** 0.5
@@ -174,7 +208,7 @@ def student(rate: float, *, size: int = 224) -> Architecture:
     best = scaled(arch, low)
     best = _with_hidden(best, target)
     if abs(count(best) / target - 1) > 0.01:
-        full, smallest = count(architecture("BL", size=size)), count(scaled(arch, 1 / 32))
+        smallest = count(scaled(arch, 1 / 32))
         raise InputError(
             f"rate {rate} cannot be met within 1 % at {size} px: rates up to about {1 - smallest / full:.5f} can"
         )
@@ -211,6 +245,40 @@ def _with_hidden(arch: Architecture, target: float) -> Architecture:
     width = arch.head[0].width
     slope = count(at(width + 1)) - count(at(width))
     return at(max(1, round(width + (target - count(arch)) / slope)))
+
+
+def fitted(arch: Architecture, tensors: dict[str, Tensor]) -> Architecture:
+    """`arch` with the widths that `tensors` (a state dict cut in width) have: what a pruned model is described by.
+
+    >>> model = Detector(architecture("S90", size=32))
+    >>> fitted(model.arch, model.state_dict()) == model.arch
+    True
+    """
+    shape = {k.removesuffix(".weight"): tuple(v.shape) for k, v in tensors.items() if k.endswith(".weight")}
+    if arch.backbone != "vgg":
+        with torch.device("meta"):
+            full = Detector(replace(arch, shapes=())).named_modules()
+        found = {
+            n: _channels(layer, shape[n]) for n, layer in full if _channels(layer, shape.get(n)) != _channels(layer)
+        }
+        return replace(arch, shapes=tuple((name, *size) for name, size in found.items()))
+    blocks, channels = [], 3
+    for i, block in enumerate(arch.blocks):
+        if block.separable:
+            groups = channels if block.groups > 1 else 1
+            block = replace(block, mid=shape[f"features.{i}.depthwise"][0], groups=groups)
+        channels = shape[f"features.{i}.norm"][0]
+        blocks.append(replace(block, width=channels))
+    head = tuple(replace(dense, width=shape[f"head.{3 * i + 1}"][0]) for i, dense in enumerate(arch.head))
+    return replace(arch, blocks=tuple(blocks), head=head)
+
+
+def _channels(layer: nn.Module, shape: tuple[int, ...] | None = None) -> tuple[int, int] | None:
+    """Inputs and outputs of a layer whose weight has that shape (its own unless given); None for layers without a weight."""
+    if not isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
+        return None
+    shape = shape or layer.weight.shape
+    return (shape[0] if getattr(layer, "groups", 0) > 1 or len(shape) == 1 else shape[1]), shape[0]
 
 
 def check_rate(rate: float) -> float:

@@ -40,6 +40,12 @@ def seconds(step: Callable[[], object], *, repeat: int = 5) -> float:
     return float(np.median(times))
 
 
+def in_turns(*steps: Callable[[], object], rounds: int = 5) -> list[float]:
+    """Median seconds of each of several calls, measured in turns: a moment's disturbance hits all alike."""
+    times = [[seconds(step, repeat=3) for step in steps] for _ in range(rounds)]
+    return np.median(times, axis=0).tolist()
+
+
 @contextmanager
 def roots() -> Iterator[Path]:
     """Fresh data and outputs roots."""
@@ -91,9 +97,9 @@ def batches() -> Iterator[Record]:
                 datasets.ImageFolder(root / "images" / "train", transform), batch_size=64, shuffle=True
             )
             ours = open_data("bench", size=size).train
-            slow = seconds(lambda loader=theirs: [None for _ in loader], repeat=3)
-            fast = seconds(
-                lambda part=ours: [None for _ in part.batches(64, shuffle=torch.Generator().manual_seed(0))], repeat=15
+            slow, fast = in_turns(
+                lambda loader=theirs: [None for _ in loader],
+                lambda part=ours: [None for _ in part.batches(64, shuffle=torch.Generator().manual_seed(0))],
             )
             ratio = slow / fast
             yield record(

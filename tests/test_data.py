@@ -136,3 +136,13 @@ def test_names_that_are_not_known_are_named(tiny_dataset):
         data.open(tiny_dataset, size=32, mode="crop")
     with pytest.raises(InputError, match="image size 40 is not a multiple of 32"):
         data.open(tiny_dataset, size=40)
+
+
+def test_batches_that_are_kept_are_not_written_over(toy):
+    part = toy(100).train
+    once = list(part.batches(7))
+    again = [images.clone() for images, _ in part.batches(7)]
+    kept = [images.flip(0) for images, _ in part.batches(7, shuffle=torch.Generator().manual_seed(0))]
+    assert all(torch.equal(a, b) for (a, _), b in zip(once, again, strict=True))
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.cat([k.flip(0) for k in kept]), torch.cat(again)[order])

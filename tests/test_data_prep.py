@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -426,6 +427,21 @@ def test_images_behind_a_link_are_found(tmp_path, data_root, tree):
     assert (folder.prepare(root, name="mine")["status"] == "ok").sum() == 6
 
 
+def test_stray_files_are_left_out_counted_and_named(tmp_path, data_root, tree, picture, caplog):
+    root = tree(tmp_path / "set", {"train/real": 2, "train/fake/gan": 2, "test/real": 2, "test/fake/gan": 2})
+    for stray in ("README.txt", "train/README", "train/real/checksums.md5", "train/.DS_Store", "test/fake/Thumbs.db"):
+        (root / stray).write_bytes(b"stray")
+    picture(root / "test" / "preview.png")
+    assert len(folder.prepare(root, name="mine")) == 8
+    found = [m for m in caplog.messages if "stray" in m]
+    assert [m.split(" below")[0] for m in found] == ["1 stray file(s)", "2 stray file(s)", "3 stray file(s)"]
+    assert "(e.g. README.txt)" in found[0] and "preview.png" in found[1] and ".DS_Store" in found[2]
+    (root / "train" / "fakes").mkdir()
+    picture(root / "train" / "fakes" / "x.png")
+    with pytest.raises(InputError, match="unknown class folder 'fakes'"):
+        folder.prepare(root, name="mine")
+
+
 def test_hidden_files_and_windows_own_are_left_out(tmp_path, data_root, tree):
     root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
     for junk in (".DS_Store", "Thumbs.db", "desktop.ini", "._real-000.png"):
@@ -466,6 +482,20 @@ def test_a_damaged_record_of_the_last_scan_is_not_trusted(tmp_path, data_root, t
     caplog.set_level(logging.INFO)
     assert folder.prepare(root, name="mine").to_csv() == first.to_csv()
     assert "4 read" in caplog.text
+
+
+def test_a_scan_of_another_version_is_not_trusted(tmp_path, data_root, tree, caplog, monkeypatch):
+    root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
+    folder.prepare(root, name="mine")
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(manifest, "_SCAN", manifest._SCAN + 1)
+    folder.prepare(root, name="mine")
+    assert "4 files: 4 read, 0 unchanged" in caplog.text
+    record = pd.read_parquet(data_root / "mine" / "scan.parquet").drop(columns="version")
+    record.to_parquet(data_root / "mine" / "scan.parquet")  # as before there were versions
+    caplog.clear()
+    folder.prepare(root, name="mine")
+    assert "4 files: 4 read, 0 unchanged" in caplog.text
 
 
 def test_the_same_name_for_another_folder_is_scanned_anew(tmp_path, data_root, tree):
@@ -781,6 +811,21 @@ def test_a_build_killed_in_its_very_last_step_is_whole(small, data_root):
     (folder_.with_suffix(".new")).mkdir()  # and a still earlier attempt died while it laid out the file
     assert np.array_equal(cache.build("small", size=32)[0], images)
     assert caches(data_root) in ([name], [name, f"{name}.new"])
+
+
+def test_what_a_killed_build_of_other_contents_left_is_removed(small, data_root, picture):
+    cache.build("small", size=32)
+    (old,) = caches(data_root)
+    parent = data_root / "small" / "cache"
+    (parent / old).rename(parent / f"{old}.partial")  # killed before its end,
+    shutil.copytree(parent / f"{old}.partial", parent / f"{old.replace('-32-', '-64-')}.partial")
+    picture(small / "real" / "real-000.jpg", seed=5, size=(40, 36))  # and then the data changed
+    folder.prepare(small, name="small")
+    with FileLock(parent / f"{old.replace('-32-', '-64-')}.lock"):  # but this one is still being built
+        cache.build("small", size=32)
+        assert [n for n in caches(data_root) if n.endswith(".partial")] == [f"{old.replace('-32-', '-64-')}.partial"]
+    cache.build("small", size=64)
+    assert not [n for n in caches(data_root) if n.endswith(".partial")]
 
 
 def test_two_builds_at_once_make_one_good_cache(small, data_root):

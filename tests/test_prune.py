@@ -1,6 +1,10 @@
-"""Magnitude pruning: exactly so many zeros, the smallest weights, and they stay."""
+"""Magnitude pruning: exactly so many zeros, the smallest weights, and they stay. Structured pruning: the target met, the function kept where dead channels go."""
 
 from __future__ import annotations
+
+import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,18 +61,38 @@ def test_per_layer_each_layer_gives_the_same_share_and_its_smallest(rate, seed):
 
 @given(rate=rates, seed=st.integers(0, 3))
 @settings(max_examples=40)
-def test_globally_one_threshold_cuts_all_layers(rate, seed):
+def test_globally_one_threshold_cuts_all_layers_but_for_the_largest_of_each(rate, seed):
     model = detector(seed)
     masks = prune.magnitude_masks(model, rate=rate, scope="global")
     total = sum(p.numel() for p in model.parameters())
     weights = {name: model.get_parameter(name).detach().abs().numpy() for name in masks}
-    together = np.sort(np.concatenate([w.ravel() for w in weights.values()]))
-    k = round(rate * total / together.size * together.size)
-    threshold = together[k - 1] if k else -1.0
+    share = rate * total / sum(w.size for w in weights.values())
+    safe = {}
+    for name, w in weights.items():
+        n = w.size - min(round((1 - 0.1 * (1 - share)) * w.size), w.size - 1)  # a tenth of what "layer" would keep
+        safe[name] = w >= np.sort(w.ravel())[-n]
+        assert masks[name].numpy()[safe[name]].all()
+    k = round(rate * total)
+    others = np.sort(np.concatenate([w[~safe[name]] for name, w in weights.items()]))
+    threshold = others[k - 1] if k else -1.0
     for name, mask in masks.items():
-        assert np.array_equal(mask.numpy(), weights[name] > threshold)
+        assert np.array_equal(mask.numpy(), safe[name] | (weights[name] > threshold))
     prune.apply_masks(model, masks)
     assert total - models.nonzero(model) == k
+
+
+def test_global_empties_no_layer():
+    model = detector()
+    with torch.no_grad():
+        model.get_parameter("features.1.conv.weight").mul_(1e-9)
+    masks = prune.magnitude_masks(model, rate=0.9, scope="global")
+    kept = {name: float(mask.float().mean()) for name, mask in masks.items()}
+    alike = float(prune.magnitude_masks(model, rate=0.9)["features.1.conv.weight"].float().mean())
+    smallest = model.get_parameter("features.1.conv.weight").numel()
+    assert kept["features.1.conv.weight"] == pytest.approx(alike / 10, abs=0.5 / smallest)
+    assert all(share > 0 for share in kept.values())
+    prune.apply_masks(model, masks)
+    assert 1 - models.nonzero(model) / models.parameters(model) == pytest.approx(0.9, abs=1e-4)
 
 
 def test_the_two_scopes_differ_where_layers_do():
@@ -132,8 +156,7 @@ def test_zeros_stay_through_fine_tuning_and_the_others_move(toy, scope):
         weights = model.get_parameter(name).detach()
         assert (weights[~mask] == 0).all()
         assert (weights[mask] != 0).all()
-        if mask.any():  # `global` may empty a layer
-            assert (weights[mask] != before[name][mask]).any()
+        assert (weights[mask] != before[name][mask]).any()
     unmasked = detector()
     unmasked.load_state_dict(before)
     train.fit(unmasked, toy(), recipe, device=torch.device("cpu"))
@@ -153,3 +176,142 @@ def test_a_rate_that_cannot_be_met_says_which_can():
 def test_bad_requests_are_named(options, message):
     with pytest.raises(InputError, match=message):
         prune.magnitude_masks(detector(), **options)
+
+
+# ---- structured
+
+
+def lived_in(arch: Architecture, seed: int = 0) -> Detector:
+    """BatchNorm statistics and scales of its own, as after a training."""
+    with train.seeded(seed):
+        model = Detector(arch)
+        model.train()(torch.rand(8, 3, arch.size, arch.size))
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.uniform_(layer.weight, 0.5, 1.5)
+                nn.init.normal_(layer.bias, std=0.1)
+    return model.eval()
+
+
+SHAPES = {
+    "BL": architecture("BL", size=32), "S60": architecture("S60", size=64), "S90": architecture("S90", size=32),
+    **{name: architecture("BL", size=32, backbone=name) for name in models.BACKBONES[1:]},
+}  # fmt: skip
+BATCH = (torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 1, 0]))
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Detector]:
+    return {name: lived_in(arch) for name, arch in SHAPES.items()}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_dead_channels_go_and_the_function_stays(trained, name):
+    """Half of the channels of every group are made dead; what is pruned must be among them, and no output changes."""
+    model = copy.deepcopy(trained[name])
+    generator = torch.Generator().manual_seed(1)
+    state = model.state_dict()
+    for group in prune._groups(model, "l1", ()):
+        dead = torch.rand(len(group), generator=generator) < 0.5
+        for (layer, dim), follows in group.members.items():
+            for key in ("weight", "bias", "running_mean"):
+                if dim == 0 and f"{layer}.{key}" in state:
+                    state[f"{layer}.{key}"][dead[follows]] = 0
+            if dim == 1:
+                state[f"{layer}.weight"][:, dead[follows]] = 0
+    small = prune.structured(model, rate=0.4, least=2, round_to=1).eval()
+    x = torch.rand(3, 3, model.arch.size, model.arch.size)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
+    assert models.parameters(small) < 0.61 * models.parameters(model)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(("importance", "scope"), [("l1", "layer"), ("taylor", "global"), ("bn", "global"), ("random", "layer")])  # fmt: skip
+def test_the_target_is_met_and_the_shape_rebuilds_itself(trained, name, importance, scope, tmp_path):
+    model = trained[name]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    batches = (
+        [BATCH] if model.arch.size == 32 else [(torch.zeros(2, 3, 64, 64, dtype=torch.uint8) + 9, torch.tensor([0, 1]))]
+    )
+    small = prune.structured(model, rate=0.8, importance=importance, scope=scope, batches=batches).eval()
+    assert models.parameters(small) == models.count(small.arch)
+    assert models.parameters(small) == pytest.approx(0.2 * models.parameters(model), rel=0.01)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    widths = [[m.out_channels for m in each.modules() if isinstance(m, nn.Conv2d)] for each in (small, model)]
+    assert all(min(8, old) <= new <= old for new, old in zip(*widths, strict=True))
+    again = models.load(models.save(small, tmp_path / "small.safetensors"))
+    x = torch.rand(2, 3, model.arch.size, model.arch.size)
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x))
+    assert again.arch == small.arch
+    code = "import sys; from dflib import models; models.load(sys.argv[1]); assert 'torch_pruning' not in sys.modules"
+    if (name, importance) == ("BL", "l1"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "small.safetensors")], check=True)
+
+
+@given(rate=st.floats(0.3, 0.95), name=st.sampled_from(["BL", "S60", "S90"]), scope=st.sampled_from(prune.SCOPES))
+@settings(max_examples=20)
+def test_widths_are_multiples_and_never_below_the_least(trained, rate, name, scope):
+    small = prune.structured(trained[name], rate=rate, scope=scope)
+    assert models.parameters(small) == pytest.approx((1 - rate) * models.parameters(trained[name]), rel=0.01)
+    widths = [b.width for b in small.arch.blocks] + [d.width for d in small.arch.head]
+    assert min(widths) >= 8
+    assert sum(w % 8 == 0 for w in widths) >= len(widths) - 3  # single channels only fill the last percent
+
+
+def test_magnitude_removes_the_filters_with_the_smallest_sums():
+    model = lived_in(Architecture("t", 32, (Block(32, pool=True), Block(16, pool=True)), (Dense(16),)))
+    with torch.no_grad():  # everything but the first block is alike
+        for name, p in model.named_parameters():
+            if not name.startswith("features.0.conv"):
+                p.fill_(0.01)
+    small = prune.structured(model, rate=0.3, round_to=1, least=1)
+    kept = small.arch.blocks[0].width
+    assert 1 < kept < 32
+    filters = model.get_parameter("features.0.conv.weight").detach()
+    best = filters.abs().sum((1, 2, 3)).argsort(descending=True)[:kept].sort().values
+    torch.testing.assert_close(small.get_parameter("features.0.conv.weight").detach(), filters[best])
+
+
+def test_taylor_looks_at_the_gradients_and_needs_images(trained):
+    with pytest.raises(InputError, match='"taylor" needs batches'):
+        prune.structured(trained["BL"], rate=0.5, importance="taylor")
+    l1, taylor = (prune.structured(trained["BL"], rate=0.5, importance=i, batches=[BATCH]) for i in ("l1", "taylor"))
+    assert l1.arch == taylor.arch  # the same widths, other channels
+    assert not torch.equal(l1.features[0].conv.weight, taylor.features[0].conv.weight)
+
+
+def test_layers_can_be_kept_whole(trained):
+    small = prune.structured(trained["BL"], rate=0.5, keep=("features.0.conv", "head.4"))
+    assert small.arch.blocks[0].width == 64
+    assert small.arch.head[1].width == 256
+    assert small.arch.blocks[1].width < 64
+    with pytest.raises(InputError, match=r"unknown layer 'features\.0\.cnv', did you mean 'features\.0\.conv'"):
+        prune.structured(trained["BL"], rate=0.5, keep=("features.0.cnv",))
+
+
+def test_in_steps_the_same_target_with_tuning_between(trained):
+    seen = []
+    small = prune.gradually(
+        trained["S60"], rate=0.875, steps=3, tune=lambda m, i: seen.append((i, models.parameters(m)))
+    )
+    total = models.parameters(trained["S60"])
+    assert [i for i, _ in seen] == [1, 2]
+    assert [n / total for _, n in seen] == pytest.approx([0.5, 0.25], rel=0.1)
+    assert models.parameters(small) / total == pytest.approx(0.125, rel=0.01)
+
+
+def test_a_rate_that_no_width_meets_says_which_does(trained):
+    with pytest.raises(
+        InputError,
+        match=r"rate 0\.999 cannot be met within 1% with 8 channels or more in each layer: rates up to 0\.99\d\d can",
+    ):
+        prune.structured(trained["BL"], rate=0.999)
+    assert prune.structured(trained["BL"], rate=0.999, least=1, round_to=1)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"rate": 90}, r"did you mean 0\.9\?"), ({"rate": 0.5, "importance": "l2"}, "unknown importance 'l2'"), ({"rate": 0.5, "scope": "all"}, "unknown scope 'all'")])  # fmt: skip
+def test_bad_structured_requests_are_named(trained, options, message):
+    with pytest.raises(InputError, match=message):
+        prune.structured(trained["S90"], **options)
