@@ -104,6 +104,9 @@ def _save(run: Run, model: Detector, kind: str, rate: float, stage: str, done: l
 
 def _int8(run: Run, kind: str, onnx: Path, target: Path) -> None:
     if kind == "int8":
-        quantize.static_int8(onnx, target, run.data.train)
+        s = run.settings
+        keep = tuple(filter(None, s["keep_float"].split(",")))
+        options = {"calibration": s["calibration"], "images": s["calibration_images"], "keep_float": keep}
+        quantize.static_int8(onnx, target, run.data.train, **options)
     else:
         quantize.dynamic_linear(onnx, target)

@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 
 from data_prep.errors import InputError, choose
+from dflib.quantize import CALIBRATIONS
 
 TRAIN = ("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp")
 DATA = ("size", "mode", "limit")
 MEASURE = ("latency_runs", "draws")
 PRUNE = ("scope", "importance", "round_to", "prune_steps", "step_epochs", "finetune_epochs", "finetune_lr")
 DISTILL = ("temperature", "alpha", "attention")
+INT8 = ("calibration", "calibration_images", "keep_float")
 STUDENT = ("backbone", "epochs", "distill_epochs", "patience", *TRAIN)
 
 
@@ -53,8 +55,16 @@ METHODS = {
         Method("CKD-0", "the student without a teacher", "04_distill", ("BL",), settings=STUDENT),
         Method("CKD", "knowledge distillation", "04_distill", ("BL", "CKD-0"), settings=(*DISTILL, *STUDENT)),
         Method("CQ", "int8 linear layers", "05_quantize", ("BL",), rated=False),
-        Method("CPKDQ", "pruned, distilled, int8", "18_combine", ("BL",), settings=(*DISTILL, *PRUNE, *STUDENT)),
-        Method("chain", "a chain of steps", "18_combine", ("BL",), False, ("steps", *DISTILL, *PRUNE, *STUDENT)),
+        Method(
+            "CQ-S",
+            "int8 convolutions and linear layers",
+            "05_quantize",
+            ("BL",),
+            rated=False,
+            settings=INT8,
+        ),
+        Method("CPKDQ", "pruned, distilled, int8", "18_combine", ("BL",), settings=(*INT8, *DISTILL, *PRUNE, *STUDENT)),
+        Method("chain", "a chain of steps", "18_combine", ("BL",), False, ("steps", *INT8, *DISTILL, *PRUNE, *STUDENT)),
     )
 }
 
@@ -85,6 +95,9 @@ DEFAULTS: dict = {
     "attention": 0.0,  # weight of attention transfer
     "distill_epochs": 0,  # of a student; 0: as many as `epochs`
     "steps": "prune:0.9,distill,int8",  # of a chain
+    "calibration": "minmax",  # minmax | entropy | percentile
+    "calibration_images": 128,  # at most so many, half of each class
+    "keep_float": "",  # layers that stay in float, separated by commas
     "latency_runs": 50,
     "draws": 1000,  # of the bootstrap
 }
@@ -93,6 +106,7 @@ DEFAULTS: dict = {
 CHOICES = {
     "mode": ("input mode", ("resize", "center_crop", "texture_crop")),
     "scope": ("scope", ("layer", "global")),
+    "calibration": ("calibration", CALIBRATIONS),
     "importance": ("importance", ("l1", "taylor", "bn", "random")),
     "backbone": ("backbone", ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")),
 }
@@ -115,7 +129,7 @@ class Preset:
 PRESETS = {
     "tiny": Preset(
         "demo",
-        ("BL", "CPF", "CKD", "CQ"),
+        ("BL", "CPF", "CKD", "CQ", "CQ-S"),
         (0.9,),
         (0,),
         {"size": 32, "limit": 48, "epochs": 2, "finetune_epochs": 1, "latency_runs": 5, "draws": 50},
@@ -123,7 +137,7 @@ PRESETS = {
     ),
     "demo": Preset(
         "demo",
-        ("BL", "CPF", "CKD", "CQ"),
+        ("BL", "CPF", "CKD", "CQ", "CQ-S"),
         (0.6, 0.9),
         (0,),
         {"size": 32, "epochs": 12, "finetune_epochs": 4},
@@ -131,7 +145,7 @@ PRESETS = {
     ),
     "paper": Preset(
         "faces-140k",
-        ("BL", "CPF", "CKD", "CQ"),
+        ("BL", "CPF", "CKD", "CQ", "CQ-S"),
         (0.6, 0.7, 0.8, 0.9),
         (0, 1, 2),
         {"size": 224, "patience": 8},

@@ -19,7 +19,7 @@ from dflib import methods, runs
 from dflib.__main__ import _list, _settings
 from dflib.runs import spec
 
-CODES = ("BL", "CPF", "CPF-S", "SCRATCH", "CKD-0", "CKD", "CQ", "CPKDQ", "chain")
+CODES = ("BL", "CPF", "CPF-S", "SCRATCH", "CKD-0", "CKD", "CQ", "CQ-S", "CPKDQ", "chain")
 
 
 @pytest.mark.parametrize(
