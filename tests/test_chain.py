@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_prep.errors import InputError
 from dflib import chain, export, models, prune, train
 from dflib.runs import Run, spec
 
@@ -94,3 +95,24 @@ def test_after_an_interruption_the_chain_goes_on_to_the_same_result(start):
 
 def test_a_chain_that_deploys_a_float_file_says_so(start):
     assert chain.make(start("prune:0.5"))[1] is None
+
+
+def test_a_finished_run_refuses_a_model_of_another_shape(start):
+    finished = start("int8").parent("BL")
+    with pytest.raises(InputError, match="is finished with a model of another shape: load it with run.model()"):
+        finished.fit(models.Detector(models.student(0.9, size=32)), finished.recipe())
+
+
+def test_a_file_that_is_there_is_not_made_again(start):
+    run = start("int8")
+    path = run.once("x.txt", lambda path: path.write_text("first"))
+    assert run.once("x.txt", lambda path: path.write_text("second")).read_text() == "first"
+    assert path.parent == run.folder
+
+
+def test_pruning_by_gradients_in_a_run(start, tiny_dataset):
+    run = start("prune:0.7")
+    run.settings["importance"] = "taylor"
+    first, again = (chain.prune_in_steps(run, run.parent("BL").model(), 0.7) for _ in range(2))
+    assert models.parameters(first) == pytest.approx(0.3 * models.parameters(run.parent("BL").model()), rel=0.01)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in first.state_dict().items())
