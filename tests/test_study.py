@@ -60,7 +60,7 @@ def test_plan_puts_parents_first_and_each_run_once(tiny_dataset):
         preset="tiny", dataset=tiny_dataset, methods_=("CKD", "CPF", "CQ"), rates=(0.6, 0.9), seeds=(0, 1)
     )
     ids = [s.run_id for s in plan]
-    assert len(ids) == len(set(ids)) == 2 * (1 + 2 + 2 + 1)
+    assert len(ids) == len(set(ids)) == 2 * (1 + 2 + 2 + 2 + 1)  # CKD brings its control, CKD-0
     for s in plan:
         assert all(ids.index(p.run_id) < ids.index(s.run_id) for p in s.parents)
 
