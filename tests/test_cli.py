@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import folder
+from data_prep.paths import HOW_TO_GET
 
 
 def call(*words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -56,7 +57,7 @@ STUDY = ("dflib", "study", "--preset", "tiny", "--dataset", "mine")
         (("dflib", "study", "--dataset", "faces-140k"), "Get it with: python -m data_prep faces-140k --from FOLDER"),
         (("dflib", "study", "--preset", "paper"), "Get it with: python -m data_prep faces-140k --from FOLDER"),
         (("dflib", "study", "--preset", "tinny", "--dataset", "mine"), "unknown preset 'tinny', did you mean 'tiny'?"),
-        ((*STUDY, "--methods", "BL,CPX"), "unknown method 'CPX', did you mean 'CPF'? Valid: BL, CPF, CKD, CQ, TL+FT, "),
+        ((*STUDY, "--methods", "BL,CPX"), "unknown method 'CPX', did you mean 'CPF'? Valid: BL, CPF, CPF-S, "),
         ((*STUDY, "--protocol", "strickt"), "unknown protocol 'strickt', did you mean 'strict'?"),
         ((*STUDY, "--methods", "CPF", "--rates", "95"), "rate 95 is outside (0, 1), did you mean 0.95?"),
         ((*STUDY, "--methods", "CPF", "--rates", "0.6,nine"), "'0.6,nine' is not a list of floats"),
@@ -95,8 +96,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(place):
     before = everything(place)
     done = call(*STUDY, "--methods", "CPF,CKD", "--rates", "0.6,0.9", "--seeds", "0,1", "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "10 runs" in done.stdout  # two BL, and two methods x two rates x two seeds
-    assert done.stdout.count("to do") == 10
+    assert "14 runs" in done.stdout  # two BL, and three methods (CKD brings CKD-0) x two rates x two seeds
+    assert done.stdout.count("to do") == 14
     for start in ("BL-s0-32px-", "BL-s1-32px-", "CPF-r60-s0-32px-", "CKD-r90-s1-32px-"):
         assert start in done.stdout
     assert everything(place) == before
@@ -120,16 +121,11 @@ def test_preparing_a_folder_shows_what_was_found(place):
     assert [[cell.strip() for cell in row] for row in table] == [["0", "real", "40", "1"], ["1", "gan", "40", "0"]]
     listed = call("data_prep", "list", COLUMNS="200")
     assert listed.returncode == 0, listed.stderr
-    words = [line.split("│")[1:3] for line in listed.stdout.splitlines() if "│" in line]
-    found = {name.strip(): images.strip() for name, images in words}
-    assert found == {
-        "mine": "80",
-        "other": "80",
-        "demo": "-",
-        "demo-source": "-",
-        "faces-140k": "-",
-        "dogs-vs-cats": "-",
-    }
+    words = [line.split("│")[1:4] for line in listed.stdout.splitlines() if "│" in line]
+    found = {name.strip(): (here.strip(), images.strip()) for name, here, images in words if name.strip()}
+    assert set(found) == {"mine", "other"} | set(HOW_TO_GET)
+    assert found["mine"] == ("yes", "real: 40 (none given)") and found["demo"][0] == "no"
+    assert found["other"] == ("yes", "real: 40 (none given), 1")  # and, on the next line, quarantined
 
 
 def test_importing_is_light():
