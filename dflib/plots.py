@@ -325,7 +325,7 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
     for name in generators:
         column, where = ("", "") if name == "all" else (f"{name}/", f", {name}")
         titles |= {f"{column}accuracy": f"accuracy{where}", f"{column}f1": f"F1{where}"}
-    columns, slanted = list(titles)[1:], len(groups) > 5
+    columns, slanted = list(titles)[1:], len("".join(groups)) > 16
     fig = Figure(9, (2.6 if len(generators) > 1 else 3.2) * len(generators) + 0.7 * slanted)
     axes = fig.subplot_mosaic([[*pair, seconds] for pair in zip(columns[::2], columns[1::2], strict=True)])
     for metric, ax in axes.items():
