@@ -14,12 +14,12 @@ from data_prep.paths import write_text
 from dflib import data, metrics, models, train
 from dflib.runs import outputs_root
 
-ARMS = {  # name -> how the data are split, and whether the classes are made alike first
-    "paper": {"protocol": "paper", "equalise": False},  # single images at random, as in arXiv 2504.21066
-    "grouped": {"protocol": "strict", "equalise": False},  # whole scenes
-    "strict": {"protocol": "strict", "equalise": True},  # and sizes and JPEG qualities alike
+ARMS = {  # name -> how the data are split and prepared
+    "paper": {"protocol": "paper"},  # single images at random, as in arXiv 2504.21066
+    "grouped": {"protocol": "paper", "whole_scenes": True},  # the same, but no scene is cut
+    "strict": {"protocol": "strict"},  # and sizes and JPEG qualities alike, classes balanced
 }
-GAPS = {"scenes": ("paper", "grouped"), "give-aways": ("grouped", "strict"), "all": ("paper", "strict")}
+GAPS = {"scenes": ("paper", "grouped"), "the rest": ("grouped", "strict"), "all": ("paper", "strict")}
 METRICS = ("auroc", "balanced_accuracy")
 
 
