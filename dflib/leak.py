@@ -31,7 +31,8 @@ def leak(
 
     A seed decides the split, the first weights and the order of the images. Gaps are {metric: {mean, std, ci95, seeds}}: differences within
     each seed, with a Student interval over seeds (None for one seed). Thresholds come from the validation part.
-    Where the dataset gives its own splits, all arms keep them: the gap of the scenes is then zero by construction.
+    Where the dataset gives its own splits, all arms keep them: the gap of the scenes is then zero by construction. It may be negative:
+    where each scene stands in both classes, what a detector remembers of a real photograph speaks against its fake twin.
     Raises `InputError` as `data.open` does, and for no seeds.
 
     >>> runs, gaps = leak("demo", size=32, seeds=(0, 1))             # doctest: +SKIP
