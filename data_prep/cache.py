@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from data_prep import manifest
+from data_prep import manifest, transform
 from data_prep.errors import InputError, choose
 from data_prep.integrity import BadImage, open_image, to_rgb
-from data_prep.paths import dataset_folder, images_root
+from data_prep.paths import dataset_folder, describe, images_root
+from data_prep.transform import Equaliser
 
 MODES = ("resize", "center_crop", "texture_crop")
 _VERSION = 1  # of the decoding below: a change makes new caches
@@ -25,12 +27,16 @@ _CHUNK = 128  # images that one task decodes
 log = logging.getLogger(__name__)
 
 
-def build(name: str, *, size: int, mode: str = "resize", workers: int | None = None) -> tuple[np.memmap, pd.DataFrame]:
+def build(
+    name: str, *, size: int, mode: str = "resize", equalise: bool = False, perturb: str = "", keep: Callable[[pd.DataFrame], pd.Series] | None = None, workers: int | None = None,
+) -> tuple[np.memmap, pd.DataFrame]:  # fmt: skip
     """The decoded images of a dataset (uint8, N x size x size x 3, read-only) and the manifest rows they stand for.
 
+    equalise: make the classes alike in size and JPEG quality first (`transform.equaliser`). perturb: then make each image worse, such as
+    "jpeg-75" (`transform.perturb`). keep: from the usable rows to those wanted (True); None takes all.
     Made on the first call, found on the next. Parallel; a cut build goes on where it was; two at once wait for each other.
-    Memory stays bounded by one chunk per process, whatever N is.
-    Raises `InputError` for an unknown mode, a size that is no multiple of 32, a full disk, or files that changed since the scan.
+    Memory: each process holds one image and a few hundred kB; the rows go straight to the file, whatever N is.
+    Raises `InputError` for an unknown mode or perturbation, a size that is no multiple of 32, a full disk, or files that changed since the scan.
     """
     choose("input mode", mode, MODES)
     if size % 32 or size < 32:
@@ -38,17 +44,51 @@ def build(name: str, *, size: int, mode: str = "resize", workers: int | None = N
             f"image size {size} is not a multiple of 32 (the detectors halve it five times): try {max(32, round(size / 32) * 32)}"
         )
     table = manifest.load(name)
-    manifest.check(table, name)
+    manifest.check(table, name, kind=describe(name)["kind"])
     table = table[table["status"] == "ok"].reset_index(drop=True)
-    contents = hashlib.sha256(json.dumps([table["sha256"].tolist(), _VERSION]).encode()).hexdigest()[:12]
-    folder = dataset_folder(name) / "cache" / f"{mode}-{size}-{contents}"
+    alike = transform.equaliser(table) if equalise else None
+    contents = _hash([table["sha256"].tolist(), _VERSION])
+    key = [
+        mode,
+        *([alike.key] if alike else []),
+        *([transform.check_perturbation(perturb)] if perturb else []),
+        str(size),
+        contents,
+    ]
+    if keep is not None:
+        wanted = keep(table)
+        table = table[wanted].reset_index(drop=True)
+        key += [_hash(wanted.tolist())] if not wanted.all() else []
+    folder = dataset_folder(name) / "cache" / "-".join(key)
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with FileLock(_beside(folder, ".lock")):
             if not folder.exists():
                 _remove_stale(folder.parent, contents)
-                _fill(folder, name, table, size, mode, workers)
+                _fill(
+                    folder,
+                    name,
+                    table,
+                    size,
+                    partial(_prepared, size=size, mode=mode, alike=alike, worse=perturb),
+                    workers,
+                )
     return np.load(folder / "images.npy", mmap_mode="r"), table
+
+
+def _hash(values: list) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)  # names may hold dots, such as resize-0.5
+
+
+def _prepared(data: bytes, sha256: str, *, size: int, mode: str, alike: Equaliser | None, worse: str) -> np.ndarray:
+    """From a file's bytes to the pixels of its row."""
+    image = to_rgb(open_image(data))
+    image = alike(image, sha256) if alike else image
+    return fit(transform.perturb(image, worse) if worse else image, size=size, mode=mode)
 
 
 def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
@@ -93,22 +133,24 @@ def _remove_stale(parent: Path, contents: str) -> None:
     for partial_folder in [*parent.glob("*.partial"), *parent.glob("*.new")]:
         if contents not in partial_folder.name:
             try:
-                with FileLock(partial_folder.with_suffix(".lock"), timeout=0):  # held: someone is at it
+                with FileLock(
+                    partial_folder.with_name(partial_folder.name.rpartition(".")[0] + ".lock"), timeout=0
+                ):  # held: someone is at it
                     shutil.rmtree(partial_folder, ignore_errors=True)
             except Timeout:
                 log.info("left %s alone: another build is using it", partial_folder)
 
 
-def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, mode: str, workers: int | None) -> None:
+def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, prepared: Callable, workers: int | None) -> None:
     shape = (len(table), size, size, 3)
-    partial_folder = folder.with_suffix(".partial")
+    partial_folder = _beside(folder, ".partial")
     if not partial_folder.exists():
         need, free = int(np.prod(shape)), shutil.disk_usage(folder.parent).free
         if need > 0.95 * free:
             raise InputError(
                 f"decoding {name!r} at {size} px needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free below {folder.parent}: free some, take a smaller --set size=, or set $DFLIB_DATA"
             )
-        fresh = folder.with_suffix(".new")
+        fresh = _beside(folder, ".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         np.lib.format.open_memmap(fresh / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
@@ -120,7 +162,7 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, mode: str, wo
         (rows, [str(root / p) for p in table["path"].to_numpy()[rows]], table["sha256"].to_numpy()[rows])
         for rows in np.split(todo, range(_CHUNK, len(todo), _CHUNK))
     ]
-    task = partial(_decode, folder=partial_folder, size=size, mode=mode)
+    task = partial(_decode, folder=partial_folder, prepared=prepared)
     problems = sum(manifest.parallel(task, chunks, desc=f"decoding {name} at {size} px", workers=workers, serial=2), [])
     if problems:
         raise InputError(
@@ -130,7 +172,7 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, mode: str, wo
     (folder / "done.npy").unlink()
 
 
-def _decode(chunk: tuple[np.ndarray, list[str], np.ndarray], *, folder: Path, size: int, mode: str) -> list[str]:
+def _decode(chunk: tuple[np.ndarray, list[str], np.ndarray], *, folder: Path, prepared: Callable) -> list[str]:
     """Decode some images into their rows; returns what went wrong."""
     images = np.load(folder / "images.npy", mmap_mode="r+")
     done = np.load(folder / "done.npy", mmap_mode="r+")
@@ -140,7 +182,7 @@ def _decode(chunk: tuple[np.ndarray, list[str], np.ndarray], *, folder: Path, si
             data = Path(path).read_bytes()
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise BadImage("other contents")
-            images[row] = fit(to_rgb(open_image(data)), size=size, mode=mode)
+            images[row] = prepared(data, sha256)
             done[row] = True
         except (BadImage, OSError) as error:
             problems.append(f"{path}: {error}")

@@ -95,29 +95,8 @@ def _report(strays: list[str], folder: Path) -> None:
 
 def subfolders(folder: Path) -> list[Path]:
     """Folders directly below, hidden ones left out, sorted."""
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-
-def find_layout(markers: list[str], *, given: str | Path | None, name: str, fetch: str) -> Path:
-    """The folder that holds all of `markers` (relative paths): below `given`, else below Kaggle's mounts, found by structure.
-
-    Raises `InputError` that says what was looked for, where, and how to fetch it.
-    """
-    bases = [Path(given)] if given else [Path("/kaggle/input")]
-    for base in bases:
-        for candidate in _breadth_first(base, depth=5):
-            if all((candidate / m).is_dir() for m in markers):
-                return candidate
-    raise InputError(
-        f"{name}: no folder with {', '.join(markers)} below {bases[0]}. {fetch} Then: python -m data_prep {name} --from FOLDER"
-    )
-
-
-def _breadth_first(base: Path, depth: int) -> Iterator[Path]:
-    level = [base] if base.is_dir() else []
-    for _ in range(depth + 1):
-        yield from level
-        level = [s for f in level for s in subfolders(f)]
+    with os.scandir(folder) as found:  # knows folders from files without asking about each of 100,000
+        return sorted(Path(f.path) for f in found if f.is_dir() and not f.name.startswith("."))
 
 
 def _real_or_fake(parts: tuple[str, ...]) -> tuple[int, str]:

@@ -61,11 +61,10 @@ def make(name: str, root: Path, entries: Iterable[dict], *, kind: str = "deepfak
     """Scan the files of `entries` and write `<data root>/<name>/manifest.csv` and `dataset.json`.
 
     entries: one dict per image with path (relative to `root`), label (0 real, 1 fake), generator, split ("" = none given), group.
-    kind: "deepfake", or "source" for a transfer-learning source. Files that cannot be used keep their row, with the reason as status.
+    kind: "deepfake", "source" for a transfer-learning source, "reals" for photographs alone. Files that cannot be used keep their row, with the reason as status.
     Raises `InputError` when there is no image, only one class, or more than 5 % of a class cannot be used (the manifest is written all the same).
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(f"{name!r} cannot be a dataset's name: letters, digits, - _ . only, and no dot first")
+    check_name(name)
     entries = list(entries)
     for entry in entries:
         if entry["path"].encode(errors="replace") != os.fsencode(entry["path"]):
@@ -85,8 +84,15 @@ def make(name: str, root: Path, entries: Iterable[dict], *, kind: str = "deepfak
     about["classes"] = table.groupby("label")["generator"].unique().map(sorted).map(list).to_dict()
     write_text(folder / "dataset.json", json.dumps(about, indent=1))
     write_text(folder / "manifest.csv", table.to_csv(index=False))  # last: its presence means prepared
-    check(table, name)
+    check(table, name, kind=kind)
     return table
+
+
+def check_name(name: str) -> str:
+    """The name, if it can be a dataset's; else `InputError`."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"{name!r} cannot be a dataset's name: letters, digits, - _ . only, and no dot first")
+    return name
 
 
 def load(name: str) -> pd.DataFrame:
@@ -105,14 +111,14 @@ def load(name: str) -> pd.DataFrame:
     return table
 
 
-def check(table: pd.DataFrame, name: str) -> None:
-    """Log what is quarantined; raise `InputError` when a class is absent or more than 5 % of one cannot be used."""
+def check(table: pd.DataFrame, name: str, *, kind: str = "deepfake") -> None:
+    """Log what is quarantined; raise `InputError` when a class is absent (fakes may be, of kind "reals") or more than 5 % of one cannot be used."""
     bad = table[table["status"] != "ok"]
     for (generator, status), rows in bad.groupby(["generator", "status"]):
         log.warning(
             "%s: %d file(s) of %s quarantined: %s (e.g. %s)", name, len(rows), generator, status, rows["path"].iloc[0]
         )
-    for label in (0, 1):
+    for label in (0,) if kind == "reals" else (0, 1):
         rows = table[table["label"] == label]
         quarantined = int((rows["status"] != "ok").sum())
         if len(rows) == quarantined:

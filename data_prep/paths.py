@@ -11,10 +11,14 @@ from data_prep.errors import InputError, choose
 _PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
 
-HOW_TO_GET = {  # name -> the command that makes or finds it
+HOW_TO_GET = {  # name -> the command that makes, finds or downloads it
     "demo": "python -m data_prep demo",
     "demo-source": "python -m data_prep demo",
+    "synthbuster": "python -m data_prep synthbuster",
+    "raise": "python -m data_prep raise",
+    "forensynths": "python -m data_prep forensynths",
     "faces-140k": "python -m data_prep faces-140k --from FOLDER",
+    "deepfake-real": "python -m data_prep deepfake-real --from FOLDER",
     "dogs-vs-cats": "python -m data_prep dogs-vs-cats --from FOLDER",
 }
 
@@ -22,6 +26,11 @@ HOW_TO_GET = {  # name -> the command that makes or finds it
 def data_root() -> Path:
     """Folder that holds one subfolder per dataset."""
     return Path(os.environ.get("DFLIB_DATA") or PROJECT / "data")
+
+
+def outputs_root() -> Path:
+    """Folder of all runs and reports: `$DFLIB_OUTPUTS`, else `outputs/` in the project."""
+    return Path(os.environ.get("DFLIB_OUTPUTS") or PROJECT / "outputs")
 
 
 def present() -> list[str]:

@@ -1,4 +1,4 @@
-"""Command line: `python -m dflib study | results | predict | export`."""
+"""Command line: `python -m dflib study | results | predict | export | leak`."""
 
 from __future__ import annotations
 
@@ -119,6 +119,33 @@ def predict(
     console.print(table)
     if all(row["error"] for row in rows):
         raise typer.Exit(1)
+
+
+@app.command("leak")
+def leak_(
+    dataset: Annotated[str, typer.Argument(help="name of a prepared dataset")],
+    size: Annotated[int, typer.Option(help="pixels a side")] = 64,
+    mode: Annotated[str, typer.Option(help="resize | center_crop | texture_crop")] = "resize",
+    epochs: Annotated[int, typer.Option(min=1)] = 20,
+    seeds: Annotated[str, typer.Option(help="each is a split and a training")] = "0,1,2,3,4",
+    model: Annotated[str, typer.Option(help="BL, S60, S70, S80 or S90")] = "S60",
+) -> None:
+    """How much of a score is the protocol's: one detector under the random, the grouped and the strict split, and the gaps."""
+    from dflib import leak, train
+
+    def show(row: dict) -> None:
+        console.print(f"seed {row['seed']}  {row['arm']:8} AUROC {row['auroc']:.3f}", highlight=False)
+
+    recipe = train.Recipe(epochs=epochs)
+    runs, gaps = leak.leak(
+        dataset, size=size, mode=mode, model=model, seeds=_list(seeds, int), recipe=recipe, on_run=show
+    )
+    table = Table("gap", *leak.METRICS, title=f"{dataset}: mean over seeds [95 % interval]")
+    for gap, (a, b) in leak.GAPS.items():
+        cells = [gaps[gap][m] for m in leak.METRICS]
+        bounds = [f" [{c['ci95'][0]:+.3f}, {c['ci95'][1]:+.3f}]" if c["ci95"] else "" for c in cells]
+        table.add_row(f"{gap}: {a} minus {b}", *(f"{c['mean']:+.3f}{b}" for c, b in zip(cells, bounds, strict=True)))
+    console.print(table, f"written to {leak.write(dataset, runs, gaps)}")
 
 
 def _id(title: str) -> Column:

@@ -41,6 +41,7 @@ class Part:
 
     pixels: np.memmap  # uint8, N x H x W x 3, the whole dataset
     table: pd.DataFrame  # the rows of this part; column `row` points into `pixels`
+    balanced: bool = False  # shuffled batches hold both classes equally often, whatever their numbers
 
     @cached_property
     def _buffers(self) -> _Buffers:
@@ -70,7 +71,7 @@ class Part:
         shuffle: a generator for the order; None keeps the manifest's.
         """
         rows, labels = (torch.tensor(self.table[c].to_numpy(), dtype=torch.int64) for c in ("row", "label"))
-        order = torch.arange(len(self)) if shuffle is None else torch.randperm(len(self), generator=shuffle)
+        order = torch.arange(len(self)) if shuffle is None else self._shuffled(labels, shuffle)
         cuda = torch.device(device).type == "cuda"
         words = _words(self.pixels)
         for index in order.split(size):
@@ -78,6 +79,19 @@ class Part:
             torch.index_select(words, 0, rows[index], out=images)
             images = images.view(torch.uint8).view(-1, *self.pixels.shape[1:])
             yield images.to(device, non_blocking=cuda).permute(0, 3, 1, 2), labels[index].to(device, non_blocking=cuda)
+
+    def _shuffled(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """As many images as there are, in random order; balanced: half of each class, each of a class's images as often as any other, or once more."""
+        counts = labels.bincount(minlength=2)
+        if not self.balanced or counts.unique().numel() == 1 or not counts.all():
+            return torch.randperm(len(labels), generator=generator)
+        picked = []
+        for label, wanted in enumerate((len(labels) // 2, len(labels) - len(labels) // 2)):
+            mine = (labels == label).nonzero().flatten()
+            rounds = [mine[torch.randperm(len(mine), generator=generator)] for _ in range(-(-wanted // len(mine)))]
+            picked.append(torch.cat(rounds)[:wanted])
+        picked = torch.cat(picked)
+        return picked[torch.randperm(len(picked), generator=generator)]
 
     def image(self, i: int) -> np.ndarray:
         """One decoded image, uint8 H x W x 3."""
@@ -96,24 +110,47 @@ class Dataset:
     val: Part
     test: Part
     class_names: tuple[str, str]
+    equalised: bool = False  # real and fake were made alike in size and JPEG quality
 
 
-def open(name: str, *, size: int, protocol: str = "strict", mode: str = "resize", limit: int | None = None) -> Dataset:  # noqa: A001 (the design's name)
+def open(  # noqa: A001 (the design's name)
+    name: str, *, size: int, protocol: str = "strict", mode: str = "resize", limit: int | None = None, equalise: bool | None = None, split_seed: int = 0,
+) -> Dataset:  # fmt: skip
     """Open a prepared dataset; decodes it on the first call.
 
+    Protocol strict makes real and fake alike in size and JPEG quality first, and balances the classes in shuffled training batches.
     size: pixels a side, a multiple of 32. mode: resize | center_crop | texture_crop. limit: at most so many images of each class in each part.
+    equalise: None leaves it to the protocol. split_seed: of the split, where the dataset gives none.
     Raises `InputError` for a missing dataset, an unknown protocol or mode, or a part without one of the classes.
 
     >>> open("demo", size=32).train.batches(64)                    # doctest: +SKIP
     """
-    pixels, table = cache.build(name, size=size, mode=mode)
-    split = assign(table, protocol)
+    deepfake = describe(name)["kind"] == "deepfake"
+    alike = deepfake and (protocol == "strict" if equalise is None else equalise)
+    pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
+    split = assign(table, protocol, seed=split_seed)
     table = table.assign(row=np.arange(len(table)), split=split)
-    parts = {s: _part(pixels, table[table["split"] == s], limit) for s in ("train", "val", "test")}
+    balanced = {"train": protocol == "strict", "val": False, "test": False}
+    parts = {s: _part(pixels, table[table["split"] == s], limit, balanced=b) for s, b in balanced.items()}
     names = tuple(", ".join(sorted(table.loc[table["label"] == label, "generator"].unique())) for label in (0, 1))
-    if describe(name)["kind"] == "deepfake":
+    if deepfake:
         names = ("real", "fake")
-    return Dataset(name, size, protocol, mode, class_names=names, **parts)
+    return Dataset(name, size, protocol, mode, class_names=names, equalised=alike, **parts)
+
+
+def perturbed(data: Dataset, how: str) -> Part:
+    """The test part with every image made worse before it is cropped or resized: "jpeg-75", "webp-80", "blur-2", "resize-0.5".
+
+    The same rows in the same order as `data.test`; decodes only those, once. `data_prep.transform.GRID` is the usual grid.
+
+    >>> perturbed(open("demo", size=32), "jpeg-50")                  # doctest: +SKIP
+    """
+    keep = lambda table: table["path"].isin(set(data.test.table["path"]))
+    pixels, table = cache.build(
+        data.name, size=data.size, mode=data.mode, equalise=data.equalised, perturb=how, keep=keep
+    )
+    row = pd.Series(np.arange(len(table)), index=table["path"])
+    return Part(pixels, data.test.table.assign(row=row[data.test.table["path"]].to_numpy()))
 
 
 def fingerprint(name: str) -> str:
@@ -128,10 +165,10 @@ def _words(pixels: np.ndarray) -> Tensor:
         return torch.from_numpy(pixels.reshape(len(pixels), -1).view(np.int64))
 
 
-def _part(pixels: np.memmap, table: pd.DataFrame, limit: int | None) -> Part:
+def _part(pixels: np.memmap, table: pd.DataFrame, limit: int | None, *, balanced: bool = False) -> Part:
     if limit is not None:
         if limit < 1:
             raise InputError(f"limit {limit}: at least one image of each class is needed")
         order = table.sample(frac=1, random_state=0)  # the same images for every run
         table = order.groupby("label", group_keys=False).head(limit).sort_index()
-    return Part(pixels, table.reset_index(drop=True))
+    return Part(pixels, table.reset_index(drop=True), balanced)

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from data_prep.errors import InputError, choose
 from dflib.quantize import CALIBRATIONS
 
-TRAIN = ("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "amp")
+TRAIN = ("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp")
 DATA = ("size", "mode", "limit")
 MEASURE = ("latency_runs", "draws")
+PRUNE = ("scope", "importance", "round_to", "prune_steps", "step_epochs", "finetune_epochs", "finetune_lr")
+DISTILL = ("temperature", "alpha", "attention")
+INT8 = ("calibration", "calibration_images", "keep_float")
+STUDENT = ("backbone", "epochs", "distill_epochs", "patience", *TRAIN)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Method:
 METHODS = {
     m.code: m
     for m in (
-        Method("BL", "baseline", "02_baseline", rated=False, settings=("epochs", "patience", *TRAIN)),
+        Method("BL", "baseline", "02_baseline", rated=False, settings=("backbone", "epochs", "patience", *TRAIN)),
         Method(
             "CPF",
             "magnitude pruning, fine-tuned",
@@ -40,13 +44,16 @@ METHODS = {
             ("BL",),
             settings=("scope", "finetune_epochs", "finetune_lr", *TRAIN),
         ),
+        Method("CPF-S", "structured pruning, fine-tuned", "03_prune", ("BL",), settings=(*PRUNE, *TRAIN)),
         Method(
-            "CKD",
-            "knowledge distillation",
-            "04_distill",
-            ("BL",),
-            settings=("temperature", "alpha", "epochs", "patience", *TRAIN),
+            "SCRATCH",
+            "the pruned shape from scratch",
+            "03_prune",
+            ("BL", "CPF-S"),
+            settings=("epochs", "prune_steps", "step_epochs", "finetune_epochs", *TRAIN),
         ),
+        Method("CKD-0", "the student without a teacher", "04_distill", ("BL",), settings=STUDENT),
+        Method("CKD", "knowledge distillation", "04_distill", ("BL", "CKD-0"), settings=(*DISTILL, *STUDENT)),
         Method("CQ", "int8 linear layers", "05_quantize", ("BL",), rated=False),
         Method(
             "CQ-S",
@@ -54,8 +61,10 @@ METHODS = {
             "05_quantize",
             ("BL",),
             rated=False,
-            settings=("calibration", "calibration_images", "keep_float"),
+            settings=INT8,
         ),
+        Method("CPKDQ", "pruned, distilled, int8", "18_combine", ("BL",), settings=(*INT8, *DISTILL, *PRUNE, *STUDENT)),
+        Method("chain", "a chain of steps", "18_combine", ("BL",), False, ("steps", *INT8, *DISTILL, *PRUNE, *STUDENT)),
     )
 }
 
@@ -63,6 +72,7 @@ DEFAULTS: dict = {
     "size": 224,
     "mode": "resize",  # resize | center_crop | texture_crop
     "limit": None,  # at most so many images of each class in each part
+    "backbone": "vgg",  # of BL: vgg (the paper's) | resnet18 | mobilenet_v3_small | efficientnet_b0
     "epochs": 30,
     "finetune_epochs": 10,
     "batch": 64,
@@ -73,10 +83,18 @@ DEFAULTS: dict = {
     "label_smoothing": 0.0,
     "patience": 0,
     "augment": True,
+    "mixup": 0.0,
     "amp": True,
     "scope": "layer",  # layer | global
+    "importance": "l1",  # of a channel: l1 | taylor | bn | random
+    "round_to": 8,  # widths are multiples of it
+    "prune_steps": 3,  # structured pruning goes in so many steps,
+    "step_epochs": 1,  # with so many epochs of fine-tuning after each but the last
     "temperature": 4.0,
     "alpha": 0.9,
+    "attention": 0.0,  # weight of attention transfer
+    "distill_epochs": 0,  # of a student; 0: as many as `epochs`
+    "steps": "prune:0.9,distill,int8",  # of a chain
     "calibration": "minmax",  # minmax | entropy | percentile
     "calibration_images": 128,  # at most so many, half of each class
     "keep_float": "",  # layers that stay in float, separated by commas
@@ -89,8 +107,10 @@ CHOICES = {
     "mode": ("input mode", ("resize", "center_crop", "texture_crop")),
     "scope": ("scope", ("layer", "global")),
     "calibration": ("calibration", CALIBRATIONS),
+    "importance": ("importance", ("l1", "taylor", "bn", "random")),
+    "backbone": ("backbone", ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")),
 }
-FROM_ZERO = ("warmup", "weight_decay", "label_smoothing", "patience", "alpha")
+FROM_ZERO = ("warmup", "weight_decay", "label_smoothing", "patience", "alpha", "mixup", "attention", "distill_epochs")
 SHARES = ("warmup", "label_smoothing", "alpha")  # at most 1
 
 
@@ -164,6 +184,67 @@ def settings(preset_name: str, overrides: dict | None = None) -> dict:
     return result
 
 
+STEPS = {  # of a chain: whether a rate goes with it
+    "prune": True,  # whole channels go
+    "mask": True,  # small weights become zero
+    "student": True,  # an untrained student takes over
+    "finetune": False,  # training with the labels
+    "distill": False,  # training with BL as the teacher
+    "int8": False,  # convolutions and linear layers
+    "int8-linear": False,
+}
+CPKDQ = "prune:{rate:g},distill,int8"
+
+
+def parse_steps(text: str) -> tuple[tuple[str, float | None], ...]:
+    """The steps of a chain: "prune:0.8,distill,int8" -> (("prune", 0.8), ("distill", None), ("int8", None)).
+
+    A rate is a share of BL's parameters. Raises `InputError` for an unknown step, a rate that is missing, impossible or too many, and for an order
+    that makes no sense (what follows int8, a student that comes late or is never trained, a second cut that removes less, a chain that compresses nothing).
+    """
+    from dflib.models import check_rate
+
+    steps: list[tuple[str, float | None]] = []
+    for word in text.split(","):
+        kind, _, rate = word.strip().partition(":")
+        choose("step", kind, STEPS)
+        if STEPS[kind] != bool(rate):
+            raise InputError(
+                f"step {word.strip()!r}: write {kind}:RATE, such as {kind}:0.9"
+                if STEPS[kind]
+                else f"{kind} takes no rate"
+            )
+        try:
+            value = float(rate) if rate else None
+        except ValueError as error:
+            raise InputError(f"step {word.strip()!r}: {rate!r} is no number; write {kind}:0.9, say") from error
+        if wrong := _out_of_order(steps, kind, value if value is None else check_rate(value)):
+            raise InputError(f"steps {text!r}: {wrong}")
+        steps.append((kind, value))
+    if steps[-1][0] == "student":
+        raise InputError(f"steps {text!r}: the student is never trained; add distill or finetune")
+    if {kind for kind, _ in steps} <= {"finetune", "distill"}:
+        raise InputError(f"steps {text!r}: nothing is compressed; add prune, mask, student or int8")
+    return tuple(steps)
+
+
+def _out_of_order(before: list[tuple[str, float | None]], kind: str, rate: float | None) -> str | None:
+    """Why a step makes no sense after those before it."""
+    earlier = [k for k, _ in before]
+    reached = max((r for _, r in before if r), default=0.0)
+    if any(k.startswith("int8") for k in earlier):
+        return f"{kind} cannot follow int8, which is not trained or cut any more; put int8 last"
+    if kind == "student" and earlier:
+        return f"a student starts untrained, and throws away what {', '.join(earlier)} did; put it first"
+    if earlier[-1:] == ["student"] and kind not in ("finetune", "distill"):
+        return f"{kind} needs a trained student; put distill or finetune before it"
+    if kind == "prune" and "mask" in earlier:
+        return "prune does not see the zeros of mask; prune first"
+    if rate and rate <= reached:
+        return f"{kind}:{rate:g} removes nothing after {reached:g} (rates are shares of BL's parameters); take a larger one"
+    return None
+
+
 def relevant(code: str, values: dict) -> dict:
     """Those of the settings that the method reads (the others must not change its run's id)."""
     return {k: values[k] for k in sorted(method(code).keys)}
@@ -181,6 +262,8 @@ def _checked(key: str, value):
     if key in CHOICES:
         what, valid = CHOICES[key]
         choose(what, value, valid)
+    elif key == "steps":
+        parse_steps(value)
     elif key == "size" and (value % 32 or value < 32):
         raise InputError(
             f"setting size={value}: image size {value} is not a multiple of 32, such as {max(32, round(value / 32) * 32)}"

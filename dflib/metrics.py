@@ -113,6 +113,31 @@ def non_inferior(difference_ci: Sequence[float] | None, margin: float) -> bool:
     return difference_ci is not None and bool(difference_ci[0] > -margin)
 
 
+def with_interval(values: dict, name: str) -> str:
+    """A metric of `evaluate` for a sentence: "0.912 (0.880 to 0.940)", or that there is no interval."""
+    span = values["ci95"][name]
+    return f"{values[name]:.3f} " + (f"({span[0]:.3f} to {span[1]:.3f})" if span else "(no interval: too few scenes)")
+
+
+def overlap(a: Sequence[float] | None, b: Sequence[float] | None) -> str:
+    """Whether two intervals "overlap" or "do not overlap". Overlap proves nothing: `paired` asks the sharper question."""
+    if a is None or b is None:
+        return "are not known"
+    return "overlap" if max(a[0], b[0]) <= min(a[1], b[1]) else "do not overlap"
+
+
+def verdict(difference_ci: Sequence[float] | None) -> str:
+    """What the interval of a difference shows: a loss or a gain only where all of it lies on one side of zero.
+
+    >>> verdict([-0.03, -0.01])
+    'a loss'
+    """
+    if difference_ci is None:
+        return "not known"
+    low, high = difference_ci
+    return "a loss" if high < 0 else "a gain" if low > 0 else "no difference that these test images can show"
+
+
 def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = 15) -> dict[str, np.ndarray]:
     """A reliability diagram: {edges: (bins + 1,), score: mean score, observed: fraction of fakes, count: (bins,) each}.
 

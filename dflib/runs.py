@@ -192,33 +192,44 @@ class Run:
 
         return load(self.folder / "model.safetensors")
 
-    def fit(self, model: nn.Module, recipe: Recipe, *, as_timing: str = "train_s", **options) -> pd.DataFrame:
+    def fit(
+        self, model: nn.Module, recipe: Recipe, *, as_timing: str = "train_s", stage: str = "", **options
+    ) -> pd.DataFrame:
         """`train.fit` with a checkpoint in the run's folder; a finished run's weights and history are loaded instead.
 
-        as_timing: which entry of `timings` the seconds belong to. Returns the history (also `history.csv`).
+        as_timing: which entry of `timings` the seconds belong to. stage: a name for each training but the last, where a run has several.
+        Returns the history (also `history.csv`). Raises `InputError` when the finished run's model has another shape.
         """
         import pandas as pd
 
         from dflib import train
 
         if self.finished:
-            model.load_state_dict(self.model().state_dict())
+            try:
+                model.load_state_dict(self.model().state_dict())
+            except RuntimeError as error:
+                raise InputError(
+                    f"{self.spec.run_id} is finished with a model of another shape: load it with run.model(), or change a setting for a new run"
+                ) from error
             self.history = pd.read_csv(self.folder / "history.csv")
             return self.history
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.history = train.fit(model, self.data, recipe, checkpoint=self.folder / "checkpoint.pt", **options)
-        write_text(self.folder / "history.csv", self.history.to_csv(index=False))
+        self.history = train.fit(model, self.data, recipe, checkpoint=self.folder / f"checkpoint{stage}.pt", **options)
+        write_text(self.folder / f"history{stage}.csv", self.history.to_csv(index=False))
         self.timings[as_timing] += float(self.history["seconds"].sum())
         return self.history
 
     def once(self, name: str, make: Callable[[Path], object], *, as_timing: str = "compress_s") -> Path:
-        """The file `name` of the run's folder; `make(path)` writes it, timed, unless the run is finished."""
+        """The file `name` of the run's folder; `make(path)` writes it, timed, unless it is there (from before an interruption, say)."""
         path = self.folder / name
-        if not self.finished:
+        if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            started = time.perf_counter()
+            started, counted = (
+                time.perf_counter(),
+                sum(self.timings.values()),
+            )  # what `fit` counts inside is counted once
             make(path)
-            self.timings[as_timing] += time.perf_counter() - started
+            self.timings[as_timing] += time.perf_counter() - started - (sum(self.timings.values()) - counted)
         return path
 
     def finish(self, model: nn.Module, *, deployed: Path | None = None) -> dict:
@@ -231,8 +242,8 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             result = self._evaluate(model, deployed)
             write_text(self.folder / "result.json", json.dumps(result, indent=1))
-            for leftover in ("checkpoint.pt", "failed.json"):
-                (self.folder / leftover).unlink(missing_ok=True)
+            for leftover in (*self.folder.glob("checkpoint*.pt"), self.folder / "failed.json"):
+                leftover.unlink(missing_ok=True)
         return self.result
 
     def _evaluate(self, model: nn.Module, deployed: Path | None) -> dict:

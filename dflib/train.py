@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 
 _VISIBLE = {"disable": None} if tqdm.__module__ == "tqdm.asyncio" else {}  # a terminal or a notebook, not a log file
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits N x C, labels N, images N x 3 x H x W in [0, 1]) -> scalar
+Loss = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # (logits N x C, labels N, or N x C under mixup, images in [0, 1]) -> scalar
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Recipe:
         0  # epochs without a better validation AUROC before stopping; then the best epoch's weights count. 0: never
     )
     augment: bool = True
+    mixup: float = (
+        0.0  # of the Beta distribution that blends pairs of images and their labels (arXiv 1710.09412); 0: none
+    )
     amp: bool = True
     seed: int = 0
 
@@ -210,9 +215,10 @@ def _train_epoch(model, part, recipe, loss, optimizer, schedule, scaler, after_s
             continue  # BatchNorm cannot normalise a single image
         x = pixels(images)
         x = augmented(x) if recipe.augment else x
+        x, targets = _blended(x, labels, recipe.mixup) if recipe.mixup else (x, labels)
         with _autocast(device, recipe.amp):
             logits = model(x)
-            value = loss(logits.float(), labels, x)
+            value = loss(logits.float(), targets, x)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(value).backward()
         scaler.step(optimizer)
@@ -227,6 +233,13 @@ def _train_epoch(model, part, recipe, loss, optimizer, schedule, scaler, after_s
             f"the training loss is {total.item()} at learning rate {schedule.get_last_lr()[0]:.2g}: lower it with --set lr={recipe.lr / 3:.1g}"
         )
     return {"loss": (total / len(part)).item(), "accuracy": (correct / len(part)).item()}
+
+
+def _blended(images: Tensor, labels: Tensor, mixup: float) -> tuple[Tensor, Tensor]:
+    from torchvision.transforms.v2 import MixUp
+
+    images, shares = MixUp(alpha=mixup, num_classes=2)(images, labels)
+    return images.contiguous(memory_format=torch.channels_last), shares
 
 
 def _validate(model: nn.Module, part: Part, device: torch.device, *, amp: bool) -> dict:

@@ -11,6 +11,7 @@ import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
+from local_server import Server, serving
 from PIL import Image, ImageFilter
 
 from data_prep import folder
@@ -79,6 +80,16 @@ def real_data() -> Path:
     if not os.environ.get("DFLIB_REAL_DATA"):
         pytest.skip("DFLIB_REAL_DATA is not set")
     return Path(os.environ["DFLIB_REAL_DATA"])
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    """A local HTTP server (see tests/local_server.py); downloads try again without waiting."""
+    from data_prep import download
+
+    monkeypatch.setattr(download, "WAIT", 0.01)
+    with serving() as served:
+        yield served
 
 
 def _picture(path: Path, *, seed: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB", **options) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import folder
+from data_prep.paths import HOW_TO_GET
 
 
 def call(*words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -117,16 +118,11 @@ def test_preparing_a_folder_shows_what_was_found(place):
     assert [[cell.strip() for cell in row] for row in table] == [["0", "real", "40", "1"], ["1", "gan", "40", "0"]]
     listed = call("data_prep", "list", COLUMNS="200")
     assert listed.returncode == 0, listed.stderr
-    words = [line.split("│")[1:3] for line in listed.stdout.splitlines() if "│" in line]
-    found = {name.strip(): images.strip() for name, images in words}
-    assert found == {
-        "mine": "80",
-        "other": "80",
-        "demo": "-",
-        "demo-source": "-",
-        "faces-140k": "-",
-        "dogs-vs-cats": "-",
-    }
+    words = [line.split("│")[1:4] for line in listed.stdout.splitlines() if "│" in line]
+    found = {name.strip(): (here.strip(), images.strip()) for name, here, images in words if name.strip()}
+    assert set(found) == {"mine", "other"} | set(HOW_TO_GET)
+    assert found["mine"] == ("yes", "real: 40 (none given)") and found["demo"][0] == "no"
+    assert found["other"] == ("yes", "real: 40 (none given), 1")  # and, on the next line, quarantined
 
 
 def test_importing_is_light():

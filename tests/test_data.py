@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_prep import dogs_vs_cats, folder, manifest
 from data_prep.errors import InputError
@@ -99,10 +100,8 @@ def test_quarantined_images_shift_no_row(tmp_path, data_root, tree):
     (root / "fake" / "gan" / "fake-gan-000.png").write_bytes(b"")
     (root / "real" / "real-007.png").write_bytes(b"junk")
     folder.prepare(root, name="mine")
-    opened = data.open("mine", size=32)
+    opened = data.open("mine", size=32, protocol="paper")
     assert sum(len(p) for p in (opened.train, opened.val, opened.test)) == 78
-    from PIL import Image
-
     for part in (opened.train, opened.val, opened.test):
         for i, path in enumerate(part.table["path"]):
             assert np.array_equal(part.image(i), np.asarray(Image.open(root / path)))
@@ -146,3 +145,29 @@ def test_batches_that_are_kept_are_not_written_over(toy):
     assert all(torch.equal(a, b) for (a, _), b in zip(once, again, strict=True))
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))
     assert torch.equal(torch.cat([k.flip(0) for k in kept]), torch.cat(again)[order])
+
+
+def test_strict_training_batches_hold_both_classes_equally_often(tmp_path, data_root, tree):
+    folder.prepare(tree(tmp_path / "set", {"real": 20, "fake/gan": 180}, size=(32, 32)), name="mine")
+    for protocol, expected in (("strict", 0.5), ("paper", 0.9)):
+        part = data.open("mine", size=32, protocol=protocol).train
+        seen = torch.cat([y for _, y in part.batches(16, shuffle=torch.Generator().manual_seed(0))]).float()
+        assert len(seen) == len(part)
+        assert seen.mean().item() == pytest.approx(expected, abs=0.01)
+        images = torch.cat([x for x, _ in part.batches(16, shuffle=torch.Generator().manual_seed(1))])
+        distinct = len(images.flatten(1).unique(dim=0))
+        reals = int((part.labels == 0).sum())
+        assert distinct == (reals + len(part) - len(part) // 2 if protocol == "strict" else len(part))
+
+
+def test_the_perturbed_test_part_is_the_same_images_made_worse(tmp_path, data_root, tree):
+    root = tree(tmp_path / "set", {"real": 30, "fake/gan": 30}, size=(64, 64), suffix=".jpg")
+    folder.prepare(root, name="mine")
+    opened = data.open("mine", size=32)
+    part = data.perturbed(opened, "resize-0.5")
+    assert part.table["path"].tolist() == opened.test.table["path"].tolist()
+    for i, path in enumerate(part.table["path"]):
+        with Image.open(root / path) as image:
+            half = image.resize((32, 32), Image.Resampling.BICUBIC)
+        assert np.array_equal(part.image(i), np.asarray(half))
+    assert len(part.pixels) == len(part) < 60  # the other parts were not decoded again

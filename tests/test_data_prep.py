@@ -143,7 +143,7 @@ def test_a_layout_that_is_not_there_tells_how_to_get_it(tmp_path, data_root, mak
     with pytest.raises(InputError) as caught:
         maker.prepare(tmp_path)
     assert kaggle in str(caught.value)
-    assert f"python -m data_prep {maker.NAME} --from FOLDER" in str(caught.value)
+    assert f"python -m data_prep {maker.SOURCE.name} --from FOLDER" in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert not data_root.exists()
 

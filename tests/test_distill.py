@@ -38,6 +38,28 @@ def test_the_loss_is_that_of_the_formula(case, temperature, alpha):
     assert ours.item() == pytest.approx(formula(s, t, labels, temperature, alpha), rel=1e-6, abs=1e-8)
 
 
+@given(case=cases, temperature=st.sampled_from([100.0, 1000.0, 10_000.0]))
+def test_float32_logits_keep_their_digits_at_extreme_temperatures(case, temperature):
+    """T^2 KL tends to the squared distance of the centred logits over 4 (two classes); plain float32 is off by T^2 * 1e-7."""
+    s, t, labels = case
+    s, t = s.astype(np.float32), t.astype(np.float32)
+    ours = distill.kd_loss(torch.tensor(s), torch.tensor(t), torch.tensor(labels), temperature=temperature, alpha=1.0)
+    centred = [z.astype(np.float64) - z.mean(axis=1, keepdims=True, dtype=np.float64) for z in (s, t)]
+    limit = ((centred[0] - centred[1]) ** 2).sum(1).mean() / 4
+    assert ours.dtype == torch.float32
+    assert ours.item() == pytest.approx(limit, rel=80 / temperature, abs=1e-3)
+
+
+@given(case=cases, share=st.floats(0, 1))
+def test_blended_labels_blend_the_cross_entropy(case, share):
+    s, t, labels = (torch.tensor(x) for x in case)
+    blend = share * torch.eye(2, dtype=s.dtype)[labels] + (1 - share) * torch.eye(2, dtype=s.dtype)[1 - labels]
+    each = [distill.kd_loss(s, t, y, alpha=0.3).item() for y in (labels, 1 - labels)]
+    assert distill.kd_loss(s, t, blend, alpha=0.3).item() == pytest.approx(
+        share * each[0] + (1 - share) * each[1], abs=1e-7
+    )
+
+
 @given(case=cases, temperature=st.floats(0.5, 20), alpha=st.floats(0, 1))
 def test_the_gradient_is_the_closed_form(case, temperature, alpha):
     s, t, labels = case
@@ -83,7 +105,7 @@ def detector(seed: int) -> Detector:
         return Detector(Architecture("t", 32, (Block(8, pool=True), Block(8, pool=True)), (Dense(8, 0.5),)))
 
 
-@pytest.mark.parametrize(("options", "message"), [({"temperature": 0.0}, "temperature 0 must be positive"), ({"temperature": -1.0}, "temperature -1 must be positive"), ({"temperature": float("nan")}, "temperature nan"), ({"alpha": 1.1}, r"alpha 1\.1 is outside \[0, 1\]"), ({"alpha": -0.1}, r"alpha -0\.1 is outside"), ({"alpha": float("nan")}, "alpha nan")])  # fmt: skip
+@pytest.mark.parametrize(("options", "message"), [({"temperature": 0.0}, "temperature 0 must be positive"), ({"temperature": -1.0}, "temperature -1 must be positive"), ({"temperature": float("nan")}, "temperature nan"), ({"temperature": 1e5}, "temperature 100000 must be positive, and 10000 at most"), ({"attention": -1.0}, "attention -1 must be 0 or more"), ({"attention": 2.0}, "above 0 it needs the student"), ({"alpha": 1.1}, r"alpha 1\.1 is outside \[0, 1\]"), ({"alpha": -0.1}, r"alpha -0\.1 is outside"), ({"alpha": float("nan")}, "alpha nan")])  # fmt: skip
 def test_temperature_and_alpha_are_checked(options, message):
     with pytest.raises(InputError, match=message):
         distill.Distillation(detector(0), **options)
@@ -123,3 +145,33 @@ def test_agreement_is_the_share_of_equal_decisions():
     b = torch.tensor([[5.0, 4], [9, 1], [0, 1], [0, 9]])
     assert distill.agreement(a, b) == 0.5
     assert distill.agreement(a, a * 7) == 1.0
+
+
+def test_attention_is_the_distance_of_normalised_mean_squares():
+    s, t = torch.randn(3, 4, 6, 6), torch.randn(3, 7, 6, 6)
+    maps = [(a.double().numpy() ** 2).mean(1).reshape(3, -1) for a in (s, t)]
+    unit = [m / np.linalg.norm(m, axis=1, keepdims=True) for m in maps]
+    expected = ((unit[0] - unit[1]) ** 2).sum(1).mean()
+    earlier, later = torch.randn(3, 2, 6, 6), torch.randn(3, 2, 3, 3)  # the last of a side counts, other sides do not
+    assert distill.attention_loss([earlier, s], [t, later]).item() == pytest.approx(expected, rel=1e-4)
+    assert distill.attention_loss([s], [5 * s]).item() == pytest.approx(0, abs=1e-6)
+    with pytest.raises(InputError, match=r"the student's maps have sides \[3\], the teacher's \[6\]"):
+        distill.attention_loss([later], [s])
+
+
+def test_attention_pulls_the_students_maps_to_the_teachers(toy):
+    data, teacher = toy(), detector(0)
+
+    def distance(student: Detector) -> float:
+        x = train.pixels(next(data.train.batches(16))[0])
+        maps = [[m.features[0](x), m.features[:2](x)] for m in (student.eval(), teacher.eval())]
+        return distill.attention_loss(*maps).item()
+
+    ends = {}
+    for weight in (0.0, 20.0):
+        student = detector(1)
+        loss = distill.Distillation(teacher, attention=weight, student=student)
+        train.fit(student, data, train.Recipe(epochs=30, batch=12, lr=1e-2), loss=loss, device=torch.device("cpu"))
+        ends[weight] = distance(student)
+        assert loss.maps[True] == []  # validation leaves nothing behind
+    assert ends[20.0] < 0.7 * ends[0.0]

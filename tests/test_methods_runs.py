@@ -19,13 +19,13 @@ from dflib import methods, runs
 from dflib.__main__ import _list, _settings
 from dflib.runs import spec
 
-CODES = ("BL", "CPF", "CKD", "CQ")
+CODES = ("BL", "CPF", "CPF-S", "SCRATCH", "CKD-0", "CKD", "CQ", "CQ-S", "CPKDQ", "chain")
 
 
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda: methods.method("CFP"), r"unknown method 'CFP', did you mean 'CPF'\? Valid: BL, CPF, CKD, CQ\."),
+        (lambda: methods.method("CFP"), r"unknown method 'CFP', did you mean 'CPF'\? Valid: BL, CPF, "),
         (lambda: methods.method("bl"), "unknown method 'bl', did you mean 'BL'"),
         (lambda: methods.preset("papre"), r"unknown preset 'papre', did you mean 'paper'\? Valid: tiny, demo, paper\."),
         (lambda: methods.settings("demo", {"epoch": 3}), "unknown setting 'epoch', did you mean 'epochs'"),
@@ -44,7 +44,7 @@ def test_unknown_names_are_answered_with_the_nearest(ask, message):
         ("lr", "fast"), ("lr", 0), ("lr", -1e-3), ("lr", True), ("lr", None), ("lr", float("nan")), ("lr", float("inf")),
         ("augment", 1), ("augment", "yes"), ("amp", None), ("mode", 3), ("mode", None), ("scope", True),
         ("limit", 0), ("limit", -5), ("limit", "all"), ("limit", 2.5), ("limit", True),
-        ("temperature", 0), ("temperature", -2), ("alpha", -0.1), ("alpha", "much"), ("patience", -1), ("weight_decay", -0.1), ("warmup", -0.1), ("size", "big"),
+        ("mixup", -0.1), ("attention", -1), ("distill_epochs", -1), ("prune_steps", 0), ("round_to", 0), ("steps", 3), ("temperature", 0), ("temperature", -2), ("alpha", -0.1), ("alpha", "much"), ("patience", -1), ("weight_decay", -0.1), ("warmup", -0.1), ("size", "big"),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_refused_by_name(key, value):
@@ -77,6 +77,41 @@ def test_the_table_hangs_together():
         assert set(preset.methods) <= set(methods.METHODS)
         assert all(0 < r < 1 for r in preset.rates)
         methods.settings("demo", preset.settings)
+
+
+# ---- chains
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("prune:0.8,distill,int8", [("prune", 0.8), ("distill", None), ("int8", None)]),
+        (" student:0.9 , finetune ,int8-linear", [("student", 0.9), ("finetune", None), ("int8-linear", None)]),
+        ("prune:0.5,finetune,prune:.9,distill", [("prune", 0.5), ("finetune", None), ("prune", 0.9), ("distill", None)]),
+        ("student:0.5,distill,prune:0.8,mask:0.9,finetune", [("student", 0.5), ("distill", None), ("prune", 0.8), ("mask", 0.9), ("finetune", None)]),
+        ("int8", [("int8", None)]),
+    ],
+)  # fmt: skip
+def test_a_chain_that_makes_sense_is_read(text, steps):
+    assert list(methods.parse_steps(text)) == steps
+    assert methods.settings("demo", {"steps": text})["steps"] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "unknown step ''"), ("prun:0.8", "unknown step 'prun', did you mean 'prune'"), ("prune", "step 'prune': write prune:RATE, such as prune:0.9"),
+        ("prune:", "write prune:RATE"), ("prune:much,int8", "'much' is no number"), ("prune:80,int8", r"rate 80 is outside \(0, 1\), did you mean 0.8"),
+        ("prune:nan", "rate nan is outside"), ("distill:0.5", "distill takes no rate"),
+        ("int8,distill", "distill cannot follow int8"), ("int8,int8", "int8 cannot follow int8"), ("prune:0.5,student:0.9,distill", "throws away what prune did"),
+        ("student:0.9", "the student is never trained"), ("student:0.9,int8", "int8 needs a trained student"), ("student:0.5,prune:0.9,distill", "prune needs a trained student"),
+        ("mask:0.5,prune:0.9", "prune does not see the zeros"), ("prune:0.9,finetune,prune:0.5", r"prune:0\.5 removes nothing after 0\.9"),
+        ("finetune,distill", "nothing is compressed"),
+    ],
+)  # fmt: skip
+def test_a_chain_that_makes_none_is_refused_with_the_reason(text, message):
+    with pytest.raises(InputError, match=message):
+        methods.settings("demo", {"steps": text})
 
 
 # ---- run ids
@@ -122,7 +157,7 @@ def test_everything_that_decides_a_result_changes_the_id(tiny_dataset):
     assert len(set(ids)) == len(ids)
 
 
-@pytest.mark.parametrize(("method", "key", "value"), [("CPF", "temperature", 2.0), ("CPF", "alpha", 0.5), ("CKD", "scope", "global"), ("CKD", "finetune_lr", 1e-4), ("BL", "finetune_epochs", 9), ("BL", "temperature", 9.0)])  # fmt: skip
+@pytest.mark.parametrize(("method", "key", "value"), [("CPF", "temperature", 2.0), ("CPF", "alpha", 0.5), ("CKD", "scope", "global"), ("CKD-0", "temperature", 2.0), ("CPF", "round_to", 4), ("CPF-S", "attention", 1.0), ("CPKDQ", "steps", "int8"), ("CKD", "finetune_lr", 1e-4), ("BL", "finetune_epochs", 9), ("BL", "temperature", 9.0)])  # fmt: skip
 def test_a_setting_that_the_method_does_not_read_leaves_the_id(tiny_dataset, method, key, value):
     rate = None if method == "BL" else 0.9
     assert run_id(tiny_dataset, method, rate, settings={key: value}) == run_id(tiny_dataset, method, rate)
@@ -179,7 +214,8 @@ def test_the_cells_tagged_result_count_and_no_others(tiny_dataset, tmp_path, mon
 
 def test_parents_share_all_but_method_and_rate(tiny_dataset):
     child = spec("CKD", preset="tiny", dataset=tiny_dataset, rate=0.6, seed=4, protocol="paper", settings={"lr": 0.01})
-    (parent,) = child.parents
+    parent, control = child.parents
+    assert (control.method, control.rate, control.settings) == ("CKD-0", 0.6, child.settings)
     assert (
         parent.run_id
         == spec("BL", preset="tiny", dataset=tiny_dataset, seed=4, protocol="paper", settings={"lr": 0.01}).run_id
@@ -193,7 +229,7 @@ drawn = st.fixed_dictionaries(
     optional={
         "size": st.sampled_from([32, 64, 224]), "mode": st.sampled_from(["resize", "center_crop", "texture_crop"]), "limit": st.none() | st.integers(1, 99),
         "epochs": st.integers(1, 99), "lr": st.floats(1e-9, 1), "scope": st.sampled_from(["layer", "global"]), "augment": st.booleans(),
-        "alpha": st.floats(0, 1), "patience": st.integers(0, 9), "temperature": st.floats(0.1, 50),
+        "alpha": st.floats(0, 1), "steps": st.sampled_from(["int8", "prune:0.5,finetune,prune:0.9,distill,int8"]), "patience": st.integers(0, 9), "temperature": st.floats(0.1, 50),
     },
 )  # fmt: skip
 

@@ -450,3 +450,22 @@ def test_import_is_light():
     code = f"import sys, dflib.metrics; print(*set({heavy}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("\n", "")
+
+
+@pytest.mark.parametrize(("a", "b", "words"), [([0.1, 0.3], [0.3, 0.4], "overlap"), ([0.3, 0.4], [0.1, 0.29], "do not overlap"), ([0.1, 0.9], [0.4, 0.5], "overlap"), (None, [0, 1], "are not known"), ([0, 1], None, "are not known")])  # fmt: skip
+def test_overlap_in_words(a, b, words):
+    assert metrics.overlap(a, b) == words
+
+
+@pytest.mark.parametrize(("span", "word"), [([-0.2, -0.1], "a loss"), ([0.1, 0.2], "a gain"), ([-0.1, 0.1], "no difference"), ([-0.1, 0.0], "no difference"), (None, "not known")])  # fmt: skip
+def test_a_verdict_needs_the_whole_interval_on_one_side(span, word):
+    assert metrics.verdict(span).startswith(word)
+
+
+def test_a_metric_for_a_sentence():
+    assert (
+        metrics.with_interval({"auroc": 0.91234, "ci95": {"auroc": [0.88, 0.94]}}, "auroc") == "0.912 (0.880 to 0.940)"
+    )
+    assert (
+        metrics.with_interval({"auroc": 0.5, "ci95": {"auroc": None}}, "auroc") == "0.500 (no interval: too few scenes)"
+    )

@@ -195,6 +195,12 @@ def test_run_notebook_leaves_a_complete_result(code, made):
 def test_the_architecture_of_each_run_is_the_methods_own(made):
     full = models.count(models.architecture("BL", size=32))
     assert [made[m]["cost"]["params"] for m in ("BL", "CPF", "CQ")] == [full] * 3
+    assert [made[m]["cost"]["params"] / full for m in ("CPF-S", "SCRATCH", "CPKDQ", "chain")] == pytest.approx(
+        [0.1] * 4, rel=0.01
+    )
+    assert made["CKD-0"]["cost"]["params"] == made["CKD"]["cost"]["params"]
+    shapes = [models.load(made[m]["folder"] / "model.safetensors").arch for m in ("SCRATCH", "CPF-S")]
+    assert shapes[0] == shapes[1]
     assert made["CPF"]["cost"]["nonzero"] / full == pytest.approx(0.1, abs=1e-3)
     assert made["CKD"]["cost"]["params"] / full == pytest.approx(0.1, rel=0.01)
     assert made["CKD"]["cost"]["file_bytes"] < 0.2 * made["BL"]["cost"]["file_bytes"]
@@ -204,6 +210,14 @@ def test_pruning_gains_neither_bytes_nor_operations(made):
     assert made["CPF"]["cost"]["macs"] == made["BL"]["cost"]["macs"]
     assert made["CPF"]["cost"]["file_bytes"] == pytest.approx(made["BL"]["cost"]["file_bytes"], rel=1e-3)
     assert made["CPF"]["cost"]["gzip_bytes"] < 0.5 * made["BL"]["cost"]["gzip_bytes"]
+
+
+def test_whole_channels_gain_bytes_and_operations_and_int8_multiplies(made):
+    assert made["CPF-S"]["cost"]["macs"] < 0.15 * made["BL"]["cost"]["macs"]
+    assert made["CPF-S"]["cost"]["file_bytes"] < 0.11 * made["BL"]["cost"]["file_bytes"]
+    assert made["CPKDQ"]["deployed"] == made["chain"]["deployed"] == "model.int8.onnx"
+    assert made["CPKDQ"]["cost"]["file_bytes"] < 0.035 * made["BL"]["cost"]["file_bytes"]
+    assert made["SCRATCH"]["parents"] == [made[m]["run_id"] for m in ("BL", "CPF-S")]
 
 
 def test_quantization_deploys_the_int8_file(made):
@@ -225,7 +239,7 @@ def test_a_second_execution_finds_the_first(made):
         assert study.execute(result["spec"])["seconds"] == 0
 
 
-@each_method
+@pytest.mark.parametrize("code", [codes[-1] for codes in METHODS.values()])
 def test_the_cells_tagged_result_are_what_makes_it(code, made, tmp_path, monkeypatch):
     """They alone, after the imports, give the same weights and scores: so nothing else needs to be in the run's id."""
     spec, finished = made[code]["spec"], made[code]["folder"]

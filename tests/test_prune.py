@@ -315,3 +315,19 @@ def test_a_rate_that_no_width_meets_says_which_does(trained):
 def test_bad_structured_requests_are_named(trained, options, message):
     with pytest.raises(InputError, match=message):
         prune.structured(trained["S90"], **options)
+
+
+def test_sensitivity_prunes_one_layer_at_a_time_and_puts_it_back():
+    model = detector()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    zero = lambda m: {
+        n.removesuffix(".weight"): 1 - float((w != 0).float().mean()) for n, w in prune.prunable(m).items()
+    }
+    found = prune.sensitivity(model, zero, shares=(0.5, 0.9))
+    assert sorted(found) == sorted(PRUNED)
+    for layer, seen in found.items():
+        for share, zeros in zip((0.5, 0.9), seen, strict=True):
+            size = model.get_parameter(f"{layer}.weight").numel()
+            assert zeros.pop(layer) == pytest.approx(share, abs=0.5 / size + 1e-6)
+            assert set(zeros.values()) == {0.0}
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -355,3 +355,21 @@ def test_seeds_and_threads_are_put_back():
         raise Interruption
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
+
+
+def test_mixup_blends_images_and_labels_alike(toy):
+    seen = []
+
+    def loss(logits, labels, images):
+        seen.append((labels, images))
+        return nn.functional.cross_entropy(logits, labels)
+
+    data = toy()
+    fitted(data, replace(QUICK, epochs=1, mixup=0.4, augment=False), loss=loss)
+    labels = torch.cat([each for each, _ in seen])
+    assert labels.shape == (len(data.train), 2)
+    torch.testing.assert_close(labels.sum(1), torch.ones(len(labels)))
+    assert ((labels > 0.01) & (labels < 0.99)).any()
+    # the share of the fakes' stripes (brighter even columns) in an image is its label's
+    stripes = torch.cat([(x[..., ::2].mean((1, 2, 3)) - x[..., 1::2].mean((1, 2, 3))) * 255 / 50 for _, x in seen])
+    assert torch.corrcoef(torch.stack([stripes, labels[:, 1]]))[0, 1] > 0.95

@@ -1,0 +1,91 @@
+"""torchvision's networks in BL's place: trained, pruned, as teachers, exported and quantized, rebuilt from their checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import onnx as onnx_
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from data_prep.errors import InputError
+from dflib import distill, export, measure, models, prune, quantize, train
+from dflib.models import Detector, architecture
+
+CPU = torch.device("cpu")
+QUICK = train.Recipe(epochs=1, batch=18)
+THEIRS = models.BACKBONES[1:]
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_the_network_is_torchvisions(name):
+    import torchvision
+
+    with train.seeded(0):
+        theirs = getattr(torchvision.models, name)(num_classes=2).eval()
+    with train.seeded(0):
+        ours = Detector(architecture("BL", size=64, backbone=name)).eval()
+    assert models.count(ours.arch) == sum(p.numel() for p in theirs.parameters())
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs((x - 0.5) / 0.5))
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_the_whole_way(name, toy, tmp_path):
+    """BL, CPF-S, CKD and CQ-S on a small set; each file must decide as the model that it came from."""
+    data = toy()
+    with train.seeded(0):
+        model = Detector(architecture("BL", size=32, backbone=name))
+    train.fit(model, data, QUICK, device=CPU)
+    small = prune.structured(model, rate=0.8)
+    assert models.parameters(small) == pytest.approx(0.2 * models.parameters(model), rel=0.01)
+    train.fit(small, data, QUICK, device=CPU)
+    assert models.load(models.save(small, tmp_path / "small.safetensors")).arch == small.arch
+    student = Detector(models.student(0.9, size=32, backbone=name))
+    assert models.parameters(student) == pytest.approx(0.1 * models.parameters(model), rel=0.01)
+    train.fit(student, data, QUICK, loss=distill.Distillation(model), device=CPU)
+    assert measure.macs(small) < 0.7 * measure.macs(model)
+    onnx = export.to_onnx(small, tmp_path / "model.onnx")
+    assert export.parity(small, onnx, data.test)["max_logit_difference"] < 1e-3
+    int8 = quantize.static_int8(onnx, tmp_path / "int8.onnx", data.train)
+    integers = [
+        t for t in onnx_.load(int8).graph.initializer if t.data_type == onnx_.TensorProto.INT8 and len(t.dims) > 1
+    ]
+    assert sum(math.prod(t.dims) for t in integers) > 0.85 * models.parameters(small)
+    assert train.predict(export.OnnxModel(int8), data.test).shape == (len(data.test),)
+
+
+def test_a_backbone_that_there_is_not():
+    with pytest.raises(InputError, match="unknown backbone 'resnet', did you mean 'resnet18'"):
+        architecture("BL", backbone="resnet")
+
+
+@pytest.mark.parametrize("change", [{"shapes": [["features.1.nothing", 8, 8]]}, {"shapes": [["features.0", 3, 40]]}, {"backbone": "resnet50x"}, {"shapes": 3}])  # fmt: skip
+def test_a_checkpoint_whose_shapes_do_not_fit_is_refused(change, tmp_path):
+    path = models.save(Detector(architecture("BL", size=32, backbone="mobilenet_v3_small")), tmp_path / "a.safetensors")
+    with safe_open(path, framework="pt") as file:
+        arch = json.loads(file.metadata()["architecture"])
+    save_file(load_file(path), path, metadata={"format": "dflib-1", "architecture": json.dumps(arch | change)})
+    with pytest.raises(InputError, match="do not fit|unknown backbone"):
+        models.load(path)
+
+
+def test_checkpoints_of_before_backbones_still_load(tmp_path):
+    model = Detector(architecture("S90", size=32))
+    path = models.save(model, tmp_path / "old.safetensors")
+    arch = {k: v for k, v in json.loads(model.arch.to_json()).items() if k not in ("backbone", "shapes")}
+    save_file(load_file(path), path, metadata={"format": "dflib-1", "architecture": json.dumps(arch)})
+    assert models.load(path).arch == model.arch
+
+
+def test_our_own_detectors_do_without_torchvision_models():
+    code = "import sys; from dflib import models; models.Detector(models.architecture('S90', size=32)); assert 'torchvision.models' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert isinstance(Detector(architecture("BL", size=32)).features[0], nn.Sequential)

@@ -1,0 +1,118 @@
+"""Chains of techniques for real: what each step leaves, and what an interruption costs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.errors import InputError
+from dflib import chain, export, models, prune, train
+from dflib.runs import Run, spec
+
+QUICK = {"epochs": 1, "limit": 24, "batch": 16, "latency_runs": 2, "draws": 20}
+
+
+@pytest.fixture(scope="module")
+def baseline(tiny_dataset, tmp_path_factory) -> Path:
+    """An outputs root with a finished BL."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("chain-outputs")
+        patch.setenv("DFLIB_OUTPUTS", str(root))
+        run = Run(spec("BL", preset="tiny", dataset=tiny_dataset, settings=QUICK))
+        with train.seeded(0):
+            model = models.Detector(models.architecture("BL", size=32))
+        run.fit(model, run.recipe())
+        run.finish(model)
+    return root
+
+
+@pytest.fixture
+def start(baseline, tiny_dataset, tmp_path, monkeypatch):
+    """start(steps): a chain that is to be made, in an outputs root of its own."""
+    shutil.copytree(baseline, tmp_path / "outputs")
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
+    settings = lambda steps: QUICK | {"steps": steps, "prune_steps": 2}
+    return lambda steps: Run(spec("chain", preset="tiny", dataset=tiny_dataset, settings=settings(steps)))
+
+
+def test_every_step_takes_its_share_of_the_baselines_parameters(start):
+    run = start("prune:0.6,finetune,mask:0.9,distill,int8")
+    model, int8 = chain.make(run)
+    full = models.parameters(run.parent("BL").model())
+    assert [p.name for p in sorted(run.folder.glob("[0-9]-*"))] == [
+        f"{i}-{kind}.safetensors" for i, kind in enumerate(("prune", "finetune", "mask", "distill"), 1)
+    ]
+    stages = [models.load(p) for p in sorted(run.folder.glob("[0-9]-*"))]
+    assert [models.parameters(m) / full for m in stages] == pytest.approx([0.4] * 4, rel=0.01)
+    assert [models.nonzero(m) / full for m in stages[2:]] == pytest.approx([0.1, 0.1], rel=0.01)
+    before, after = (prune.zeros(m) for m in stages[2:])
+    assert all(torch.equal(before[name], after[name]) for name in before)  # zeros stay through distillation
+    assert not torch.equal(stages[2].features[0].norm.bias, stages[3].features[0].norm.bias)
+    assert all(torch.equal(v, stages[3].state_dict()[k]) for k, v in model.state_dict().items())
+    float_file = run.folder / "model.onnx"
+    assert (
+        int8.stat().st_size
+        < 0.4 * float_file.stat().st_size
+        < 0.5 * (run.parent("BL").folder / "model.onnx").stat().st_size
+    )
+    x = train.pixels(next(run.data.test.batches(8))[0])
+    torch.testing.assert_close(export.OnnxModel(float_file)(x), model(x).detach(), rtol=1e-3, atol=1e-3)
+    result = run.finish(model, deployed=int8)
+    assert result["deployed"] == "model.int8.onnx"
+    assert result["cost"]["params"] == models.parameters(model)
+    assert result["timings"]["compress_s"] > 0
+
+
+def test_a_student_can_start_a_chain(start):
+    run = start("student:0.9,distill,int8-linear")
+    model, int8 = chain.make(run)
+    assert model.arch == models.student(0.9, size=32)
+    assert int8.exists()
+
+
+def test_after_an_interruption_the_chain_goes_on_to_the_same_result(start):
+    class Interruption(Exception):
+        pass
+
+    def interrupt(history):
+        raise Interruption
+
+    run = start("prune:0.8,distill")
+    with pytest.raises(Interruption):
+        chain.make(run, on_epoch=interrupt)
+    first = run.folder / "1-prune.safetensors"
+    written = first.stat().st_mtime_ns
+    assert not (run.folder / "2-distill.safetensors").exists()
+    again, _ = chain.make(run)
+    assert first.stat().st_mtime_ns == written
+    shutil.rmtree(run.folder)
+    whole, _ = chain.make(run)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
+
+
+def test_a_chain_that_deploys_a_float_file_says_so(start):
+    assert chain.make(start("prune:0.5"))[1] is None
+
+
+def test_a_finished_run_refuses_a_model_of_another_shape(start):
+    finished = start("int8").parent("BL")
+    with pytest.raises(InputError, match="is finished with a model of another shape: load it with run.model()"):
+        finished.fit(models.Detector(models.student(0.9, size=32)), finished.recipe())
+
+
+def test_a_file_that_is_there_is_not_made_again(start):
+    run = start("int8")
+    path = run.once("x.txt", lambda path: path.write_text("first"))
+    assert run.once("x.txt", lambda path: path.write_text("second")).read_text() == "first"
+    assert path.parent == run.folder
+
+
+def test_pruning_by_gradients_in_a_run(start, tiny_dataset):
+    run = start("prune:0.7")
+    run.settings["importance"] = "taylor"
+    first, again = (chain.prune_in_steps(run, run.parent("BL").model(), 0.7) for _ in range(2))
+    assert models.parameters(first) == pytest.approx(0.3 * models.parameters(run.parent("BL").model()), rel=0.01)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in first.state_dict().items())

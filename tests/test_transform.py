@@ -1,0 +1,94 @@
+"""Making classes alike, and making images worse: against Pillow's own encoders and by what is left to tell the classes apart."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+from skimage import data as photographs
+
+from data_prep import cache, folder, integrity, transform
+from data_prep.errors import InputError
+
+PHOTO = Image.fromarray(photographs.astronaut())
+
+
+def table(*rows: tuple) -> pd.DataFrame:
+    """Manifest rows from (label, width, height, format, jpeg_quality)."""
+    return pd.DataFrame(rows, columns=["label", "width", "height", "format", "jpeg_quality"]).assign(status="ok")
+
+
+def test_what_is_alike_already_is_left_alone():
+    assert transform.equaliser(table(*[(y, 256, 256, "JPEG", 75) for y in (0, 1)] * 9)) is None
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "expected"),
+    [
+        ((256, 256, "JPEG", 75), (256, 256, "JPEG", 95), (None, True)),
+        ((256, 256, "PNG", None), (256, 256, "PNG", None), (None, True)),  # what they were before is not known
+        ((300, 400, "JPEG", 75), (512, 512, "JPEG", 75), (300, False)),
+        ((4000, 3000, "TIFF", None), (1024, 1024, "PNG", None), (1024, True)),
+    ],
+)
+def test_what_differs_is_made_alike(real, fake, expected):
+    found = transform.equaliser(table(*[(0, *real), (1, *fake)] * 30))
+    assert (found.side, found.jpeg) == expected
+
+
+def test_one_small_image_does_not_decide_for_all():
+    rows = [(y, 256, 256, "JPEG", 75) for y in (0, 1)] * 50 + [(0, 40, 40, "JPEG", 75)]
+    assert transform.equaliser(table(*rows)).side == 256
+
+
+@given(width=st.integers(20, 200), height=st.integers(20, 200), sha=st.integers(0, 2**32 - 1))
+def test_equalised_images_are_alike_in_size_and_quality(width, height, sha):
+    alike = transform.Equaliser(64, True)
+    opened = integrity.open_image(alike.encoded(PHOTO.resize((width, height)), f"{sha:08x}"))
+    assert opened.size == (64, 64) and opened.format == "JPEG"
+    assert integrity.jpeg_quality(opened) == transform.QUALITIES[sha % len(transform.QUALITIES)]
+
+
+def test_without_encoding_the_middle_stays_as_it_is():
+    image = transform.Equaliser(100, False)(PHOTO, "00000000")
+    assert np.array_equal(image, PHOTO.crop((206, 206, 306, 306)))
+
+
+def test_perturbations_are_what_their_names_say():
+    assert transform.perturb(PHOTO, "resize-0.5").size == (256, 256)
+    assert np.array_equal(transform.perturb(PHOTO, "blur-2"), PHOTO.filter(ImageFilter.GaussianBlur(2)))
+    for name, format_ in (("jpeg", "JPEG"), ("webp", "WEBP")):
+        buffer = io.BytesIO()
+        PHOTO.save(buffer, format_, quality=50)
+        assert np.array_equal(transform.perturb(PHOTO, f"{name}-50"), Image.open(buffer).convert("RGB"))
+    losses = [
+        np.abs(np.asarray(transform.perturb(PHOTO, f"jpeg-{q}")) - np.asarray(PHOTO, dtype=float)).mean()
+        for q in (95, 75, 30)
+    ]
+    assert losses == sorted(losses)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("jpg-75", "unknown perturbation 'jpg', did you mean 'jpeg'"), ("blur", "has no amount"), ("jpeg-x", "has no amount"), ("jpeg-0", "jpeg takes 1 to 100"), ("resize-9", "resize takes 0.01 to 4")],
+)  # fmt: skip
+def test_a_perturbation_that_is_not_known_is_named(how, message, tmp_path, data_root, tree):
+    folder.prepare(tree(tmp_path / "set", {"real": 2, "fake/gan": 2}), name="mine")
+    with pytest.raises(InputError, match=message):
+        cache.build("mine", size=32, perturb=how)
+    assert not (data_root / "mine" / "cache").exists()
+
+
+def test_each_transform_has_a_cache_of_its_own(tmp_path, data_root, tree):
+    root = tree(tmp_path / "set", {"real": 4, "fake/gan": 4}, size=(70, 60))
+    folder.prepare(root, name="mine")
+    made = {k: cache.build("mine", size=32, **o)[0] for k, o in {"plain": {}, "alike": {"equalise": True}, "worse": {"perturb": "blur-0.5"}, "both": {"equalise": True, "perturb": "jpeg-30"}}.items()}  # fmt: skip
+    assert len(list((data_root / "mine" / "cache").glob("*/images.npy"))) == 4
+    assert all(not np.array_equal(made["plain"], made[k]) for k in ("alike", "worse", "both"))
+    few, rows = cache.build("mine", size=32, keep=lambda t: t["label"] == 1)
+    assert set(rows["label"]) == {1} and np.array_equal(few, made["plain"][:4])
