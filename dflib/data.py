@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -151,6 +151,14 @@ def perturbed(data: Dataset, how: str) -> Part:
     )
     row = pd.Series(np.arange(len(table)), index=table["path"])
     return Part(pixels, data.test.table.assign(row=row[data.test.table["path"]].to_numpy()))
+
+
+def few(whole: Dataset, images: int) -> Dataset:
+    """The dataset with at most so many training images of each class: the same ones each time, and fewer are a part of more.
+
+    >>> few(open("demo", size=32), 25)                              # doctest: +SKIP
+    """
+    return replace(whole, train=_part(whole.train.pixels, whole.train.table, images))
 
 
 def fingerprint(name: str) -> str:

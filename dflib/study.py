@@ -43,7 +43,7 @@ class Plan:
 
 
 def plan(
-    *, preset: str = "demo", dataset: str | None = None, protocol: str = "strict", methods_: tuple[str, ...] | None = None,
+    *, preset: str = "demo", dataset: str | None = None, source: str | None = None, protocol: str = "strict", methods_: tuple[str, ...] | None = None,
     rates: tuple[float, ...] | None = None, seeds: tuple[int, ...] | None = None, settings: dict | None = None,
 ) -> Plan:  # fmt: skip
     """The study's runs: methods x rates x seeds, and the parents that they need. What is not given comes from the preset.
@@ -65,7 +65,14 @@ def plan(
             for rate in (rates or usual.rates) if methods.method(code).rated else (None,):
                 add(
                     spec(
-                        code, preset=preset, dataset=dataset, protocol=protocol, rate=rate, seed=seed, settings=settings
+                        code,
+                        preset=preset,
+                        dataset=dataset,
+                        source=source,
+                        protocol=protocol,
+                        rate=rate,
+                        seed=seed,
+                        settings=settings,
                     )
                 )
     return Plan(tuple(found.values()))
@@ -78,7 +85,7 @@ def check(
     from data_prep.protocol import PROTOCOLS
 
     rows = [methods.method(code) for code in methods_ or methods.preset(preset).methods]
-    read = {key for row in rows for code in (row.code, *row.parents) for key in methods.method(code).keys}
+    read = {key for row in rows for code in methods.lineage(row.code) for key in methods.method(code).keys}
     for key in settings or {}:
         choose("setting", key, read & set(methods.DEFAULTS))
     methods.settings(preset, settings)
