@@ -8,6 +8,7 @@ Knows nothing of how models are trained or compressed.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -56,6 +57,7 @@ class Architecture:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # the deployed file takes plain pixels
     backbone: str = "vgg"  # ours, which blocks and head describe; else one of torchvision's
     shapes: tuple[tuple[str, int, int], ...] = ()  # torchvision's layers that pruning changed: name, inputs, outputs
+    ranks: tuple[tuple, ...] = ()  # layers that are products of thin ones: name, then the ranks (see `factors`)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -66,7 +68,8 @@ class Architecture:
         data["blocks"] = tuple(Block(**b) for b in data["blocks"])
         data["head"] = tuple(Dense(**d) for d in data["head"])
         data["mean"], data["std"] = tuple(data["mean"]), tuple(data["std"])
-        data["shapes"] = tuple(map(tuple, data.get("shapes", ())))
+        for key in ("shapes", "ranks"):
+            data[key] = tuple(map(tuple, data.get(key, ())))
         return cls(**data)
 
 
@@ -126,6 +129,8 @@ class Detector(nn.Module):
         self.features, self.head = _stack(arch) if arch.backbone == "vgg" else _torchvision(arch)
         for name, inputs, outputs in arch.shapes:
             self.set_submodule(name, _resized(self.get_submodule(name), inputs, outputs))
+        for name, *ranks in arch.ranks:
+            self.set_submodule(name, factors(self.get_submodule(name), ranks))
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) / self.std
@@ -162,6 +167,18 @@ def _resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
     groups = outputs if layer.groups > 1 else 1
     options = {"stride": layer.stride, "padding": layer.padding, "groups": groups, "bias": layer.bias is not None}
     return nn.Conv2d(inputs, outputs, layer.kernel_size, **options)
+
+
+def factors(layer: nn.Module, ranks: Sequence[int]) -> nn.Sequential:
+    """Fresh thin layers in place of a linear one (ranks: one) or of a convolution (ranks: of its inputs, of its outputs)."""
+    bias = layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        (rank,) = ranks
+        return nn.Sequential(nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias))
+    inputs, outputs = ranks
+    core = nn.Conv2d(inputs, outputs, layer.kernel_size, layer.stride, layer.padding, bias=False)
+    first = nn.Conv2d(layer.in_channels, inputs, 1, bias=False)
+    return nn.Sequential(first, core, nn.Conv2d(outputs, layer.out_channels, 1, bias=bias))
 
 
 def _vgg(name: str, size: int, stack: str, head: tuple[Dense, ...]) -> Architecture:

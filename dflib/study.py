@@ -259,12 +259,30 @@ def _kernel_manager(log_file: TextIO, sockets: str) -> type:
 
     What the kernel process itself says on its way out goes to the run's log.
     """
+    from queue import Empty
+
+    from jupyter_client.asynchronous.client import AsyncKernelClient
+    from jupyter_client.channels import AsyncZMQSocketChannel
     from jupyter_client.manager import AsyncKernelManager
+
+    class Channel(AsyncZMQSocketChannel):
+        """Looks again each second: a widget's message that is sent while one waits for a reply can swallow the reply's wake-up call."""
+
+        async def get_msg(self, timeout: float | None = None) -> dict:
+            while timeout is None:
+                try:
+                    return await super().get_msg(1)
+                except Empty:
+                    continue
+            return await super().get_msg(timeout)
+
+    class Client(AsyncKernelClient):
+        shell_channel_class = iopub_channel_class = Channel
 
     class IPCKernelManager(AsyncKernelManager):
         def __init__(self, **options) -> None:
             super().__init__(**options)
-            self.transport, self.ip = "ipc", f"{sockets}/kernel"
+            self.transport, self.ip, self.client_factory = "ipc", f"{sockets}/kernel", Client
 
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options) -> None:
             env = dict(options.get("env", os.environ))

@@ -315,3 +315,12 @@ def test_readers_say_what_to_do_without_runs(stem, tmp_path, monkeypatch):
     read = step_through(stem, tmp_path / "read.ipynb")
     assert is_quiet(read)
     assert "python -m dflib study --preset demo --dataset demo" in json.dumps(outputs(read))
+
+
+def test_the_data_notebook_audits_what_is_there(tiny_dataset, tmp_path):
+    read = step_through("01_data", tmp_path / "read.ipynb", dataset=tiny_dataset, sample=30)
+    assert is_quiet(read)
+    shown = outputs(read)
+    assert sum("image/png" in o.get("data", {}) for o in shown) == 6
+    recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
+    assert "240 usable images of 3 kinds" in recap and "0.0% under `strict`" in recap

@@ -225,3 +225,25 @@ def test_estimates_come_from_finished_runs(tiny_dataset, outputs):
     other_seed = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(5,))
     (seconds,) = study.estimate(other_seed).values()
     assert seconds == pytest.approx(runs.read(plan.specs[0].folder)["timings"]["total_s"])
+
+
+MANY_WIDGETS = """
+import sys, nbformat, papermill
+from dflib import study
+
+cell = '''from ipywidgets import FloatSlider, VBox, interactive_output
+slider = FloatSlider(0.5, min=0, max=1)
+VBox([slider, interactive_output(lambda x: print("a", x), {"x": slider})])'''
+book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for _ in range(50)])
+book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+path = sys.argv[1] + "/widgets.ipynb"
+nbformat.write(book, path)
+with open(sys.argv[1] + "/log.txt", "w") as log:
+    manager = study._kernel_manager(log, sys.argv[1])
+    papermill.execute_notebook(path, path, {}, progress_bar=False, kernel_name="python3", kernel_manager_class=manager)
+"""
+
+
+def test_a_notebook_of_many_widgets_ends(tmp_path):
+    """With jupyter_client's own channels about every second such notebook waits for ever for a reply that has come."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", MANY_WIDGETS, str(tmp_path)], check=True, timeout=180)
