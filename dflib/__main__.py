@@ -121,6 +121,25 @@ def predict(
         raise typer.Exit(1)
 
 
+@app.command()
+def export(
+    run: Annotated[str, typer.Option(help="run id or run folder")],
+    format: Annotated[str, typer.Option(help="onnx | onnx-int8 | executorch")],  # noqa: A002
+    out: Annotated[Path, typer.Option(help="file to write; ONNX gets a predict.py beside it")],
+) -> None:
+    """A finished run's model as a file for another machine, checked against the run on the whole test set."""
+    from dflib.edge import export_run
+
+    done = export_run(run, format=format, out=out)
+    same = done["parity"]
+    text = (
+        f"{done['file']}  {done['bytes'] / 1e6:.2f} MB  logits differ by {same['max_logit_difference']:.2g} at most, "
+    )
+    console.print(text + f"{same['same_decisions']:.2%} of {same['images']} decisions are the same", highlight=False)
+    if done["flag"]:
+        console.print(f"[yellow]{done['flag']}[/]")
+
+
 @app.command("leak")
 def leak_(
     dataset: Annotated[str, typer.Argument(help="name of a prepared dataset")],

@@ -65,6 +65,13 @@ METHODS = {
         ),
         Method("CPKDQ", "pruned, distilled, int8", "18_combine", ("BL",), settings=(*INT8, *DISTILL, *PRUNE, *STUDENT)),
         Method("chain", "a chain of steps", "18_combine", ("BL",), False, ("steps", *INT8, *DISTILL, *PRUNE, *STUDENT)),
+        Method(
+            "LRF",
+            "low-rank factorisation, fine-tuned",
+            "06_low_rank",
+            ("BL",),
+            settings=("finetune_epochs", "finetune_lr", *TRAIN),
+        ),
     )
 }
 
