@@ -125,6 +125,34 @@ def predict(
         raise typer.Exit(1)
 
 
+@app.command()
+def export(
+    run: Annotated[str, typer.Option(help="run id or run folder")],
+    format: Annotated[str, typer.Option(help="onnx | onnx-int8 | executorch")],  # noqa: A002
+    out: Annotated[Path, typer.Option(help="file to write; ONNX gets a predict.py beside it")],
+    page: Annotated[bool, typer.Option("--page", help="and a web page that runs it in the browser")] = False,
+) -> None:
+    """A finished run's model as a file for another machine, checked against the run on the whole test set."""
+    from dflib.edge import FORMATS, export_run
+    from dflib.runs import find, read
+
+    if page and FORMATS.get(format) == ".pte":
+        raise InputError("--page needs a format that a browser can run: onnx or onnx-int8")
+    done = export_run(run, format=format, out=out)
+    same = done["parity"]
+    text = (
+        f"{done['file']}  {done['bytes'] / 1e6:.2f} MB  logits differ by {same['max_logit_difference']:.2g} at most, "
+    )
+    console.print(text + f"{same['same_decisions']:.2%} of {same['images']} decisions are the same", highlight=False)
+    if done["flag"]:
+        console.print(f"[yellow]{done['flag']}[/]")
+    if page:
+        from dflib import webpage
+
+        index = webpage.write(out, read(find(run)))
+        console.print(f"{index}: to see it, python -m http.server --directory {index.parent}", highlight=False)
+
+
 @app.command("leak")
 def leak_(
     dataset: Annotated[str, typer.Argument(help="name of a prepared dataset")],

@@ -1,0 +1,128 @@
+"""Exported files: they compute what the run does, or are refused; `predict.py` decides like dflib without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import onnx
+import pytest
+import torch
+
+from data_prep.errors import InputError
+from data_prep.paths import images_root
+from dflib import edge, models, runs, train
+from dflib.predict import Predictor
+
+MODES = ("resize", "center_crop", "texture_crop")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_dataset) -> dict[str, runs.Run]:
+    """A finished run for each input mode, of untrained weights with lived-in BatchNorm statistics."""
+    made = {}
+    for mode in MODES:
+        settings = {"mode": mode, "latency_runs": 1, "weight_decay": 0.5}  # the decay: no other test's run
+        made[mode] = runs.Run(runs.spec("BL", preset="tiny", dataset=tiny_dataset, settings=settings))
+        with train.seeded(0):
+            model = models.Detector(models.student(0.9, size=32)).train()
+            model(torch.rand(16, 3, 32, 32))
+        made[mode].finish(model)
+    return made
+
+
+@pytest.mark.parametrize("format", ["onnx", "onnx-int8"])
+def test_the_file_is_checked_against_the_run_on_the_whole_test_set(finished, tmp_path, format):
+    run = finished["resize"]
+    done = edge.export_run(run.spec.run_id, format=format, out=tmp_path / "edge" / "detector.onnx")
+    assert sorted(p.name for p in (tmp_path / "edge").iterdir()) == ["detector.onnx", "predict.py"]
+    assert (
+        done["parity"]["images"] == len(run.data.test)
+        and done["bytes"] == (tmp_path / "edge" / "detector.onnx").stat().st_size
+    )
+    x = torch.cat([train.pixels(images) for images, _ in run.data.test.batches(64)])
+    ours, theirs = run.model()(x).detach(), edge.export.OnnxModel(tmp_path / "edge" / "detector.onnx")(x)
+    assert done["parity"]["max_logit_difference"] == pytest.approx((ours - theirs).abs().max().item(), abs=1e-5)
+    assert done["parity"]["max_logit_difference"] < 1e-4 or format == "onnx-int8"
+    int8 = any(n.op_type == "QuantizeLinear" for n in onnx.load(tmp_path / "edge" / "detector.onnx").graph.node)
+    assert int8 == (format == "onnx-int8")
+
+
+RUNNER = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("dflib", "data_prep", "torch", "pandas", "filelock")))  # importing one of them fails
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_predict_py_decides_like_dflib_and_needs_nothing_of_it(finished, tmp_path, mode, picture):
+    run = finished[mode]
+    edge.export_run(run.folder, format="onnx", out=tmp_path / "detector.onnx")
+    images = [images_root(run.spec.dataset) / p for p in run.data.test.table["path"].iloc[:4]]
+    images += [
+        picture(tmp_path / "grey.png", mode="L", size=(90, 61)),
+        picture(tmp_path / "cmyk.jpg", mode="CMYK", size=(40, 70)),
+    ]
+    images += [picture(tmp_path / "alpha.png", mode="RGBA", size=(50, 50))]
+    command = [sys.executable, "-c", RUNNER, str(tmp_path / "predict.py"), *map(str, images)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    predictor = Predictor(run.folder)
+    for line, path in zip(done.stdout.splitlines(), images, strict=True):
+        name, probability, label = line.split("\t")
+        ours = predictor(path)
+        assert (name, label) == (str(path), ours["label"])
+        assert float(probability) == pytest.approx(ours["probability"], abs=1e-5)
+
+
+def test_a_file_that_computes_something_else_is_refused_and_nothing_is_left(finished, tmp_path, monkeypatch):
+    run = finished["resize"]
+    with train.seeded(1):
+        other = models.Detector(models.student(0.9, size=32)).eval()
+    write = edge.export.to_onnx
+    monkeypatch.setattr(edge.export, "to_onnx", lambda model, path: write(other, path))  # the exporter is wrong
+    with pytest.raises(InputError, match=r"refused: the exported file does not compute .*logits differ by up to"):
+        edge.export_run(run.spec.run_id, format="onnx", out=tmp_path / "detector.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_that_decides_otherwise_is_flagged():
+    bad = {"max_logit_difference": 3.0, "same_decisions": 0.9, "images": 100}
+    assert "check before use: logits differ by up to 3, 90.00% of 100" in edge._judged(bad, exact=False)
+    assert edge._judged(bad | {"same_decisions": 0.99}, exact=False) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "onxx"}, "unknown format 'onxx', did you mean 'onnx'"),
+        ({"run": "BL-s0-32px-nothing"}, "unknown run 'BL-s0-32px-nothing'"),
+        ({"out": "detector.pt"}, r"--out .*detector\.pt: .* ends in \.onnx, e\.g\. detector\.onnx"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_named(finished, tmp_path, options, message):
+    request = {"run": finished["resize"].spec.run_id, "format": "onnx", "out": "detector.onnx"} | options
+    with pytest.raises(InputError, match=message):
+        edge.export_run(request["run"], format=request["format"], out=tmp_path / request["out"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_executorch_the_error_says_how_to_get_it(finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "executorch.runtime", None)
+    with pytest.raises(InputError, match=r'ExecuTorch is not installed: pip install -e "\.\[executorch\]"'):
+        edge.export_run(finished["resize"].spec.run_id, format="executorch", out=tmp_path / "detector.pte")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore")  # ExecuTorch's own
+def test_executorch_computes_the_same(finished, tmp_path):
+    pytest.importorskip("executorch.runtime")
+    run = finished["resize"]
+    done = edge.export_run(run.spec.run_id, format="executorch", out=tmp_path / "detector.pte")
+    assert done["parity"]["max_logit_difference"] < 1e-3 and done["parity"]["same_decisions"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["detector.pte"]
+    (tmp_path / "broken.pte").write_bytes((tmp_path / "detector.pte").read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"ExecuTorch cannot load .*broken\.pte"):
+        edge.ExecutorchModel(tmp_path / "broken.pte")

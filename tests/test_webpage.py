@@ -1,0 +1,116 @@
+"""The exported page in a real browser: it prepares images as Pillow does, decides like Python, and asks no other server."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from data_prep.errors import InputError
+from data_prep.paths import images_root
+from dflib import edge, models, runs, train, webpage
+from dflib.predict import Predictor
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def runtime() -> None:
+    try:
+        webpage._runtime()
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def finished(dataset: str, mode: str) -> runs.Run:
+    """A run of untrained weights: its scores lie near the threshold, where a wrong pixel shows."""
+    settings = {"mode": mode, "latency_runs": 1, "weight_decay": 0.4}
+    run = runs.Run(runs.spec("BL", preset="tiny", dataset=dataset, settings=settings))
+    with train.seeded(0):
+        model = models.Detector(models.student(0.9, size=32)).train()
+        model(torch.rand(16, 3, 32, 32))
+    run.finish(model)
+    return run
+
+
+@pytest.fixture
+def served(tmp_path) -> Iterator[tuple[Path, str]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield tmp_path, f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, or your system's browser")
+@pytest.mark.parametrize(("mode", "format"), [("resize", "onnx-int8"), ("center_crop", "onnx")])
+def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture, mode, format):
+    from playwright.sync_api import sync_playwright
+
+    (folder, address), run = served, finished(tiny_dataset, mode)
+    edge.export_run(run.folder, format=format, out=folder / "detector.onnx")
+    webpage.write(folder / "detector.onnx", run.result)
+    python = Predictor(folder / "detector.onnx")
+    python.mode, python.threshold = mode, run.result["threshold"]
+    images = [images_root(tiny_dataset) / p for p in run.data.test.table["path"].iloc[:4]]
+    sizes = [(300, 200), (20, 45), (33, 64)]
+    images += [picture(folder / f"{w}.png", size=(w, h), seed=w) for w, h in sizes]
+    images += [picture(folder / "photo.jpg", size=(120, 77)), picture(folder / "grey.png", mode="L", size=(70, 50))]
+    asked = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        page.wait_for_selector("#answer[data-ready]")
+        for path in images:
+            page.set_input_files("#file", path)
+            page.wait_for_selector("#answer[data-label]")
+            theirs, ours = page.evaluate("({ ...document.getElementById('answer').dataset })"), python(path)
+            assert float(theirs["probability"]) == pytest.approx(ours["probability"], abs=1e-6), path.name
+            assert theirs["label"] == ours["label"]
+        (folder / "text.png").write_text("no image")
+        page.set_input_files("#file", folder / "text.png")
+        page.wait_for_selector("#answer[data-label='']")
+        assert "cannot be read" in page.inner_text("#answer")
+        browser.close()
+    assert all(url.startswith((address, "blob:", "data:")) for url in asked)
+
+
+def test_a_mode_that_the_page_cannot_prepare_is_refused(tmp_path):
+    result = {"run_id": "BL-x", "params": {"mode": "texture_crop", "size": 32}}
+    with pytest.raises(InputError, match=r"BL-x: the page cannot prepare images by texture_crop; use predict\.py"):
+        webpage.write(tmp_path / "detector.onnx", result)
+    assert not list(tmp_path.iterdir())
+
+
+def test_offline_the_error_says_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(webpage, "URL", "http://127.0.0.1:9/onnxruntime-web.tgz")  # nobody listens
+    with pytest.raises(InputError, match=r"cannot be had .*put its dist/ files ort\.wasm\.min\.mjs"):
+        webpage._runtime()
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_archive_is_refused_by_its_checksum(served, monkeypatch):
+    folder, address = served
+    (folder / "other.tgz").write_bytes(b"something else")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setattr(webpage, "URL", f"{address}other.tgz")
+    assert httpx.get(webpage.URL).content == b"something else"
+    with pytest.raises(InputError, match="another checksum than version"):
+        webpage._runtime()
+    assert not (folder / "cache").exists()
