@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: study test lab bench clean setup
+.PHONY: study test lab bench clean setup chromium
 
 setup: $(READY)
 
@@ -17,8 +17,13 @@ $(READY): requirements.txt pyproject.toml
 study: $(READY)   ## offline demo data, the demo grid, outputs/report.html
 	$(PY) -m dflib study --preset demo $(ARGS)
 
-test: $(READY)    ## all tests, every notebook among them
+test: $(READY) chromium   ## all tests, every notebook among them
 	$(PY) -m pytest $(ARGS)
+
+chromium:         # the browser of the browser tests: installed where that needs no password
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -yqq chromium >/dev/null; } || \
+	  echo "Chromium is missing: the browser tests will say so (Debian, Ubuntu: apt-get install chromium)"
 
 lab: $(READY)     ## JupyterLab on localhost
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=. notebooks/00_start_here.ipynb

@@ -22,7 +22,6 @@ from data_prep.paths import dataset_folder, describe, images_root
 from data_prep.transform import Equaliser
 
 MODES = ("resize", "center_crop", "texture_crop")
-_VERSION = 1  # of the decoding below: a change makes new caches
 _CHUNK = 128  # images that one task decodes
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def build(
     manifest.check(table, name, kind=describe(name)["kind"])
     table = table[table["status"] == "ok"].reset_index(drop=True)
     alike = transform.equaliser(table) if equalise else None
-    contents = _hash([table["sha256"].tolist(), _VERSION])
+    contents = _hash([table["sha256"].tolist(), manifest.DECODING])
     key = [
         mode,
         *([alike.key] if alike else []),

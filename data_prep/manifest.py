@@ -38,6 +38,7 @@ COLUMNS = [
 ]
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
 _TEXT = dict.fromkeys(("path", "generator", "split", "group", "mode", "format", "sha256", "phash", "status"), "str")
+DECODING = 2  # version of how images are decoded, made alike and fitted: a change makes new caches, and new runs
 _SCAN = 2  # version of what `inspect_file` finds: a change makes every file read again
 _SERIAL = 256  # fewer files than this are not worth starting processes for
 
@@ -136,9 +137,9 @@ def check(table: pd.DataFrame, name: str, *, kind: str = "deepfake") -> None:
 
 
 def fingerprint(table: pd.DataFrame) -> str:
-    """Hash of all that decides what a detector sees: paths, labels, generators, splits, groups, contents, status."""
+    """Hash of all that decides what a detector sees: paths, labels, generators, splits, groups, contents, status, and how they are decoded."""
     columns = ["path", "label", "generator", "split", "group", "sha256", "status"]
-    return hashlib.sha256(table[columns].to_csv(index=False).encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{DECODING}\n{table[columns].to_csv(index=False)}".encode()).hexdigest()[:16]
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from dflib.runs import Spec, spec
 
 log = logging.getLogger(__name__)
 
-CORES_PER_WORKER = 2
+MEMORY_PER_WORKER = 4e9  # bytes; of a worker on the CPU
 LOST_WORKER_RETRIES = 2
 
 
@@ -327,7 +327,7 @@ def _client(scheduler: str | None, *, most: int):
         return
     workers = {
         i: {"cls": Nanny, "options": {"nthreads": 1, "env": env, "memory_limit": 0, "silence_logs": logging.CRITICAL}}
-        for i, env in enumerate(worker_environments()[:most])
+        for i, env in enumerate(worker_environments(most))
     }
     quiet = _quiet(
         "distributed",
@@ -349,21 +349,23 @@ def _client(scheduler: str | None, *, most: int):
         yield client
 
 
-def worker_environments() -> list[dict[str, str]]:
-    """Environment of each local worker: one GPU each where there are GPUs, else two cores each (fewer threads: `OMP_NUM_THREADS`)."""
+def worker_environments(most: int) -> list[dict[str, str]]:
+    """Environment of each local worker, for `most` runs at the same time: one GPU each where there are GPUs, else an equal share of the cores.
+
+    On the CPU many workers of one thread waste less than one worker of many (loading and drawing use one thread), but each needs its
+    memory. `OMP_NUM_THREADS` overrides the number of threads.
+    """
+    import psutil
     import torch
 
     from data_prep.manifest import cores
 
-    gpus = (
-        os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        if os.environ.get("CUDA_VISIBLE_DEVICES")
-        else list(map(str, range(torch.cuda.device_count())))
-    )
-    count = len(gpus) or max(1, cores() // CORES_PER_WORKER)
-    most = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))  # who sets it has a reason
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), most)
-    return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(count)]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())])[:most]
+    count = len(gpus) or max(1, min(most, cores(), int(psutil.virtual_memory().total / MEMORY_PER_WORKER)))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))  # who sets it has a reason
+    env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    return [env | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(count)]
 
 
 def prepare_data(p: Plan) -> None:
