@@ -80,7 +80,7 @@ def probe_bars(audit: Audit) -> Figure:
         ax.plot(found.ci95, [offset, offset], color=FAKE, lw=2)
     ax.set_yticks(range(len(rows)), rows)
     ax.invert_yaxis()
-    ax.set_xlim(0.45, 1.0)
+    ax.set_xlim(min(0.45, audit.raw.ci95[0], audit.equalised.ci95[0]) - 0.01, 1.0)
     ax.axvline(0.5, color="black", lw=0.8)
     ax.set_xlabel("AUROC (0.5: tells nothing; the line is the 95 % interval)")
     ax.legend(loc="lower right")

@@ -13,18 +13,22 @@ SHARES = {"strict": {"test": 3, "val": 1}, "paper": {"test": 4, "val": 0}}  # te
 VAL_TENTHS = 1  # taken from train where the dataset has no validation part of its own
 
 
-def assign(table: pd.DataFrame, protocol: str = "strict", *, seed: int = 0) -> pd.Series:
+def assign(
+    table: pd.DataFrame, protocol: str = "strict", *, seed: int = 0, whole_scenes: bool | None = None
+) -> pd.Series:
     """Split of every row of a manifest ("train", "val", "test"; "" for quarantined rows).
 
     Splits that the dataset gives are kept. Otherwise `strict` divides by `group`, so that no scene stands on two sides,
     60/10/30, and `paper` divides single images at random, 60/40 (arXiv 2504.21066). Where a validation part is missing, a tenth of
     train becomes it (for early stopping and the threshold; `paper` keeps 0.5 as its threshold).
+    whole_scenes: None leaves it to the protocol; True keeps scenes together under `paper` too, to measure what that alone changes.
     Raises `InputError` for an unknown protocol, too few scenes, or a given split with a scene on both sides (strict).
     """
     choose("protocol", protocol, PROTOCOLS)
     split = pd.Series("", index=table.index, dtype="str")
     ok = table[table["status"] == "ok"]
-    group = ok["group"] if protocol == "strict" else pd.Series(ok.index.astype(str), index=ok.index)
+    grouped = protocol == "strict" if whole_scenes is None else whole_scenes
+    group = ok["group"] if grouped else pd.Series(ok.index.astype(str), index=ok.index)
     if (ok["split"] != "").any():
         split[ok.index] = ok["split"].where(ok["split"] != "", "train")
     else:

@@ -47,6 +47,7 @@ def _settings(pairs: list[str]) -> dict:
 def study(
     preset: Annotated[str, typer.Option(help="tiny | demo | paper")] = "demo",
     dataset: Annotated[str | None, typer.Option(help="name of a prepared dataset")] = None,
+    source: Annotated[str | None, typer.Option(help="name of the dataset that transfers start from")] = None,
     methods: Annotated[str | None, typer.Option(help="e.g. BL,CPF,CKD,CQ")] = None,
     rates: Annotated[str | None, typer.Option(help="shares of parameters removed, e.g. 0.6,0.9")] = None,
     seeds: Annotated[str | None, typer.Option(help="e.g. 0,1,2")] = None,
@@ -58,14 +59,17 @@ def study(
 ) -> None:
     """Make every run of a grid that is not there yet; then the table and outputs/report.html."""
     from dflib import study as engine
+    from dflib.methods import method as find_method
     from dflib.methods import preset as find_preset
 
     request = {"preset": preset, "protocol": protocol, "methods_": _list(methods), "rates": _list(rates, float), "settings": _settings(set_ or [])}  # fmt: skip
     wanted_seeds = _list(seeds, int)
     engine.check(**request)  # before a minute goes into the demo data
     if not dry_run:
-        _ensure_demo(dataset or find_preset(preset).dataset)
-    plan = engine.plan(**request, dataset=dataset, seeds=wanted_seeds)
+        usual = find_preset(preset)
+        transfers = any(find_method(code).transfers for code in request["methods_"] or usual.methods)
+        _ensure_demo(dataset or usual.dataset, *([source or usual.source] if transfers else []))
+    plan = engine.plan(**request, dataset=dataset, source=source, seeds=wanted_seeds)
     if dry_run:
         _print_plan(plan, engine.estimate(plan))
         return
@@ -181,10 +185,13 @@ def _id(title: str) -> Column:
     return Column(title, overflow="fold")
 
 
-def _ensure_demo(dataset: str) -> None:
-    from data_prep.paths import present
+def _ensure_demo(*datasets: str) -> None:
+    from data_prep.paths import dataset_folder, present
 
-    if dataset in ("demo", "demo-source") and dataset not in present():
+    for name in datasets:
+        if name not in ("demo", "demo-source"):
+            dataset_folder(name)  # a wrong name is told before anything is made
+    if {"demo", "demo-source"} & set(datasets) - set(present()):
         from data_prep import demo
 
         console.print("making the offline demo data (about a minute) …")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -114,13 +114,13 @@ class Dataset:
 
 
 def open(  # noqa: A001 (the design's name)
-    name: str, *, size: int, protocol: str = "strict", mode: str = "resize", limit: int | None = None, equalise: bool | None = None, split_seed: int = 0,
+    name: str, *, size: int, protocol: str = "strict", mode: str = "resize", limit: int | None = None, equalise: bool | None = None, whole_scenes: bool | None = None, split_seed: int = 0,
 ) -> Dataset:  # fmt: skip
     """Open a prepared dataset; decodes it on the first call.
 
     Protocol strict makes real and fake alike in size and JPEG quality first, and balances the classes in shuffled training batches.
     size: pixels a side, a multiple of 32. mode: resize | center_crop | texture_crop. limit: at most so many images of each class in each part.
-    equalise: None leaves it to the protocol. split_seed: of the split, where the dataset gives none.
+    equalise, whole_scenes: None leaves it to the protocol. split_seed: of the split, where the dataset gives none.
     Raises `InputError` for a missing dataset, an unknown protocol or mode, or a part without one of the classes.
 
     >>> open("demo", size=32).train.batches(64)                    # doctest: +SKIP
@@ -128,7 +128,7 @@ def open(  # noqa: A001 (the design's name)
     deepfake = describe(name)["kind"] == "deepfake"
     alike = deepfake and (protocol == "strict" if equalise is None else equalise)
     pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
-    split = assign(table, protocol, seed=split_seed)
+    split = assign(table, protocol, seed=split_seed, whole_scenes=whole_scenes)
     table = table.assign(row=np.arange(len(table)), split=split)
     balanced = {"train": protocol == "strict", "val": False, "test": False}
     parts = {s: _part(pixels, table[table["split"] == s], limit, balanced=b) for s, b in balanced.items()}
@@ -151,6 +151,14 @@ def perturbed(data: Dataset, how: str) -> Part:
     )
     row = pd.Series(np.arange(len(table)), index=table["path"])
     return Part(pixels, data.test.table.assign(row=row[data.test.table["path"]].to_numpy()))
+
+
+def few(whole: Dataset, images: int) -> Dataset:
+    """The dataset with at most so many training images of each class: the same ones each time, and fewer are a part of more.
+
+    >>> few(open("demo", size=32), 25)                              # doctest: +SKIP
+    """
+    return replace(whole, train=_part(whole.train.pixels, whole.train.table, images))
 
 
 def fingerprint(name: str) -> str:

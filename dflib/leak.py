@@ -14,12 +14,12 @@ from data_prep.paths import write_text
 from dflib import data, metrics, models, train
 from dflib.runs import outputs_root
 
-ARMS = {  # name -> how the data are split, and whether the classes are made alike first
-    "paper": {"protocol": "paper", "equalise": False},  # single images at random, as in arXiv 2504.21066
-    "grouped": {"protocol": "strict", "equalise": False},  # whole scenes
-    "strict": {"protocol": "strict", "equalise": True},  # and sizes and JPEG qualities alike
+ARMS = {  # name -> how the data are split and prepared
+    "paper": {"protocol": "paper"},  # single images at random, as in arXiv 2504.21066
+    "grouped": {"protocol": "paper", "whole_scenes": True},  # the same, but no scene is cut
+    "strict": {"protocol": "strict"},  # and sizes and JPEG qualities alike, classes balanced
 }
-GAPS = {"scenes": ("paper", "grouped"), "give-aways": ("grouped", "strict"), "all": ("paper", "strict")}
+GAPS = {"scenes": ("paper", "grouped"), "the rest": ("grouped", "strict"), "all": ("paper", "strict")}
 METRICS = ("auroc", "balanced_accuracy")
 
 
@@ -31,7 +31,8 @@ def leak(
 
     A seed decides the split, the first weights and the order of the images. Gaps are {metric: {mean, std, ci95, seeds}}: differences within
     each seed, with a Student interval over seeds (None for one seed). Thresholds come from the validation part.
-    Where the dataset gives its own splits, all arms keep them: the gap of the scenes is then zero by construction.
+    Where the dataset gives its own splits, all arms keep them: the gap of the scenes is then zero by construction. It may be negative:
+    where each scene stands in both classes, what a detector remembers of a real photograph speaks against its fake twin.
     Raises `InputError` as `data.open` does, and for no seeds.
 
     >>> runs, gaps = leak("demo", size=32, seeds=(0, 1))             # doctest: +SKIP

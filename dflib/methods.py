@@ -9,17 +9,19 @@ from data_prep.errors import InputError, choose
 from dflib.quantize import CALIBRATIONS
 
 TRAIN = ("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp")
-DATA = ("size", "mode", "limit")
+DATA = ("size", "mode", "limit", "target_images")
 MEASURE = ("latency_runs", "draws")
 PRUNE = ("scope", "importance", "round_to", "prune_steps", "step_epochs", "finetune_epochs", "finetune_lr")
 DISTILL = ("temperature", "alpha", "attention")
 INT8 = ("calibration", "calibration_images", "keep_float")
 STUDENT = ("backbone", "epochs", "distill_epochs", "patience", *TRAIN)
+TRANSFER = ("transfer_epochs", "transfer_lr", *TRAIN)
+ADAPTER = ("adapter_form", "adapter_after", "adapter_lr", "transfer_epochs", *TRAIN)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table. parents: methods whose finished run this one starts from, on the same dataset and seed."""
+    """One row of the table. parents: methods whose finished run this one starts from, at the same seed; "BL@source" is BL on the source dataset."""
 
     code: str
     title: str
@@ -31,6 +33,11 @@ class Method:
     @property
     def keys(self) -> tuple[str, ...]:
         return (*DATA, *MEASURE, *self.settings)
+
+    @property
+    def transfers(self) -> bool:
+        """Whether it starts from another dataset, the source."""
+        return any("@source" in parent or METHODS[parent].transfers for parent in self.parents)
 
 
 METHODS = {
@@ -72,6 +79,24 @@ METHODS = {
             ("BL",),
             settings=("finetune_epochs", "finetune_lr", *TRAIN),
         ),
+        Method("TL+FT", "transfer, fine-tuned", "07_tl_finetune", ("BL@source",), False, ("trainable", *TRANSFER)),
+        Method("TL+FT+Q", "transfer, int8 linear layers", "08_tl_quantize", ("TL+FT",), rated=False),
+        Method(
+            "TL+P+FT",
+            "transfer of a pruned model",
+            "09_tl_prune",
+            ("CPF@source",),
+            settings=("trainable", *TRANSFER),
+        ),
+        Method(
+            "TL+KD",
+            "transfer by distillation",
+            "10_tl_distill",
+            ("BL@source", "TL+FT"),
+            settings=("teacher", "temperature", "transfer_alpha", "epochs", "patience", *TRAIN),
+        ),
+        Method("TL+P+A", "adapter in the pruned model", "11_tl_prune_adapter", ("TL+P+FT",), settings=ADAPTER),
+        Method("TL+KD+A", "adapter in the student", "12_tl_distill_adapter", ("TL+KD",), settings=ADAPTER),
     )
 }
 
@@ -79,6 +104,7 @@ DEFAULTS: dict = {
     "size": 224,
     "mode": "resize",  # resize | center_crop | texture_crop
     "limit": None,  # at most so many images of each class in each part
+    "target_images": None,  # at most so many training images of each class, but for the source dataset's runs
     "backbone": "vgg",  # of BL: vgg (the paper's) | resnet18 | mobilenet_v3_small | efficientnet_b0
     "epochs": 30,
     "finetune_epochs": 10,
@@ -99,6 +125,15 @@ DEFAULTS: dict = {
     "step_epochs": 1,  # with so many epochs of fine-tuning after each but the last
     "temperature": 4.0,
     "alpha": 0.9,
+    "teacher": "source",  # source (the paper's) | transferred
+    "transfer_alpha": 0.1,  # of TL+KD: a teacher of another task soon does harm (demo, 8 epochs: AUROC 0.84 without, 0.85 at 0.1, 0.63 at 0.5)
+    "transfer_epochs": 10,
+    "transfer_lr": 1e-3,
+    # the first blocks, not the last: a generator's traces are local (demo, 4 epochs: AUROC 0.93; features.4 to 7 and the head: 0.60)
+    "trainable": "features.0,features.1,features.2,features.3,head",  # dflib.adapters.layers lists what can be named
+    "adapter_form": "serial",  # serial (the paper's) | residual
+    "adapter_after": "",  # a block such as features.3; empty is the paper's place
+    "adapter_lr": 5e-3,
     "attention": 0.0,  # weight of attention transfer
     "distill_epochs": 0,  # of a student; 0: as many as `epochs`
     "steps": "prune:0.9,distill,int8",  # of a chain
@@ -113,12 +148,24 @@ DEFAULTS: dict = {
 CHOICES = {
     "mode": ("input mode", ("resize", "center_crop", "texture_crop")),
     "scope": ("scope", ("layer", "global")),
+    "teacher": ("teacher", ("source", "transferred")),
+    "adapter_form": ("form of adapter", ("serial", "residual")),
     "calibration": ("calibration", CALIBRATIONS),
     "importance": ("importance", ("l1", "taylor", "bn", "random")),
     "backbone": ("backbone", ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")),
 }
-FROM_ZERO = ("warmup", "weight_decay", "label_smoothing", "patience", "alpha", "mixup", "attention", "distill_epochs")
-SHARES = ("warmup", "label_smoothing", "alpha")  # at most 1
+FROM_ZERO = (
+    "warmup",
+    "weight_decay",
+    "label_smoothing",
+    "patience",
+    "alpha",
+    "transfer_alpha",
+    "mixup",
+    "attention",
+    "distill_epochs",
+)
+SHARES = ("warmup", "label_smoothing", "alpha", "transfer_alpha")  # at most 1
 
 
 @dataclass(frozen=True)
@@ -131,32 +178,44 @@ class Preset:
     seeds: tuple[int, ...]
     settings: dict
     about: str
+    source: str = "demo-source"
 
+
+PAPER = ("BL", "CPF", "CKD", "CQ", "CQ-S", "TL+FT", "TL+FT+Q", "TL+P+FT", "TL+KD", "TL+P+A", "TL+KD+A")
 
 PRESETS = {
     "tiny": Preset(
         "demo",
-        ("BL", "CPF", "CKD", "CQ", "CQ-S"),
+        PAPER,
         (0.9,),
         (0,),
-        {"size": 32, "limit": 48, "epochs": 2, "finetune_epochs": 1, "latency_runs": 5, "draws": 50},
+        {
+            "size": 32,
+            "limit": 48,
+            "epochs": 2,
+            "finetune_epochs": 1,
+            "transfer_epochs": 1,
+            "latency_runs": 5,
+            "draws": 50,
+        },
         "seconds: for tests; its numbers mean nothing",
     ),
     "demo": Preset(
         "demo",
-        ("BL", "CPF", "CKD", "CQ", "CQ-S"),
+        PAPER,
         (0.6, 0.9),
         (0,),
-        {"size": 32, "epochs": 12, "finetune_epochs": 4},
+        {"size": 32, "epochs": 12, "finetune_epochs": 4, "transfer_epochs": 4},
         "minutes on two CPU cores, offline",
     ),
     "paper": Preset(
         "faces-140k",
-        ("BL", "CPF", "CKD", "CQ", "CQ-S"),
+        PAPER,
         (0.6, 0.7, 0.8, 0.9),
         (0, 1, 2),
         {"size": 224, "patience": 8},
         "the paper's grid, for GPUs",
+        "dogs-vs-cats",
     ),
 }
 
@@ -189,6 +248,12 @@ def settings(preset_name: str, overrides: dict | None = None) -> dict:
         choose("setting", key, DEFAULTS)
         result[key] = _checked(key, value)
     return result
+
+
+def lineage(code: str) -> list[str]:
+    """The method and all that it starts from, on either dataset."""
+    parents = [parent.removesuffix("@source") for parent in method(code).parents]
+    return [code, *(c for parent in parents for c in lineage(parent))]
 
 
 STEPS = {  # of a chain: whether a rate goes with it
@@ -259,7 +324,7 @@ def relevant(code: str, values: dict) -> dict:
 
 def _checked(key: str, value):
     default = DEFAULTS[key]
-    kind = int if key == "limit" else type(default)
+    kind = int if key in ("limit", "target_images") else type(default)
     if value is None and default is None:
         return None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -33,6 +33,7 @@ class Block:
     separable: bool = False
     mid: int = 0
     groups: int = 1
+    adapter: str = ""  # serial | residual: an adapter stands behind the block (dflib.adapters)
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,27 @@ class ConvBlock(nn.Sequential):
         layers = {**convs, "norm": nn.BatchNorm2d(block.width), "relu": nn.ReLU()}
         if block.pool:
             layers["pool"] = nn.MaxPool2d(2)
+        if block.adapter:
+            layers["adapter"] = Adapter(block.width, residual=block.adapter == "residual")
         for name, layer in layers.items():
             self.add_module(name, layer)
+
+
+class Adapter(ConvBlock):
+    """Depthwise 3x3 -> 1x1 -> BatchNorm -> ReLU (arXiv 2504.21066); residual: the input is added before the ReLU (He et al. 2015).
+
+    The residual form's BatchNorm scale starts at zero, so at first relu(x + 0) = x: blocks end in a ReLU, x is never negative.
+    """
+
+    def __init__(self, width: int, *, residual: bool) -> None:
+        super().__init__(width, Block(width, separable=True, mid=width, groups=width))
+        self.residual = residual
+        if residual:
+            nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.pointwise(self.depthwise(x)))
+        return self.relu(x + y if self.residual else y)
 
 
 class Detector(nn.Module):
@@ -337,21 +357,34 @@ def load(path: Path) -> Detector:
 
     Raises `InputError` when the file is missing, damaged, not a checkpoint of ours, or its weights do not fit its architecture.
     """
+    metadata, tensors = read(path)
+    if metadata.get("format") == "dflib-delta-1":
+        raise InputError(
+            f"{path} holds only what differs from the model {metadata.get('base')}: dflib.adapters.load_delta(path, base)"
+        )
+    if metadata.get("format") != "dflib-1":
+        raise InputError(f"checkpoint {path} is not one of dflib's: its metadata has no architecture")
+    return build(path, metadata.get("architecture"), tensors)
+
+
+def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file; raises `InputError` when it is missing or damaged."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint {path} is not there: python -m dflib results lists the finished runs")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+            return file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"checkpoint {path} is damaged or not a safetensors file ({error}): make the run again"
         ) from error
-    if metadata.get("format") != "dflib-1":
-        raise InputError(f"checkpoint {path} is not one of dflib's: its metadata has no architecture")
+
+
+def build(path: Path, architecture: str | None, tensors: dict[str, Tensor]) -> Detector:
+    """The detector of an architecture in JSON with these weights, in eval mode; raises `InputError` naming the file when they do not fit."""
     try:
-        model = Detector(Architecture.from_json(metadata["architecture"]))
+        model = Detector(Architecture.from_json(architecture))
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(

@@ -208,14 +208,14 @@ def weight_histograms(before: dict, after: dict, names: Sequence[str] | None = N
 
 
 @_styled
-def layer_bars(counts: dict[str, int], nonzero: dict[str, int] | None = None) -> Figure:
+def layer_bars(counts: dict[str, int], nonzero: dict[str, int] | None = None, *, label: str = "not zero") -> Figure:
     """Parameters of each layer, the first on top; with `nonzero`, what is not zero in colour before the rest in grey."""
     names, most = list(counts), max([1, *counts.values()])
     fig = Figure(6.4, 0.27 * len(names) + 1)
     ax = fig.subplots()
     ax.barh(names, list(counts.values()), color=GRID if nonzero else BLUE, label="all")
     if nonzero:
-        ax.barh(names, [nonzero.get(n, 0) for n in names], color=BLUE, label="not zero")
+        ax.barh(names, [nonzero.get(n, 0) for n in names], color=BLUE, label=label)
         fig.legend(loc="outside upper right", ncols=2)
     for name in names:
         kept = f"{nonzero.get(name, 0):,} of " if nonzero else ""
@@ -304,31 +304,50 @@ def _log(axis, values: pd.Series) -> None:
 
 
 @_styled
-def figure1(rows: pd.DataFrame, generator: str = "all") -> Figure:
-    """The paper's Figure 1: accuracy, F1 and compression time of each method, a box over rates and seeds, BL as a red line.
+def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, transfers: bool = False) -> Figure:
+    """The paper's Figures 1 and 2 (`transfers`: 3): accuracy and F1 on each generator's fakes, and the time that the method took.
 
-    Markers are single runs, from the lowest rate (left) to the highest (right). Among the times, the line is BL's training time.
+    A box over rates and seeds for each method, BL as a red line (among the times: its training). Markers are single runs, from the lowest rate
+    (left) to the highest (right).
     """
-    prefix, groups = "" if generator == "all" else f"{generator}/", by_method(rows)
+    known = (
+        {m for m in METHODS if METHODS[m].transfers}
+        if transfers
+        else set(METHODS) - {m for m in METHODS if METHODS[m].transfers}
+    )
+    rows = rows[rows["method"].isin(known | {"BL"}) | (~rows["method"].isin(METHODS) & (not transfers))]
+    groups, seconds = by_method(rows), "transfer_s" if transfers else "compress_s"
     groups.pop("BL", None)
-    rows = rows.assign(compress_s=rows["compress_s"].where(rows["method"] != "BL", rows["train_s"]).replace(0, np.nan))
-    fig = Figure(9, 3.2 if len(groups) < 6 else 3.9)
-    panels = {f"{prefix}accuracy": "accuracy", f"{prefix}f1": "F1", "compress_s": "compression time, s"}
-    for ax, (metric, title) in zip(fig.subplots(1, 3), panels.items(), strict=True):
-        for i, (method, mine) in enumerate(groups.items()):
-            (colour, marker), (values, _) = appearance(method), _values(rows.loc[mine.index], metric)
-            rate = mine["rate"].astype(float) - mine["rate"].astype(float).min()
-            line = {"color": colour, "linewidth": 1.2}
-            ax.boxplot(values.dropna(), positions=[i], widths=0.62, showfliers=False, manage_ticks=False,
-                       boxprops=line, whiskerprops=line, capprops=line, medianprops=line)  # fmt: skip
-            place = i + 0.4 * rate / rate.max() - 0.2 if rate.max() > 0 else np.full(len(mine), i)
-            ax.plot(place, values, marker, color=colour, markersize=5, markeredgecolor=PAPER, markeredgewidth=0.5)
+    if transfers and not groups:
+        return _nothing("no finished transfers to draw")
+    rows = rows.assign(**{seconds: rows[seconds].where(rows["method"] != "BL", rows["train_s"]).replace(0, np.nan)})
+    titles = {seconds: f"{'transfer' if transfers else 'compression'} time, s"}
+    for name in generators:
+        column, where = ("", "") if name == "all" else (f"{name}/", f", {name}")
+        titles |= {f"{column}accuracy": f"accuracy{where}", f"{column}f1": f"F1{where}"}
+    columns, slanted = list(titles)[1:], len(groups) > 5
+    fig = Figure(9, (2.6 if len(generators) > 1 else 3.2) * len(generators) + 0.7 * slanted)
+    axes = fig.subplot_mosaic([[*pair, seconds] for pair in zip(columns[::2], columns[1::2], strict=True)])
+    for metric, ax in axes.items():
+        _boxes(ax, rows, groups, metric)
         _baseline(ax, rows, metric)
-        ax.set_xticks(range(len(groups)), groups, rotation=0 if len(groups) < 6 else 60)
-        ax.set(title=title, xlim=(-0.6, max(0.6, len(groups) - 0.4)))
-    if rows["compress_s"].notna().any():
-        _log(ax.yaxis, rows["compress_s"])
+        ax.set_xticks(range(len(groups)), groups, rotation=60 if slanted else 0)
+        ax.set(title=titles[metric], xlim=(-0.6, max(0.6, len(groups) - 0.4)))
+    if rows[seconds].notna().any():
+        _log(axes[seconds].yaxis, rows[seconds])
     return fig
+
+
+def _boxes(ax, rows: pd.DataFrame, groups: dict[str, pd.DataFrame], metric: str) -> None:
+    """A box over each method's runs, and the runs themselves from the lowest rate (left) to the highest."""
+    for i, (method, mine) in enumerate(groups.items()):
+        (colour, marker), (values, _) = appearance(method), _values(rows.loc[mine.index], metric)
+        rate = mine["rate"].astype(float) - mine["rate"].astype(float).min()
+        line = {"color": colour, "linewidth": 1.2}
+        ax.boxplot(values.dropna(), positions=[i], widths=0.62, showfliers=False, manage_ticks=False,
+                   boxprops=line, whiskerprops=line, capprops=line, medianprops=line)  # fmt: skip
+        place = i + 0.4 * rate / rate.max() - 0.2 if rate.max() > 0 else np.full(len(mine), i)
+        ax.plot(place, values, marker, color=colour, markersize=5, markeredgecolor=PAPER, markeredgewidth=0.5)
 
 
 def dominated(cost: Sequence[float], score: Sequence[float]) -> np.ndarray:
@@ -409,19 +428,44 @@ def against_rate(rows: pd.DataFrame, metric: str = "auroc") -> Figure:
     rows = rows[rows["method"] != "BL"].assign(x=lambda r: 100 * r["rate"].astype(float))
     rated = list(by_method(rows.dropna(subset=["x"])))
     for method, mine in by_method(rows).items():
-        (colour, marker), (values, bars) = appearance(method), _values(mine, metric)
+        (colour, _), (values, _) = appearance(method), _values(mine, metric)
         if method not in rated:
             ax.axhline(values.mean(), color=colour, linestyle="--", linewidth=1.2, label=method)
             continue
-        shift = 0.6 * (rated.index(method) - (len(rated) - 1) / 2)
-        mean = pd.DataFrame({"value": values, "down": bars[0], "up": bars[1]}).groupby(mine["x"]).mean()
-        ax.errorbar(mean.index + shift, mean["value"], mean[["down", "up"]].T, color=colour, marker=marker, markersize=7,
-                    elinewidth=1, capsize=2, markeredgecolor=PAPER, label=method, zorder=3)  # fmt: skip
-        if mine["seed"].nunique() > 1:
-            ax.plot(mine["x"] + shift, values, ".", color=colour, markersize=4, alpha=0.6)
+        _over(ax, mine.assign(x=mine["x"] + 0.6 * (rated.index(method) - (len(rated) - 1) / 2)), metric)
     ax.set_xticks(sorted(rows["x"].dropna().unique()))
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:g} %")
     ax.set(xlabel="parameters removed (by CPF: set to zero)", ylabel=METRICS.get(metric, metric))
+    fig.legend(loc="outside upper center", ncols=5)
+    return fig
+
+
+def _over(ax, mine: pd.DataFrame, metric: str) -> None:
+    """One method's line over column `x`: means over seeds, the runs' 95 % intervals averaged, single seeds as dots."""
+    method = mine["method"].iloc[0]
+    (colour, marker), (values, bars) = appearance(method), _values(mine, metric)
+    mean = pd.DataFrame({"value": values, "down": bars[0], "up": bars[1]}).groupby(mine["x"]).mean()
+    ax.errorbar(mean.index, mean["value"], mean[["down", "up"]].T, color=colour, marker=marker, markersize=7,
+                elinewidth=1, capsize=2, markeredgecolor=PAPER, label=method, zorder=3)  # fmt: skip
+    if mine["seed"].nunique() > 1:
+        ax.plot(mine["x"], values, ".", color=colour, markersize=4, alpha=0.6)
+
+
+@_styled
+def against_images(rows: pd.DataFrame, metric: str = "auroc") -> Figure:
+    """A metric against the number of target images that a run was trained on: one line a method, BL being the one from nothing.
+
+    Markers: means over seeds, with the runs' 95 % intervals averaged; dots: single seeds. Of rated methods the highest rate.
+    """
+    fig = Figure(5.8, 3.5)
+    ax, groups = fig.subplots(), by_method(rows.dropna(subset=["train_images"]))
+    for i, mine in enumerate(groups.values()):
+        top = mine[mine["rate"].isna() | (mine["rate"] == mine["rate"].max())]
+        _over(ax, top.assign(x=top["train_images"].astype(float) * 1.03 ** (i - (len(groups) - 1) / 2)), metric)
+    _log(ax.xaxis, rows["train_images"].astype(float))
+    counts = sorted(rows["train_images"].dropna().unique())
+    ax.set_xticks(counts, [f"{n:,.0f}" for n in counts])
+    ax.set(xlabel="training images of the target", ylabel=METRICS.get(metric, metric))
     fig.legend(loc="outside upper center", ncols=5)
     return fig
 

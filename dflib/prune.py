@@ -59,6 +59,11 @@ def magnitude_masks(model: nn.Module, *, rate: float, scope: str = "layer") -> M
     return {name: piece.view_as(w) for (name, w), piece in zip(weights.items(), pieces, strict=True)}
 
 
+def masks_of(model: nn.Module) -> Masks:
+    """The masks of a pruned model, read off its zeros: what keeps them at zero when it is trained for another task."""
+    return {name: w.detach() != 0 for name, w in prunable(model).items()}
+
+
 def apply_masks(model: nn.Module, masks: Masks) -> None:
     """Set the pruned weights to zero, in place. As `after_step` of `train.fit` it keeps them at zero through fine-tuning."""
     with torch.no_grad():

@@ -22,15 +22,19 @@ SECTION = [
     "size",
     "mode",
     "limit",
+    "target_images",
 ]  # runs that differ here had other test images: not to be compared
 NUMBERS = {  # title: (column, divisor, how it is written)
     "params": ("params", 1, "{:,.0f}"), "non-zero": ("nonzero", 1, "{:,.0f}"), "file MB": ("file_bytes", 1e6, "{:.2f}"),
     "p50 ms": ("latency_p50_ms", 1, "{:.2f}"), "p95 ms": ("latency_p95_ms", 1, "{:.2f}"), "images/s": ("images_per_s", 1, "{:,.0f}"), "peak MB": ("peak_rss_mb", 1, "{:.0f}"),
     "compress s": ("compress_s", 1, "{:.1f}"), "train s": ("train_s", 1, "{:.1f}"),
+    "transfer s": ("transfer_s", 1, "{:.1f}"), "trained": ("trainable_params", 1, "{:,.0f}"), "to ship MB": ("shipped_bytes", 1e6, "{:.2f}"),
 }  # fmt: skip
 FIGURES = {  # title: (how it is drawn, what to see)
-    "Accuracy, F1 and compression time": (plots.figure1, "The paper's Figure 1. Boxes: quartiles over rates and seeds; markers: single runs, from the lowest "
+    "Accuracy, F1 and compression time": (plots.paper_figure, "The paper's Figure 1. Boxes: quartiles over rates and seeds; markers: single runs, from the lowest "
         "rate (left) to the highest. Red line: BL with its 95 % interval; among the times, BL's training time."),
+    "Accuracy, F1 and transfer time": (partial(plots.paper_figure, transfers=True), "The paper's Figure 3, all fakes together. The same for "
+        "methods that start on another dataset; their time is the training on this one."),
     "AUROC against latency": (plots.pareto, "Up and to the left is better. Dotted line: the runs that no other one beats in both; beaten ones are grey. "
         "Bars: 95 % intervals. Latencies a few percent apart are the same."),
     "AUROC against file size": (partial(plots.pareto, x="file_bytes"), "The file that would be deployed. CPF's zeros are stored like any other number."),
@@ -58,7 +62,7 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
     rows = rows[rows["run_id"].isin(only)].copy() if only is not None and len(rows) else rows
     if len(rows):
         rows["record"] = [runs.read(folder) for folder in rows["folder"]]
-        rows["limit"] = rows["limit"].fillna(0).astype(int)
+        rows[["limit", "target_images"]] = rows[["limit", "target_images"]].astype(float).fillna(0).astype(int)
     groups = rows.groupby(SECTION) if len(rows) else ()
     page = {
         "sections": [_section(i, dict(zip(SECTION, key, strict=True)), _sorted(group)) for i, (key, group) in enumerate(groups)],
@@ -143,8 +147,15 @@ def _section(i: int, key: dict, rows: pd.DataFrame) -> dict:
     """Everything that the page shows of runs that may be compared."""
     generators = [c.removesuffix("/auroc") for c in rows.dropna(axis=1, how="all") if c.endswith("/auroc")]
     by_generator = {"run": rows["run_id"]} | {name: _intervals(rows, f"{name}/auroc") for name in generators}
-    figures = [(title, *how) for title, how in FIGURES.items() if len(generators) > 1 or how[0] is not plots.generators]
+    left_out = {"AUROC by generator"} if len(generators) < 2 else set()
+    left_out |= (
+        set()
+        if rows["method"].map(lambda m: m in METHODS and METHODS[m].transfers).any()
+        else {"Accuracy, F1 and transfer time"}
+    )
+    figures = [(title, *how) for title, how in FIGURES.items() if title not in left_out]
     limit = f", at most {key['limit']} images of each class in each part" if key["limit"] else ""
+    limit += f", at most {key['target_images']} for training" if key["target_images"] else ""
     return {
         "id": f"section-{i}", "title": f"{key['dataset']}, {key['protocol']} protocol, {key['size']} px",
         "note": f"Images made square by {key['mode']}{limit}.", "answer": answer(rows),

@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -54,7 +54,7 @@ class Spec:
     rate: float | None
     seed: int
     settings: dict  # all of them; only those that the method reads count
-    source: str = ""
+    source: str = ""  # the dataset that a transfer starts from; "" for other methods
 
     @property
     def notebook(self) -> Path:
@@ -62,11 +62,14 @@ class Spec:
 
     @cached_property
     def parents(self) -> tuple[Spec, ...]:
-        shared = {k: v for k, v in asdict(self).items() if k not in ("method", "rate")}
-        return tuple(
-            Spec(method=code, rate=self.rate if methods.method(code).rated else None, **shared)
-            for code in methods.method(self.method).parents
-        )
+        return tuple(self._parent(*name.split("@")) for name in methods.method(self.method).parents)
+
+    def _parent(self, code: str, at: str = "target") -> Spec:
+        row, other = methods.method(code), {}
+        if at == "source":  # the same settings on the source dataset, with all its images
+            other = {"dataset": self.source, "settings": self.settings | {"target_images": None}}
+        rate, source = self.rate if row.rated else None, self.source if row.transfers else ""
+        return replace(self, method=code, rate=rate, source=source, **other)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -100,6 +103,7 @@ class Spec:
         """The notebook's parameters for papermill: only what differs from the preset goes into `settings`."""
         usual = methods.settings(self.preset)
         values = {"preset": self.preset, "dataset": self.dataset, "protocol": self.protocol, "seed": self.seed}
+        values |= {"source": self.source} if self.source else {}
         values["settings"] = {k: v for k, v in self.settings.items() if usual[k] != v}
         if len(methods.made_by(self.notebook.stem)) > 1:
             values["method"] = self.method
@@ -108,17 +112,19 @@ class Spec:
     def command(self) -> str:
         """The command line that makes this run."""
         text = f"python -m dflib study --preset {self.preset} --dataset {self.dataset} --protocol {self.protocol} --methods {self.method} --seeds {self.seed}"
+        text += f" --source {self.source}" if self.source else ""
         text += f" --rates {self.rate}" if self.rate is not None else ""
         return text + "".join(f" --set {k}={v}" for k, v in self.parameters()["settings"].items())
 
 
 def spec(
-    method: str, *, preset: str = "demo", dataset: str | None = None, protocol: str = "strict",
+    method: str, *, preset: str = "demo", dataset: str | None = None, source: str | None = None, protocol: str = "strict",
     rate: float | None = None, seed: int = 0, settings: dict | None = None,
 ) -> Spec:  # fmt: skip
-    """Check the request and return its `Spec`.
+    """Check the request and return its `Spec`. What is not given comes from the preset; `source` counts for transfers alone.
 
-    Raises `InputError` for an unknown method, preset, protocol, dataset or setting, or a rate that is missing or impossible.
+    Raises `InputError` for an unknown method, preset, protocol, dataset, layer or setting, a source that is the dataset itself, or a rate that
+    is missing or impossible.
 
     >>> spec("CPF", rate=0.9).run_id                                # doctest: +SKIP
     'CPF-r90-s0-32px-1f0c9a2b'
@@ -137,7 +143,37 @@ def spec(
         from dflib.models import check_rate
 
         check_rate(rate)
-    return Spec(method, dataset, protocol, preset, float(rate) if row.rated else None, int(seed), values)
+    source = (source or methods.preset(preset).source) if row.transfers else ""
+    if source:
+        _check_source(source, dataset)
+        _check_layers(row, values, rate)
+    return Spec(method, dataset, protocol, preset, float(rate) if row.rated else None, int(seed), values, source)
+
+
+def _check_source(source: str, dataset: str) -> None:
+    from data_prep.paths import dataset_folder
+
+    if source == dataset:
+        raise InputError(
+            f"source {source!r} is the dataset itself: a transfer needs another one to start from, --source NAME"
+        )
+    dataset_folder(source)
+
+
+def _check_layers(row: methods.Method, values: dict, rate: float | None) -> None:
+    """Raise `InputError` for a layer that the run's model will not have: before its source is trained."""
+    import torch
+
+    from dflib import adapters, models
+
+    size, keys = values["size"], row.keys
+    full = models.architecture("BL", size=size, backbone=values["backbone"])
+    if "trainable" in keys:
+        with torch.device("meta"):
+            adapters.select(models.Detector(full), values["trainable"])
+    if "adapter_after" in keys:
+        arch = models.student(rate, size=size) if "TL+KD" in row.parents else full
+        adapters.place(arch, values["adapter_after"])
 
 
 @dataclass
@@ -148,6 +184,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     timings: dict = field(default_factory=lambda: {"train_s": 0.0, "compress_s": 0.0, "transfer_s": 0.0})
     history: pd.DataFrame | None = None
+    trainable: int = 0  # parameters that were trained
 
     @property
     def folder(self) -> Path:
@@ -167,12 +204,13 @@ class Run:
 
     @cached_property
     def data(self) -> Dataset:
-        from dflib.data import open as open_data
+        from dflib import data
 
         s = self.settings
-        return open_data(
+        whole = data.open(
             self.spec.dataset, size=s["size"], protocol=self.spec.protocol, mode=s["mode"], limit=s["limit"]
         )
+        return data.few(whole, s["target_images"]) if s["target_images"] else whole
 
     def recipe(self, **changes) -> Recipe:
         """The settings as a training recipe, with `changes` on top."""
@@ -184,7 +222,12 @@ class Run:
     def parent(self, code: str | None = None) -> Run:
         """The finished run of a parent method (the only one, unless named)."""
         wanted = choose("parent", code or self.spec.parents[0].method, [p.method for p in self.spec.parents])
-        return Run(next(p for p in self.spec.parents if p.method == wanted))
+        found = next(p for p in self.spec.parents if p.method == wanted)
+        if not found.finished():
+            raise InputError(
+                f"{self.spec.run_id} starts from {found.run_id}, which is not there yet: {found.command()}"
+            )
+        return Run(found)
 
     def model(self) -> nn.Module:
         """The finished run's model."""
@@ -214,6 +257,7 @@ class Run:
             self.history = pd.read_csv(self.folder / "history.csv")
             return self.history
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.history = train.fit(model, self.data, recipe, checkpoint=self.folder / f"checkpoint{stage}.pt", **options)
         write_text(self.folder / f"history{stage}.csv", self.history.to_csv(index=False))
         self.timings[as_timing] += float(self.history["seconds"].sum())
@@ -232,22 +276,23 @@ class Run:
             self.timings[as_timing] += time.perf_counter() - started - (sum(self.timings.values()) - counted)
         return path
 
-    def finish(self, model: nn.Module, *, deployed: Path | None = None) -> dict:
+    def finish(self, model: nn.Module, *, deployed: Path | None = None, base: nn.Module | None = None) -> dict:
         """Export, evaluate and measure the model, and write the run's files; `result.json` last. Returns the result.
 
         deployed: the file to evaluate and to time when it is not `model.onnx` (an int8 file: it decides accuracy *and* speed).
+        base: the model that who gets this one has already: `delta.safetensors` holds what differs, and is all that must be shipped.
         A finished run is not touched: its result is returned as it is.
         """
         if not self.finished:
             self.folder.mkdir(parents=True, exist_ok=True)
-            result = self._evaluate(model, deployed)
+            result = self._evaluate(model, deployed, base)
             write_text(self.folder / "result.json", json.dumps(result, indent=1))
             for leftover in (*self.folder.glob("checkpoint*.pt"), self.folder / "failed.json"):
                 leftover.unlink(missing_ok=True)
         return self.result
 
-    def _evaluate(self, model: nn.Module, deployed: Path | None) -> dict:
-        from dflib import export, measure, metrics, models, train
+    def _evaluate(self, model: nn.Module, deployed: Path | None, base: nn.Module | None) -> dict:
+        from dflib import adapters, export, measure, metrics, models, train
 
         device = train.best_device()
         model.to(device).eval()
@@ -267,14 +312,16 @@ class Run:
         cost = measure.cost(
             model, deployed or onnx, checkpoint=None if deployed else checkpoint, runs=self.settings["latency_runs"]
         )
+        shipped = adapters.save_delta(model, base, self.folder / "delta.safetensors") if base else deployed or onnx
+        cost |= {"trainable_params": self.trainable, "shipped_bytes": Path(shipped).stat().st_size}
         cost["preprocess_ms"] = self._preprocess_ms()
         s = self.spec
         return {
-            "schema": SCHEMA, "run_id": s.run_id, "method": s.method, "rate": s.rate, "seed": s.seed, "dataset": s.dataset, "source": s.source,
+            "schema": SCHEMA, "run_id": s.run_id, "method": s.method, "rate": s.rate, "seed": s.seed, "dataset": s.dataset, "source": s.source or None,
             "protocol": s.protocol, "preset": s.preset, "params": methods.relevant(s.method, s.settings), "parents": [p.run_id for p in s.parents],
             "data_fingerprint": s.fingerprint, "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
             "device": _device_name(device), "timings": self.timings | {"total_s": time.perf_counter() - self.started}, "cost": cost,
-            "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "classes": self.data.class_names, "parity": same, "command": s.command(),
+            "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "classes": self.data.class_names, "train_images": len(self.data.train), "parity": same, "command": s.command(),
         }  # fmt: skip
 
     def _preprocess_ms(self) -> dict | None:
@@ -309,6 +356,28 @@ def start(method: str, *, quiet: bool = False, **request) -> Run:
             if outcome["status"] != "done":
                 raise InputError(f"{wanted.run_id} cannot start: its parent {parent.run_id} failed: {outcome['error']}")
     return Run(wanted)
+
+
+def paired(before: Run, after: Run, *, draws: int = 1000) -> dict:
+    """`metrics.paired` of two finished runs on the same test images, each at its own threshold (after minus before, drawn by scene).
+
+    Raises `InputError` when they were tested on different images.
+    """
+    import pandas as pd
+
+    from dflib import metrics
+
+    a, b = (pd.read_parquet(run.folder / "predictions.parquet") for run in (before, after))
+    if not a["path"].equals(b["path"]):
+        raise InputError(
+            f"{before.spec.run_id} and {after.spec.run_id} were tested on different images: compare runs on one dataset and protocol"
+        )
+    options = {
+        "threshold_a": before.result["threshold"],
+        "threshold_b": after.result["threshold"],
+        "groups": a["group"],
+    }
+    return metrics.paired(a["label"], a["score"], b["score"], draws=draws, **options)
 
 
 def read(folder: Path) -> dict:
@@ -376,14 +445,13 @@ METRICS = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr", 
 
 
 def _flat(result: dict) -> dict:
-    row = {
-        k: result[k]
-        for k in ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "device", "threshold", "command")
-    }
-    row |= {k: result["params"][k] for k in ("size", "mode", "limit")} | result["timings"]
+    row = {k: result[k] for k in ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "device", "threshold", "command")}  # fmt: skip
+    row |= {k: result.get(k) for k in ("source", "train_images")}
+    row |= {k: result["params"].get(k) for k in ("size", "mode", "limit", "target_images")} | result["timings"]
     row["parents"] = ",".join(result["parents"])
     cost = result["cost"]
     row |= {k: cost[k] for k in ("params", "nonzero", "macs", "file_bytes", "peak_rss_mb")}
+    row |= {k: cost.get(k) for k in ("trainable_params", "shipped_bytes")}
     row["gzip_bytes"] = cost.get("gzip_bytes")
     row["images_per_s"] = cost.get("throughput", {}).get("images_per_s")
     row["preprocess_p50_ms"] = (cost.get("preprocess_ms") or {}).get("p50")

@@ -43,7 +43,7 @@ class Plan:
 
 
 def plan(
-    *, preset: str = "demo", dataset: str | None = None, protocol: str = "strict", methods_: tuple[str, ...] | None = None,
+    *, preset: str = "demo", dataset: str | None = None, source: str | None = None, protocol: str = "strict", methods_: tuple[str, ...] | None = None,
     rates: tuple[float, ...] | None = None, seeds: tuple[int, ...] | None = None, settings: dict | None = None,
 ) -> Plan:  # fmt: skip
     """The study's runs: methods x rates x seeds, and the parents that they need. What is not given comes from the preset.
@@ -65,7 +65,14 @@ def plan(
             for rate in (rates or usual.rates) if methods.method(code).rated else (None,):
                 add(
                     spec(
-                        code, preset=preset, dataset=dataset, protocol=protocol, rate=rate, seed=seed, settings=settings
+                        code,
+                        preset=preset,
+                        dataset=dataset,
+                        source=source,
+                        protocol=protocol,
+                        rate=rate,
+                        seed=seed,
+                        settings=settings,
                     )
                 )
     return Plan(tuple(found.values()))
@@ -78,7 +85,7 @@ def check(
     from data_prep.protocol import PROTOCOLS
 
     rows = [methods.method(code) for code in methods_ or methods.preset(preset).methods]
-    read = {key for row in rows for code in (row.code, *row.parents) for key in methods.method(code).keys}
+    read = {key for row in rows for code in methods.lineage(row.code) for key in methods.method(code).keys}
     for key in settings or {}:
         choose("setting", key, read & set(methods.DEFAULTS))
     methods.settings(preset, settings)
@@ -252,12 +259,30 @@ def _kernel_manager(log_file: TextIO, sockets: str) -> type:
 
     What the kernel process itself says on its way out goes to the run's log.
     """
+    from queue import Empty
+
+    from jupyter_client.asynchronous.client import AsyncKernelClient
+    from jupyter_client.channels import AsyncZMQSocketChannel
     from jupyter_client.manager import AsyncKernelManager
+
+    class Channel(AsyncZMQSocketChannel):
+        """Looks again each second: a widget's message that is sent while one waits for a reply can swallow the reply's wake-up call."""
+
+        async def get_msg(self, timeout: float | None = None) -> dict:
+            while timeout is None:
+                try:
+                    return await super().get_msg(1)
+                except Empty:
+                    continue
+            return await super().get_msg(timeout)
+
+    class Client(AsyncKernelClient):
+        shell_channel_class = iopub_channel_class = Channel
 
     class IPCKernelManager(AsyncKernelManager):
         def __init__(self, **options) -> None:
             super().__init__(**options)
-            self.transport, self.ip = "ipc", f"{sockets}/kernel"
+            self.transport, self.ip, self.client_factory = "ipc", f"{sockets}/kernel", Client
 
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options) -> None:
             env = dict(options.get("env", os.environ))

@@ -117,6 +117,8 @@ def fit(
         lambda logits, labels, images: F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     )
     trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise InputError("every parameter of the model is frozen: select layers to train, dflib.adapters.select")
     optimizer = torch.optim.AdamW(trainable, lr=recipe.lr, weight_decay=recipe.weight_decay)
     steps = -(-len(data.train) // recipe.batch)
     schedule = _warmup_cosine(optimizer, recipe, steps)
@@ -206,8 +208,17 @@ def _warmup_cosine(
     return torch.optim.lr_scheduler.SequentialLR(optimizer, [linear, cosine], milestones=[warm])
 
 
-def _train_epoch(model, part, recipe, loss, optimizer, schedule, scaler, after_step, device) -> dict:
+def _train_mode(model: nn.Module) -> None:
+    """Train mode, but for layers whose parameters are all frozen: no dropout there, and BatchNorm keeps its statistics."""
     model.train()
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(p.requires_grad for p in own):
+            module.eval()
+
+
+def _train_epoch(model, part, recipe, loss, optimizer, schedule, scaler, after_step, device) -> dict:
+    _train_mode(model)
     order = torch.Generator().manual_seed(torch.initial_seed())
     total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     for images, labels in part.batches(recipe.batch, device=device, shuffle=order):

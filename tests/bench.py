@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,7 @@ def compressed() -> Iterator[Record]:
     import pandas as pd
     import torch
 
-    from dflib import export, measure, models, prune, quantize, train
+    from dflib import export, lowrank, measure, models, prune, quantize, train
     from dflib.data import Part
 
     rng = np.random.default_rng(0)
@@ -171,27 +172,35 @@ def compressed() -> Iterator[Record]:
         full, masked = (models.Detector(models.architecture("BL")).eval() for _ in range(2))
         prune.apply_masks(masked, prune.magnitude_masks(masked, rate=0.9))
         shapes = {"BL": full, "CPF": masked, "CPF-S": prune.structured(full, rate=0.9).eval()}
+        shapes["LRF"] = lowrank.factorise(full, lowrank.choose_ranks(full, rate=0.9))
         files = {}
         for name, model in shapes.items():
             files[name, "eager"] = models.save(model, Path(folder) / f"{name}.safetensors")
             files[name, "ONNX Runtime"] = export.to_onnx(model, Path(folder) / f"{name}.onnx")
         int8 = Path(folder) / "CPKDQ.onnx"
         files["CPKDQ", "ONNX Runtime"] = quantize.static_int8(files["CPF-S", "ONNX Runtime"], int8, part, images=32)
+        for name, quantized in (
+            ("CQ", quantize.dynamic_linear),
+            ("CQ-S", partial(quantize.static_int8, part=part, images=32)),
+        ):
+            files[name, "ONNX Runtime"] = quantized(files["BL", "ONNX Runtime"], Path(folder) / f"{name}.onnx")
         ms = {key: measure.profile(path, runs=30)["latency_ms"]["p50"] for key, path in files.items()}
         size = {key: path.stat().st_size for key, path in files.items()}
     about = "224 px, batch 1, one pinned thread, untrained weights"
     for name, runtime, bar in (
         ("CPF", "eager", None), ("CPF", "ONNX Runtime", None), ("CPF-S", "eager", 7), ("CPF-S", "ONNX Runtime", 8), ("CPKDQ", "ONNX Runtime", 20),
+        ("LRF", "eager", None), ("LRF", "ONNX Runtime", None), ("CQ", "ONNX Runtime", None), ("CQ-S", "ONNX Runtime", 2.5),
     ):  # fmt: skip
         old, new = ms["BL", runtime], ms[name, runtime]
         yield record(
-            f"{name} 90 % against BL, {runtime}", old / new, "x faster", f">= {bar}" if bar else "about 1", old / new >= bar if bar else None,
+            f"{name} 90 % against BL, {runtime}".replace("CQ 90 %", "CQ").replace("CQ-S 90 %", "CQ-S"), old / new, "x faster",
+            f">= {bar}" if bar else "" if name == "LRF" else "about 1", old / new >= bar if bar else None,
             f"{about}: {old:.1f} against {new:.1f} ms, {runtime} {torch.__version__ if runtime == 'eager' else ''}".strip(),
         )  # fmt: skip
-    for name, bar in (("CPF", None), ("CPF-S", 9.5), ("CPKDQ", 33)):
+    for name, bar in (("CPF", None), ("CPF-S", 9.5), ("CPKDQ", 33), ("LRF", 9.5), ("CQ-S", 3.5)):
         old, new = size["BL", "ONNX Runtime"], size[name, "ONNX Runtime"]
         yield record(
-            f"file of {name} 90 % against BL", old / new, "x smaller", f">= {bar}" if bar else "about 1", old / new >= bar if bar else None,
+            f"file of {name} 90 % against BL".replace("CQ-S 90 %", "CQ-S"), old / new, "x smaller", f">= {bar}" if bar else "about 1", old / new >= bar if bar else None,
             f"deployed ONNX files: {old / 1e6:.2f} against {new / 1e6:.3f} MB",
         )  # fmt: skip
 
@@ -222,9 +231,85 @@ def setup_again() -> Iterator[Record]:
     yield record("second make setup", value, "s", "< 2", value < 2, "nothing to install")
 
 
+def _jpegs(root: Path, n: int) -> Path:
+    """n photographs' patches of 128 px in real/ and fake/a/, as JPEG."""
+    from PIL import Image
+    from skimage import data as photos
+
+    rng, photo = np.random.default_rng(0), photos.astronaut()
+    for i in range(n):
+        path = root / ("real", "fake/a")[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        top, left = rng.integers(0, photo.shape[0] - 128, 2)
+        Image.fromarray(photo[top : top + 128, left : left + 128]).save(path, quality=85)
+    return root
+
+
+def _clocked(step: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def scanning() -> Iterator[Record]:
+    """Scan and decode 10,000 small JPEGs with two processes against one; then the scan of the unchanged folder again."""
+    from data_prep import cache, folder, manifest
+    from data_prep.integrity import inspect_file
+
+    with roots() as root:
+        images = _jpegs(root / "images", 10_000)
+        files = list(folder.walk(images))
+        first = _clocked(lambda: folder.prepare(images, name="scan"))
+        again = _clocked(lambda: folder.prepare(images, name="scan"))
+        times = {
+            n: _clocked(lambda n=n: manifest.parallel(inspect_file, files, desc="scan", workers=n))
+            + _clocked(lambda n=n: cache.build("scan", size=64, perturb=f"jpeg-{90 + n}", workers=n))
+            for n in (2, 1)
+        }
+    ratio = times[1] / times[2]
+    what = "10,000 JPEGs of 128 px"
+    yield record("scan and decode, 2 processes against 1", ratio, "x", ">= 1.8", ratio >= 1.8, f"{what}: {times[2]:.1f} s against {times[1]:.1f} s")  # fmt: skip
+    yield record("scan again, unchanged", first / again, "x", ">= 30", first / again >= 30, f"{what}: {first:.1f} s, then {again:.2f} s")  # fmt: skip
+
+
+def _peak_mb(code: str) -> float:
+    """Largest sum of private (anonymous) memory of a fresh process and its children while it runs, in MB."""
+    import psutil
+
+    process = psutil.Popen([sys.executable, "-c", code])
+    peak = 0
+    while process.poll() is None:
+        total = 0
+        for each in [process, *process.children(recursive=True)]:
+            try:
+                memory = each.memory_info()
+                total += memory.rss - memory.shared
+            except psutil.Error:
+                continue
+        peak = max(peak, total)
+        time.sleep(0.02)
+    assert process.returncode == 0
+    return peak / 1e6
+
+
+def memory() -> Iterator[Record]:
+    """Peak private memory of the build of a cache, for two sizes of a dataset."""
+    from data_prep import folder
+
+    with roots() as root:
+        peaks = {}
+        for n in (1_000, 8_000):
+            folder.prepare(_jpegs(root / f"images{n}", n), name=f"n{n}")
+            peaks[n] = _peak_mb(f"from data_prep import cache; cache.build('n{n}', size=128, workers=2)")
+    growth = peaks[8_000] / peaks[1_000]
+    yield record("memory of a build, 8,000 images against 1,000", growth, "x", "< 1.2", growth < 1.2, f"private memory of all processes together: {peaks[8_000]:.0f} against {peaks[1_000]:.0f} MB, 128 px, 2 workers")  # fmt: skip
+
+
 BENCHES = {
     "import": import_time,
     "batches": batches,
+    "scanning": scanning,
+    "memory": memory,
     "training": training_step,
     "compressed": compressed,
     "setup": setup_again,

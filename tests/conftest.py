@@ -14,7 +14,7 @@ import pytest
 from local_server import Server, serving
 from PIL import Image, ImageFilter
 
-from data_prep import folder
+from data_prep import dogs_vs_cats, folder
 
 hypothesis.settings.register_profile("here", deadline=None, derandomize=True, print_blob=False)
 hypothesis.settings.load_profile("here")
@@ -58,6 +58,21 @@ def tiny_dataset(roots) -> str:
         patch.save(path, quality=90)
     folder.prepare(base, name="tiny-set")
     return "tiny-set"
+
+
+@pytest.fixture(scope="session")
+def tiny_source(roots) -> str:
+    """Name of a prepared source task: 80 patches of a cat and 80 of other photographs, in the layout of dogs vs cats."""
+    base = roots / "pets"
+    for kind, photograph in (("cats", "chelsea.png"), ("dogs", "coffee.png")):
+        image = Image.open(str(files("skimage") / "data" / photograph)).convert("RGB")
+        for i in range(80):
+            x, y = CELL * (i % 9), 16 * (i // 9)
+            path = base / ("test" if i // 9 > 5 else "train") / kind / f"{x}-{y}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.crop((x, y, x + CELL, y + CELL)).save(path)
+    dogs_vs_cats.prepare(base, name="tiny-source")
+    return "tiny-source"
 
 
 @pytest.fixture

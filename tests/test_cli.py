@@ -57,7 +57,7 @@ STUDY = ("dflib", "study", "--preset", "tiny", "--dataset", "mine")
         (("dflib", "study", "--dataset", "faces-140k"), "Get it with: python -m data_prep faces-140k --from FOLDER"),
         (("dflib", "study", "--preset", "paper"), "Get it with: python -m data_prep faces-140k --from FOLDER"),
         (("dflib", "study", "--preset", "tinny", "--dataset", "mine"), "unknown preset 'tinny', did you mean 'tiny'?"),
-        ((*STUDY, "--methods", "BL,CPX"), "unknown method 'CPX', did you mean 'CPF'? Valid: BL, CPF, CKD, CQ."),
+        ((*STUDY, "--methods", "BL,CPX"), "unknown method 'CPX', did you mean 'CPF'? Valid: BL, CPF, CPF-S, "),
         ((*STUDY, "--protocol", "strickt"), "unknown protocol 'strickt', did you mean 'strict'?"),
         ((*STUDY, "--methods", "CPF", "--rates", "95"), "rate 95 is outside (0, 1), did you mean 0.95?"),
         ((*STUDY, "--methods", "CPF", "--rates", "0.6,nine"), "'0.6,nine' is not a list of floats"),
@@ -70,6 +70,9 @@ STUDY = ("dflib", "study", "--preset", "tiny", "--dataset", "mine")
         ((*STUDY, "--set", "size=33"), "image size 33 is not a multiple of 32"),
         ((*STUDY, "--set", "mode=crop"), "unknown input mode 'crop'"),
         ((*STUDY, "--methods", "CPF", "--set", "scope=all"), "unknown scope 'all'"),
+        ((*STUDY, "--methods", "TL+FT", "--source", "mine"), "source 'mine' is the dataset itself"),
+        ((*STUDY, "--methods", "TL+FT", "--source", "mien"), "unknown dataset 'mien', did you mean 'mine'?"),
+        ((*STUDY, "--methods", "TL+FT", "--source", "dogs-vs-cats"), "Get it with: python -m data_prep dogs-vs-cats --from FOLDER"),
         (("dflib", "study", "--methods", "CPX"), "unknown method 'CPX'"),  # the demo data are not made for it
         (("dflib", "study", "--set", "epoch=3"), "unknown setting 'epoch'"),
         (("dflib", "results", "--dataset", "mien"), "unknown dataset 'mien', did you mean 'mine'?"),
@@ -93,8 +96,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(place):
     before = everything(place)
     done = call(*STUDY, "--methods", "CPF,CKD", "--rates", "0.6,0.9", "--seeds", "0,1", "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "10 runs" in done.stdout  # two BL, and two methods x two rates x two seeds
-    assert done.stdout.count("to do") == 10
+    assert "14 runs" in done.stdout  # two BL, and three methods (CKD brings CKD-0) x two rates x two seeds
+    assert done.stdout.count("to do") == 14
     for start in ("BL-s0-32px-", "BL-s1-32px-", "CPF-r60-s0-32px-", "CKD-r90-s1-32px-"):
         assert start in done.stdout
     assert everything(place) == before

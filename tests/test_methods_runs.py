@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,8 @@ from dflib import methods, runs
 from dflib.__main__ import _list, _settings
 from dflib.runs import spec
 
-CODES = ("BL", "CPF", "CPF-S", "SCRATCH", "CKD-0", "CKD", "CQ", "CQ-S", "CPKDQ", "chain")
+TRANSFERS = ("TL+FT", "TL+FT+Q", "TL+P+FT", "TL+KD", "TL+P+A", "TL+KD+A")
+CODES = ("BL", "CPF", "CPF-S", "SCRATCH", "CKD-0", "CKD", "CQ", "CQ-S", "CPKDQ", "chain", *TRANSFERS)
 
 
 @pytest.mark.parametrize(
@@ -68,13 +70,13 @@ def test_the_table_hangs_together():
     for code, row in methods.METHODS.items():
         assert row.code == code
         assert (runs.NOTEBOOKS / f"{row.notebook}.ipynb").exists()
-        assert all(
-            p in methods.METHODS and list(methods.METHODS).index(p) < list(methods.METHODS).index(code)
-            for p in row.parents
-        )
+        for parent in (p.removesuffix("@source") for p in row.parents):
+            assert parent in CODES[: CODES.index(code)]
+        assert row.transfers == code.startswith("TL")
         assert set(row.keys) <= set(methods.DEFAULTS)
     for preset in methods.PRESETS.values():
         assert set(preset.methods) <= set(methods.METHODS)
+        assert preset.source != preset.dataset
         assert all(0 < r < 1 for r in preset.rates)
         methods.settings("demo", preset.settings)
 
@@ -224,12 +226,76 @@ def test_parents_share_all_but_method_and_rate(tiny_dataset):
     assert parent.parents == ()
 
 
+# ---- transfers
+
+
+def transfer(name: str, source: str, method: str = "TL+P+FT", **request) -> runs.Spec:
+    return spec(method, **({"preset": "tiny", "dataset": name, "source": source, "rate": 0.9} | request))
+
+
+def test_a_transfer_starts_on_the_source_and_shares_its_model(tiny_dataset, tiny_source):
+    family = {s.method: s for s in (transfer(tiny_dataset, tiny_source, code) for code in TRANSFERS)}
+    there = spec("BL", preset="tiny", dataset=tiny_source)
+    assert family["TL+FT"].parents == (there,) == family["TL+P+FT"].parents[0].parents
+    assert [(p.method, p.dataset) for p in family["TL+KD"].parents] == [("BL", tiny_source), ("TL+FT", tiny_dataset)]
+    assert family["TL+P+FT"].parents[0] == spec("CPF", preset="tiny", dataset=tiny_source, rate=0.9)
+    assert family["TL+FT+Q"].parents == (family["TL+FT"],)
+    assert family["TL+P+A"].parents == (family["TL+P+FT"],)
+    assert family["TL+KD+A"].parents == (family["TL+KD"],)
+    assert all(s.source == tiny_source and s.dataset == tiny_dataset for s in family.values())
+
+
+def test_the_source_decides_a_transfer_and_nothing_else(tiny_dataset, tiny_source):
+    assert transfer(tiny_dataset, tiny_source).run_id != transfer(tiny_source, tiny_dataset).run_id
+    home = spec("CPF", preset="tiny", dataset=tiny_dataset, rate=0.9)
+    assert transfer(tiny_dataset, tiny_source, "CPF") == home
+    assert home.source == ""
+
+
+def test_the_target_may_have_few_images_and_the_source_keeps_its_own(tiny_dataset, tiny_source):
+    few = transfer(tiny_dataset, tiny_source, settings={"target_images": 5})
+    assert few.run_id != transfer(tiny_dataset, tiny_source).run_id
+    assert few.parents == transfer(tiny_dataset, tiny_source).parents
+    five, ten, whole = (runs.Run(transfer(tiny_dataset, tiny_source, settings={"target_images": n})).data for n in (5, 10, None))  # fmt: skip
+    assert np.bincount(five.train.labels).tolist() == [5, 5]
+    assert set(five.train.table["path"]) < set(ten.train.table["path"]) < set(whole.train.table["path"])
+    assert five.test.table.equals(whole.test.table)
+    assert five.val.table.equals(whole.val.table)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"source": "tiny-set"}, "source 'tiny-set' is the dataset itself: a transfer needs another one"),
+        ({"source": "tiny-sorce"}, "unknown dataset 'tiny-sorce', did you mean 'tiny-source'"),
+        ({"source": "dogs-vs-cats"}, "Get it with: python -m data_prep dogs-vs-cats --from FOLDER"),
+        ({"settings": {"trainable": "features.8"}}, r"unknown layer 'features.8', did you mean 'features.\d'"),
+        ({"settings": {"trainable": "features.7;head"}}, "unknown layer 'features.7;head'"),
+        ({"settings": {"adapter_after": "features.5"}, "method": "TL+KD+A"}, r"unknown block 'features.5', did you mean 'features.\d'"),
+        ({"settings": {"adapter_after": "block4"}, "method": "TL+P+A"}, "unknown block 'block4'"),
+        ({"settings": {"adapter_form": "paralel"}, "method": "TL+P+A"}, "unknown form of adapter 'paralel'"),
+        ({"settings": {"teacher": "BL"}, "method": "TL+KD"}, "unknown teacher 'BL'"),
+        ({"settings": {"target_images": 0}}, "setting target_images=0 is out of its range"),
+    ],
+)  # fmt: skip
+def test_a_transfer_that_cannot_be_is_refused_before_anything_is_made(tiny_dataset, tiny_source, outputs_root, request_, message):  # fmt: skip
+    with pytest.raises(InputError, match=message):
+        transfer(tiny_dataset, **({"source": tiny_source} | request_))
+    assert not outputs_root.exists()
+
+
+def test_a_missing_parent_is_named_with_the_command_that_makes_it(tiny_dataset, tiny_source, outputs_root):
+    run = runs.Run(transfer(tiny_dataset, tiny_source, "TL+FT"))
+    with pytest.raises(InputError, match=f"starts from BL-s0.*, which is not there yet: python -m dflib study .*--dataset {tiny_source} .*--methods BL"):  # fmt: skip
+        run.parent()
+
+
 drawn = st.fixed_dictionaries(
     {},
     optional={
         "size": st.sampled_from([32, 64, 224]), "mode": st.sampled_from(["resize", "center_crop", "texture_crop"]), "limit": st.none() | st.integers(1, 99),
         "epochs": st.integers(1, 99), "lr": st.floats(1e-9, 1), "scope": st.sampled_from(["layer", "global"]), "augment": st.booleans(),
-        "alpha": st.floats(0, 1), "steps": st.sampled_from(["int8", "prune:0.5,finetune,prune:0.9,distill,int8"]), "patience": st.integers(0, 9), "temperature": st.floats(0.1, 50),
+        "alpha": st.floats(0, 1), "steps": st.sampled_from(["int8", "prune:0.5,finetune,prune:0.9,distill,int8"]), "trainable": st.sampled_from(["head", "norms", "features.6,head"]), "target_images": st.none() | st.integers(1, 99), "patience": st.integers(0, 9), "temperature": st.floats(0.1, 50),
     },
 )  # fmt: skip
 
@@ -242,10 +308,10 @@ drawn = st.fixed_dictionaries(
     rate=st.floats(0.01, 0.99),
     seed=st.integers(0, 99),
 )
-def test_parameters_and_the_command_line_lead_back_to_the_same_run(tiny_dataset, overrides, preset, method, rate, seed):
+def test_parameters_and_the_command_line_lead_back_to_the_same_run(tiny_dataset, tiny_source, overrides, preset, method, rate, seed):  # fmt: skip
     wanted = spec(
-        method, preset=preset, dataset=tiny_dataset, rate=rate, seed=seed, settings=overrides, protocol="paper"
-    )
+        method, preset=preset, dataset=tiny_dataset, source=tiny_source, rate=rate, seed=seed, settings=overrides, protocol="paper"
+    )  # fmt: skip
     through_papermill = json.loads(json.dumps(wanted.parameters()))
     assert spec(**({"method": method} | through_papermill)).run_id == wanted.run_id
     words = shlex.split(wanted.command())
@@ -254,7 +320,7 @@ def test_parameters_and_the_command_line_lead_back_to_the_same_run(tiny_dataset,
     given_ = {k.lstrip("-"): v for k, v in options if k != "--set"}
     rates = _list(given_.get("rates"), float) or (None,)
     again = spec(
-        given_["methods"], preset=given_["preset"], dataset=given_["dataset"], protocol=given_["protocol"], rate=rates[0],
+        given_["methods"], preset=given_["preset"], dataset=given_["dataset"], protocol=given_["protocol"], source=given_.get("source"), rate=rates[0],
         seed=_list(given_["seeds"], int)[0], settings=_settings([v for k, v in options if k == "--set"]),
     )  # fmt: skip
     assert again.run_id == wanted.run_id

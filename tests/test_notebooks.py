@@ -134,7 +134,7 @@ def test_ruff_is_content():
 
 
 @pytest.fixture(scope="module")
-def outputs_folder(tiny_dataset, tmp_path_factory) -> Iterator[Path]:
+def outputs_folder(tiny_dataset, tiny_source, tmp_path_factory) -> Iterator[Path]:
     """An outputs root that the tests below share: each run is made once."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("notebook-outputs")
@@ -143,13 +143,14 @@ def outputs_folder(tiny_dataset, tmp_path_factory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def made(tiny_dataset, outputs_folder) -> dict[str, dict]:
-    """Results of all run notebooks by method, executed as the batch does."""
+def made(tiny_dataset, tiny_source, outputs_folder) -> dict[str, dict]:
+    """Results of all run notebooks on the target by method, executed as the batch does; those on the source are made for them."""
     results = {}
-    for s in study.plan(preset="tiny", dataset=tiny_dataset, methods_=tuple(methods.METHODS)):
+    for s in study.plan(preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=tuple(methods.METHODS)):
         outcome = study.execute(s)
         assert outcome["status"] == "done", outcome["error"]
-        results[s.method] = runs.read(s.folder) | {"folder": s.folder, "spec": s}
+        if s.dataset == tiny_dataset:
+            results[s.method] = runs.read(s.folder) | {"folder": s.folder, "spec": s}
     return results
 
 
@@ -194,7 +195,7 @@ def test_run_notebook_leaves_a_complete_result(code, made):
 
 def test_the_architecture_of_each_run_is_the_methods_own(made):
     full = models.count(models.architecture("BL", size=32))
-    assert [made[m]["cost"]["params"] for m in ("BL", "CPF", "CQ")] == [full] * 3
+    assert [made[m]["cost"]["params"] for m in ("BL", "CPF", "CQ", "TL+FT", "TL+FT+Q", "TL+P+FT")] == [full] * 6
     assert [made[m]["cost"]["params"] / full for m in ("CPF-S", "SCRATCH", "CPKDQ", "chain")] == pytest.approx(
         [0.1] * 4, rel=0.01
     )
@@ -210,6 +211,35 @@ def test_pruning_gains_neither_bytes_nor_operations(made):
     assert made["CPF"]["cost"]["macs"] == made["BL"]["cost"]["macs"]
     assert made["CPF"]["cost"]["file_bytes"] == pytest.approx(made["BL"]["cost"]["file_bytes"], rel=1e-3)
     assert made["CPF"]["cost"]["gzip_bytes"] < 0.5 * made["BL"]["cost"]["gzip_bytes"]
+
+
+def test_transfers_name_their_source_and_cost_what_they_train(made, tiny_source):
+    for code, result in made.items():
+        assert result["source"] == (tiny_source if code.startswith("TL") else None)
+    full, cost = made["BL"]["cost"]["params"], {code: result["cost"] for code, result in made.items()}
+    assert cost["BL"]["trainable_params"] == full
+    assert cost["TL+FT+Q"]["trainable_params"] == cost["CQ"]["trainable_params"] == 0
+    assert 0 < cost["TL+P+A"]["trainable_params"] < 0.02 * full
+    assert cost["TL+P+A"]["trainable_params"] == cost["TL+P+A"]["params"] - cost["TL+P+FT"]["params"]
+    assert cost["TL+KD+A"]["trainable_params"] == cost["TL+KD+A"]["params"] - cost["TL+KD"]["params"]
+    for code in ("TL+FT", "TL+P+FT", "TL+P+A", "TL+KD+A"):
+        assert cost[code]["shipped_bytes"] == (made[code]["folder"] / "delta.safetensors").stat().st_size
+        assert made[code]["timings"]["transfer_s"] > 0
+    assert cost["TL+P+A"]["shipped_bytes"] < 0.02 * cost["TL+P+FT"]["file_bytes"]
+    assert cost["TL+FT+Q"]["shipped_bytes"] == cost["TL+FT+Q"]["file_bytes"]
+
+
+def test_a_transferred_pruned_model_keeps_its_zeros(made):
+    pruned, tuned, adapted = (
+        models.load(folder / "model.safetensors").state_dict()
+        for folder in (made["TL+P+FT"]["spec"].parents[0].folder, made["TL+P+FT"]["folder"], made["TL+P+A"]["folder"])
+    )
+    moved = 0
+    for name, w in pruned.items():
+        if w.ndim > 1 and not name.startswith("head.6"):
+            assert not tuned[name][w == 0].any() and not adapted[name][w == 0].any(), name
+            moved += int((tuned[name] != w).sum())
+    assert moved > 0
 
 
 def test_whole_channels_gain_bytes_and_operations_and_int8_multiplies(made):
@@ -243,9 +273,10 @@ def test_a_second_execution_finds_the_first(made):
 def test_the_cells_tagged_result_are_what_makes_it(code, made, tmp_path, monkeypatch):
     """They alone, after the imports, give the same weights and scores: so nothing else needs to be in the run's id."""
     spec, finished = made[code]["spec"], made[code]["folder"]
+    there = [parent.folder for parent in spec.parents]
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
-    for parent in spec.parents:
-        shutil.copytree(made[parent.method]["folder"], parent.folder)
+    for parent, folder in zip(spec.parents, there, strict=True):
+        shutil.copytree(folder, parent.folder)
     book = nbformat.read(spec.notebook, as_version=4)
     cells_ = [c for c in book.cells if c.cell_type == "code"]
     book.cells = [
@@ -284,3 +315,12 @@ def test_readers_say_what_to_do_without_runs(stem, tmp_path, monkeypatch):
     read = step_through(stem, tmp_path / "read.ipynb")
     assert is_quiet(read)
     assert "python -m dflib study --preset demo --dataset demo" in json.dumps(outputs(read))
+
+
+def test_the_data_notebook_audits_what_is_there(tiny_dataset, tmp_path):
+    read = step_through("01_data", tmp_path / "read.ipynb", dataset=tiny_dataset, sample=30)
+    assert is_quiet(read)
+    shown = outputs(read)
+    assert sum("image/png" in o.get("data", {}) for o in shown) == 6
+    recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
+    assert "240 usable images of 3 kinds" in recap and "0.0% under `strict`" in recap

@@ -1,5 +1,7 @@
 """Figures: they draw what they are given, from one run to many, and leave nothing behind."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,8 +33,8 @@ def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"),
     name = f"{plots.run_label(method, rate)}-s{seed}".replace(" ", "-r").replace("%", "")
     return {
         "run_id": name, "method": method, "rate": rate, "seed": seed, "dataset": "faces", "protocol": "strict", "preset": "tiny",
-        "device": "a CPU", "threshold": 0.5, "command": f"python -m dflib study --methods {method}", "parents": [], "data_fingerprint": "0",
-        "params": {"size": 32, "mode": "resize", "limit": None}, "versions": {"python": "3.11", "torch": "2"},
+        "device": "a CPU", "threshold": 0.5, "command": f"python -m dflib study --methods {method}", "parents": [], "data_fingerprint": "0", "train_images": 200 + 100 * seed,
+        "params": {"size": 32, "mode": "resize", "limit": None, "target_images": None}, "versions": {"python": "3.11", "torch": "2"},
         "timings": {"train_s": 60.0 if method == "BL" else 0.0, "compress_s": 0.0 if method == "BL" else 7.0, "transfer_s": 0.0, "total_s": 70.0},
         "cost": numbers | {"latency_ms": latency},
         "metrics": metrics.evaluate(labels, scores, names, threshold=0.5, draws=draws),
@@ -49,13 +51,19 @@ TABLES = {
     "grid": table(BL, *GRID, result("CQ")),
     "baseline only": table(BL),
     "one run, no baseline": table(GRID[0]),
+    "transfers": table(
+        BL, *(result(m, None if m == "TL+FT" else r, s) for m in ("TL+FT", "TL+KD") for r in (0.6, 0.9) for s in (0, 1))
+    ),
     "no rates": table(BL, result("CQ"), result("TL+FT")),
     "no intervals": table(result(draws=0), result("CPF", 0.9, draws=0)),
     "an unknown method": table(BL, result("NEW", 0.5)),
     "nothing": pd.DataFrame(),
 }
 OF_RUNS = [
-    plots.figure1,
+    plots.paper_figure,
+    partial(plots.paper_figure, transfers=True),
+    partial(plots.paper_figure, generators=("gan", "vae")),
+    plots.against_images,
     plots.against_rate,
     plots.generators,
     *[lambda rows, x=x: plots.pareto(rows, x) for x in plots.COSTS],
@@ -94,26 +102,53 @@ def test_weight_tensors_may_have_gradients():
     assert "50% zero" in ax.get_title()
 
 
-def test_figure1_draws_the_red_line_at_the_baseline():
+def test_the_papers_figure_draws_the_red_line_at_the_baseline():
     rows = TABLES["grid"]
-    axes = plots.figure1(rows).axes
+    axes = plots.paper_figure(rows).axes
     expected = [BL["metrics"]["all"]["accuracy"], BL["metrics"]["all"]["f1"], BL["timings"]["train_s"]]
     for ax, value in zip(axes, expected, strict=True):
         (line,) = [each for each in ax.lines if each.get_label() == "BL"]
         assert line.get_ydata() == pytest.approx([value, value])
         assert line.get_color() == plots.RED
-    only = plots.figure1(rows, generator="vae").axes[0]
+    only = plots.paper_figure(rows, ["vae"]).axes[0]
     line = next(each for each in only.lines if each.get_label() == "BL")
     assert line.get_ydata()[0] == BL["metrics"]["vae"]["accuracy"]
 
 
-def test_figure1_shows_every_run_and_no_line_without_a_baseline():
-    points = [line for line in plots.figure1(TABLES["grid"]).axes[0].lines if line.get_marker() in list(plots.MARKERS)]
+def test_the_papers_figure_shows_every_run_and_no_line_without_a_baseline():
+    points = [
+        line for line in plots.paper_figure(TABLES["grid"]).axes[0].lines if line.get_marker() in list(plots.MARKERS)
+    ]
     shown = np.sort(np.concatenate([line.get_ydata() for line in points]))
     rows = TABLES["grid"]
     assert shown == pytest.approx(np.sort(rows.loc[rows["method"] != "BL", "accuracy"]))
-    axes = plots.figure1(TABLES["one run, no baseline"]).axes
+    axes = plots.paper_figure(TABLES["one run, no baseline"]).axes
     assert not [line for ax in axes for line in ax.lines if line.get_label() == "BL"]
+
+
+def test_transfers_and_compressions_have_figures_of_their_own():
+    rows = table(BL, *GRID, result("TL+FT"), result("TL+KD", 0.9))
+    named = lambda fig: [t.get_text() for t in fig.axes[0].get_xticklabels()]
+    assert named(plots.paper_figure(rows)) == ["CPF", "CKD"]
+    fig = plots.paper_figure(rows, ("gan", "vae"), transfers=True)
+    assert named(fig) == ["TL+FT", "TL+KD"]
+    titles = ["accuracy, gan", "F1, gan", "transfer time, s", "accuracy, vae", "F1, vae"]
+    assert sorted(ax.get_title() for ax in fig.axes) == sorted(titles)
+    (ax,) = (ax for ax in fig.axes if ax.get_title() == "F1, vae")
+    (line,) = (each for each in ax.lines if each.get_label() == "BL")
+    assert line.get_ydata()[0] == BL["metrics"]["vae"]["f1"]
+
+
+def test_against_images_means_over_seeds_at_each_number_of_images():
+    runs_ = [result("TL+FT", None, seed, skill) for seed, skill in ((0, 0.5), (1, 1.0))]
+    for r, n in zip(runs_, (50, 50), strict=True):
+        r["train_images"] = n
+    more = result("TL+FT", skill=1.5) | {"train_images": 800}
+    (ax,) = plots.against_images(table(*runs_, more)).axes
+    line = next(c for c in ax.containers if c.get_label() == "TL+FT").lines[0]
+    assert line.get_xdata() == pytest.approx([50, 800])
+    both = [r["metrics"]["all"]["auroc"] for r in runs_]
+    assert line.get_ydata() == pytest.approx([np.mean(both), more["metrics"]["all"]["auroc"]])
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))

@@ -81,6 +81,15 @@ def test_globally_one_threshold_cuts_all_layers_but_for_the_largest_of_each(rate
     assert total - models.nonzero(model) == k
 
 
+def test_masks_are_read_back_from_the_zeros():
+    model = detector()
+    masks = prune.magnitude_masks(model, rate=0.7)
+    prune.apply_masks(model, masks)
+    read = prune.masks_of(model)
+    assert read.keys() == masks.keys()
+    assert all(torch.equal(read[name], mask) for name, mask in masks.items())
+
+
 def test_global_empties_no_layer():
     model = detector()
     with torch.no_grad():

@@ -228,6 +228,9 @@ def test_terminal_table_is_text_in_the_order_of_the_methods():
         "peak MB",
         "compress s",
         "train s",
+        "transfer s",
+        "trained",
+        "to ship MB",
     ]
     assert shown["run"].tolist()[0] == "BL-s0" and shown["run"].tolist()[-1] == "CQ-s0"
     assert shown.loc[0, ["params", "file MB", "p50 ms"]].tolist() == ["1,000", "4.00", "2.00"]

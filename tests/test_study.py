@@ -65,6 +65,27 @@ def test_plan_puts_parents_first_and_each_run_once(tiny_dataset):
         assert all(ids.index(p.run_id) < ids.index(s.run_id) for p in s.parents)
 
 
+def test_a_plan_makes_the_source_first_and_once(tiny_dataset, tiny_source):
+    codes = ("TL+KD+A", "TL+P+A", "TL+FT+Q")
+    plan = study.plan(preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=codes, rates=(0.6, 0.9))
+    runs_ = [(s.method, s.rate, s.dataset == tiny_source) for s in plan]
+    assert len(set(runs_)) == len(runs_)
+    assert set(runs_) == {
+        ("BL", None, True), ("CPF", 0.6, True), ("CPF", 0.9, True), ("TL+FT", None, False), ("TL+FT+Q", None, False),
+        *((code, rate, False) for code in ("TL+KD", "TL+KD+A", "TL+P+FT", "TL+P+A") for rate in (0.6, 0.9)),
+    }  # fmt: skip
+    ids = [s.run_id for s in plan]
+    assert all(ids.index(p.run_id) < ids.index(s.run_id) for s in plan for p in s.parents)
+
+
+def test_a_setting_of_any_ancestor_is_taken(tiny_dataset, tiny_source):
+    request = {"preset": "tiny", "dataset": tiny_dataset, "source": tiny_source, "methods_": ("TL+P+A",)}
+    plain, other = study.plan(**request), study.plan(**request, settings={"scope": "global"})  # CPF's, on the source
+    assert plain.specs[-1].run_id != other.specs[-1].run_id
+    with pytest.raises(InputError, match="unknown setting 'alpha'"):
+        study.plan(**request, settings={"alpha": 0.5})
+
+
 def test_a_setting_that_no_method_reads_is_refused(tiny_dataset):
     with pytest.raises(InputError, match="unknown setting 'temperature'"):
         tiny(tiny_dataset, "BL", temperature=2.0)
@@ -204,3 +225,25 @@ def test_estimates_come_from_finished_runs(tiny_dataset, outputs):
     other_seed = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(5,))
     (seconds,) = study.estimate(other_seed).values()
     assert seconds == pytest.approx(runs.read(plan.specs[0].folder)["timings"]["total_s"])
+
+
+MANY_WIDGETS = """
+import sys, nbformat, papermill
+from dflib import study
+
+cell = '''from ipywidgets import FloatSlider, VBox, interactive_output
+slider = FloatSlider(0.5, min=0, max=1)
+VBox([slider, interactive_output(lambda x: print("a", x), {"x": slider})])'''
+book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for _ in range(50)])
+book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+path = sys.argv[1] + "/widgets.ipynb"
+nbformat.write(book, path)
+with open(sys.argv[1] + "/log.txt", "w") as log:
+    manager = study._kernel_manager(log, sys.argv[1])
+    papermill.execute_notebook(path, path, {}, progress_bar=False, kernel_name="python3", kernel_manager_class=manager)
+"""
+
+
+def test_a_notebook_of_many_widgets_ends(tmp_path):
+    """With jupyter_client's own channels about every second such notebook waits for ever for a reply that has come."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", MANY_WIDGETS, str(tmp_path)], check=True, timeout=180)

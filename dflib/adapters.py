@@ -1,0 +1,174 @@
+"""A trained detector learns another task by few weights: selected layers, adapters, low-rank updates; and files that hold only what changed.
+
+Adapters: depthwise-separable convolutions between frozen layers (arXiv 2504.21066; the idea: Houlsby et al. 2019, arXiv 1902.00751).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from data_prep.errors import InputError, choose
+from dflib import models, train
+from dflib.models import Architecture, Detector
+
+FORMS = ("serial", "residual")  # the paper's, randomly initialised; and one that starts as the identity
+
+
+def layers(model: Detector) -> list[str]:
+    """Names that `select` takes: every block, every linear layer, their parts and adapters, and "all" and "norms".
+
+    >>> layers(Detector(models.architecture("S90", size=32)))[:4]
+    ['all', 'norms', 'features', 'features.0']
+    """
+    return ["all", "norms", *(name for name, m in model.named_modules() if name and any(True for _ in m.parameters()))]
+
+
+def select(model: Detector, names: str) -> int:
+    """Let only the named layers train, freeze all others; returns the number of trainable parameters.
+
+    names: separated by commas, of `layers(model)`: "features.6,features.7,head"; "norms" are all BatchNorms (Frankle et al. 2020, arXiv 2003.00152).
+    Raises `InputError` with the nearest name for an unknown layer.
+
+    >>> select(Detector(models.architecture("S90", size=32)), "norms")
+    704
+    """
+    model.requires_grad_(False)
+    valid = layers(model)
+    for name in names.split(","):
+        name = choose("layer", name.strip(), valid)
+        chosen = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] if name == "norms" else [model if name == "all" else model.get_submodule(name)]  # fmt: skip
+        for module in chosen:
+            module.requires_grad_(True)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def place(arch: Architecture, after: str = "") -> str:
+    """The block that an adapter goes behind: `after`, or where the paper puts it: the last one of a student, else the middle, block 4.
+
+    Raises `InputError` for a block that the architecture does not have.
+
+    >>> place(models.architecture("BL")), place(models.architecture("S90"))
+    ('features.3', 'features.4')
+    """
+    if not arch.blocks:
+        raise InputError(f"adapters stand behind the blocks of our own stacks; backbone {arch.backbone!r} has none")
+    student = arch.name.startswith(tuple(models.STUDENT_RATES.values()))
+    papers = f"features.{len(arch.blocks) - 1 if student else (len(arch.blocks) - 1) // 2}"
+    return choose("block", after or papers, [f"features.{i}" for i in range(len(arch.blocks))])
+
+
+def insert(model: Detector, after: str = "", *, form: str = "serial", seed: int = 0) -> Detector:
+    """A copy of the model with an adapter behind a block, frozen but for the adapter; its width is the block's, whatever that is.
+
+    after: a block's name; empty is the paper's `place`. form: "serial" (the paper's) or "residual" (changes nothing until it is trained).
+    Raises `InputError` for an unknown block or form, or a block that has an adapter.
+
+    >>> insert(Detector(models.architecture("BL", size=32)), "features.3").arch.blocks[3].adapter
+    'serial'
+    """
+    blocks = list(model.arch.blocks)
+    after = place(model.arch, after)
+    i = int(after.removeprefix("features."))
+    if blocks[i].adapter:
+        raise InputError(f"{after} has an adapter already: choose another block, or train that one")
+    blocks[i] = replace(blocks[i], adapter=choose("form of adapter", form, FORMS))
+    with train.seeded(seed):
+        adapted = Detector(replace(model.arch, blocks=tuple(blocks)))
+    adapted.load_state_dict(model.state_dict(), strict=False)
+    select(adapted, f"{after}.adapter")
+    return adapted.to(next(model.parameters()).device).eval()
+
+
+def with_classes(model: Detector, classes: int, *, seed: int = 0) -> Detector:
+    """The model itself where it has so many classes (the paper keeps the head); else a copy with a new, untrained last layer."""
+    if model.arch.classes == classes:
+        return model
+    with train.seeded(seed):
+        other = Detector(replace(model.arch, classes=classes))
+    last = list(other.head._modules)[-1]
+    kept = {k: v for k, v in model.state_dict().items() if not k.startswith(f"head.{last}.")}
+    other.load_state_dict(kept, strict=False)
+    return other.eval()
+
+
+class LowRank(nn.Module):
+    """A frozen weight plus a trained product of two thin matrices, which starts at zero (LoRA, Hu et al. 2021, arXiv 2106.09685)."""
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(rank, weight[0].numel()) / weight[0].numel() ** 0.5)
+        self.up = nn.Parameter(torch.zeros(len(weight), rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.up @ self.down).view_as(weight)
+
+
+def low_rank(model: Detector, *, rank: int = 4, seed: int = 0) -> int:
+    """Give each convolution of the model a trainable low-rank update, freeze the rest; returns the number of trainable parameters.
+
+    In place; `merge` adds the updates to the weights, and the model is a plain one again.
+
+    >>> low_rank(Detector(models.architecture("S90", size=32)), rank=1) > 0
+    True
+    """
+    if rank < 1:
+        raise InputError(f"rank {rank}: at least 1 is needed; 4 is usual")
+    model.requires_grad_(False)
+    with train.seeded(seed):
+        for layer in [m for m in model.modules() if isinstance(m, nn.Conv2d)]:
+            parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def merge(model: Detector) -> Detector:
+    """Add low-rank updates to their weights, in place: same outputs, same shapes as before `low_rank`, no extra operation."""
+    for layer in model.modules():
+        if parametrize.is_parametrized(layer):
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    return model
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of all weights and buffers: which model a delta belongs to."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_delta(model: Detector, base: Detector, path: Path) -> Path:
+    """Write only the tensors in which the model differs from its base, bit by bit: what must be shipped to who has the base; atomically."""
+    before = base.state_dict()
+    changed = {
+        k: v.detach().cpu().contiguous()
+        for k, v in model.state_dict().items()
+        if k not in before or not torch.equal(v.cpu(), before[k].cpu())
+    }
+    new = Path(path).with_name(Path(path).name + ".new")
+    metadata = {"format": "dflib-delta-1", "architecture": model.arch.to_json(), "base": fingerprint(base)}
+    save_file(changed, new, metadata=metadata)
+    new.replace(path)
+    return Path(path)
+
+
+def load_delta(path: Path, base: Detector) -> Detector:
+    """The model that `save_delta` was given, bit by bit, in eval mode.
+
+    Raises `InputError` for a file that is missing, damaged or no delta, or one that belongs to another base.
+
+    >>> load_delta("delta.safetensors", base)                       # doctest: +SKIP
+    """
+    metadata, tensors = models.read(path)
+    if metadata.get("format") != "dflib-delta-1":
+        raise InputError(f"{path} is no delta: dflib.models.load reads whole checkpoints")
+    found = fingerprint(base)
+    if metadata["base"] != found:
+        raise InputError(f"{path} belongs to the base {metadata['base']}, not to this one ({found}): load it on the run that it was trained on")  # fmt: skip
+    return models.build(path, metadata["architecture"], base.state_dict() | tensors)

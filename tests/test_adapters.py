@@ -1,0 +1,275 @@
+"""Adapters, frozen layers, low-rank updates and deltas, against their equations; what is frozen stays as it is, bit by bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from data_prep.errors import InputError
+from dflib import adapters, export, models, train
+from dflib.models import Architecture, Block, Dense, Detector
+
+ODD = Architecture(  # as structured pruning leaves a model: odd widths, and a depthwise block
+    "BL", 32, (Block(5, pool=True), Block(11), Block(13, pool=True, separable=True, mid=11, groups=11), Block(7, pool=True)), (Dense(9, 0.5),)
+)  # fmt: skip
+BLOCKS = [f"features.{i}" for i in range(4)]
+
+
+def lived_in(arch: Architecture = ODD, seed: int = 0) -> Detector:
+    """A detector whose BatchNorm statistics are not those of a fresh one, in eval mode."""
+    with train.seeded(seed):
+        model = Detector(arch)
+        for _ in range(3):
+            model(torch.rand(8, 3, arch.size, arch.size))
+    return model.eval()
+
+
+def tensors(model: Detector) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    """Names of the tensors that are not the same, bit by bit."""
+    return {k for k in before if not torch.equal(before[k], after[k])}
+
+
+def fitted(model: Detector, toy, **changes) -> set[str]:
+    """Train for two epochs, and return the names of the tensors that have changed."""
+    before = tensors(model)
+    train.fit(model, toy(), train.Recipe(epochs=2, batch=16, **changes), device=torch.device("cpu"))
+    return changed(before, tensors(model))
+
+
+# --- adapters
+
+
+@given(after=st.sampled_from(BLOCKS), form=st.sampled_from(adapters.FORMS), seed=st.integers(0, 5))
+@settings(max_examples=15)
+def test_an_adapter_computes_its_equation(after, form, seed):
+    base = lived_in(seed=seed)
+    adapted = adapters.insert(base, after, form=form, seed=seed).eval()
+    adapter = adapted.get_submodule(f"{after}.adapter")
+    with torch.no_grad():
+        for tensor in (adapter.norm.weight, adapter.norm.bias, adapter.norm.running_mean):
+            tensor.normal_()
+    i = int(after[-1])
+    x = torch.rand(2, 3, 32, 32)
+    h = base.features[: i + 1]((x - 0.5) / 0.5)
+    y = F.conv2d(h, adapter.depthwise.weight, adapter.depthwise.bias, padding=1, groups=h.shape[1])
+    y = torch.einsum("oi,nihw->nohw", adapter.pointwise.weight[:, :, 0, 0], y) + adapter.pointwise.bias[:, None, None]
+    y = (y - adapter.norm.running_mean[:, None, None]) / (
+        adapter.norm.running_var[:, None, None] + adapter.norm.eps
+    ).sqrt()
+    y = y * adapter.norm.weight[:, None, None] + adapter.norm.bias[:, None, None]
+    y = (h + y if form == "residual" else y).clamp_min(0)
+    logits = base.head(base.features[i + 1 :](y).flatten(1))
+    torch.testing.assert_close(adapted(x), logits, rtol=1e-4, atol=1e-4)
+
+
+@given(after=st.sampled_from(BLOCKS), seed=st.integers(0, 5))
+@settings(max_examples=10)
+def test_the_residual_form_starts_as_the_identity_and_the_serial_one_does_not(after, seed):
+    base, x = lived_in(seed=seed), torch.rand(4, 3, 32, 32)
+    assert torch.equal(adapters.insert(base, after, form="residual").eval()(x), base(x))
+    assert not torch.allclose(adapters.insert(base, after, form="serial").eval()(x), base(x))
+
+
+def test_the_residual_form_can_learn_from_its_start():
+    adapted = adapters.insert(lived_in(), form="residual")
+    train._train_mode(adapted)
+    F.cross_entropy(adapted(torch.rand(8, 3, 32, 32)), torch.arange(8) % 2).backward()
+    assert adapted.get_submodule("features.1.adapter.norm").weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("BL", "features.3"), ("S60", "features.6"), ("S70", "features.5"), ("S80", "features.6"), ("S90", "features.4")],
+)
+def test_the_place_is_the_papers(name, place):
+    arch = models.architecture(name, size=32)
+    assert adapters.place(arch) == adapters.place(models.scaled(arch, 0.37)) == place
+    adapted = adapters.insert(Detector(arch))
+    assert adapted.arch.blocks[int(place[-1])].adapter == "serial"
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_an_adapter_is_small_and_has_the_papers_number_of_parameters(name):
+    arch = models.architecture(name)
+    width = arch.blocks[int(adapters.place(arch)[-1])].width
+    with torch.device("meta"):
+        base, adapter = Detector(arch), models.Adapter(width, residual=False)
+    assert models.parameters(adapter) == (9 * width + width) + (width * width + width) + 2 * width
+    assert models.parameters(adapter) < 0.02 * models.parameters(base)
+
+
+@pytest.mark.parametrize("form", adapters.FORMS)
+def test_an_adapted_model_rebuilds_itself_and_goes_to_onnx(form, tmp_path, toy):
+    adapted = adapters.insert(lived_in(), "features.2", form=form).eval()
+    again = models.load(models.save(adapted, tmp_path / "model.safetensors"))
+    assert again.arch == adapted.arch
+    assert not changed(tensors(adapted), tensors(again))
+    same = export.parity(again, export.to_onnx(again, tmp_path / "model.onnx"), toy().test)
+    assert same["max_logit_difference"] < 1e-4
+
+
+# --- what trains and what does not
+
+
+@pytest.mark.parametrize("form", adapters.FORMS)
+@pytest.mark.parametrize("after", BLOCKS)
+def test_only_the_adapter_trains(form, after, toy):
+    adapted = adapters.insert(lived_in(), after, form=form)
+    moved = fitted(adapted, toy, lr=0.01, weight_decay=0.1)
+    inside = {k for k in adapted.state_dict() if k.startswith(f"{after}.adapter.")}
+    still = {f"{after}.adapter.{conv}.bias" for conv in ("depthwise", "pointwise")}  # BatchNorm takes biases out again
+    assert inside - still <= moved <= inside
+
+
+@pytest.mark.parametrize(
+    ("names", "prefixes"),
+    [("head", ("head.",)), ("features.2", ("features.2.",)), ("features.3, head.3", ("features.3.", "head.3.")),
+     ("all", ("",)), ("norms", tuple(f"features.{i}.norm." for i in range(4)))],
+)  # fmt: skip
+def test_only_the_selected_layers_train(names, prefixes, toy):
+    model = lived_in()
+    count = adapters.select(model, names)
+    assert count == sum(p.numel() for k, p in model.named_parameters() if k.startswith(prefixes))
+    selected = {k for k in model.state_dict() if k.startswith(prefixes)}
+    moved = fitted(model, toy, lr=0.01)
+    assert {k for k in selected if not k.endswith("bias")} <= moved <= selected
+
+
+def test_dropout_sleeps_in_a_frozen_head_and_wakes_in_a_trained_one():
+    model, x = lived_in(), torch.rand(64, 3, 32, 32)
+    for names, equal in (("features.3.norm", True), ("head", False)):
+        adapters.select(model, names)
+        train._train_mode(model)
+        model.features.eval()
+        assert torch.equal(model(x), model.eval()(x)) == equal
+    adapters.select(model, "all")
+    train._train_mode(model)
+    assert all(m.training for m in model.modules())
+
+
+def test_layers_lists_what_select_takes():
+    model = adapters.insert(lived_in(), "features.1")
+    names = adapters.layers(model)
+    assert {"all", "norms", "head", "head.3", "features.1", "features.1.adapter", "features.2.depthwise"} <= set(names)
+    assert "features.0.relu" not in names
+    for name in names:
+        assert adapters.select(model, name) > 0
+    assert adapters.select(model, ",".join(names)) == models.parameters(model)
+
+
+# --- low-rank updates
+
+
+def test_a_low_rank_update_starts_at_zero_trains_alone_and_merges(toy):
+    model, x = lived_in(), torch.rand(4, 3, 32, 32)
+    before, logits = tensors(model), model(x)
+    count = adapters.low_rank(model, rank=2)
+    convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert count == sum(2 * (c.out_channels + c.weight[0].numel()) for c in convs)
+    torch.testing.assert_close(model(x), logits)
+    train.fit(model, toy(), train.Recipe(epochs=2, batch=16, lr=0.01), device=torch.device("cpu"))
+    trained = model(x)
+    merged = tensors(adapters.merge(model))
+    assert merged.keys() == before.keys()
+    torch.testing.assert_close(model(x), trained)
+    assert changed(before, merged) == {k for k in before if before[k].ndim == 4}
+    for k in changed(before, merged):
+        update = (merged[k] - before[k]).flatten(1).double()
+        assert torch.linalg.matrix_rank(update, rtol=1e-4) <= 2
+
+
+# --- deltas
+
+
+def test_a_delta_gives_the_model_back_and_holds_what_changed_alone(tmp_path, toy):
+    base = lived_in()
+    adapted = adapters.insert(base, "features.2")
+    fitted(adapted, toy)
+    path = adapters.save_delta(adapted, base, tmp_path / "delta.safetensors")
+    again = adapters.load_delta(path, base)
+    assert again.arch == adapted.arch
+    assert not again.training
+    assert not changed(tensors(adapted), tensors(again))
+    assert set(load_file(path)) == {k for k in adapted.state_dict() if ".adapter." in k}
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_delta_of_selected_layers_holds_them_alone(tmp_path, toy):
+    base, model = lived_in(), lived_in()
+    adapters.select(model, "features.3,head")
+    moved = fitted(model, toy)
+    path = adapters.save_delta(model, base, tmp_path / "delta.safetensors")
+    assert set(load_file(path)) == moved
+    assert not changed(tensors(model), tensors(adapters.load_delta(path, base)))
+
+
+def test_a_delta_on_the_wrong_base_is_refused(tmp_path):
+    base = lived_in()
+    path = adapters.save_delta(adapters.insert(base), base, tmp_path / "delta.safetensors")
+    other = lived_in()
+    other.features[0].norm.running_mean[0] += 1e-6
+    with pytest.raises(InputError, match=rf"belongs to the base {adapters.fingerprint(base)}, not to this one"):
+        adapters.load_delta(path, other)
+    with pytest.raises(InputError, match="holds only what differs from the model .*: dflib.adapters.load_delta"):
+        models.load(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: None, "is not there"),
+        (lambda p: p.write_bytes(b"garbage"), "damaged"),
+        (lambda p: save_file({"w": torch.zeros(2)}, p), "is no delta"),
+        (lambda p: models.save(lived_in(), p), "is no delta: dflib.models.load reads whole checkpoints"),
+        (lambda p: save_file({}, p, {"format": "dflib-delta-1", "base": adapters.fingerprint(lived_in()), "architecture": "{"}), "do not fit"),
+        (lambda p: save_file({"x": torch.zeros(1)}, p, {"format": "dflib-delta-1", "base": adapters.fingerprint(lived_in()), "architecture": ODD.to_json()}), "do not fit"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_delta_is_named(write, message, tmp_path):
+    write(path := tmp_path / "delta.safetensors")
+    with pytest.raises(InputError, match=message):
+        adapters.load_delta(path, lived_in())
+
+
+# --- bad input, other classes
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda m: adapters.select(m, "feature.3"), r"unknown layer 'feature.3', did you mean 'features.3'\? Valid: all, norms, "),
+        (lambda m: adapters.select(m, "features.3,haed"), "unknown layer 'haed', did you mean 'head'"),
+        (lambda m: adapters.select(m, ""), "unknown layer ''"),
+        (lambda m: adapters.insert(m, "features.9"), r"unknown block 'features.9', did you mean 'features.\d'\? Valid: features.0, "),
+        (lambda m: adapters.insert(m, form="seriel"), "unknown form of adapter 'seriel', did you mean 'serial'"),
+        (lambda m: adapters.insert(adapters.insert(m, "features.1"), "features.1"), "features.1 has an adapter already"),
+        (lambda m: adapters.insert(Detector(models.architecture("BL", size=32, backbone="resnet18"))), "backbone 'resnet18' has none"),
+        (lambda m: adapters.low_rank(m, rank=0), "rank 0: at least 1"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(ask, message):
+    with pytest.raises(InputError, match=message):
+        ask(lived_in())
+
+
+def test_a_frozen_model_is_not_trained(toy):
+    model = lived_in().requires_grad_(False)
+    with pytest.raises(InputError, match="every parameter of the model is frozen"):
+        train.fit(model, toy(), train.Recipe(epochs=1))
+
+
+def test_another_number_of_classes_gets_a_new_last_layer_and_keeps_the_rest():
+    base = lived_in()
+    assert adapters.with_classes(base, 2) is base
+    other = adapters.with_classes(base, 5)
+    assert other(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+    theirs, ours = tensors(base), tensors(other)
+    assert {k for k in ours if theirs[k].shape != ours[k].shape or not torch.equal(theirs[k], ours[k])} == {"head.3.weight", "head.3.bias"}  # fmt: skip
