@@ -72,13 +72,6 @@ METHODS = {
         ),
         Method("CPKDQ", "pruned, distilled, int8", "18_combine", ("BL",), settings=(*INT8, *DISTILL, *PRUNE, *STUDENT)),
         Method("chain", "a chain of steps", "18_combine", ("BL",), False, ("steps", *INT8, *DISTILL, *PRUNE, *STUDENT)),
-        Method(
-            "LRF",
-            "low-rank factorisation, fine-tuned",
-            "06_low_rank",
-            ("BL",),
-            settings=("finetune_epochs", "finetune_lr", *TRAIN),
-        ),
         Method("TL+FT", "transfer, fine-tuned", "07_tl_finetune", ("BL@source",), False, ("trainable", *TRANSFER)),
         Method("TL+FT+Q", "transfer, int8 linear layers", "08_tl_quantize", ("TL+FT",), rated=False),
         Method(
@@ -97,6 +90,13 @@ METHODS = {
         ),
         Method("TL+P+A", "adapter in the pruned model", "11_tl_prune_adapter", ("TL+P+FT",), settings=ADAPTER),
         Method("TL+KD+A", "adapter in the student", "12_tl_distill_adapter", ("TL+KD",), settings=ADAPTER),
+        Method(
+            "LRF",
+            "low-rank factorisation, fine-tuned",
+            "06_low_rank",
+            ("BL",),
+            settings=("finetune_epochs", "finetune_lr", *TRAIN),
+        ),
     )
 }
 
@@ -120,7 +120,7 @@ DEFAULTS: dict = {
     "amp": True,
     "scope": "layer",  # layer | global
     "importance": "l1",  # of a channel: l1 | taylor | bn | random
-    "round_to": 16,  # widths are multiples of it: as many numbers as AVX-512 takes at once (8 elsewhere may do)
+    "round_to": 8,  # widths are multiples of it
     "prune_steps": 3,  # structured pruning goes in so many steps,
     "step_epochs": 1,  # with so many epochs of fine-tuning after each but the last
     "temperature": 4.0,

@@ -21,7 +21,7 @@ from dflib.__main__ import _list, _settings
 from dflib.runs import spec
 
 TRANSFERS = ("TL+FT", "TL+FT+Q", "TL+P+FT", "TL+KD", "TL+P+A", "TL+KD+A")
-CODES = ("BL", "CPF", "CPF-S", "SCRATCH", "CKD-0", "CKD", "CQ", "CQ-S", "CPKDQ", "chain", *TRANSFERS)
+CODES = ("BL", "CPF", "CPF-S", "SCRATCH", "CKD-0", "CKD", "CQ", "CQ-S", "CPKDQ", "chain", *TRANSFERS, "LRF")
 
 
 @pytest.mark.parametrize(
