@@ -120,7 +120,7 @@ DEFAULTS: dict = {
     "amp": True,
     "scope": "layer",  # layer | global
     "importance": "l1",  # of a channel: l1 | taylor | bn | random
-    "round_to": 8,  # widths are multiples of it
+    "round_to": 16,  # widths are multiples of it: as many numbers as AVX-512 takes at once (8 elsewhere may do)
     "prune_steps": 3,  # structured pruning goes in so many steps,
     "step_epochs": 1,  # with so many epochs of fine-tuning after each but the last
     "temperature": 4.0,

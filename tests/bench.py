@@ -171,12 +171,8 @@ def compressed() -> Iterator[Record]:
     with train.seeded(0), tempfile.TemporaryDirectory() as folder:
         full, masked = (models.Detector(models.architecture("BL")).eval() for _ in range(2))
         prune.apply_masks(masked, prune.magnitude_masks(masked, rate=0.9))
-<<<<<<< HEAD
         shapes = {"BL": full, "CPF": masked, "CPF-S": prune.structured(full, rate=0.9, round_to=16).eval()}
-=======
-        shapes = {"BL": full, "CPF": masked, "CPF-S": prune.structured(full, rate=0.9).eval()}
         shapes["LRF"] = lowrank.factorise(full, lowrank.choose_ranks(full, rate=0.9))
->>>>>>> edge
         files = {}
         for name, model in shapes.items():
             files[name, "eager"] = models.save(model, Path(folder) / f"{name}.safetensors")
