@@ -300,8 +300,9 @@ def test_stepping_through_a_finished_run_changes_nothing(made, tmp_path):
 
 
 @pytest.mark.parametrize("stem", READERS)
-def test_readers_show_the_runs(stem, made, tiny_dataset, tmp_path):
-    read = step_through(stem, tmp_path / "read.ipynb", preset="tiny", dataset=tiny_dataset)
+def test_readers_show_the_runs(stem, made, tiny_dataset, tiny_source, tmp_path):
+    source = {"source": tiny_source} if stem == "13_compare" else {}
+    read = step_through(stem, tmp_path / "read.ipynb", preset="tiny", dataset=tiny_dataset, **source)
     assert is_quiet(read)
     text = json.dumps(outputs(read))
     assert all(result["run_id"] in text or stem == "13_compare" for result in made.values())
