@@ -202,7 +202,7 @@ PRESETS = {
     ),
     "demo": Preset(
         "demo",
-        PAPER,
+        ("BL", "CPF", "CKD", "CQ", "CQ-S"),  # the transfers take as long again: --methods TL+FT,TL+KD,…
         (0.6, 0.9),
         (0,),
         {"size": 32, "epochs": 12, "finetune_epochs": 4, "transfer_epochs": 4},
