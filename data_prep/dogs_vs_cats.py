@@ -21,9 +21,8 @@ _LABELS = {"cat": (0, "cats"), "cats": (0, "cats"), "dog": (1, "dogs"), "dogs": 
 def entries(root: Path) -> Iterator[dict]:
     """Rows of `{train,test}/{cats,dogs}` (Kaggle salader), of `PetImages/{Cat,Dog}` (Microsoft), or of `train/cat.0.jpg` (the competition)."""
     if (root / "PetImages").is_dir():
-        for file in walk(root / "PetImages", classes_only=True):  # Cat/1.jpg and Dog/1.jpg are two scenes
-            label, generator = _folder_label(file.relative_to(root / "PetImages").parts[:-1])
-            yield row(root, file, label, generator, "", f"{generator}.{file.stem}")
+        for entry in classes(root, root / "PetImages", split="", read=_folder_label):
+            yield entry | {"group": f"{entry['generator']}.{entry['group']}"}  # Cat/1.jpg and Dog/1.jpg are two scenes
     elif (root / "train" / "cats").is_dir():
         for split in ("train", "test"):
             yield from classes(root, root / split, split=split, read=_folder_label)

@@ -13,7 +13,7 @@ from data_prep import manifest
 from data_prep.errors import InputError, choose
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-STRAY = {".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf", ".md5", ".sha1", ".sha256", ".db", ".ini", ".log", ".py", ".zip"}  # fmt: skip
+STRAY = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf", ".md5", ".sha1", ".sha256", ".db", ".ini", ".log", ".py", ".zip")  # fmt: skip
 log = logging.getLogger(__name__)
 
 
@@ -53,10 +53,13 @@ def classes(
 
     Scenes: files with the same stem are one scene (Synthbuster's convention), within a split where the folders give splits.
     """
-    for file in walk(folder, classes_only=True):
-        label, generator = read(file.relative_to(folder).parts[:-1])
-        group = f"{split}/{file.stem}" if split else file.stem
-        yield row(root, file, label, generator, split, group)
+    for here, files in _listed(folder, classes_only=True):
+        label, generator = read(here.relative_to(folder).parts)
+        below, scene = here.relative_to(root).as_posix(), f"{split}/" if split else ""
+        start = "" if below == "." else f"{below}/"
+        for file in files:  # strings, no paths: this loop is most of what a repeated scan costs
+            group = scene + (file.rpartition(".")[0] or file)
+            yield {"path": start + file, "label": label, "generator": generator, "split": split, "group": group}
 
 
 def row(root: Path, file: Path, label: int, generator: str, split: str, group: str) -> dict:
@@ -65,11 +68,17 @@ def row(root: Path, file: Path, label: int, generator: str, split: str, group: s
     return {"path": path, "label": label, "generator": generator, "split": split, "group": group}
 
 
-def walk(folder: Path, *, classes_only: bool = False) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """Every file below that may be an image, sorted; a folder that links back above itself is not entered twice.
 
-    Left out, and counted in the log: hidden files, those of `STRAY` kinds, and (classes_only) those that lie beside class folders.
+    Left out, and counted in the log: hidden files, and those of `STRAY` kinds.
     """
+    for here, files in _listed(folder):
+        yield from map(here.joinpath, files)
+
+
+def _listed(folder: Path, *, classes_only: bool = False) -> Iterator[tuple[Path, list[str]]]:
+    """As `walk`, each folder with the names of its files (none without any); classes_only leaves out files that lie beside class folders."""
     seen: set[str] = set()
     strays: list[str] = []
     for here, folders, files in os.walk(folder, followlinks=True):
@@ -80,11 +89,11 @@ def walk(folder: Path, *, classes_only: bool = False) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         beside = classes_only and Path(here) == folder and bool(folders)
-        for file in sorted(files):
-            if beside or file.startswith(".") or Path(file).suffix.lower() in STRAY:
-                strays.append(os.path.relpath(Path(here) / file, folder))
-            else:
-                yield Path(here) / file
+        kept = [] if beside else [f for f in files if not f.startswith(".") and not f.lower().endswith(STRAY)]
+        if len(kept) < len(files):
+            strays += [str((Path(here) / f).relative_to(folder)) for f in sorted({*files} - {*kept})]
+        if kept:
+            yield Path(here), sorted(kept)
     _report(strays, folder)
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 
 import pandas as pd
@@ -20,22 +21,10 @@ from data_prep.paths import data_root, dataset_folder, write_text
 
 log = logging.getLogger(__name__)
 
-COLUMNS = [
-    "path",
-    "label",
-    "generator",
-    "split",
-    "group",
-    "width",
-    "height",
-    "mode",
-    "format",
-    "jpeg_quality",
-    "bytes",
-    "sha256",
-    "phash",
-    "status",
-]
+ENTRY = ["path", "label", "generator", "split", "group"]  # what the folders tell
+# what the file does
+FACTS = ["width", "height", "mode", "format", "jpeg_quality", "bytes", "sha256", "phash", "status"]
+COLUMNS = ENTRY + FACTS
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
 _TEXT = dict.fromkeys(("path", "generator", "split", "group", "mode", "format", "sha256", "phash", "status"), "str")
 DECODING = 2  # version of how images are decoded, made alike and fitted: a change makes new caches, and new runs
@@ -66,25 +55,33 @@ def make(name: str, root: Path, entries: Iterable[dict], *, kind: str = "deepfak
     Raises `InputError` when there is no image, only one class, or more than 5 % of a class cannot be used (the manifest is written all the same).
     """
     check_name(name)
-    entries = list(entries)
-    for entry in entries:
-        if entry["path"].encode(errors="replace") != os.fsencode(entry["path"]):
-            raise InputError(f"file name {entry['path']!a} below {root} is not UTF-8: rename it")
-    entries = pd.DataFrame(entries, columns=["path", "label", "generator", "split", "group"])
-    if entries.empty:
+    entries = sorted(entries, key=itemgetter("path"))
+    if not entries:
         raise InputError(f"no files found below {root}")
+    for path in map(itemgetter("path"), entries):
+        if not path.isascii() and path.encode(errors="replace") != os.fsencode(path):
+            raise InputError(f"file name {path!a} below {root} is not UTF-8: rename it")
     folder = data_root() / name
     folder.mkdir(parents=True, exist_ok=True)
     root = Path(root).resolve()
-    facts = _scan(root, entries["path"].tolist(), folder)
-    table = pd.concat([entries, facts], axis=1)[COLUMNS]
-    table = table.sort_values("path", kind="stable", ignore_index=True)
+    seen = pd.DataFrame(entries, columns=ENTRY)
+    seen["size"], seen["mtime_ns"] = zip(*(_stamp(f"{root}{os.sep}{p}") for p in seen["path"].tolist()), strict=True)
+    last, csv = _last_scan(folder, root), folder / "manifest.csv"
+    same = last is not None and last.attrs["manifest"] == [*_stamp(csv)] and seen.equals(last[seen.columns])
+    scan = last if same else _scan(root, seen, last)
+    read = scan.attrs.pop("read", 0)
+    log.info("%d files: %d read, %d unchanged since the last scan", len(seen), read, len(seen) - read)
+    table = scan[COLUMNS]
     relative = os.path.relpath(root, folder.resolve())
     where = str(root) if relative.startswith("..") else relative
     about = {"name": name, "kind": kind, "root": where, "licence": licence}
-    about["classes"] = table.groupby("label")["generator"].unique().map(sorted).map(list).to_dict()
+    about["classes"] = {label: sorted(rows.unique()) for label, rows in table.groupby("label")["generator"]}
     write_text(folder / "dataset.json", json.dumps(about, indent=1))
-    write_text(folder / "manifest.csv", table.to_csv(index=False))  # last: its presence means prepared
+    if not same:
+        write_text(csv, table.to_csv(index=False))  # its presence means prepared
+        scan.attrs = {"version": _SCAN, "root": str(root), "manifest": [*_stamp(csv)]}
+        scan.to_parquet(folder / "scan.parquet.new")
+        (folder / "scan.parquet.new").replace(folder / "scan.parquet")
     check(table, name, kind=kind)
     return table
 
@@ -152,46 +149,37 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
     return result.reindex(quarantined.index, fill_value=0).assign(quarantined=quarantined).astype(int)
 
 
-def _scan(root: Path, paths: list[str], folder: Path) -> pd.DataFrame:
-    """Facts of each file, in the order of `paths`; files with the same size and time as at the last scan are not read."""
-    stamps = [_stamp(root / p) for p in paths]
-    known = _last_scan(folder, root)
-    fresh = [p for p, s in zip(paths, stamps, strict=True) if (p, *s) not in known]
+def _scan(root: Path, seen: pd.DataFrame, last: pd.DataFrame | None) -> pd.DataFrame:
+    """`seen` with the facts of each file; those with the same size and time as in `last` are not read."""
+    stamp = ["path", "size", "mtime_ns"]
+    known = {}
+    if last is not None:
+        facts = last[FACTS].astype(object).where(lambda f: f.notna(), None).to_dict("records")
+        known = dict(zip(last[stamp].itertuples(index=False, name=None), facts, strict=True))
+    keys = list(seen[stamp].itertuples(index=False, name=None))
+    fresh = [key[0] for key in keys if key not in known]
     found = parallel(inspect_file, [root / p for p in fresh], desc="scanning")
     facts = dict(zip(fresh, found, strict=True))
-    rows = [facts[p] if p in facts else known[(p, *s)] for p, s in zip(paths, stamps, strict=True)]
-    log.info("%d files: %d read, %d unchanged since the last scan", len(paths), len(fresh), len(paths) - len(fresh))
-    scan = pd.DataFrame(rows)
-    for column in ("width", "height", "jpeg_quality"):
-        scan[column] = scan[column].astype("Int64")
-    record = scan.assign(
-        path=paths, size=[s[0] for s in stamps], mtime_ns=[s[1] for s in stamps], root=str(root), version=_SCAN
-    )
-    record.to_parquet(folder / "scan.parquet.new")
-    (folder / "scan.parquet.new").replace(folder / "scan.parquet")
+    scan = seen.join(pd.DataFrame([facts[key[0]] if key[0] in facts else known[key] for key in keys], columns=FACTS))
+    scan = scan.astype(dict.fromkeys(("width", "height", "jpeg_quality"), "Int64"))
+    scan.loc[scan["status"].str.startswith("unreadable"), "mtime_ns"] = -2  # to be tried again next time
+    scan.attrs["read"] = len(fresh)
     return scan
 
 
-def _last_scan(folder: Path, root: Path) -> dict[tuple, dict]:
+def _last_scan(folder: Path, root: Path) -> pd.DataFrame | None:
+    """What the last scan of the same folder found (the manifest, and each file's size and time); None if there is none."""
     try:
-        record = pd.read_parquet(folder / "scan.parquet")
+        last = pd.read_parquet(folder / "scan.parquet")
     except (OSError, ValueError):  # none yet, or damaged: every file is read
-        return {}
-    if "version" not in record or (record["version"] != _SCAN).any():
-        return {}
-    record = record[record["root"] == str(root)]
-    keys = zip(record["path"], record["size"], record["mtime_ns"], strict=True)
-    facts = (
-        record.drop(columns=["path", "size", "mtime_ns", "root", "version"])
-        .astype(object)
-        .where(lambda f: f.notna(), None)
-    )
-    return dict(zip(keys, facts.to_dict("records"), strict=True))
+        return None
+    return last if (last.attrs.get("version"), last.attrs.get("root")) == (_SCAN, str(root)) else None
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path | str) -> tuple[int, int]:
+    """Size and time of last change of a file; those of one that cannot be asked are equal to each other."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)  # noqa: PTH116 (a path object for each file costs more than asking)
     except OSError:
         return (-1, -1)
     return (stat.st_size, stat.st_mtime_ns)

@@ -491,11 +491,59 @@ def test_a_scan_of_another_version_is_not_trusted(tmp_path, data_root, tree, cap
     monkeypatch.setattr(manifest, "_SCAN", manifest._SCAN + 1)
     folder.prepare(root, name="mine")
     assert "4 files: 4 read, 0 unchanged" in caplog.text
-    record = pd.read_parquet(data_root / "mine" / "scan.parquet").drop(columns="version")
+    record = pd.read_parquet(data_root / "mine" / "scan.parquet")
+    del record.attrs["version"]
     record.to_parquet(data_root / "mine" / "scan.parquet")  # as before there were versions
     caplog.clear()
     folder.prepare(root, name="mine")
     assert "4 files: 4 read, 0 unchanged" in caplog.text
+
+
+def test_a_removed_or_moved_file_is_noticed(tmp_path, data_root, tree, caplog):
+    root = tree(tmp_path / "set", {"real": 3, "fake/gan": 3})
+    folder.prepare(root, name="mine")
+    (root / "real" / "real-001.png").unlink()
+    (root / "fake" / "gan").rename(root / "fake" / "other")
+    caplog.set_level(logging.INFO)
+    table = folder.prepare(root, name="mine")
+    assert "5 files: 3 read, 2 unchanged" in caplog.text
+    assert "real/real-001.png" not in set(table["path"]) and set(table["generator"]) == {"real", "other"}
+    assert manifest.load("mine")["path"].tolist() == table["path"].tolist()
+
+
+def test_the_same_size_at_another_time_is_read_again(tmp_path, data_root, tree, caplog):
+    root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2}, suffix=".bmp")  # all of one size
+    before = folder.prepare(root, name="mine").set_index("path")
+    file, other = root / "real" / "real-000.bmp", root / "real" / "real-001.bmp"
+    then = file.stat().st_mtime_ns
+    file.write_bytes(other.read_bytes())
+    os.utime(file, ns=(then + 1, then + 1))
+    after = folder.prepare(root, name="mine").set_index("path")
+    assert after.loc["real/real-000.bmp", "sha256"] == before.loc["real/real-001.bmp", "sha256"]
+
+
+def test_an_unchanged_folder_writes_no_manifest_but_mends_a_damaged_one(tmp_path, data_root, tree):
+    root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
+    folder.prepare(root, name="mine")
+    csv = data_root / "mine" / "manifest.csv"
+    before = (csv.stat().st_ino, csv.read_bytes())
+    folder.prepare(root, name="mine")
+    assert (csv.stat().st_ino, csv.read_bytes()) == before
+    csv.write_bytes(b"damaged")
+    folder.prepare(root, name="mine")
+    assert csv.read_bytes() == before[1]
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, data_root, tree, monkeypatch):
+    root = tree(tmp_path / "set", {"real": 30, "fake/gan": 2})
+    read = Path.read_bytes
+    locked = root / "real" / "real-000.png"
+    denied = lambda self: (_ for _ in ()).throw(PermissionError(13, "Permission denied")) if self == locked.resolve() else read(self)  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", denied)  # chmod does not stop root
+        table = folder.prepare(root, name="mine").set_index("path")
+    assert table.loc["real/real-000.png", "status"] == "unreadable: Permission denied"
+    assert (folder.prepare(root, name="mine")["status"] == "ok").all()
 
 
 def test_the_same_name_for_another_folder_is_scanned_anew(tmp_path, data_root, tree):
