@@ -143,17 +143,39 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def halve(model: Detector, base: Detector) -> Detector:
+    """Round what differs from the base, in place, to numbers that 16 bits hold: `save_delta` then needs half the bytes, and loses nothing.
+
+    To be done before the model is evaluated, so that what is measured is what is shipped. A tensor beyond float16's range (65504) stays as it is.
+
+    >>> base = Detector(models.architecture("S90", size=32))
+    >>> halve(insert(base), base).features[4].adapter.pointwise.weight.dtype        # still computes in float32
+    torch.float32
+    """
+    for tensor in _changed(model, base).values():
+        if tensor.is_floating_point() and (half := tensor.half()).isfinite().all():
+            tensor.copy_(half)
+    return model
+
+
 def save_delta(model: Detector, base: Detector, path: Path) -> Path:
-    """Write only the tensors in which the model differs from its base, bit by bit: what must be shipped to who has the base; atomically."""
-    before = base.state_dict()
-    changed = {
-        k: v.detach().cpu().contiguous()
-        for k, v in model.state_dict().items()
-        if k not in before or not torch.equal(v.cpu(), before[k].cpu())
-    }
+    """Write only the tensors in which the model differs from its base, bit by bit: what must be shipped to who has the base; atomically.
+
+    A tensor whose numbers all fit into 16 bits (`halve`) is stored in them. Raises `InputError` for a model that is not the base but for its
+    adapters, its classes and its weights.
+    """
+    changes = {"adapters": ",".join(block.adapter for block in model.arch.blocks), "classes": str(model.arch.classes)}
+    same_depth = len(model.arch.blocks) == len(base.arch.blocks)
+    if not same_depth or _changed_arch(base.arch, **changes) != model.arch:
+        raise InputError(
+            f"{model.arch.name} is more than {base.arch.name} with adapters: save it whole, dflib.models.save"
+        )
+    tensors = {k: v.detach().cpu().contiguous() for k, v in _changed(model, base).items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and torch.equal((half := tensor.half()).to(tensor.dtype), tensor):
+            tensors[name] = half
     new = Path(path).with_name(Path(path).name + ".new")
-    metadata = {"format": "dflib-delta-1", "architecture": model.arch.to_json(), "base": fingerprint(base)}
-    save_file(changed, new, metadata=metadata)
+    save_file(tensors, new, metadata={"format": models.DELTA, "base": fingerprint(base)} | changes)
     new.replace(path)
     return Path(path)
 
@@ -166,9 +188,25 @@ def load_delta(path: Path, base: Detector) -> Detector:
     >>> load_delta("delta.safetensors", base)                       # doctest: +SKIP
     """
     metadata, tensors = models.read(path)
-    if metadata.get("format") != "dflib-delta-1":
-        raise InputError(f"{path} is no delta: dflib.models.load reads whole checkpoints")
+    if metadata.get("format") != models.DELTA:
+        raise InputError(f"{path} is no delta of this version: dflib.models.load reads whole checkpoints")
     found = fingerprint(base)
-    if metadata["base"] != found:
-        raise InputError(f"{path} belongs to the base {metadata['base']}, not to this one ({found}): load it on the run that it was trained on")  # fmt: skip
-    return models.build(path, metadata["architecture"], base.state_dict() | tensors)
+    if metadata.get("base") != found:
+        raise InputError(f"{path} belongs to the base {metadata.get('base')}, not to this one ({found}): load it on the run that it was trained on")  # fmt: skip
+    try:
+        arch = _changed_arch(base.arch, metadata["adapters"], metadata["classes"]).to_json()
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: its metadata do not fit the base ({error!r})") from error
+    return models.build(path, arch, base.state_dict() | tensors)
+
+
+def _changed(model: Detector, base: Detector) -> dict[str, Tensor]:
+    """The tensors in which the model differs from its base, bit by bit."""
+    before = base.state_dict()
+    return {k: v for k, v in model.state_dict().items() if k not in before or not torch.equal(v.cpu(), before[k].cpu())}
+
+
+def _changed_arch(base: Architecture, adapters: str, classes: str) -> Architecture:
+    """The base's shape with an adapter's form (or nothing) behind each block, separated by commas, and so many classes."""
+    blocks = zip(base.blocks, adapters.split(",") if base.blocks else (), strict=True)
+    return replace(base, blocks=tuple(replace(block, adapter=form) for block, form in blocks), classes=int(classes))

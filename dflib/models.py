@@ -194,6 +194,7 @@ def _separable(name: str, size: int, head: tuple[Dense, ...]) -> Architecture:
     return Architecture(name, size, blocks, head)
 
 
+DELTA = "dflib-delta-2"  # the format of files that hold what differs from a base alone (dflib.adapters)
 NAMES = ("BL", "S60", "S70", "S80", "S90")  # the baseline, and the student for each of the paper's rates
 BACKBONES = ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")  # of BL; all but ours are torchvision's
 STUDENT_RATES = {0.6: "S60", 0.7: "S70", 0.8: "S80", 0.9: "S90"}
@@ -358,7 +359,7 @@ def load(path: Path) -> Detector:
     Raises `InputError` when the file is missing, damaged, not a checkpoint of ours, or its weights do not fit its architecture.
     """
     metadata, tensors = read(path)
-    if metadata.get("format") == "dflib-delta-1":
+    if metadata.get("format") == DELTA:
         raise InputError(
             f"{path} holds only what differs from the model {metadata.get('base')}: dflib.adapters.load_delta(path, base)"
         )

@@ -222,15 +222,69 @@ def test_a_delta_on_the_wrong_base_is_refused(tmp_path):
         models.load(path)
 
 
+def test_rounding_the_adapter_halves_its_file_and_gives_back_what_was_evaluated(tmp_path, toy):
+    base = lived_in()
+    adapted = adapters.insert(base, "features.2")
+    fitted(adapted, toy)
+    whole, exact = adapters.save_delta(adapted, base, tmp_path / "float32.safetensors"), tensors(adapted)
+    half = adapters.save_delta(adapters.halve(adapted, base), base, tmp_path / "float16.safetensors")
+    rounded = tensors(adapted)
+    assert not changed(rounded, tensors(adapters.load_delta(half, base)))
+    assert changed(exact, rounded) and not changed(tensors(base), {k: rounded[k] for k in tensors(base)})
+    for k, tensor in exact.items():
+        assert torch.equal(rounded[k], tensor.half().to(tensor.dtype) if ".adapter." in k else tensor)
+    saved = {f: sum(t.nbytes for t in load_file(f).values() if t.ndim) for f in (whole, half)}
+    assert saved[half] * 2 == saved[whole]
+
+
+def test_a_number_beyond_16_bits_is_not_rounded(tmp_path):
+    base = lived_in()
+    adapted = adapters.insert(base, "features.2")
+    adapted.features[2].adapter.norm.running_var.fill_(1e6 + 0.5)
+    adapters.halve(adapted, base)
+    assert adapted.features[2].adapter.norm.running_var[0] == 1e6 + 0.5
+    path = adapters.save_delta(adapted, base, tmp_path / "delta.safetensors")
+    assert not changed(tensors(adapted), tensors(adapters.load_delta(path, base)))
+
+
+@pytest.mark.parametrize("rate", [0.6, 0.7, 0.8, 0.9, 0.95])
+@pytest.mark.parametrize("size", [64, 224])
+def test_an_adapter_ships_under_5_percent_of_its_students_file(size, rate, tmp_path):
+    base = Detector(models.student(rate, size=size)).eval()
+    whole = models.save(base, tmp_path / "base.safetensors").stat().st_size
+    adapted = adapters.halve(adapters.insert(base), base)
+    assert adapters.save_delta(adapted, base, tmp_path / "delta.safetensors").stat().st_size < 0.05 * whole
+
+
+def test_a_model_of_another_shape_is_no_delta(tmp_path):
+    other = Detector(models.architecture("S90", size=32))
+    with pytest.raises(InputError, match="S90 is more than BL with adapters: save it whole"):
+        adapters.save_delta(other, lived_in(), tmp_path / "delta.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_other_classes_comes_back_from_its_delta(tmp_path):
+    base = lived_in()
+    other = adapters.insert(adapters.with_classes(base, 5), "features.1")
+    path = adapters.save_delta(other, base, tmp_path / "delta.safetensors")
+    again = adapters.load_delta(path, base)
+    assert again.arch == other.arch and not changed(tensors(other), tensors(again))
+
+
+META = {"format": models.DELTA, "base": adapters.fingerprint(lived_in()), "adapters": ",,,", "classes": "2"}
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda p: None, "is not there"),
         (lambda p: p.write_bytes(b"garbage"), "damaged"),
-        (lambda p: save_file({"w": torch.zeros(2)}, p), "is no delta"),
-        (lambda p: models.save(lived_in(), p), "is no delta: dflib.models.load reads whole checkpoints"),
-        (lambda p: save_file({}, p, {"format": "dflib-delta-1", "base": adapters.fingerprint(lived_in()), "architecture": "{"}), "do not fit"),
-        (lambda p: save_file({"x": torch.zeros(1)}, p, {"format": "dflib-delta-1", "base": adapters.fingerprint(lived_in()), "architecture": ODD.to_json()}), "do not fit"),
+        (lambda p: save_file({"w": torch.zeros(2)}, p), "is no delta of this version"),
+        (lambda p: models.save(lived_in(), p), "is no delta of this version: dflib.models.load reads whole checkpoints"),
+        (lambda p: save_file({}, p, {"format": models.DELTA, "base": adapters.fingerprint(lived_in())}), "metadata do not fit the base"),
+        (lambda p: save_file({}, p, META | {"adapters": ","}), "metadata do not fit the base"),
+        (lambda p: save_file({}, p, META | {"classes": "two"}), "metadata do not fit the base"),
+        (lambda p: save_file({"x": torch.zeros(1)}, p, META), "do not fit"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_delta_is_named(write, message, tmp_path):

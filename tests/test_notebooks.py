@@ -226,6 +226,7 @@ def test_transfers_name_their_source_and_cost_what_they_train(made, tiny_source)
         assert cost[code]["shipped_bytes"] == (made[code]["folder"] / "delta.safetensors").stat().st_size
         assert made[code]["timings"]["transfer_s"] > 0
     assert cost["TL+P+A"]["shipped_bytes"] < 0.02 * cost["TL+P+FT"]["file_bytes"]
+    assert cost["TL+KD+A"]["shipped_bytes"] < 0.05 * cost["TL+KD"]["file_bytes"]
     assert cost["TL+FT+Q"]["shipped_bytes"] == cost["TL+FT+Q"]["file_bytes"]
 
 
