@@ -89,11 +89,19 @@ def blockiness(luma: np.ndarray) -> float:
     return float(step[border].mean() / max(step[~border].mean(), 1e-6))
 
 
+def residual(luma: np.ndarray) -> np.ndarray:
+    """What a blur of one pixel takes away from grey pixels (… x H x W): the noise residual."""
+    return luma - gaussian_filter(luma, 1.0, axes=(-2, -1))
+
+
+def spectrum(luma: np.ndarray) -> np.ndarray:
+    """Log power spectrum of the residual of grey pixels (… x H x W, 0 to 255), zero frequency in the middle."""
+    return np.log(np.abs(np.fft.fftshift(np.fft.fft2(residual(luma)), axes=(-2, -1))) ** 2 + 1)
+
+
 def residual_spectrum(image: Image.Image) -> np.ndarray:
     """Log power spectrum (SPECTRUM x SPECTRUM, zero frequency in the middle) of what a blur takes away: generators leave peaks there."""
-    luma = np.asarray(centre_square(image.convert("L"), SPECTRUM), dtype=np.float32)
-    residual = luma - gaussian_filter(luma, 1.0)
-    return np.log(np.abs(np.fft.fftshift(np.fft.fft2(residual))) ** 2 + 1)
+    return spectrum(np.asarray(centre_square(image.convert("L"), SPECTRUM), dtype=np.float32))
 
 
 def look(path: Path, sha256: str, *, alike: Equaliser | None) -> dict | None:
