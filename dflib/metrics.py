@@ -7,7 +7,7 @@ no honest one: draws=0, one group holds all reals or all fakes, under half of th
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 
 import numpy as np
@@ -94,6 +94,57 @@ def paired(
         change = b - a  # draw by draw: the same images in both
         result[metric] = {"a": float(a[0]), "b": float(b[0]), "difference": float(change[0]), "ci95": _interval(change)}
     return result
+
+
+def resample(
+    labels: ArrayLike, scores: ArrayLike, sets: Mapping[str, ArrayLike] | None = None,
+    *, threshold: float, groups: ArrayLike | None = None, draws: int = 1000, seed: int = 0,
+) -> dict[str, dict[str, np.ndarray]]:  # fmt: skip
+    """The metrics of INTERVALS (and of RATES) as they are and in each draw, {set: {metric: (1 + draws,)}}; NaN: undefined.
+
+    sets: which fakes count beside all reals, {name: (n,) of bool}; None: {"all": every fake}. Calls with the same groups and
+    seed share the draws, so the difference of two arrays is a paired one, whatever differs: the detector, the generators,
+    what was done to the images. `combine` makes an interval of it. Raises ValueError: bad input, one class.
+
+    >>> resample([0, 0, 1, 1], [.1, .6, .4, .9], threshold=.5, draws=3)["all"]["auroc"].shape
+    (4,)
+    """
+    labels, scores = _check(labels, scores)
+    fakes = {"all": labels == 1} if sets is None else {}
+    for name, members in (sets or {}).items():
+        fakes[name] = _column(f"sets[{name!r}]", members, len(labels), lambda x: x <= (labels == 1), "a fake", bool)
+    return _bootstrap(scores, labels == 0, fakes, threshold, _codes(groups, len(labels)), draws, seed)
+
+
+def combine(values: Sequence[ArrayLike]) -> dict:
+    """Several seeds' arrays of `resample` (or differences of them) as one: {mean, ci95, seeds, std_seeds, std_images}.
+
+    Images and seeds are two random factors. std_images: of the mean over seeds, from one draw to the next (all seeds are
+    tested on the same images). std_seeds: between the seeds' values (n - 1). ci95 = mean +- t (std_images^2 + std_seeds^2 /
+    seeds)^.5, with the degrees of freedom of Satterthwaite 1946: Student's t where seeds matter alone, normal where images
+    do. What image and seed do together counts twice, so it is rather too wide. Of one seed: the percentile interval of its
+    images, which knows nothing of training. None where any of the seeds has no interval, NaN of undefined values left out.
+    Raises ValueError: no seeds, arrays of different lengths.
+
+    >>> found = combine([[.5, .4, .6], [.7, .6, .8]])
+    >>> round(found["mean"], 3), round(found["std_seeds"], 3), found["seeds"]
+    (0.6, 0.141, 2)
+    """
+    from scipy import stats
+
+    if not len(values) or len({np.shape(each) for each in values}) > 1 or np.ndim(values) != 2:
+        raise ValueError(f"values: expected one array (1 + draws,) per seed, got {[np.shape(each) for each in values]}")
+    values = np.asarray(values, float)
+    mean, n = values.mean(axis=0), len(values)
+    images, span = np.nanstd(mean[1:], ddof=1) if np.isfinite(mean[1:]).sum() > 1 else np.nan, _interval(mean)
+    between = values[:, 0].std(ddof=1) if n > 1 else np.nan
+    if span and n > 1:
+        variance = images**2 + between**2 / n
+        freedom = (n - 1) * (variance / (between**2 / n)) ** 2 if between else np.inf
+        half = variance**0.5 * (stats.t.ppf(0.975, freedom) if np.isfinite(freedom) else stats.norm.ppf(0.975))
+        span = [float(mean[0] - half), float(mean[0] + half)]
+    known = {"mean": mean[0], "std_seeds": between, "std_images": images}
+    return {k: float(x) if np.isfinite(x) else None for k, x in known.items()} | {"ci95": span, "seeds": n}
 
 
 def non_inferior(difference_ci: Sequence[float] | None, margin: float) -> bool:
@@ -224,7 +275,9 @@ def _counts(codes: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 def _weighted(real, fake, weight_real, weight_fake, threshold) -> dict[str, np.ndarray]:
     """All metrics, (draws,) each, from sorted scores (n,) and whole-numbered weights (n, draws) of either class."""
-    below_real, below_fake = (np.vstack([0 * w[:1], np.cumsum(w, axis=0)]) for w in (weight_real, weight_fake))
+    below_real, below_fake = (
+        np.vstack([np.zeros((1, w.shape[1])), np.cumsum(w, axis=0)]) for w in (weight_real, weight_fake)
+    )
     n_real, n_fake = (np.where(below[-1] > 0, below[-1], np.nan) for below in (below_real, below_fake))
     tn, tp = below_real[np.searchsorted(real, threshold)], n_fake - below_fake[np.searchsorted(fake, threshold)]
     called = tp + n_real - tn

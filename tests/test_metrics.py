@@ -396,6 +396,79 @@ def test_over_seeds_with_one_seed_and_with_undefined_values():
     assert some["mean"] == pytest.approx(0.5) and some["seeds"] == 2
 
 
+# --- any sets, images and seeds together
+
+
+@quick
+@given(st.integers(0, 10**6), st.integers(8, 60), st.sampled_from([2, 10**9]))
+def test_resampled_sets_hold_the_values_of_scikit_learn_and_of_evaluate(seed, n, levels):
+    labels, scores, generators = random_set(seed, n, levels)
+    sets = {"two": np.isin(generators, ["gan", "vae"]), "vae": generators == "vae"}
+    drawn = metrics.resample(labels, scores, sets, threshold=0.4, draws=30, seed=3)
+    for name, fakes in sets.items():
+        for metric, value in slow(labels[fakes | (labels == 0)], scores[fakes | (labels == 0)], 0.4).items():
+            found = drawn[name][metric][0]
+            assert same(None if np.isnan(found) else found, value), (name, metric)
+    interval = evaluate(labels, scores, generators, threshold=0.4, draws=30, seed=3)["vae"]["ci95"]["auroc"]
+    assert metrics.combine([drawn["vae"]["auroc"]])["ci95"] == interval
+    every = metrics.resample(labels, scores, threshold=0.4, draws=30, seed=3)["all"]
+    other = metrics.resample(labels, scores**2, threshold=0.16, draws=30, seed=3)["all"]
+    assert (
+        paired(labels, scores, scores**2, threshold_a=0.4, threshold_b=0.16, draws=30, seed=3)["auroc"]["ci95"]
+        == (metrics.combine([other["auroc"] - every["auroc"]])["ci95"])
+    )
+
+
+def test_a_set_without_fakes_has_no_values():
+    found = metrics.resample([0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], {"none": [False] * 4}, threshold=0.5, draws=9)["none"]
+    assert np.isnan(found["auroc"]).all()
+    assert metrics.combine([found["auroc"]]) == {
+        "mean": None, "std_seeds": None, "std_images": None, "ci95": None, "seeds": 1
+    }  # fmt: skip
+
+
+@quick
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6, unique=True))
+def test_seeds_alone_are_students_and_images_alone_are_normal(values):
+    alone = metrics.combine([np.full(50, v) for v in values])  # every draw alike: images do not matter
+    assert alone["std_images"] == pytest.approx(0, abs=1e-12)
+    assert alone["ci95"] == pytest.approx(DescrStatsW(values).tconfint_mean(0.05), abs=1e-6)
+    assert alone["std_seeds"] == pytest.approx(np.std(values, ddof=1)) and alone["seeds"] == len(values)
+    drawn = np.append(values[0], values[0] + 0.1 * np.random.default_rng(0).normal(size=400))
+    images = metrics.combine([drawn] * len(values))  # every seed alike
+    spread = drawn[1:].std(ddof=1)
+    assert images["ci95"] == pytest.approx(stats.norm.interval(0.95, values[0], spread))
+
+
+def test_the_combined_interval_covers_what_new_seeds_and_new_images_would_give():
+    """Scores = label + image + seed x label + noise, three seeds. Each part alone covers far too seldom."""
+    rng, truth, inside = np.random.default_rng(5), stats.norm.cdf(0.5), np.zeros(3)
+    labels = np.repeat([0, 1], 60)
+    for _ in range(150):
+        image = rng.normal(size=120) * 0.8
+        values = []
+        for shift in rng.normal(0, 0.25, 3):  # of the fakes: recall and AUROC differ from seed to seed
+            scores = stats.norm.cdf(labels - 0.5 + labels * shift + image + 0.6 * rng.normal(size=120))
+            values.append(metrics.resample(labels, scores, threshold=0.5, draws=150)["all"]["recall"])
+        points = [v[0] for v in values]
+        target = stats.norm.cdf(0.5 / np.sqrt(1 + 0.25**2))  # of the mean over all seeds
+        images = metrics._interval(np.mean(values, axis=0))
+        flat = np.mean(points) + np.array([-1.96, 1.96]) * np.std(points, ddof=1) / 3**0.5
+        for i, (low, high) in enumerate((metrics.combine(values)["ci95"], images, flat)):
+            inside[i] += (low <= target <= high) / 150
+    assert truth > target
+    assert 0.91 <= inside[0] <= 1
+    assert inside[1] < 0.88 and inside[2] < 0.88
+
+
+def test_a_difference_over_seeds_is_non_inferior_only_with_seeds_enough_alike():
+    same_seeds = [np.append(-0.005, np.random.default_rng(0).normal(-0.005, 0.004, 500))] * 3
+    assert non_inferior(metrics.combine(same_seeds)["ci95"], 0.02)
+    apart = [each + shift for each, shift in zip(same_seeds, (-0.03, 0, 0.03), strict=True)]
+    assert metrics.combine(apart)["mean"] == pytest.approx(-0.005)
+    assert not non_inferior(metrics.combine(apart)["ci95"], 0.02)
+
+
 # --- bad input, documentation, weight of the import
 
 Y, P, G = [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], ["real", "gan", "real", "gan"]
@@ -429,6 +502,9 @@ Y, P, G = [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], ["real", "gan", "real", "gan"]
         (lambda: reliability(Y, P, bins=0), r"bins = 0: expected a whole number, 1 or more"),
         (lambda: reliability([], []), r"labels holds only \[\]"),
         (lambda: fit_temperature(Y, [1, 2, np.inf, 3]), r"logit_difference\[2\] = inf: expected a finite number"),
+        (lambda: metrics.resample(Y, P, {"a": [True] * 4}, threshold=0.5), r"sets\['a'\]\[0\] = True: expected a fake"),
+        (lambda: metrics.combine([]), "expected one array"),
+        (lambda: metrics.combine([[0.1, 0.2], [0.1]]), r"expected one array \(1 \+ draws,\) per seed"),
         (lambda: over_seeds([]), r"values = \[\]: expected one dict per seed"),
         (lambda: over_seeds([{"f1": 1.0}, {"ap": 1.0}]), "all with the same keys"),
         (lambda: over_seeds([{"f1": 1.0}, {"f1": np.nan}]), r"values\[1\]\['f1'\] = nan: expected a finite number or None"),
