@@ -53,6 +53,7 @@ def study(
     seeds: Annotated[str | None, typer.Option(help="e.g. 0,1,2")] = None,
     protocol: Annotated[str, typer.Option(help="strict | paper")] = "strict",
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE: any setting of the preset")] = None,
+    folds: Annotated[str | None, typer.Option(help="leave-one-out | one-to-all: of the training generators")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try runs again whose notebook raised")] = False,
     scheduler: Annotated[str | None, typer.Option(help="address of an existing Dask cluster, tcp://…")] = None,
@@ -69,7 +70,7 @@ def study(
         usual = find_preset(preset)
         transfers = any(find_method(code).transfers for code in request["methods_"] or usual.methods)
         _ensure_demo(dataset or usual.dataset, *([source or usual.source] if transfers else []))
-    plan = engine.plan(**request, dataset=dataset, source=source, seeds=wanted_seeds)
+    plan = engine.plan(**request, dataset=dataset, source=source, seeds=wanted_seeds, folds=folds)
     if dry_run:
         _print_plan(plan, engine.estimate(plan))
         return

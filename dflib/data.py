@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data_prep import cache, manifest
-from data_prep.errors import InputError
+from data_prep.errors import InputError, choose
 from data_prep.paths import describe
 from data_prep.protocol import assign
 
@@ -114,12 +114,14 @@ class Dataset:
 
 
 def open(  # noqa: A001 (the design's name)
-    name: str, *, size: int, protocol: str = "strict", mode: str = "resize", limit: int | None = None, equalise: bool | None = None, whole_scenes: bool | None = None, split_seed: int = 0,
+    name: str, *, size: int, protocol: str = "strict", mode: str = "resize", limit: int | None = None, train_generators: str = "", hold_out: str = "",
+    equalise: bool | None = None, whole_scenes: bool | None = None, split_seed: int = 0,
 ) -> Dataset:  # fmt: skip
     """Open a prepared dataset; decodes it on the first call.
 
     Protocol strict makes real and fake alike in size and JPEG quality first, and balances the classes in shuffled training batches.
     size: pixels a side, a multiple of 32. mode: resize | center_crop | texture_crop. limit: at most so many images of each class in each part.
+    train_generators, hold_out: see `trained_on`; the test part keeps the fakes of every generator, and all reals stay.
     equalise, whole_scenes: None leaves it to the protocol. split_seed: of the split, where the dataset gives none.
     Raises `InputError` for a missing dataset, an unknown protocol or mode, or a part without one of the classes.
 
@@ -130,12 +132,37 @@ def open(  # noqa: A001 (the design's name)
     pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
     split = assign(table, protocol, seed=split_seed, whole_scenes=whole_scenes)
     table = table.assign(row=np.arange(len(table)), split=split)
+    if train_generators or hold_out:
+        known = trained_on(name, protocol=protocol, train_generators=train_generators, hold_out=hold_out)
+        table = table[(table["label"] == 0) | (table["split"] == "test") | table["generator"].isin(known)]
     balanced = {"train": protocol == "strict", "val": False, "test": False}
     parts = {s: _part(pixels, table[table["split"] == s], limit, balanced=b) for s, b in balanced.items()}
     names = tuple(", ".join(sorted(table.loc[table["label"] == label, "generator"].unique())) for label in (0, 1))
     if deepfake:
         names = ("real", "fake")
     return Dataset(name, size, protocol, mode, class_names=names, equalised=alike, **parts)
+
+
+def trained_on(name: str, *, protocol: str = "strict", train_generators: str = "", hold_out: str = "") -> list[str]:
+    """The generators whose fakes train and validate: all that the dataset has there, those named, or all but those held out (comma-separated).
+
+    Raises `InputError` for a name that is not among them, both settings at once, or a hold-out that leaves none.
+
+    >>> trained_on("demo", hold_out="bilinear")                      # doctest: +SKIP
+    ['subpixel', 'transposed']
+    """
+    table = manifest.load(name)
+    fakes = table[(assign(table, protocol) == "train") & (table["label"] == 1)]
+    known = sorted(fakes["generator"].unique())
+    only, without = ([n.strip() for n in text.split(",") if n.strip()] for text in (train_generators, hold_out))
+    for generator in (*only, *without):
+        choose("generator", generator, known, hint=f"{name} has these in training.")
+    if only and without:
+        raise InputError(f"train_generators={train_generators} and hold_out={hold_out}: give one of the two")
+    left = [n for n in known if n in (only or known) and n not in without]
+    if not left:
+        raise InputError(f"hold_out={hold_out} leaves no fakes to train on: {name} has {', '.join(known)}")
+    return left
 
 
 def perturbed(data: Dataset, how: str) -> Part:

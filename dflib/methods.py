@@ -9,7 +9,7 @@ from data_prep.errors import InputError, choose
 from dflib.quantize import CALIBRATIONS
 
 TRAIN = ("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp")
-DATA = ("size", "mode", "limit", "target_images")
+DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out")
 MEASURE = ("latency_runs", "draws")
 PRUNE = ("scope", "importance", "round_to", "prune_steps", "step_epochs", "finetune_epochs", "finetune_lr")
 DISTILL = ("temperature", "alpha", "attention")
@@ -105,6 +105,8 @@ DEFAULTS: dict = {
     "mode": "resize",  # resize | center_crop | texture_crop
     "limit": None,  # at most so many images of each class in each part
     "target_images": None,  # at most so many training images of each class, but for the source dataset's runs
+    "train_generators": "",  # generators whose fakes train and validate, separated by commas; "" is all. The test keeps every one
+    "hold_out": "",  # or those whose fakes do not
     "backbone": "vgg",  # of BL: vgg (the paper's) | resnet18 | mobilenet_v3_small | efficientnet_b0
     "epochs": 30,
     "finetune_epochs": 10,
@@ -317,9 +319,18 @@ def _out_of_order(before: list[tuple[str, float | None]], kind: str, rate: float
     return None
 
 
+UNSET = ("train_generators", "hold_out")  # count only where they are given: without them a run keeps its id
+
+
 def relevant(code: str, values: dict) -> dict:
     """Those of the settings that the method reads (the others must not change its run's id)."""
-    return {k: values[k] for k in sorted(method(code).keys)}
+    return {k: values[k] for k in sorted(method(code).keys) if k not in UNSET or values[k] != DEFAULTS[k]}
+
+
+def fold(params: dict) -> str:
+    """Which generators a run was trained on, in words: "without dalle2", "on dalle2 alone"; "" for all."""
+    held, only = (params.get(k, "").replace(",", ", ") for k in ("hold_out", "train_generators"))
+    return f"without {held}" if held else f"on {only} alone" if only else ""
 
 
 def _checked(key: str, value):

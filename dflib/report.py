@@ -23,7 +23,8 @@ SECTION = [
     "mode",
     "limit",
     "target_images",
-]  # runs that differ here had other test images: not to be compared
+    "fold",
+]  # runs that differ here had other images: not to be compared
 NUMBERS = {  # title: (column, divisor, how it is written)
     "params": ("params", 1, "{:,.0f}"), "non-zero": ("nonzero", 1, "{:,.0f}"), "file MB": ("file_bytes", 1e6, "{:.2f}"),
     "p50 ms": ("latency_p50_ms", 1, "{:.2f}"), "p95 ms": ("latency_p95_ms", 1, "{:.2f}"), "images/s": ("images_per_s", 1, "{:,.0f}"), "peak MB": ("peak_rss_mb", 1, "{:.0f}"),
@@ -158,7 +159,7 @@ def _section(i: int, key: dict, rows: pd.DataFrame) -> dict:
     limit += f", at most {key['target_images']} for training" if key["target_images"] else ""
     return {
         "id": f"section-{i}", "title": f"{key['dataset']}, {key['protocol']} protocol, {key['size']} px",
-        "note": f"Images made square by {key['mode']}{limit}.", "answer": answer(rows),
+        "note": f"Images made square by {key['mode']}{limit}{key['fold'] and ', trained ' + key['fold']}.", "answer": answer(rows),
         "runs": _sortable(table_rows(rows), rows[["run_id", "accuracy", "auroc", "f1", *(column for column, *_ in NUMBERS.values())]]),
         "generators": generators, "by_generator": _sortable(pd.DataFrame(by_generator), rows[["run_id", *(f"{g}/auroc" for g in generators)]]),
         "figures": [{"title": title, "caption": text, "svg": _svg(draw(rows), f"s{i}f{k}-")} for k, (title, draw, text) in enumerate(figures)],

@@ -67,7 +67,10 @@ class Spec:
     def _parent(self, code: str, at: str = "target") -> Spec:
         row, other = methods.method(code), {}
         if at == "source":  # the same settings on the source dataset, with all its images
-            other = {"dataset": self.source, "settings": self.settings | {"target_images": None}}
+            other = {
+                "dataset": self.source,
+                "settings": self.settings | {"target_images": None, "train_generators": "", "hold_out": ""},
+            }
         rate, source = self.rate if row.rated else None, self.source if row.transfers else ""
         return replace(self, method=code, rate=rate, source=source, **other)
 
@@ -137,6 +140,10 @@ def spec(
     choose("protocol", protocol, PROTOCOLS)
     dataset = dataset or methods.preset(preset).dataset
     dataset_folder(dataset)
+    if values["train_generators"] or values["hold_out"]:
+        from dflib.data import trained_on
+
+        trained_on(dataset, protocol=protocol, train_generators=values["train_generators"], hold_out=values["hold_out"])
     if row.rated:
         if rate is None:
             raise InputError(f"{method} needs a rate: the share of parameters removed, e.g. 0.9")
@@ -208,8 +215,9 @@ class Run:
 
         s = self.settings
         whole = data.open(
-            self.spec.dataset, size=s["size"], protocol=self.spec.protocol, mode=s["mode"], limit=s["limit"]
-        )
+            self.spec.dataset, size=s["size"], protocol=self.spec.protocol, mode=s["mode"], limit=s["limit"],
+            train_generators=s["train_generators"], hold_out=s["hold_out"],
+        )  # fmt: skip
         return data.few(whole, s["target_images"]) if s["target_images"] else whole
 
     def recipe(self, **changes) -> Recipe:
@@ -321,7 +329,7 @@ class Run:
             "protocol": s.protocol, "preset": s.preset, "params": methods.relevant(s.method, s.settings), "parents": [p.run_id for p in s.parents],
             "data_fingerprint": s.fingerprint, "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
             "device": _device_name(device), "timings": self.timings | {"total_s": time.perf_counter() - self.started}, "cost": cost,
-            "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "classes": self.data.class_names, "train_images": len(self.data.train), "parity": same, "command": s.command(),
+            "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "classes": self.data.class_names, "train_images": len(self.data.train), "train_generators": sorted(set(self.data.train.generators) - {"real"}), "parity": same, "command": s.command(),
         }  # fmt: skip
 
     def _preprocess_ms(self) -> dict | None:
@@ -502,7 +510,7 @@ def _flat(result: dict) -> dict:
     row = {k: result[k] for k in ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "device", "threshold", "command")}  # fmt: skip
     row |= {k: result.get(k) for k in ("source", "train_images")}
     row |= {k: result["params"].get(k) for k in ("size", "mode", "limit", "target_images")} | result["timings"]
-    row["parents"] = ",".join(result["parents"])
+    row |= {"parents": ",".join(result["parents"]), "fold": methods.fold(result["params"])}
     cost = result["cost"]
     row |= {k: cost[k] for k in ("params", "nonzero", "macs", "file_bytes", "peak_rss_mb")}
     row |= {k: cost.get(k) for k in ("trainable_params", "shipped_bytes")}

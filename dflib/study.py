@@ -5,6 +5,7 @@ A failed run is a record, not an exception: its children are `blocked`, everythi
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MEMORY_PER_WORKER = 4e9  # bytes; of a worker on the CPU
 LOST_WORKER_RETRIES = 2
+FOLDS = {"leave-one-out": "hold_out", "one-to-all": "train_generators"}  # the setting that each generator has in turn
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ class Plan:
 
 def plan(
     *, preset: str = "demo", dataset: str | None = None, source: str | None = None, protocol: str = "strict", methods_: tuple[str, ...] | None = None,
-    rates: tuple[float, ...] | None = None, seeds: tuple[int, ...] | None = None, settings: dict | None = None,
+    rates: tuple[float, ...] | None = None, seeds: tuple[int, ...] | None = None, settings: dict | None = None, folds: str | None = None,
 ) -> Plan:  # fmt: skip
-    """The study's runs: methods x rates x seeds, and the parents that they need. What is not given comes from the preset.
+    """The study's runs: methods x rates x seeds (x folds), and the parents that they need. What is not given comes from the preset.
+
+    folds: "leave-one-out" trains without each generator in turn, "one-to-all" on each alone; the test keeps all of them.
 
     Raises `InputError` as `runs.spec` does, or for a setting that no method of the study reads.
     """
@@ -54,13 +58,19 @@ def plan(
     usual = methods.preset(preset)
     wanted = methods_ or usual.methods
     found: dict[str, Spec] = {}
+    variants = [settings or {}]
+    if folds:
+        from dflib.data import trained_on
+
+        key = FOLDS[choose("kind of folds", folds, FOLDS)]
+        variants = [variants[0] | {key: g} for g in trained_on(dataset or usual.dataset, protocol=protocol)]
 
     def add(s: Spec) -> None:
         for parent in s.parents:
             add(parent)
         found.setdefault(s.run_id, s)
 
-    for seed in seeds if seeds is not None else usual.seeds:
+    for seed, variant in itertools.product(seeds if seeds is not None else usual.seeds, variants):
         for code in wanted:
             for rate in (rates or usual.rates) if methods.method(code).rated else (None,):
                 add(
@@ -72,7 +82,7 @@ def plan(
                         protocol=protocol,
                         rate=rate,
                         seed=seed,
-                        settings=settings,
+                        settings=variant,
                     )
                 )
     return Plan(tuple(found.values()))

@@ -171,3 +171,28 @@ def test_the_perturbed_test_part_is_the_same_images_made_worse(tmp_path, data_ro
             half = image.resize((32, 32), Image.Resampling.BICUBIC)
         assert np.array_equal(part.image(i), np.asarray(half))
     assert len(part.pixels) == len(part) < 60  # the other parts were not decoded again
+
+
+def test_a_generator_held_out_of_training_stays_in_the_test(tiny_dataset, opened):
+    for settings in ({"hold_out": "nearest"}, {"train_generators": "blurred"}):
+        part = data.open(tiny_dataset, size=32, **settings)
+        for name in ("train", "val"):
+            mine, whole = getattr(part, name), getattr(opened, name)
+            assert set(mine.generators) == {"real", "blurred"}
+            assert mine.table["path"].tolist() == whole.table["path"][whole.generators != "nearest"].tolist()
+        assert part.test.table.equals(opened.test.table)
+        assert np.array_equal(part.train.image(0), opened.train.image(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hold_out": "nearst"}, "unknown generator 'nearst', did you mean 'nearest'"),
+        ({"train_generators": "real"}, "unknown generator 'real'"),
+        ({"hold_out": "nearest, blurred"}, "leaves no fakes to train on: .* has blurred, nearest"),
+        ({"hold_out": "nearest", "train_generators": "nearest"}, "give one of the two"),
+    ],
+)
+def test_generators_that_cannot_be_chosen_say_why(tiny_dataset, settings, message):
+    with pytest.raises(InputError, match=message):
+        data.trained_on(tiny_dataset, **settings)

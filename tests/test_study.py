@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from data_prep.errors import InputError
-from dflib import runs, study
+from dflib import methods, runs, study
+from dflib.runs import spec
 
 
 @pytest.fixture
@@ -245,3 +246,37 @@ with open(sys.argv[1] + "/log.txt", "w") as log:
 def test_a_notebook_of_many_widgets_ends(tmp_path):
     """With jupyter_client's own channels about every second such notebook waits for ever for a reply that has come."""
     subprocess.run([sys.executable, "-W", "ignore", "-c", MANY_WIDGETS, str(tmp_path)], check=True, timeout=180)
+
+
+def test_folds_train_without_each_generator_or_on_each_alone(tiny_dataset, tiny_source):
+    request = {"preset": "tiny", "dataset": tiny_dataset, "methods_": ("BL", "CPF"), "seeds": (0, 1)}
+    whole = study.plan(**request)
+    for folds, key, word in (("leave-one-out", "hold_out", "without"), ("one-to-all", "train_generators", "on")):
+        p = study.plan(**request, folds=folds)
+        found = [s.settings[key] for s in p if s.method == "CPF"]
+        assert sorted(found) == ["blurred", "blurred", "nearest", "nearest"] and len(p) == 8
+        assert {s.parents[0].settings[key] == s.settings[key] for s in p if s.method == "CPF"} == {True}
+        assert not {s.run_id for s in p} & {s.run_id for s in whole}
+        assert methods.fold(methods.relevant("CPF", p.specs[-1].settings)).startswith(word)
+        assert spec("BL", **p.specs[0].parameters()).run_id == p.specs[0].run_id
+    transfer = study.plan(**request | {"methods_": ("TL+FT",)}, source=tiny_source, folds="leave-one-out")
+    assert (
+        len({s.run_id for s in transfer if s.dataset == tiny_source}) == 2
+    )  # one a seed: the source has other classes
+    with pytest.raises(InputError, match="unknown kind of folds 'leave'"):
+        study.plan(**request, folds="leave")
+
+
+def test_a_run_keeps_its_id_and_parameters_where_no_generator_is_left_out(tiny_dataset):
+    plain = spec("BL", preset="tiny", dataset=tiny_dataset)
+    assert not {"hold_out", "train_generators"} & set(methods.relevant("BL", plain.settings))
+    assert spec("BL", preset="tiny", dataset=tiny_dataset, settings={"hold_out": ""}).run_id == plain.run_id
+
+
+def test_a_run_without_a_generator_says_so(tiny_dataset, outputs):
+    (s,) = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), settings={"hold_out": "nearest"})
+    assert study.execute(s)["status"] == "done"
+    result = runs.read(s.folder)
+    assert result["train_generators"] == ["blurred"] and {"nearest", "blurred"} < set(result["metrics"])
+    assert "--set hold_out=nearest" in result["command"]
+    assert set(runs.results(tiny_dataset).set_index("run_id").loc[[s.run_id], "fold"]) == {"without nearest"}
