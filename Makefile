@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: study test lab bench clean setup chromium
+.PHONY: study test lab bench address clean setup chromium
 
 setup: $(READY)
 
@@ -30,6 +30,9 @@ lab: $(READY)     ## JupyterLab on localhost
 
 bench: $(READY)   ## the figures of the README's performance table, as ratios in one run
 	$(PY) -m tests.bench $(ARGS)
+
+address:          ## URL=https://github.com/you/name: the published repository, into the badges and the README
+	@$(PYTHON) notebooks/badges.py $(URL)
 
 clean:            ## removes .venv, the demo data and all outputs but the tracked ones
 	rm -rf .venv .pytest_cache .ruff_cache *.egg-info data/demo data/demo-source

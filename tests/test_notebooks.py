@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import badges
 import nbformat
 import numpy as np
 import pandas as pd
@@ -97,16 +98,54 @@ def test_code_is_short_and_follows_prose(path):
 @each
 def test_teaches(path):
     text = "\n".join(cells(path, "markdown"))
-    assert text.startswith(f"# {path.stem[:2]} · ")
-    assert all(
-        part in text
-        for part in ("After this notebook you can", "**Time**", "## Exercises", "## Recap", "ou should see")
+    assert all(part in text for part in ("## Exercises", "## Recap", "ou should see"))
+    solutions = re.findall(r"<details>\s*<summary>Solution</summary>(.+?)</details>", text, re.DOTALL)
+    assert len(solutions) >= 2 and all(solution.strip() for solution in solutions)
+    assert text.count("<details>") == text.count("</details>")
+    assert any("assert " in code for code in cells(path, "code"))
+
+
+@each
+def test_begins_with_title_badges_goals_time_and_the_way_on(path):
+    title, badges_, *rest = nbformat.read(path, as_version=4).cells[0].source.split("\n\n")
+    assert title.startswith(f"# {path.stem[:2]} · ") and "\n" not in title
+    assert badges_ == badges.line(path.stem, badges.address(ALL[0].read_text()))  # the same repository in all of them
+    goals = rest.index("**After this notebook you can**")
+    assert rest[goals + 1].count("\n- ") >= 2
+    time, way = rest[goals + 2 :]
+    assert re.fullmatch(
+        r"\*\*Time\*\* .*on 2 CPU cores .+; on a T4 .+ \((an estimate: not measured|measured.*)\)\.", time, re.DOTALL
     )
-    assert text.count("<details>") == text.count("</details>") >= 2
-    code = "\n".join(cells(path, "code"))
-    assert "assert " in code
-    assert "continuous_update=False" in code or "Dropdown(" in code
-    assert all("description=" in line for line in code.splitlines() if re.search(r"= \w*(Slider|Dropdown)\(", line))
+    following = [p.name for p in ALL if p.stem > path.stem]
+    assert not following or re.search(r"Next: \[\d\d · [^]]+\]\(([^)]+)\)", way)[1] in following
+
+
+@each
+def test_recap_is_computed(path):
+    book = nbformat.read(path, as_version=4)
+    start = [c.cell_type == "markdown" and c.source.startswith("## Recap") for c in book.cells].index(True)
+    code = "\n".join(c.source for c in book.cells[start:] if c.cell_type == "code")
+    assert "Markdown(" in code and re.search(r"f\".*{", code)
+
+
+@each
+def test_a_widget_is_labelled_and_its_figure_follows_without_it(path):
+    code = cells(path, "code")
+    moved = [i for i, c in enumerate(code) if re.search(r"interactive_output\(\w+,", c)]
+    assert moved or path.stem in ("16_explorer", "17_sweep")
+    for i in moved:
+        shown = re.search(r"interactive_output\((\w+),", code[i])[1]
+        assert code[i + 1].startswith(f"{shown}("), f"{shown} is not shown once without the widget"
+        assert "continuous_update=False" in code[i] or "Dropdown(" in code[i]
+        assert ".layout.height = " in code[i], "without a height the page jumps"
+    controls = [line for line in "\n".join(code).splitlines() if re.search(r"= \w*(Slider|Dropdown)\(", line)]
+    assert all("description=" in line for line in controls)
+
+
+def anchors(path: Path) -> set[str]:
+    """What GitHub and JupyterLab make of a Markdown file's headings."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 @each
@@ -114,7 +153,26 @@ def test_links_lead_somewhere(path):
     targets = [t for text in cells(path, "markdown") for t in re.findall(r"\]\(([^)\s]+)\)", text)]
     assert targets
     for target in targets:
-        assert target.startswith("https://") or (FOLDER / target.partition("#")[0]).is_file(), target
+        file, _, anchor = target.partition("#")
+        assert target.startswith("https://") or (FOLDER / file).is_file(), target
+        assert not anchor or anchor in anchors(FOLDER / file), target
+
+
+def test_one_command_fills_in_the_repositorys_address(tmp_path):
+    shutil.copytree(FOLDER, tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    shutil.copy(PROJECT / "README.md", tmp_path)
+    before = {p.name: p.read_text() for p in (tmp_path / "notebooks").glob("*.ipynb")}
+    for address in ("https://github.com/me/first", "https://github.com/somebody/a.copy"):
+        badges.fill(tmp_path, address)
+        for name in before:
+            head = nbformat.read(tmp_path / "notebooks" / name, as_version=4).cells[0].source
+            assert f"(https://kaggle.com/kernels/welcome?src={address}/blob/main/notebooks/{name})" in head
+            where = address.removeprefix("https://github.com/")
+            assert f"(https://colab.research.google.com/github/{where}/blob/main/notebooks/{name})" in head
+        readme = (tmp_path / "README.md").read_text()
+        assert f"git clone {address} workbook" in readme and badges.PLACEHOLDER not in readme
+    badges.fill(tmp_path, badges.address(ALL[0].read_text()))
+    assert before == {p.name: p.read_text() for p in (tmp_path / "notebooks").glob("*.ipynb")}
 
 
 @each
