@@ -1,0 +1,153 @@
+"""A study's runs side by side: what they say over several seeds, against BL, and against training from nothing at the same budget.
+
+Reads finished runs; makes none, draws nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from data_prep.errors import InputError
+from dflib import metrics, runs
+from dflib.methods import DEFAULTS, MEASURE, METHODS, relevant
+
+log = logging.getLogger(__name__)
+
+
+def load(dataset: str, *, protocol: str = "strict", source: str | None = None) -> dict[str, dict]:
+    """Results of all finished runs on a dataset by run id, the oldest first, each with its `folder`; of transfers those from `source`."""
+    found = {}
+    for folder in sorted(runs.folders(), key=lambda f: (f / "result.json").stat().st_mtime):
+        try:
+            r = runs.read(folder)
+            fits = (r["dataset"], r["protocol"]) == (dataset, protocol) and r["source"] in (None, source)
+        except (InputError, KeyError, TypeError) as error:
+            log.warning("left out: %s is no finished run of this version (%s)", folder, error)
+            continue
+        if fits:
+            found[r["run_id"]] = r | {"folder": folder}
+    return found
+
+
+def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) -> list[dict]:
+    """Those made with the settings `wanted`, whatever the ones named in `but`; of equals the newest (the last).
+
+    wanted: all settings, as `methods.settings` gives them.
+    """
+    same = lambda params: {k: v for k, v in params.items() if k not in but}
+    fits = [r for r in results if same(r["params"]) == same(relevant(r["method"], wanted))]
+    return list({(_key(r), r["seed"]): r for r in fits}.values())
+
+
+def by_seed(results: Iterable[dict]) -> list[list[dict]]:
+    """Runs that differ in their seed alone, together; in the order of the table of methods, then by rate."""
+    groups: dict[tuple, dict[int, dict]] = {}
+    for r in results:
+        groups.setdefault(_key(r), {})[r["seed"]] = r
+    order = {code: i for i, code in enumerate(METHODS)}
+    place = lambda group: (order.get(group[0]["method"], len(order)), group[0]["rate"] or 0, _images(group[0]))
+    return sorted(([group[seed] for seed in sorted(group)] for group in groups.values()), key=place)
+
+
+def combined(group: Sequence[dict], reference: Sequence[dict] = ()) -> dict[str, dict]:
+    """`metrics.combined` of the runs of several seeds (minus those of a reference, seed by seed), from their predictions.
+
+    Raises `InputError` when they were tested on different images.
+    """
+    tables = [pd.read_parquet(r["folder"] / "predictions.parquet") for r in (*group, *reference)]
+    for r, table in zip((*group, *reference), tables, strict=True):
+        if not table["path"].equals(tables[0]["path"]):
+            raise InputError(f"{r['run_id']} and {group[0]['run_id']} were tested on different images: compare runs on one dataset and protocol")  # fmt: skip
+    scored = [(table["score"], r["threshold"]) for r, table in zip((*group, *reference), tables, strict=True)]
+    first, n = tables[0], len(group)
+    draws = group[0]["params"].get("draws", DEFAULTS["draws"])
+    return metrics.combined(first["label"], first["generator"], scored[:n], scored[n:], groups=first["group"], draws=draws)  # fmt: skip
+
+
+def budget(result: dict, every: dict[str, dict]) -> float:
+    """Epochs on the target's images that went into a run: its own, and those of the runs on the target that its weights come from.
+
+    every: results by run id, as `load` gives them. NaN where a run that it comes from is missing.
+    """
+    params, code = result["params"], result["method"]
+    own = params.get("epochs" if code in ("BL", "TL+KD") else "transfer_epochs", 0)
+    before = [p.removesuffix("@source") for p in METHODS[code].parents if "@source" not in p]
+    if params.get("teacher") == "source":
+        before = []  # TL+FT is made beside it, and not used
+    parents = [next((every[i] for i in result["parents"] if i in every and every[i]["method"] == m), None) for m in before]  # fmt: skip
+    return own + sum(math.nan if parent is None else budget(parent, every) for parent in parents)
+
+
+def from_nothing(result: dict, every: Iterable[dict], *, epochs: float = math.inf) -> dict | None:
+    """The target's own BL to hold a run against: same seed, images and settings, and of at most `epochs` epochs the one with the most.
+
+    Where all have more, the one with the fewest; None where there is none.
+    """
+    differ = {"epochs", *MEASURE}
+    fits = lambda b: all(result["params"].get(k, v) == v for k, v in b["params"].items() if k not in differ)
+    found = [b for b in every if (b["method"], b["seed"]) == ("BL", result["seed"]) and fits(b)]
+    longest = max((b for b in found if b["params"]["epochs"] <= epochs), key=lambda b: b["params"]["epochs"], default=None)  # fmt: skip
+    return longest or min(found, key=lambda b: b["params"]["epochs"], default=None)
+
+
+def over_seeds(results: Iterable[dict], every: dict[str, dict]) -> pd.DataFrame:
+    """One row a method, rate and number of target images: means over seeds with 95 % intervals, and the paired difference from BL.
+
+    Columns: method, rate, target_images (NaN: all), seeds, trainable_params, shipped_bytes, file_bytes; for each generator and "all",
+    `NAME/auroc` and `NAME/accuracy`, the same with `-BL` behind for the difference, each also with `_low` and `_high`.
+    """
+    rows = []
+    for group in by_seed(results):
+        first = group[0]
+        row = {k: first[k] for k in ("method", "rate")} | {"target_images": first["params"].get("target_images"), "seeds": len(group)}  # fmt: skip
+        for k in ("trainable_params", "shipped_bytes", "file_bytes"):
+            row[k] = pd.Series([r["cost"].get(k) for r in group], dtype=float).mean()
+        row["transfer_s"] = pd.Series([r["timings"]["transfer_s"] for r in group]).mean()
+        _columns(row, combined(group))
+        pairs = [(r, b) for r in group if (b := from_nothing(r, every.values())) and r["method"] != "BL"]
+        if pairs:
+            _columns(row, combined(*zip(*pairs, strict=True)), "-BL")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def against_scratch(results: Iterable[dict], every: dict[str, dict]) -> pd.DataFrame:
+    """Whether each transfer beats BL trained from nothing on the same target images for at most as many epochs, paired and over seeds.
+
+    Columns: method, rate, target_images, epochs (on the target), scratch_epochs, seeds, difference of AUROC with low and high, verdict:
+    beats scratch | loses to scratch | undecided | not measured (no such BL). Epochs count passes over the target's images: those spent on the
+    source are free, as it is shared by every task that comes after.
+    """
+    rows = []
+    for group in by_seed(r for r in results if METHODS[r["method"]].transfers):
+        first, epochs = group[0], budget(group[0], every)
+        row = {k: first[k] for k in ("method", "rate")} | {"target_images": first["params"].get("target_images"), "epochs": epochs}  # fmt: skip
+        pairs = [(r, b) for r in group if (b := from_nothing(r, every.values(), epochs=epochs))]
+        pairs = [(r, b) for r, b in pairs if b["params"]["epochs"] == pairs[0][1]["params"]["epochs"]]
+        row |= {"scratch_epochs": pairs[0][1]["params"]["epochs"] if pairs else math.nan, "seeds": len(pairs)}
+        found = combined(*zip(*pairs, strict=True))["all"]["auroc"] if pairs else {"mean": math.nan, "ci95": None}
+        low, high = found["ci95"] or (math.nan, math.nan)
+        verdict = "beats scratch" if low > 0 else "loses to scratch" if high < 0 else "undecided" if pairs else "not measured"  # fmt: skip
+        rows.append(row | {"difference": found["mean"], "low": low, "high": high, "verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def _columns(row: dict, values: dict[str, dict], suffix: str = "") -> None:
+    for name, each in values.items():
+        for metric in ("auroc", "accuracy"):
+            column, found = f"{name}/{metric}{suffix}", each[metric]
+            row[column] = found["mean"]
+            row[f"{column}_low"], row[f"{column}_high"] = found["ci95"] or (math.nan, math.nan)
+
+
+def _key(result: dict) -> tuple:
+    return result["method"], result["rate"], json.dumps(result["params"], sort_keys=True)
+
+
+def _images(result: dict) -> float:
+    return result["params"].get("target_images") or math.inf

@@ -1,0 +1,188 @@
+"""Runs side by side: budgets, the right BL to hold a run against, means over seeds and verdicts, on written predictions."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from data_prep.errors import InputError
+from dflib import compare, methods, metrics
+
+LABELS = np.repeat([0, 1], [40, 80])
+GENERATORS = np.repeat(["real", "gan", "vae"], 40)
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a finished run whose scores part the classes by `skill`."""
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
+
+    def make(method, skill=1.0, seed=0, rate=None, parents=(), paths=range(120), noise=None, **settings):
+        values = methods.settings("tiny", settings)
+        run_id = f"{method}-{seed}-{len(list(tmp_path.glob('*/*/*/*')))}"
+        folder = tmp_path / "faces" / "strict" / method / run_id
+        folder.mkdir(parents=True)
+        result = {"run_id": run_id, "method": method, "rate": rate, "seed": seed, "dataset": "faces", "protocol": "strict",
+                  "source": "dogs" if method.startswith("TL") else None, "params": methods.relevant(method, values), "parents": list(parents),
+                  "threshold": 0.5, "cost": {"trainable_params": 10, "shipped_bytes": 5, "file_bytes": 100}, "timings": {"transfer_s": 2.0}}  # fmt: skip
+        (folder / "result.json").write_text(json.dumps(result))
+        rng = np.random.default_rng(100 * seed + len(method) if noise is None else noise)
+        score = 1 / (1 + np.exp(-(skill * (2 * LABELS - 1) + rng.normal(0, 1, 120))))
+        table = {
+            "path": [f"{i}.png" for i in paths],
+            "generator": GENERATORS,
+            "label": LABELS,
+            "score": score,
+            "group": np.arange(120) // 2,
+        }
+        pd.DataFrame(table).to_parquet(folder / "predictions.parquet")
+        return run_id
+
+    return make
+
+
+def loaded() -> dict[str, dict]:
+    return compare.load("faces", source="dogs")
+
+
+def test_load_knows_dataset_source_and_protocol_and_names_what_is_damaged(write, tmp_path, caplog):
+    kept = {write("BL"), write("TL+FT")}
+    (tmp_path / "faces" / "strict" / "BL" / write("BL") / "result.json").write_text("{")
+    assert set(loaded()) == kept
+    assert "left out" in caplog.text
+    assert {r["method"] for r in compare.load("faces").values()} == {"BL"}
+    assert compare.load("faces", protocol="paper") == compare.load("other") == {}
+
+
+def test_matching_takes_the_newest_of_equals_and_lets_named_settings_differ(write):
+    write("BL"), write("BL", epochs=9), write("BL", target_images=25)
+    newest, wanted = write("BL"), methods.settings("tiny")
+    found = compare.matching(loaded().values(), wanted)
+    assert [r["run_id"] for r in found] == [newest]
+    few = compare.matching(loaded().values(), wanted, but=("target_images",))
+    assert {r["params"]["target_images"] for r in few} == {None, 25}
+
+
+def test_the_budget_counts_epochs_on_the_target_alone(write):
+    ft = write("TL+FT", transfer_epochs=3)
+    quantized = write("TL+FT+Q", parents=[ft])
+    pruned = write("TL+P+FT", rate=0.9, parents=["CPF-on-the-source"], transfer_epochs=3)
+    adapted = write("TL+P+A", rate=0.9, parents=[pruned], transfer_epochs=5)
+    student = write("TL+KD", rate=0.9, parents=["BL-on-the-source", ft], epochs=7)
+    taught = write("TL+KD", rate=0.9, parents=["BL-on-the-source", ft], epochs=7, teacher="transferred")
+    behind = write("TL+KD+A", rate=0.9, parents=[student], transfer_epochs=3)
+    lost = write("TL+KD+A", rate=0.9, parents=["gone"], transfer_epochs=3)
+    every = loaded()
+    epochs = {name: compare.budget(every[name], every) for name in every}
+    assert [epochs[i] for i in (ft, quantized, pruned, adapted, student, taught, behind)] == [3, 3, 3, 8, 7, 10, 10]
+    assert math.isnan(epochs[lost])
+
+
+def test_a_run_is_held_against_the_bl_of_its_seed_images_and_budget(write):
+    short, long = write("BL", epochs=3), write("BL", epochs=8)
+    write("BL", epochs=4, lr=0.5), write("BL", epochs=4, seed=1), write("BL", epochs=4, target_images=25)
+    run = write("TL+FT")
+    every = loaded()
+    run = every[run]
+    bl = lambda **limit: compare.from_nothing(run, every.values(), **limit)["run_id"]
+    assert (bl(), bl(epochs=8), bl(epochs=7), bl(epochs=2)) == (long, long, short, short)
+    assert compare.from_nothing(run, []) is None
+
+
+def test_means_over_seeds_and_differences_from_bl(write):
+    for seed in range(3):
+        write("BL", 0.5, seed), write("CPF", 2.0, seed, rate=0.9)
+    every = loaded()
+    table = compare.over_seeds(every.values(), every).set_index("method")
+    assert table["seeds"].tolist() == [3, 3]
+    for method in ("BL", "CPF"):
+        files = [r["folder"] / "predictions.parquet" for r in every.values() if r["method"] == method]
+        use = LABELS * (GENERATORS != "vae") + (LABELS == 0) > 0
+        mine = [roc_auc_score(LABELS[use], pd.read_parquet(f)["score"][use]) for f in files]
+        assert table.loc[method, "gan/auroc"] == pytest.approx(np.mean(mine))
+        assert table.loc[method, "gan/auroc_low"] < np.mean(mine) < table.loc[method, "gan/auroc_high"]
+    change = table["all/auroc"].diff().iloc[-1]
+    assert table.loc["CPF", "all/auroc-BL"] == pytest.approx(change)
+    assert table.loc["CPF", "all/auroc-BL_low"] > 0
+    assert math.isnan(table.loc["BL", "all/auroc-BL"])
+
+
+def test_each_transfer_gets_a_verdict_against_scratch(write):
+    for seed in range(3):
+        write("BL", 1.0, seed, epochs=3), write("BL", 3.0, seed, epochs=30)
+        write("TL+FT", 3.0, seed, transfer_epochs=5)
+        write("TL+P+FT", 0.0, seed, rate=0.9, transfer_epochs=5)
+        write("TL+KD", 1.0, seed, rate=0.9, epochs=3, noise=100 * seed + 2)  # BL's very scores
+        write("TL+FT", 3.0, seed, transfer_epochs=5, target_images=25)
+    every = loaded()
+    table = compare.against_scratch(every.values(), every)
+    verdicts = {
+        (r.method, r.target_images): (r.verdict, r.epochs) for r in table.fillna({"target_images": 0}).itertuples()
+    }
+    assert verdicts["TL+P+FT", 0] == ("loses to scratch", 5)
+    assert verdicts["TL+KD", 0] == ("undecided", 3)
+    assert verdicts["TL+FT", 0] == ("beats scratch", 5)
+    assert verdicts["TL+FT", 25] == ("not measured", 5)
+    assert set(table["scratch_epochs"].dropna()) == {3}
+
+
+def test_runs_on_other_images_are_not_compared(write):
+    write("BL"), write("CPF", rate=0.9, paths=range(1, 121))
+    every = loaded()
+    with pytest.raises(InputError, match="were tested on different images"):
+        compare.over_seeds(every.values(), every)
+
+
+# --- metrics.combined, which does the counting
+
+
+def scored(rng, skill: float) -> np.ndarray:
+    return 1 / (1 + np.exp(-(skill * (2 * LABELS - 1) + rng.normal(0, 1, 120))))
+
+
+def test_one_seed_has_the_value_and_the_width_of_its_own_bootstrap():
+    score = scored(np.random.default_rng(0), 0.7)
+    one = metrics.combined(LABELS, GENERATORS, [(score, 0.5)], draws=2000)
+    alone = metrics.evaluate(LABELS, score, GENERATORS, threshold=0.5, draws=2000)
+    for name in ("gan", "vae", "all"):
+        for metric in ("accuracy", "auroc"):
+            found, whole = one[name][metric], alone[name]
+            assert found["mean"] == pytest.approx(whole[metric])
+            assert np.allclose(found["ci95"], whole["ci95"][metric], atol=0.02)
+    right = one["all"]["accuracy"]["mean"]
+    assert np.diff(one["all"]["accuracy"]["ci95"])[0] / 3.92 == pytest.approx((right * (1 - right) / 120) ** 0.5, rel=0.1)  # fmt: skip
+    assert metrics.combined(LABELS, GENERATORS, [(score, 0.5)] * 3, draws=2000)["all"]["auroc"]["ci95"] == pytest.approx(one["all"]["auroc"]["ci95"])  # fmt: skip
+
+
+def test_both_sources_of_luck_add_up_as_satterthwaite_says():
+    drawn = np.array([[0.7, 0.6, 0.8, 0.7], [0.8, 0.7, 0.9, 0.8], [0.9, 0.8, 1.0, 0.9]])
+    found = metrics._mean(drawn)
+    images, training = np.var([0.7, 0.9, 0.8], ddof=1), 0.01 / 3
+    freedom = (images + training) ** 2 / (training**2 / 2)
+    half = stats.t.ppf(0.975, freedom) * (images + training) ** 0.5
+    assert found["mean"] == pytest.approx(0.8)
+    assert found["ci95"] == pytest.approx([0.8 - half, 0.8 + half])
+
+
+def test_the_interval_over_three_seeds_holds_the_truth_about_as_often_as_it_says():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(
+        150
+    ):  # a detector whose skill varies with the seed; its accuracy at infinitely many seeds and images is known
+        shared = rng.normal(0, 0.7, 120)
+        runs_ = [(stats.norm.cdf((2 * LABELS - 1) * rng.normal(0.6, 0.2) + shared + rng.normal(0, 0.7, 120)), 0.5) for _ in range(3)]  # fmt: skip
+        low, high = metrics.combined(LABELS, GENERATORS, runs_, draws=100)["all"]["accuracy"]["ci95"]
+        hits += low <= stats.norm.cdf(0.6 / (2 * 0.7**2 + 0.2**2) ** 0.5) <= high
+    assert 0.9 <= hits / 150 <= 1
+
+
+def test_unequal_numbers_of_runs_are_refused():
+    with pytest.raises(ValueError, match="2 runs, 1 to compare with"):
+        score = scored(np.random.default_rng(0), 1)
+        metrics.combined(LABELS, GENERATORS, [(score, 0.5)] * 2, [(score, 0.5)])
