@@ -54,9 +54,12 @@ def by_seed(results: Iterable[dict]) -> list[list[dict]]:
     return sorted(([group[seed] for seed in sorted(group)] for group in groups.values()), key=place)
 
 
-def combined(group: Sequence[dict], reference: Sequence[dict] = ()) -> dict[str, dict]:
+def combined(
+    group: Sequence[dict], reference: Sequence[dict] = (), *, kinds: dict[str, str] | None = None
+) -> dict[str, dict]:
     """`metrics.combined` of the runs of several seeds (minus those of a reference, seed by seed), from their predictions.
 
+    kinds: other names for generators, such as {"stylegan": "seen"}; those that share one are taken together.
     Raises `InputError` when they were tested on different images.
     """
     tables = [pd.read_parquet(r["folder"] / "predictions.parquet") for r in (*group, *reference)]
@@ -66,7 +69,8 @@ def combined(group: Sequence[dict], reference: Sequence[dict] = ()) -> dict[str,
     scored = [(table["score"], r["threshold"]) for r, table in zip((*group, *reference), tables, strict=True)]
     first, n = tables[0], len(group)
     draws = group[0]["params"].get("draws", DEFAULTS["draws"])
-    return metrics.combined(first["label"], first["generator"], scored[:n], scored[n:], groups=first["group"], draws=draws)  # fmt: skip
+    names = first["generator"].replace(kinds or {})
+    return metrics.combined(first["label"], names, scored[:n], scored[n:], groups=first["group"], draws=draws)  # fmt: skip
 
 
 def budget(result: dict, every: dict[str, dict]) -> float:
@@ -98,15 +102,15 @@ def from_nothing(result: dict, every: Iterable[dict], *, epochs: float = math.in
 def over_seeds(results: Iterable[dict], every: dict[str, dict]) -> pd.DataFrame:
     """One row a method, rate and number of target images: means over seeds with 95 % intervals, and the paired difference from BL.
 
-    Columns: method, rate, target_images (NaN: all), seeds, trainable_params, shipped_bytes, file_bytes; for each generator and "all",
+    Columns: method, rate, settings (those that tell apart what would else be the same row), target_images (NaN: all), seeds, train_images, trainable_params, shipped_bytes, file_bytes, transfer_s; for each generator and "all",
     `NAME/auroc` and `NAME/accuracy`, the same with `-BL` behind for the difference, each also with `_low` and `_high`.
     """
-    rows = []
-    for group in by_seed(results):
-        first = group[0]
-        row = {k: first[k] for k in ("method", "rate")} | {"target_images": first["params"].get("target_images"), "seeds": len(group)}  # fmt: skip
+    rows, groups = [], by_seed(results)
+    for group in groups:
+        row = _about(group, groups) | {"seeds": len(group)}
         for k in ("trainable_params", "shipped_bytes", "file_bytes"):
             row[k] = pd.Series([r["cost"].get(k) for r in group], dtype=float).mean()
+        row["train_images"] = pd.Series([r.get("train_images") for r in group], dtype=float).mean()
         row["transfer_s"] = pd.Series([r["timings"]["transfer_s"] for r in group]).mean()
         _columns(row, combined(group))
         pairs = [(r, b) for r in group if (b := from_nothing(r, every.values())) and r["method"] != "BL"]
@@ -119,21 +123,25 @@ def over_seeds(results: Iterable[dict], every: dict[str, dict]) -> pd.DataFrame:
 def against_scratch(results: Iterable[dict], every: dict[str, dict]) -> pd.DataFrame:
     """Whether each transfer beats BL trained from nothing on the same target images for at most as many epochs, paired and over seeds.
 
-    Columns: method, rate, target_images, epochs (on the target), scratch_epochs, seeds, difference of AUROC with low and high, verdict:
-    beats scratch | loses to scratch | undecided | not measured (no such BL). Epochs count passes over the target's images: those spent on the
-    source are free, as it is shared by every task that comes after.
+    Columns: method, rate, settings, target_images, epochs (on the target), scratch_epochs, seeds, difference of AUROC with low and high, verdict:
+    beats scratch | beats a shorter scratch | loses to scratch | loses to a longer scratch | undecided | not measured (no such BL). Epochs are
+    passes over the target's images: those spent on the source are free, as it is shared by every task that comes after.
     """
-    rows = []
-    for group in by_seed(r for r in results if METHODS[r["method"]].transfers):
-        first, epochs = group[0], budget(group[0], every)
-        row = {k: first[k] for k in ("method", "rate")} | {"target_images": first["params"].get("target_images"), "epochs": epochs}  # fmt: skip
+    rows, groups = [], by_seed(r for r in results if r["method"] in METHODS and METHODS[r["method"]].transfers)
+    for group in groups:
+        epochs = budget(group[0], every)
         pairs = [(r, b) for r in group if (b := from_nothing(r, every.values(), epochs=epochs))]
-        pairs = [(r, b) for r, b in pairs if b["params"]["epochs"] == pairs[0][1]["params"]["epochs"]]
-        row |= {"scratch_epochs": pairs[0][1]["params"]["epochs"] if pairs else math.nan, "seeds": len(pairs)}
+        theirs = pairs[0][1]["params"]["epochs"] if pairs and epochs > 0 else math.nan
+        pairs = [(r, b) for r, b in pairs if b["params"]["epochs"] == theirs]
         found = combined(*zip(*pairs, strict=True))["all"]["auroc"] if pairs else {"mean": math.nan, "ci95": None}
         low, high = found["ci95"] or (math.nan, math.nan)
-        verdict = "beats scratch" if low > 0 else "loses to scratch" if high < 0 else "undecided" if pairs else "not measured"  # fmt: skip
-        rows.append(row | {"difference": found["mean"], "low": low, "high": high, "verdict": verdict})
+        verdict = "undecided" if pairs else "not measured"
+        if low > 0:
+            verdict = "beats a shorter scratch" if theirs < epochs else "beats scratch"
+        elif high < 0:
+            verdict = "loses to a longer scratch" if theirs > epochs else "loses to scratch"
+        counted = {"epochs": epochs, "scratch_epochs": theirs, "seeds": len(pairs)}
+        rows.append(_about(group, groups) | counted | {"difference": found["mean"], "low": low, "high": high, "verdict": verdict})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -146,7 +154,17 @@ def _columns(row: dict, values: dict[str, dict], suffix: str = "") -> None:
 
 
 def _key(result: dict) -> tuple:
-    return result["method"], result["rate"], json.dumps(result["params"], sort_keys=True)
+    return result["method"], result["rate"], result["source"], json.dumps(result["params"], sort_keys=True)
+
+
+def _about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
+    """What a row is about; settings: those that tell it from other rows of its method, rate and images, as text."""
+    first, mine = group[0], group[0]["params"]
+    alike = [g[0]["params"] for g in groups if all(g[0][k] == first[k] for k in ("method", "rate"))]
+    images = mine.get("target_images")
+    others = [p for p in alike if p.get("target_images") == images]
+    differ = ", ".join(f"{k} {v}" for k, v in mine.items() if any(p.get(k) != v for p in others))
+    return {"method": first["method"], "rate": first["rate"], "settings": differ, "target_images": images}
 
 
 def _images(result: dict) -> float:

@@ -273,12 +273,12 @@ def combined(
         for metric in ("accuracy", "balanced_accuracy", "auroc"):
             table = np.stack([v[name][metric] for v in values])
             table = table - np.stack([v[name][metric] for v in others]) if others else table
-            result.setdefault(name, {})[metric] = _mean(table)
+            result.setdefault(name, {})[metric] = _mean(table, -1.0 if others else 0.0)
     return result
 
 
-def _mean(values: np.ndarray) -> dict:
-    """Mean over seeds, with its interval, of (seeds, 1 + draws) values."""
+def _mean(values: np.ndarray, least: float = -1.0) -> dict:
+    """Mean over seeds, with its interval inside [least, 1], of (seeds, 1 + draws) values."""
     from scipy import stats
 
     (mean, *images), n = values.mean(axis=0), len(values)
@@ -289,7 +289,7 @@ def _mean(values: np.ndarray) -> dict:
     variance = images.var(ddof=1) + training
     freedom = (n - 1) * (variance / training) ** 2 if training else np.inf
     half = float(stats.t.ppf(0.975, freedom) * variance**0.5)
-    return {"mean": float(mean), "ci95": [float(mean) - half, float(mean) + half], "seeds": n}
+    return {"mean": float(mean), "ci95": [max(least, float(mean) - half), min(1.0, float(mean) + half)], "seeds": n}
 
 
 def _bootstrap(scores, real, fakes: dict, threshold, codes, draws, seed) -> dict[str, dict[str, np.ndarray]]:

@@ -471,6 +471,41 @@ def against_images(rows: pd.DataFrame, metric: str = "auroc") -> Figure:
 
 
 @_styled
+def forest(rows: pd.DataFrame, columns: dict[str, str], lines: Sequence[float] = ()) -> Figure:
+    """Each row's value with its interval, a line a row and a panel a column ({column: its title}; intervals in `_low` and `_high`).
+
+    lines: where to draw vertical lines, the first solid, the others dashed. BL, where it is among the rows, has its interval as a band.
+    """
+    names = [run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)]
+    fig = Figure(2.2 + min(3 * len(columns), 7.5), 0.24 * len(rows) + 1)
+    for ax, (column, title) in zip(
+        fig.subplots(1, len(columns), sharey=True, squeeze=False)[0], columns.items(), strict=True
+    ):
+        value, bars = _values(rows.reset_index(drop=True), column)
+        for i, method in enumerate(rows["method"]):
+            colour, marker = appearance(method)
+            ax.errorbar(
+                value[i],
+                i,
+                xerr=bars[:, [i]],
+                fmt=marker,
+                color=colour,
+                markersize=10 if marker == "*" else 6,
+                elinewidth=1.2,
+            )
+            if method == "BL":
+                ax.axvspan(value[i] - bars[0, i], value[i] + bars[1, i], color=RED, alpha=0.1, linewidth=0)
+        for k, x in enumerate(lines):
+            ax.axvline(x, color=INK, linewidth=1, linestyle="--" if k else "-", zorder=1)
+        ax.set(xlabel=title, ylim=(len(rows) - 0.5, -0.5))
+        ax.grid(visible=False, axis="y")
+        ax.grid(axis="x")
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
+        ax.set_yticks(range(len(rows)), names)
+    return fig
+
+
+@_styled
 def generators(rows: pd.DataFrame, metric: str = "auroc") -> Figure:
     """A metric on each test generator's fakes (against all reals): bars are means over a method's runs, dots its runs.
 

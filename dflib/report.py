@@ -13,7 +13,7 @@ import pandas as pd
 
 from data_prep.errors import InputError
 from data_prep.paths import HOW_TO_GET, write_text
-from dflib import plots, runs
+from dflib import compare, plots, runs
 from dflib.methods import METHODS
 
 SECTION = [
@@ -161,12 +161,32 @@ def _section(i: int, key: dict, rows: pd.DataFrame) -> dict:
         "id": f"section-{i}", "title": f"{key['dataset']}, {key['protocol']} protocol, {key['size']} px",
         "note": f"Images made square by {key['mode']}{limit}{key['fold'] and ', trained ' + key['fold']}.", "answer": answer(rows),
         "runs": _sortable(table_rows(rows), rows[["run_id", "accuracy", "auroc", "f1", *(column for column, *_ in NUMBERS.values())]]),
-        "generators": generators, "by_generator": _sortable(pd.DataFrame(by_generator), rows[["run_id", *(f"{g}/auroc" for g in generators)]]),
+        "over_seeds": _over_seeds(rows), "generators": generators, "by_generator": _sortable(pd.DataFrame(by_generator), rows[["run_id", *(f"{g}/auroc" for g in generators)]]),
         "figures": [{"title": title, "caption": text, "svg": _svg(draw(rows), f"s{i}f{k}-")} for k, (title, draw, text) in enumerate(figures)],
         "data": _data(key["dataset"], key["protocol"], rows["record"]), "environment": _environment(rows["record"]),
         "get_data": HOW_TO_GET.get(key["dataset"], f"python -m data_prep folder PATH --name {key['dataset']}"),
         "commands": dict(zip(rows["run_id"], rows["command"], strict=True)),
     }  # fmt: skip
+
+
+def _over_seeds(rows: pd.DataFrame) -> dict | None:
+    """Means over seeds, and for transfers the verdict against scratch; None where there is neither a second seed nor a transfer."""
+    kept = [(record, Path(folder)) for record, folder in zip(rows["record"], rows["folder"], strict=True)]
+    every = {r["run_id"]: r | {"folder": f} for r, f in kept if (f / "predictions.parquet").exists()}
+    table = compare.over_seeds(every.values(), every)
+    scratch = compare.against_scratch(every.values(), every)
+    if table.empty or (scratch.empty and table["seeds"].max() < 2):
+        return None
+    name = lambda r: plots.run_label(r["method"], r["rate"]) + (f" ({r['settings']})" if r["settings"] else "")
+    found = [(name(s), s) for _, s in scratch.iterrows() if s["seeds"]]
+    verdicts = {title: f"{s['verdict']} ({s['difference']:+.3f})".replace("-", "−") for title, s in found}
+    names, share = [name(r) for _, r in table.iterrows()], table["shipped_bytes"] / table["file_bytes"]
+    numbers = {"accuracy": "all/accuracy", "AUROC": "all/auroc", "AUROC minus BL": "all/auroc-BL"}
+    texts = {"runs": names, "seeds": table["seeds"].astype(str)} | {t: _intervals(table, c) for t, c in numbers.items()}
+    texts |= {"to ship": [f"{s:.1%}" for s in share], "against scratch": [verdicts.get(n, "–") for n in names]}
+    values = table.reindex(columns=["seeds", *numbers.values()]).assign(share=share, verdict=texts["against scratch"])
+    values.insert(0, "runs", names)
+    return _sortable(pd.DataFrame(texts), values)
 
 
 def _sortable(texts: pd.DataFrame, values: pd.DataFrame) -> dict:

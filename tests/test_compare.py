@@ -116,19 +116,30 @@ def test_means_over_seeds_and_differences_from_bl(write):
 def test_each_transfer_gets_a_verdict_against_scratch(write):
     for seed in range(3):
         write("BL", 1.0, seed, epochs=3), write("BL", 3.0, seed, epochs=30)
-        write("TL+FT", 3.0, seed, transfer_epochs=5)
-        write("TL+P+FT", 0.0, seed, rate=0.9, transfer_epochs=5)
+        write("TL+FT", 3.0, seed, transfer_epochs=3), write("TL+FT", 3.0, seed, transfer_epochs=5, lr=0.5)
+        (
+            write("TL+P+FT", 0.0, seed, rate=0.9, transfer_epochs=5),
+            write("TL+P+FT", 0.0, seed, rate=0.6, transfer_epochs=2),
+        )
+        write("TL+P+FT", 3.0, seed, rate=0.7, transfer_epochs=7)
         write("TL+KD", 1.0, seed, rate=0.9, epochs=3, noise=100 * seed + 2)  # BL's very scores
         write("TL+FT", 3.0, seed, transfer_epochs=5, target_images=25)
     every = loaded()
     table = compare.against_scratch(every.values(), every)
+    table["images"] = table["target_images"].fillna(0)
     verdicts = {
-        (r.method, r.target_images): (r.verdict, r.epochs) for r in table.fillna({"target_images": 0}).itertuples()
+        (r.method, r.rate, r.images, r.settings): (r.verdict, r.epochs, r.seeds)
+        for r in table.fillna({"rate": 0}).itertuples()
     }
-    assert verdicts["TL+P+FT", 0] == ("loses to scratch", 5)
-    assert verdicts["TL+KD", 0] == ("undecided", 3)
-    assert verdicts["TL+FT", 0] == ("beats scratch", 5)
-    assert verdicts["TL+FT", 25] == ("not measured", 5)
+    assert verdicts == {
+        ("TL+FT", 0, 25, ""): ("not measured", 5, 0),
+        ("TL+FT", 0, 0, "lr 0.001, transfer_epochs 3"): ("beats scratch", 3, 3),
+        ("TL+FT", 0, 0, "lr 0.5, transfer_epochs 5"): ("not measured", 5, 0),
+        ("TL+P+FT", 0.6, 0, ""): ("loses to a longer scratch", 2, 3),
+        ("TL+P+FT", 0.7, 0, ""): ("beats a shorter scratch", 7, 3),
+        ("TL+P+FT", 0.9, 0, ""): ("loses to scratch", 5, 3),
+        ("TL+KD", 0.9, 0, ""): ("undecided", 3, 3),
+    }
     assert set(table["scratch_epochs"].dropna()) == {3}
 
 
@@ -161,13 +172,14 @@ def test_one_seed_has_the_value_and_the_width_of_its_own_bootstrap():
 
 
 def test_both_sources_of_luck_add_up_as_satterthwaite_says():
-    drawn = np.array([[0.7, 0.6, 0.8, 0.7], [0.8, 0.7, 0.9, 0.8], [0.9, 0.8, 1.0, 0.9]])
+    drawn = np.array([[0.4, 0.3, 0.5, 0.4], [0.5, 0.4, 0.6, 0.5], [0.6, 0.5, 0.7, 0.6]])
     found = metrics._mean(drawn)
-    images, training = np.var([0.7, 0.9, 0.8], ddof=1), 0.01 / 3
+    images, training = np.var([0.4, 0.6, 0.5], ddof=1), 0.01 / 3
     freedom = (images + training) ** 2 / (training**2 / 2)
     half = stats.t.ppf(0.975, freedom) * (images + training) ** 0.5
-    assert found["mean"] == pytest.approx(0.8)
-    assert found["ci95"] == pytest.approx([0.8 - half, 0.8 + half])
+    assert found["mean"] == pytest.approx(0.5)
+    assert found["ci95"] == pytest.approx([0.5 - half, 0.5 + half])
+    assert metrics._mean(drawn[:2] * [1, 3, 1, 1], 0.0)["ci95"] == [0, 1]
 
 
 def test_the_interval_over_three_seeds_holds_the_truth_about_as_often_as_it_says():

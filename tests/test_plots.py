@@ -151,6 +151,24 @@ def test_against_images_means_over_seeds_at_each_number_of_images():
     assert line.get_ydata() == pytest.approx([np.mean(both), more["metrics"]["all"]["auroc"]])
 
 
+def test_forest_draws_each_row_once_in_each_panel():
+    rows = pd.DataFrame(
+        {
+            "method": ["BL", "CPF"],
+            "rate": [None, 0.9],
+            "a": [0.8, 0.7],
+            "a_low": [0.7, np.nan],
+            "a_high": [0.9, np.nan],
+            "b": [0.1, -0.2],
+        }
+    )
+    fig = plots.forest(rows, {"a": "first", "b": "second"}, lines=[0, -0.02])
+    assert [ax.get_xlabel() for ax in fig.axes] == ["first", "second"]
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["BL", "CPF 90%"]
+    ends = [segment[:, 0].tolist() for c in fig.axes[0].collections for segment in c.get_segments()]
+    assert np.allclose(ends, [[0.7, 0.9], [0.7, 0.7]])
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
 def test_dominated_is_what_the_definition_says(points):
     beats = lambda a, b: a[0] <= b[0] and a[1] >= b[1] and a != b
