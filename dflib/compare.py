@@ -16,6 +16,7 @@ from data_prep.errors import InputError
 from dflib import metrics, runs
 from dflib.methods import DEFAULTS, MEASURE, METHODS, relevant
 
+METRICS = ("accuracy", "balanced_accuracy", "auroc")
 log = logging.getLogger(__name__)
 
 
@@ -55,22 +56,28 @@ def by_seed(results: Iterable[dict]) -> list[list[dict]]:
 
 
 def combined(
-    group: Sequence[dict], reference: Sequence[dict] = (), *, kinds: dict[str, str] | None = None
+    group: Sequence[dict], reference: Sequence[dict] = (), *, sets: dict[str, Sequence[str]] | None = None
 ) -> dict[str, dict]:
-    """`metrics.combined` of the runs of several seeds (minus those of a reference, seed by seed), from their predictions.
+    """Runs of several seeds as one, on each generator's fakes and "all": {name: {metric: `metrics.combine`'s dict}}.
 
-    kinds: other names for generators, such as {"stylegan": "seen"}; those that share one are taken together.
-    Raises `InputError` when they were tested on different images.
+    reference: as many runs, seed by seed; then values are paired differences (the group's minus theirs). sets: names for several generators
+    together, such as {"seen": ["stylegan"]}. Raises `InputError` when they were tested on different images.
     """
-    tables = [pd.read_parquet(r["folder"] / "predictions.parquet") for r in (*group, *reference)]
-    for r, table in zip((*group, *reference), tables, strict=True):
-        if not table["path"].equals(tables[0]["path"]):
+    together = (*group, *reference)
+    images = [pd.read_parquet(r["folder"] / "predictions.parquet", columns=["path"]) for r in together]
+    for r, table in zip(together, images, strict=True):
+        if not table.equals(images[0]):
             raise InputError(f"{r['run_id']} and {group[0]['run_id']} were tested on different images: compare runs on one dataset and protocol")  # fmt: skip
-    scored = [(table["score"], r["threshold"]) for r, table in zip((*group, *reference), tables, strict=True)]
-    first, n = tables[0], len(group)
-    draws = group[0]["params"].get("draws", DEFAULTS["draws"])
-    names = first["generator"].replace(kinds or {})
-    return metrics.combined(first["label"], names, scored[:n], scored[n:], groups=first["group"], draws=draws)  # fmt: skip
+    tested = [g for g in group[0]["metrics"] if g not in ("all", "macro")]
+    sets = {g: [g] for g in tested} | {name: of for name, of in (sets or {}).items() if len(of)} | {"all": tested}
+    drawn = [runs.resampled(r["folder"], sets, draws=r["params"].get("draws", DEFAULTS["draws"])) for r in together]
+    mine, theirs = drawn[: len(group)], drawn[len(group) :] or [None] * len(group)
+    changed = lambda a, b, name, metric: a[name][metric] - (b[name][metric] if b else 0)
+    pairs = list(zip(mine, theirs, strict=True))
+    return {
+        name: {metric: metrics.combine([changed(a, b, name, metric) for a, b in pairs]) for metric in METRICS}
+        for name in sets
+    }
 
 
 def budget(result: dict, every: dict[str, dict]) -> float:
@@ -103,7 +110,7 @@ def over_seeds(results: Iterable[dict], every: dict[str, dict]) -> pd.DataFrame:
     """One row a method, rate and number of target images: means over seeds with 95 % intervals, and the paired difference from BL.
 
     Columns: method, rate, settings (those that tell apart what would else be the same row), target_images (NaN: all), seeds, train_images, trainable_params, shipped_bytes, file_bytes, transfer_s; for each generator and "all",
-    `NAME/auroc` and `NAME/accuracy`, the same with `-BL` behind for the difference, each also with `_low` and `_high`.
+    `NAME/auroc`, `NAME/accuracy` and `NAME/balanced_accuracy`, the same with `-BL` behind for the difference, each also with `_low` and `_high`.
     """
     rows, groups = [], by_seed(results)
     for group in groups:
@@ -147,10 +154,11 @@ def against_scratch(results: Iterable[dict], every: dict[str, dict]) -> pd.DataF
 
 def _columns(row: dict, values: dict[str, dict], suffix: str = "") -> None:
     for name, each in values.items():
-        for metric in ("auroc", "accuracy"):
+        for metric in METRICS:
             column, found = f"{name}/{metric}{suffix}", each[metric]
             row[column] = found["mean"]
-            row[f"{column}_low"], row[f"{column}_high"] = found["ci95"] or (math.nan, math.nan)
+            low, high = found["ci95"] or (math.nan, math.nan)
+            row[f"{column}_low"], row[f"{column}_high"] = (low, high) if suffix else (max(low, 0), min(high, 1))
 
 
 def _key(result: dict) -> tuple:

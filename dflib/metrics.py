@@ -244,54 +244,6 @@ def over_seeds(values: Sequence[dict]) -> dict:
     return {key: over_seeds(x) if isinstance(x[0], dict) else _combine(key, x) for key, x in columns.items()}
 
 
-def combined(
-    labels: ArrayLike, generators: ArrayLike, runs: Sequence[tuple[ArrayLike, float]], reference: Sequence[tuple[ArrayLike, float]] = (),
-    *, groups: ArrayLike | None = None, draws: int = 1000, seed: int = 0,
-) -> dict[str, dict]:  # fmt: skip
-    """Means over seeds on the same test images, for each generator and "all": {accuracy, balanced_accuracy, auroc: {mean, ci95, seeds}}.
-
-    runs: (scores, threshold) of each seed. reference: as many of another detector, seed by seed; then values are differences (runs minus
-    reference). ci95 adds the two sources of luck: the test images (bootstrap over groups, the same draws for all seeds) and the training
-    (variance over seeds / seeds; Student's t with Satterthwaite's degrees of freedom). One seed tells of the images alone. Raises ValueError:
-    bad input, one class, unequal numbers of runs. Sources: Satterthwaite 1946, Bouthillier et al. 2021.
-
-    >>> combined([0, 0, 1, 1], ["real", "real", "gan", "gan"], [([.1, .6, .4, .9], .5)])["gan"]["auroc"]["mean"]
-    0.75
-    """
-    if not runs or (len(reference) and len(reference) != len(runs)):
-        raise ValueError(f"{len(runs)} runs, {len(reference)} to compare with: expected one of each for every seed")
-
-    def drawn(scores: ArrayLike, threshold: float) -> dict:
-        y, p = _check(labels, scores)
-        names = _names(y, generators)
-        fakes = {name: names == name for name in sorted(set(names[y == 1]))} | {"all": y == 1}
-        return _bootstrap(p, y == 0, fakes, threshold, _codes(groups, len(y)), draws, seed)
-
-    values, others = [drawn(*run) for run in runs], [drawn(*run) for run in reference]
-    result = {}
-    for name in values[0]:
-        for metric in ("accuracy", "balanced_accuracy", "auroc"):
-            table = np.stack([v[name][metric] for v in values])
-            table = table - np.stack([v[name][metric] for v in others]) if others else table
-            result.setdefault(name, {})[metric] = _mean(table, -1.0 if others else 0.0)
-    return result
-
-
-def _mean(values: np.ndarray, least: float = -1.0) -> dict:
-    """Mean over seeds, with its interval inside [least, 1], of (seeds, 1 + draws) values."""
-    from scipy import stats
-
-    (mean, *images), n = values.mean(axis=0), len(values)
-    images = np.array(images)[np.isfinite(images)]
-    if len(images) < max(2, (values.shape[1] - 1) / 2):
-        return {"mean": float(mean), "ci95": None, "seeds": n}
-    training = values[:, 0].var(ddof=1) / n if n > 1 else 0.0
-    variance = images.var(ddof=1) + training
-    freedom = (n - 1) * (variance / training) ** 2 if training else np.inf
-    half = float(stats.t.ppf(0.975, freedom) * variance**0.5)
-    return {"mean": float(mean), "ci95": [max(least, float(mean) - half), min(1.0, float(mean) + half)], "seeds": n}
-
-
 def _bootstrap(scores, real, fakes: dict, threshold, codes, draws, seed) -> dict[str, dict[str, np.ndarray]]:
     """{set: {metric: (1 + draws,)}}: the value, then each draw's (NaN: undefined). All sets share the draws."""
     if not 0 <= threshold <= 1:

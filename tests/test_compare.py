@@ -8,11 +8,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from data_prep.errors import InputError
-from dflib import compare, methods, metrics
+from dflib import compare, methods
 
 LABELS = np.repeat([0, 1], [40, 80])
 GENERATORS = np.repeat(["real", "gan", "vae"], 40)
@@ -30,7 +29,7 @@ def write(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         result = {"run_id": run_id, "method": method, "rate": rate, "seed": seed, "dataset": "faces", "protocol": "strict",
                   "source": "dogs" if method.startswith("TL") else None, "params": methods.relevant(method, values), "parents": list(parents),
-                  "threshold": 0.5, "cost": {"trainable_params": 10, "shipped_bytes": 5, "file_bytes": 100}, "timings": {"transfer_s": 2.0}}  # fmt: skip
+                  "threshold": 0.5, "metrics": dict.fromkeys(("all", "macro", "gan", "vae")), "cost": {"trainable_params": 10, "shipped_bytes": 5, "file_bytes": 100}, "timings": {"transfer_s": 2.0}}  # fmt: skip
         (folder / "result.json").write_text(json.dumps(result))
         rng = np.random.default_rng(100 * seed + len(method) if noise is None else noise)
         score = 1 / (1 + np.exp(-(skill * (2 * LABELS - 1) + rng.normal(0, 1, 120))))
@@ -148,53 +147,3 @@ def test_runs_on_other_images_are_not_compared(write):
     every = loaded()
     with pytest.raises(InputError, match="were tested on different images"):
         compare.over_seeds(every.values(), every)
-
-
-# --- metrics.combined, which does the counting
-
-
-def scored(rng, skill: float) -> np.ndarray:
-    return 1 / (1 + np.exp(-(skill * (2 * LABELS - 1) + rng.normal(0, 1, 120))))
-
-
-def test_one_seed_has_the_value_and_the_width_of_its_own_bootstrap():
-    score = scored(np.random.default_rng(0), 0.7)
-    one = metrics.combined(LABELS, GENERATORS, [(score, 0.5)], draws=2000)
-    alone = metrics.evaluate(LABELS, score, GENERATORS, threshold=0.5, draws=2000)
-    for name in ("gan", "vae", "all"):
-        for metric in ("accuracy", "auroc"):
-            found, whole = one[name][metric], alone[name]
-            assert found["mean"] == pytest.approx(whole[metric])
-            assert np.allclose(found["ci95"], whole["ci95"][metric], atol=0.02)
-    right = one["all"]["accuracy"]["mean"]
-    assert np.diff(one["all"]["accuracy"]["ci95"])[0] / 3.92 == pytest.approx((right * (1 - right) / 120) ** 0.5, rel=0.1)  # fmt: skip
-    assert metrics.combined(LABELS, GENERATORS, [(score, 0.5)] * 3, draws=2000)["all"]["auroc"]["ci95"] == pytest.approx(one["all"]["auroc"]["ci95"])  # fmt: skip
-
-
-def test_both_sources_of_luck_add_up_as_satterthwaite_says():
-    drawn = np.array([[0.4, 0.3, 0.5, 0.4], [0.5, 0.4, 0.6, 0.5], [0.6, 0.5, 0.7, 0.6]])
-    found = metrics._mean(drawn)
-    images, training = np.var([0.4, 0.6, 0.5], ddof=1), 0.01 / 3
-    freedom = (images + training) ** 2 / (training**2 / 2)
-    half = stats.t.ppf(0.975, freedom) * (images + training) ** 0.5
-    assert found["mean"] == pytest.approx(0.5)
-    assert found["ci95"] == pytest.approx([0.5 - half, 0.5 + half])
-    assert metrics._mean(drawn[:2] * [1, 3, 1, 1], 0.0)["ci95"] == [0, 1]
-
-
-def test_the_interval_over_three_seeds_holds_the_truth_about_as_often_as_it_says():
-    rng, hits = np.random.default_rng(0), 0
-    for _ in range(
-        150
-    ):  # a detector whose skill varies with the seed; its accuracy at infinitely many seeds and images is known
-        shared = rng.normal(0, 0.7, 120)
-        runs_ = [(stats.norm.cdf((2 * LABELS - 1) * rng.normal(0.6, 0.2) + shared + rng.normal(0, 0.7, 120)), 0.5) for _ in range(3)]  # fmt: skip
-        low, high = metrics.combined(LABELS, GENERATORS, runs_, draws=100)["all"]["accuracy"]["ci95"]
-        hits += low <= stats.norm.cdf(0.6 / (2 * 0.7**2 + 0.2**2) ** 0.5) <= high
-    assert 0.9 <= hits / 150 <= 1
-
-
-def test_unequal_numbers_of_runs_are_refused():
-    with pytest.raises(ValueError, match="2 runs, 1 to compare with"):
-        score = scored(np.random.default_rng(0), 1)
-        metrics.combined(LABELS, GENERATORS, [(score, 0.5)] * 2, [(score, 0.5)])
