@@ -67,7 +67,7 @@ def cost(model, deployed: Path, *, checkpoint: Path | None = None, runs: int = 5
 def profile(path: Path, *, runs: int = 50, threads: int = 1) -> dict:
     """Latency at batch 1 (milliseconds) and peak resident memory (MB) there, then throughput at batch 32, in a fresh process.
 
-    After a warm-up, on `threads` pinned cores (those that are idlest), while no other run of this user is timed on the machine.
+    PyTorch runs the model as `models.fused` makes it, which is how `predict` runs it. After a warm-up, on `threads` pinned cores (those that are idlest), while no other run of this user is timed on the machine.
     Returns {"latency_ms": {p50, p95, runtime, threads, cpu}, "peak_rss_mb", "throughput": {images_per_s, batch}}.
     Raises `InputError` when the file cannot be run.
     """
@@ -171,13 +171,14 @@ def _onnx(path: Path, threads: int) -> Runner:
 def _torch(path: Path, threads: int) -> Runner:
     import torch
 
-    from dflib.models import load
+    from dflib.models import fused, load
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # denormal weights slow some CPUs tenfold
     model = load(path)
+    shape, model = [3, model.arch.size, model.arch.size], fused(model)
     torch.inference_mode().__enter__()
-    return (lambda x: model(torch.from_numpy(x))), [3, model.arch.size, model.arch.size], f"torch {torch.__version__}"
+    return (lambda x: model(torch.from_numpy(x))), shape, f"torch {torch.__version__}"
 
 
 def _milliseconds(step: Callable[[], object]) -> float:

@@ -39,8 +39,8 @@ class Predictor:
             self.forward = export.OnnxModel(path)
             self.size = self.forward.size
         else:
-            self.forward = models.load(path)
-            self.size = self.forward.arch.size
+            model = models.load(path)
+            self.forward, self.size = models.fused(model), model.arch.size
 
     def __call__(self, image: Path | bytes) -> dict:
         try:

@@ -279,3 +279,23 @@ def test_flipped_bytes_of_a_header_are_an_input_error_or_harmless(tmp_path_facto
         assert isinstance(models.load(path), nn.Module)
     except InputError as error:
         assert "\n" not in str(error)  # one line
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        models.architecture("BL", size=32),
+        models.architecture("S90", size=32),
+        models.student(0.6, size=32, backbone="resnet18"),
+    ],
+)
+def test_fused_computes_the_same_without_batchnorm(arch):
+    torch.manual_seed(0)
+    model = models.Detector(arch).train()
+    model(torch.rand(16, 3, 32, 32))  # statistics other than the initial ones
+    x = torch.rand(4, 3, 32, 32)
+    with torch.inference_mode():
+        expected = model.eval()(x)
+        found = models.fused(model)
+        torch.testing.assert_close(found(x), expected, rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in found.modules())
