@@ -1,7 +1,7 @@
 """Figures: data in, a matplotlib `Figure` out. Nothing here reads runs.
 
 pyplot is not used, so no figure is ever shown by itself: a notebook shows it once, as a cell's last expression or with `display`.
-One style for all; each method has one colour *and* marker in every figure (Okabe-Ito colours, safe for the colour-blind).
+One style for all; each method has one colour *and* marker in every figure (around the Okabe-Ito colours, safe for the colour-blind).
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from dflib.quantize import quantize_array
 INK, PAPER, GRID, GREY, RED = "#24292f", "#fffffe", "#d8dbdf", "#a3a8ae", "#d55e00"  # the report swaps the first three
 BLUE, ORANGE, GREEN = "#0072b2", "#e69f00", "#009e73"
 COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#a6761d", "#8250df")
-MARKERS = "osDv^PXhp"  # 7 colours and 9 markers: 63 methods before a pair comes back
+MARKERS = "osDv^PXhpdH<>8"
+LOOKS = {  # a hue for each technique, a marker for each variant; triangles: transferred
+    "BL": (RED, "*"),
+    "CPF": (BLUE, "o"), "CPF-S": ("#5465c9", "s"), "SCRATCH": ("#7fa8d1", "D"), "TL+P+FT": ("#56b4e9", ">"), "TL+P+A": ("#0e8a9e", "v"),
+    "CKD": (ORANGE, "p"), "CKD-0": ("#a87b1d", "d"), "TL+KD": ("#eec643", "^"), "TL+KD+A": ("#b5651d", "<"),
+    "CQ": (GREEN, "P"), "CQ-S": ("#4f7f52", "X"), "TL+FT+Q": ("#6cc7a4", "<"),
+    "LRF": ("#8250df", "h"), "CPKDQ": ("#a3336f", "H"), "chain": ("#7d6b78", "8"), "TL+FT": ("#cc79a7", "^"),
+}  # fmt: skip
 STYLE = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "hatch.color"), PAPER),
@@ -85,12 +92,12 @@ def _nothing(text: str = "no finished runs to draw") -> Figure:
 
 
 def appearance(method: str) -> tuple[str, str]:
-    """Colour and marker of a method, by its place in the table of methods; BL is the red one, as in the paper."""
-    if method == "BL":
-        return RED, "*"
-    others = [code for code in METHODS if code != "BL"]
-    i = others.index(method) if method in others else len(others) + zlib.crc32(method.encode()) % 63
-    return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    """Colour and marker of a method, the same in every figure; BL is the red one, as in the paper."""
+    if method in LOOKS:
+        return LOOKS[method]
+    spare = [(colour, marker) for marker in MARKERS for colour in COLOURS if (colour, marker) not in LOOKS.values()]
+    new = [code for code in METHODS if code not in LOOKS]
+    return spare[(new.index(method) if method in new else len(new) + zlib.crc32(method.encode())) % len(spare)]
 
 
 class LiveCurve:
@@ -326,7 +333,7 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
         column, where = ("", "") if name == "all" else (f"{name}/", f", {name}")
         titles |= {f"{column}accuracy": f"accuracy{where}", f"{column}f1": f"F1{where}"}
     columns, slanted = list(titles)[1:], len("".join(groups)) > 16
-    fig = Figure(9, (2.6 if len(generators) > 1 else 3.2) * len(generators) + 0.7 * slanted)
+    fig = Figure(9, (2.8 if len(generators) > 1 else 3.6) * len(generators) + 0.7 * slanted)
     axes = fig.subplot_mosaic([[*pair, seconds] for pair in zip(columns[::2], columns[1::2], strict=True)])
     for metric, ax in axes.items():
         _boxes(ax, rows, groups, metric)
@@ -361,7 +368,7 @@ def dominated(cost: Sequence[float], score: Sequence[float]) -> np.ndarray:
 def pareto(rows: pd.DataFrame, x: str | Sequence[str] = "latency_p50_ms", y: str = "auroc") -> Figure:
     """What each run scores (with its 95 % interval) against what it costs; the line joins those that no other beats in both.
 
-    x: one or several of latency_p50_ms | file_bytes | gzip_bytes | macs | params, a panel each. Beaten runs are grey; past 14 runs only
+    x: one or several of latency_p50_ms | file_bytes | gzip_bytes | macs | params, a panel each. Beaten runs are pale; past 14 runs only
     those on the line are named.
     """
     costs = [x] if isinstance(x, str) else list(x)
@@ -388,7 +395,7 @@ def _front(ax, rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarr
     ax.step(cost[front], score[front], where="post", color=INK, linewidth=1, linestyle=":", zorder=1)
     for i in rows.index:
         colour, marker = appearance(rows["method"][i])
-        ax.errorbar(cost[i], score[i], bars[:, [i]], fmt=marker, color=GREY if beaten[i] else colour, markersize=11 if marker == "*" else 7,
+        ax.errorbar(cost[i], score[i], bars[:, [i]], fmt=marker, color=colour, alpha=0.35 if beaten[i] else 1, markersize=11 if marker == "*" else 7,
                     elinewidth=1, markeredgecolor=PAPER, zorder=2 if beaten[i] else 3)  # fmt: skip
     _log(ax.xaxis, cost)
     room = max(1.15, (cost.max() / cost.min()) ** 0.12)
@@ -422,7 +429,7 @@ def against_rate(rows: pd.DataFrame, metric: str = "auroc") -> Figure:
 
     Markers: means over seeds, with the runs' 95 % intervals averaged. Dots: single seeds, where there are several.
     """
-    fig = Figure(5.8, 3.5)
+    fig = Figure(5.8, 3.3 + 0.2 * -(-rows["method"].nunique() // 5))
     ax = fig.subplots()
     _baseline(ax, rows, metric)
     rows = rows[rows["method"] != "BL"].assign(x=lambda r: 100 * r["rate"].astype(float))
@@ -523,7 +530,10 @@ def generators(rows: pd.DataFrame, metric: str = "auroc") -> Figure:
         colour, marker = appearance(method)
         places = np.arange(len(names)) + (k - (len(groups) - 1) / 2) * step
         drawn = [_values(mine, f"{name}/{metric}") for name in names]
-        means, hatch = [values.mean() for values, _ in drawn], "//" if k > len(COLOURS) else ""
+        means, hatch = (
+            [values.mean() for values, _ in drawn],
+            "//" if method in METHODS and METHODS[method].transfers else "",
+        )
         ax.barh(places, means, 0.9 * step, color=colour, alpha=0.8, label=method, hatch=hatch)
         for y, (values, bars) in zip(places, drawn, strict=True):
             if len(mine) == 1:

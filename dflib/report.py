@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -16,6 +18,7 @@ from data_prep.paths import HOW_TO_GET, write_text
 from dflib import compare, plots, runs
 from dflib.methods import METHODS
 
+log = logging.getLogger(__name__)
 SECTION = [
     "dataset",
     "protocol",
@@ -36,13 +39,16 @@ FIGURES = {  # title: (how it is drawn, what to see)
         "rate (left) to the highest. Red line: BL with its 95 % interval; among the times, BL's training time."),
     "Accuracy, F1 and transfer time": (partial(plots.paper_figure, transfers=True), "The paper's Figure 3, all fakes together. The same for "
         "methods that start on another dataset; their time is the training on this one."),
-    "AUROC against latency": (plots.pareto, "Up and to the left is better. Dotted line: the runs that no other one beats in both; beaten ones are grey. "
+    "AUROC against latency": (plots.pareto, "Up and to the left is better. Dotted line: the runs that no other one beats in both; beaten ones are pale. "
         "Bars: 95 % intervals. Latencies a few percent apart are the same."),
     "AUROC against file size": (partial(plots.pareto, x="file_bytes"), "The file that would be deployed. CPF's zeros are stored like any other number."),
     "AUROC against operations": (partial(plots.pareto, x="macs"), "Multiply-accumulates of one image: what the architecture asks for on any machine."),
     "AUROC against rate": (plots.against_rate, "Markers: means over seeds; bars: the runs' 95 % intervals, averaged; red band: BL's. Dashed: no rate."),
     "AUROC by generator": (plots.generators, "Each generator's fakes against all real images. Bars: means over a method's runs; dots: its runs. Dotted line: chance."),
 }  # fmt: skip
+
+
+MAIN = ("accuracy", "AUROC", "params", "file MB", "p50 ms")  # the page's columns; the rest stands in what a row unfolds
 
 
 def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -97,8 +103,19 @@ def answer(rows: pd.DataFrame) -> list[str]:
         top = rated[rated["rate"] == rated["rate"].max()]
         best = top.loc[top["auroc"].idxmax()]
         first = _baseline(best, base)
-        sentences = [f"With {100 * best['rate']:g} % of the parameters removed or set to zero, the best of {count(top)}, {name(best)}, "
-                     f"reaches {auroc(best)}, and its BL {auroc(first)}: {_verdict(best, first)}."]  # fmt: skip
+        means = (
+            _combined(rows)[0] if rows["seed"].nunique() > 1 and {"record", "folder"} <= set(rows) else pd.DataFrame()
+        )
+        means = means[(means["seeds"] > 1) & (means["rate"] == best["rate"])] if len(means) else means
+        if len(means):
+            best = means.loc[means["all/auroc"].idxmax()]
+            among = "the only one with" if len(means) == 1 else f"the best of {len(means)} with"
+            span = best.reindex(["all/auroc-BL_low", "all/auroc-BL_high"]).astype(float).tolist()
+            sentences = [f"With {100 * best['rate']:g} % of the parameters removed or set to zero, {best['method']}, {among} several seeds, reaches a mean "
+                         f"AUROC of {_intervals(best.to_frame().T, 'all/auroc')[0]} over {best['seeds']} seeds: {_difference(best.get('all/auroc-BL'), span)}."]  # fmt: skip
+        else:
+            sentences = [f"With {100 * best['rate']:g} % of the parameters removed or set to zero, the best of {count(top)}, {name(best)}, "
+                         f"reaches {auroc(best)}, and its BL {auroc(first)}: {_verdict(best, first)}."]  # fmt: skip
     if not first.get("auroc_low", 1) > 0.5:
         sentences[0] += (
             " BL itself is not shown to do better than guessing here, so this says nothing about compression."
@@ -116,6 +133,16 @@ def answer(rows: pd.DataFrame) -> list[str]:
     return sentences
 
 
+def _difference(change: float, span: list[float]) -> str:
+    """A difference from BL on the same images, in words that its interval allows."""
+    if pd.isna([change, *span]).any():
+        return "without intervals nothing tells whether they differ"
+    low, high = span
+    text = f"on the same images that is {change:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    text += " against BL" + (", a loss" if high < 0 else ", a gain" if low > 0 else ": no loss is shown")
+    return text + (f", and one of more than {-low:.3f} is unlikely" if -0.1 < low < 0 < high else "")
+
+
 def _verdict(run: pd.Series, base: pd.Series) -> str:
     """Whether AUROC differs: paired on the same images where both runs kept their predictions, else by the two intervals."""
     files = [Path(str(r.get("folder"))) / "predictions.parquet" for r in (base, run)]
@@ -125,10 +152,7 @@ def _verdict(run: pd.Series, base: pd.Series) -> str:
 
         found = paired(a["label"], a["score"], b["score"], threshold_a=0.5, threshold_b=0.5, groups=a["group"])["auroc"]
         if found["ci95"]:
-            low, high = found["ci95"]
-            text = f"on the same images that is {found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
-            shown = ", a loss" if high < 0 else ", a gain" if low > 0 else ": no loss is shown"
-            return text + shown + (f", and one of more than {-low:.3f} is unlikely" if low < 0 < high else "")
+            return _difference(found["difference"], found["ci95"])
     (low, high), (its_low, its_high) = (
         [r.get(f"auroc_{end}", float("nan")) for end in ("low", "high")] for r in (run, base)
     )
@@ -160,21 +184,40 @@ def _section(i: int, key: dict, rows: pd.DataFrame) -> dict:
     return {
         "id": f"section-{i}", "title": f"{key['dataset']}, {key['protocol']} protocol, {key['size']} px",
         "note": f"Images made square by {key['mode']}{limit}{key['fold'] and ', trained ' + key['fold']}.", "answer": answer(rows),
-        "runs": _sortable(table_rows(rows), rows[["run_id", "accuracy", "auroc", "f1", *(column for column, *_ in NUMBERS.values())]]),
-        "over_seeds": _over_seeds(rows), "generators": generators, "by_generator": _sortable(pd.DataFrame(by_generator), rows[["run_id", *(f"{g}/auroc" for g in generators)]]),
-        "figures": [{"title": title, "caption": text, "svg": _svg(draw(rows), f"s{i}f{k}-")} for k, (title, draw, text) in enumerate(figures)],
+        "runs": _unfolding(rows), "over_seeds": _over_seeds(rows),
+        "generators": generators, "by_generator": _sortable(pd.DataFrame(by_generator), rows[["run_id", *(f"{g}/auroc" for g in generators)]]),
+        "figures": [{"title": title, "caption": text, "svg": _svg(draw(rows), f"s{i}f{k}-"), "across": "time" in title} for k, (title, draw, text) in enumerate(figures)],
         "data": _data(key["dataset"], key["protocol"], rows["record"]), "environment": _environment(rows["record"]),
         "get_data": HOW_TO_GET.get(key["dataset"], f"python -m data_prep folder PATH --name {key['dataset']}"),
-        "commands": dict(zip(rows["run_id"], rows["command"], strict=True)),
+        "audit": _audit(key["dataset"]), "name": key["dataset"],
     }  # fmt: skip
+
+
+def _unfolding(rows: pd.DataFrame) -> dict:
+    """The table of runs: few columns, and what each row unfolds to: all numbers, and the command that makes it again."""
+    texts = table_rows(rows)
+    names = [f"{plots.run_label(m, rate)}, seed {seed}" for m, rate, seed in rows[["method", "rate", "seed"]].itertuples(index=False)]  # fmt: skip
+    columns = ["accuracy", "auroc", *(NUMBERS[title][0] for title in MAIN[2:])]
+    table = _sortable(texts[list(MAIN)].assign(run=names)[["run", *MAIN]], rows.assign(run=names)[["run", *columns]])
+    rest = texts.drop(columns=[*MAIN, "run"]).to_dict("records")
+    more = [{"run id": run} | {k: v for k, v in each.items() if v != "–"} for run, each in zip(rows["run_id"], rest, strict=True)]  # fmt: skip
+    return table | {"more": list(zip(more, rows["command"], strict=True))}
+
+
+def _combined(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`compare.over_seeds` and `compare.against_scratch` of those runs that kept their predictions; empty where they saw different images."""
+    kept = [(record, Path(folder)) for record, folder in zip(rows["record"], rows["folder"], strict=True)]
+    every = {r["run_id"]: r | {"folder": f} for r, f in kept if (f / "predictions.parquet").exists()}
+    try:
+        return compare.over_seeds(every.values(), every), compare.against_scratch(every.values(), every)
+    except InputError as error:
+        log.warning("seeds are not combined: %s", error)
+        return pd.DataFrame(), pd.DataFrame()
 
 
 def _over_seeds(rows: pd.DataFrame) -> dict | None:
     """Means over seeds, and for transfers the verdict against scratch; None where there is neither a second seed nor a transfer."""
-    kept = [(record, Path(folder)) for record, folder in zip(rows["record"], rows["folder"], strict=True)]
-    every = {r["run_id"]: r | {"folder": f} for r, f in kept if (f / "predictions.parquet").exists()}
-    table = compare.over_seeds(every.values(), every)
-    scratch = compare.against_scratch(every.values(), every)
+    table, scratch = _combined(rows)
     if table.empty or (scratch.empty and table["seeds"].max() < 2):
         return None
     name = lambda r: plots.run_label(r["method"], r["rate"]) + (f" ({r['settings']})" if r["settings"] else "")
@@ -187,6 +230,14 @@ def _over_seeds(rows: pd.DataFrame) -> dict | None:
     values = table.reindex(columns=["seeds", *numbers.values()]).assign(share=share, verdict=texts["against scratch"])
     values.insert(0, "runs", names)
     return _sortable(pd.DataFrame(texts), values)
+
+
+def _audit(name: str) -> dict | None:
+    """What `python -m data_prep audit` found, where it was run."""
+    try:
+        return json.loads((runs.outputs_root() / f"audit-{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _sortable(texts: pd.DataFrame, values: pd.DataFrame) -> dict:

@@ -176,14 +176,15 @@ def test_dominated_is_what_the_definition_says(points):
     assert plots.dominated(*zip(*points, strict=True)).tolist() == expected
 
 
-def test_pareto_greys_exactly_the_beaten_runs():
+def test_pareto_pales_exactly_the_beaten_runs_and_keeps_their_colours():
     rows = TABLES["grid"]
     fig = plots.pareto(rows)
     beaten = plots.dominated(rows["latency_p50_ms"], rows["auroc"])
     assert 0 < beaten.sum() < len(rows)
-    points = {line.get_ydata()[0]: line for line in fig.axes[0].lines if line.get_marker() not in ("", "None", None)}
-    for auroc, grey in zip(rows["auroc"], beaten, strict=True):
-        assert (to_hex(points[auroc].get_color()) == plots.GREY) == grey
+    points = [line for line in fig.axes[0].lines if line.get_marker() not in ("", "None", None)]
+    for line, method, pale in zip(points, rows["method"], beaten, strict=True):
+        assert (line.get_alpha() < 1) == pale
+        assert (to_hex(line.get_color()), line.get_marker()) == plots.appearance(method)
     assert len(fig.axes[0].texts) == len(rows)
 
 
@@ -282,3 +283,19 @@ def test_live_curve_is_throttled_and_ends_with_the_last_epoch(monkeypatch):
     hook(None)
     hook(None)
     assert shown == [1, 4, 5]
+
+
+def test_a_techniques_methods_share_a_hue_and_transfers_are_triangles():
+    from colorsys import rgb_to_hls
+
+    from matplotlib.colors import to_rgb
+
+    hue = lambda code: 360 * rgb_to_hls(*to_rgb(plots.appearance(code)[0]))[0]
+    for family, (low, high) in {
+        ("CPF", "CPF-S", "SCRATCH", "TL+P+FT", "TL+P+A"): (180, 240),
+        ("CKD", "CKD-0", "TL+KD", "TL+KD+A"): (20, 55),
+        ("CQ", "CQ-S", "TL+FT+Q"): (100, 170),
+    }.items():
+        assert all(low < hue(code) < high for code in family)
+    for code, row in methods.METHODS.items():
+        assert (plots.appearance(code)[1] in "^v<>") == row.transfers

@@ -4,8 +4,10 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 from test_plots import BL, GRID, result, table
 
 from dflib import report, runs
@@ -83,9 +85,13 @@ def test_every_run_has_its_row_command_and_sorting(outputs, undrawn):
         assert r["run_id"] in shown.text
         assert r["command"] in shown.text
     heads = [a for tag, a in shown.tags if tag == "th" and "aria-sort" in a]
-    assert len(heads) == len(report.table_rows(runs.results()).columns) + 4  # and run, gan, vae, macro
+    assert len(heads) == 1 + len(report.MAIN) + 4  # of the runs; and run, gan, vae, macro
     assert {a["aria-sort"] for a in heads} == {"none"}
-    assert sum(tag == "button" for tag, _ in shown.tags) == len(heads)
+    folds = [a for tag, a in shown.tags if tag == "button" and a.get("class") == "fold"]
+    assert len(folds) == 1 + len(GRID) == len([a for tag, a in shown.tags if tag == "tr" and "hidden" in a])
+    every = report.table_rows(runs.results())
+    known = [title for title in every if title != "run" and (every[title] != "–").any()]
+    assert len(known) > len(report.MAIN) and all(title in shown.text for title in known)
     values = {a["data-value"] for tag, a in shown.tags if tag == "td" and "data-value" in a}
     assert str(BL["metrics"]["all"]["auroc"]) in values
 
@@ -173,8 +179,6 @@ def test_verdict_follows_the_intervals(interval, words):
 
 @pytest.mark.parametrize(("shift", "words"), [(0.0, "no loss is shown"), (-3.0, "a loss"), (3.0, "a gain")])
 def test_verdict_is_paired_where_predictions_were_kept(tmp_path, shift, words):
-    import numpy as np
-
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1], 100)
     base = rng.normal(label, 1.0)
@@ -235,3 +239,46 @@ def test_terminal_table_is_text_in_the_order_of_the_methods():
     assert shown["run"].tolist()[0] == "BL-s0" and shown["run"].tolist()[-1] == "CQ-s0"
     assert shown.loc[0, ["params", "file MB", "p50 ms"]].tolist() == ["1,000", "4.00", "2.00"]
     assert all(isinstance(cell, str) for cell in shown.to_numpy().ravel())
+
+
+def predicted(root, seeds, shift):
+    """Runs of BL and CKD over seeds, with predictions on the same 200 images; CKD's scores of fakes are moved by `shift`."""
+    rng, label, aurocs = np.random.default_rng(0), np.repeat([0, 1], 100), {"BL": [], "CKD": []}
+    for seed in range(seeds):
+        base = rng.normal(1.5 * label, 1.0)
+        for method, z in (("BL", base), ("CKD", base + shift * label + 0.05 * rng.normal(size=200))):
+            r = result(method, 0.9 if method == "CKD" else None, seed, generators=("gan",))
+            r |= {"source": None, "params": r["params"] | {"epochs": 1, "draws": 200}}
+            store(root, r)
+            names, generators = [f"{i}.png" for i in range(200)], np.where(label, "gan", "real")
+            table_ = {"path": names, "generator": generators, "label": label, "score": 1 / (1 + np.exp(-z))}
+            folder = next(root.glob(f"*/*/*/{r['run_id']}"))
+            pd.DataFrame(table_ | {"group": range(200)}).to_parquet(folder / "predictions.parquet")
+            aurocs[method].append(roc_auc_score(label, z))
+    return {method: np.mean(values) for method, values in aurocs.items()}
+
+
+@pytest.mark.parametrize(("shift", "words"), [(0.0, "no loss is shown"), (-1.5, "a loss"), (1.5, "a gain")])
+def test_several_seeds_are_one_row_and_the_answer_speaks_of_their_mean(outputs, undrawn, shift, words):
+    means = predicted(outputs, 3, shift)
+    shown = page().text
+    change = f"{means['CKD'] - means['BL']:+.3f} [".replace("-", "−")
+    assert f"CKD, the only one with several seeds, reaches a mean AUROC of {means['CKD']:.3f} [" in shown
+    assert f"over 3 seeds: on the same images that is {change}" in shown and words in shown
+    assert "Means over seeds" in shown
+
+
+def test_one_seed_needs_no_table_of_seeds(outputs, undrawn):
+    predicted(outputs, 1, 0.0)
+    assert "Means over seeds" not in page().text
+
+
+def test_the_audit_is_told_or_how_to_make_it(outputs, undrawn):
+    store(outputs, BL)
+    assert "python -m data_prep audit faces" in page().text
+    found = {"verdict": "A verdict.", "shortcut_auroc": {"raw": 0.7125, "equalised": 0.5551}, "equaliser": {"side": 9}, "images_probed": 40,
+             "scene_overlap": {"paper": 0.25, "strict": 0.0}, "licence": HOSTILE}  # fmt: skip
+    (outputs / "audit-faces.json").write_text(json.dumps(found))
+    text = page().text
+    assert "A verdict." in text and "0.713 as the files are, 0.555 made alike" in text
+    assert "25.0 %" in text and HOSTILE in text and "data_prep audit" not in text
