@@ -64,6 +64,12 @@ def test_every_method_has_its_notebook():
     assert {code for codes in METHODS.values() for code in codes} == set(methods.METHODS)
 
 
+def test_the_readmes_tables_list_every_method_once():
+    _, text = (PROJECT / "README.md").read_text().split("\n## The methods\n")
+    listed = re.findall(r"^\| `([^`]+)` \|", text.split("\n## ")[0], re.MULTILINE)
+    assert sorted(listed) == sorted(methods.METHODS)
+
+
 @each
 def test_is_a_valid_stripped_notebook(path):
     book = nbformat.read(path, as_version=4)
