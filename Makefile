@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: study test lab bench address clean setup chromium
+.PHONY: study test lab explorer bench address clean setup chromium
 
 setup: $(READY)
 
@@ -27,6 +27,9 @@ chromium:         # the browser of the browser tests: installed where that needs
 
 lab: $(READY)     ## JupyterLab on localhost
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=. notebooks/00_start_here.ipynb
+
+explorer: $(READY) ## the explorer as a page on localhost, with a token and without code (voila.json)
+	$(PY) -m voila notebooks/16_explorer.ipynb $(ARGS)
 
 bench: $(READY)   ## the figures of the README's performance table, as ratios in one run
 	$(PY) -m tests.bench $(ARGS)

@@ -489,7 +489,7 @@ def results(dataset: str | None = None) -> pd.DataFrame:
     rows = []
     for folder in folders():
         try:
-            row = _flat(read(folder)) | {"folder": str(folder)}
+            row = flat(read(folder)) | {"folder": str(folder)}
         except InputError as error:
             log.warning("left out: %s", error)
         except (KeyError, TypeError, AttributeError) as error:
@@ -506,7 +506,8 @@ def results(dataset: str | None = None) -> pd.DataFrame:
 METRICS = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr", "ap", "auroc", "eer", "ece", "brier")
 
 
-def _flat(result: dict) -> dict:
+def flat(result: dict) -> dict:
+    """A result as one row of `results`."""
     row = {k: result[k] for k in ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "device", "threshold", "command")}  # fmt: skip
     row |= {k: result.get(k) for k in ("source", "train_images")}
     row |= {k: result["params"].get(k) for k in ("size", "mode", "limit", "target_images")} | result["timings"]

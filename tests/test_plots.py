@@ -42,7 +42,7 @@ def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"),
 
 
 def table(*results):
-    return pd.DataFrame([runs._flat(r) for r in results])
+    return pd.DataFrame([runs.flat(r) for r in results])
 
 
 BL = result()
