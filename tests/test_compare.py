@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from data_prep.errors import InputError
-from dflib import compare, methods
+from dflib import compare, methods, report
 
 LABELS = np.repeat([0, 1], [40, 80])
 GENERATORS = np.repeat(["real", "gan", "vae"], 40)
@@ -147,3 +147,18 @@ def test_runs_on_other_images_are_not_compared(write):
     every = loaded()
     with pytest.raises(InputError, match="were tested on different images"):
         compare.over_seeds(every.values(), every)
+
+
+def test_the_report_shows_seeds_and_verdicts_where_there_are_any(write):
+    def shown() -> dict | None:
+        every = loaded()
+        return report._over_seeds(pd.DataFrame({"record": list(every.values()), "folder": [r["folder"] for r in every.values()]}))  # fmt: skip
+
+    write("BL", 1.0, 0, epochs=3)
+    assert shown() is None
+    write("TL+FT", 3.0, 0, transfer_epochs=3)
+    table = shown()
+    lines = {row[0][0]: dict(zip(table["head"], (text for text, _ in row), strict=True)) for row in table["rows"]}
+    assert lines["BL"]["against scratch"] == "–" and lines["BL"]["AUROC minus BL"] == "–"
+    assert lines["TL+FT"]["against scratch"].startswith("beats scratch (+0.")
+    assert lines["TL+FT"]["to ship"] == "5.0%" and lines["TL+FT"]["seeds"] == "1"

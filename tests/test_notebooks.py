@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import shutil
@@ -207,7 +208,19 @@ def outputs_folder(tiny_dataset, tiny_source, tmp_path_factory) -> Iterator[Path
 
 
 @pytest.fixture(scope="module")
-def made(tiny_dataset, tiny_source, outputs_folder) -> dict[str, dict]:
+def begun(tiny_dataset, tiny_source, outputs_folder) -> tuple[runs.Run, list[str]]:
+    """A transfer begun by hand before its source has a trained model, and what was said."""
+    said, handler = [], logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    runs.log.addHandler(handler)
+    try:
+        return runs.start("TL+FT", preset="tiny", dataset=tiny_dataset, source=tiny_source), said
+    finally:
+        runs.log.removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_dataset, tiny_source, outputs_folder, begun) -> dict[str, dict]:
     """Results of all run notebooks on the target by method, executed as the batch does; those on the source are made for them."""
     results = {}
     for s in study.plan(preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=tuple(methods.METHODS)):
@@ -292,6 +305,16 @@ def test_transfers_name_their_source_and_cost_what_they_train(made, tiny_source)
     assert cost["TL+P+A"]["shipped_bytes"] < 0.02 * cost["TL+P+FT"]["file_bytes"]
     assert cost["TL+KD+A"]["shipped_bytes"] < 0.05 * cost["TL+KD"]["file_bytes"]
     assert cost["TL+FT+Q"]["shipped_bytes"] == cost["TL+FT+Q"]["file_bytes"]
+
+
+def test_a_source_without_a_trained_model_is_trained_first_and_that_is_said(begun, tiny_source):
+    run, said = begun
+    there = run.parent("BL")
+    assert there.spec.dataset == tiny_source and there.finished
+    assert (
+        len(said) == 1
+        and f"needs {there.spec.run_id}, which is not there yet: making it first (02_baseline.ipynb)" in said[0]
+    )
 
 
 def test_a_transferred_pruned_model_keeps_its_zeros(made):
