@@ -45,13 +45,14 @@ def _settings(pairs: list[str]) -> dict:
 
 @app.command()
 def study(
-    preset: Annotated[str, typer.Option(help="tiny | demo | paper")] = "demo",
+    grid: Annotated[Path | None, typer.Option(help="YAML file of these options; those beside it count more")] = None,
+    preset: Annotated[str | None, typer.Option(help="tiny | demo (unless given) | paper")] = None,
     dataset: Annotated[str | None, typer.Option(help="name of a prepared dataset")] = None,
     source: Annotated[str | None, typer.Option(help="name of the dataset that transfers start from")] = None,
     methods: Annotated[str | None, typer.Option(help="e.g. BL,CPF,CKD,CQ")] = None,
     rates: Annotated[str | None, typer.Option(help="shares of parameters removed, e.g. 0.6,0.9")] = None,
     seeds: Annotated[str | None, typer.Option(help="e.g. 0,1,2")] = None,
-    protocol: Annotated[str, typer.Option(help="strict | paper")] = "strict",
+    protocol: Annotated[str | None, typer.Option(help="strict (unless given) | paper")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE: any setting of the preset")] = None,
     folds: Annotated[str | None, typer.Option(help="leave-one-out | one-to-all: of the training generators")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
@@ -59,12 +60,19 @@ def study(
     scheduler: Annotated[str | None, typer.Option(help="address of an existing Dask cluster, tcp://…")] = None,
 ) -> None:
     """Make every run of a grid that is not there yet; then the table and outputs/report.html."""
+    from dflib import grid as grid_file
     from dflib import study as engine
     from dflib.methods import method as find_method
     from dflib.methods import preset as find_preset
 
-    request = {"preset": preset, "protocol": protocol, "methods_": _list(methods), "rates": _list(rates, float), "settings": _settings(set_ or [])}  # fmt: skip
-    wanted_seeds = _list(seeds, int)
+    options = grid_file.read(grid) if grid else {}
+    own = {"preset": preset, "dataset": dataset, "source": source, "protocol": protocol, "methods": _list(methods), "folds": folds,
+           "rates": _list(rates, float), "seeds": _list(seeds, int)}  # fmt: skip
+    options |= {key: value for key, value in own.items() if value is not None}
+    preset, dataset, source = options.get("preset", "demo"), options.get("dataset"), options.get("source")
+    request = {"preset": preset, "protocol": options.get("protocol", "strict"), "methods_": options.get("methods"),
+               "rates": options.get("rates"), "settings": options.get("set", {}) | _settings(set_ or [])}  # fmt: skip
+    wanted_seeds, folds = options.get("seeds"), options.get("folds")
     engine.check(**request)  # before a minute goes into the demo data
     if not dry_run:
         usual = find_preset(preset)
