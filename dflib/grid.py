@@ -9,7 +9,6 @@ import yaml
 from data_prep.errors import InputError, choose
 
 LISTS = {
-    "dataset": str,
     "methods": str,
     "rates": float,
     "seeds": int,
