@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
@@ -83,17 +85,44 @@ def _resized(image: Image.Image, factor: float) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
+def _cropped(image: Image.Image, share: float) -> Image.Image:
+    width, height = (max(1, round(n * share)) for n in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _noisy(image: Image.Image, sigma: float) -> Image.Image:
+    pixels = np.asarray(image)
+    rng = np.random.default_rng(zlib.crc32(pixels.tobytes()))  # the same image has the same noise
+    return Image.fromarray(np.uint8(np.clip(np.rint(pixels + rng.normal(0, sigma, pixels.shape)), 0, 255)))
+
+
+def _screenshot(image: Image.Image, factor: float) -> Image.Image:
+    """Shown at another size, cut out by hand (a little is lost all round), saved as JPEG."""
+    width, height = (max(1, round(n * factor)) for n in image.size)
+    shown = image.resize((width, height), Image.Resampling.BILINEAR)
+    return _coded("JPEG")(_cropped(shown, 0.94), 80)
+
+
 _PERTURBATIONS = {  # name -> (function of image and amount, least, most)
     "jpeg": (_coded("JPEG"), 1, 100),
     "webp": (_coded("WEBP"), 1, 100),
     "blur": (lambda image, sigma: image.filter(ImageFilter.GaussianBlur(sigma)), 0.1, 50),
     "resize": (_resized, 0.01, 4),
+    "crop": (_cropped, 0.05, 1),
+    "noise": (_noisy, 0.1, 128),
+    "screenshot": (_screenshot, 0.05, 4),
 }
-GRID = ("jpeg-95", "jpeg-90", "jpeg-75", "jpeg-50", "jpeg-30", "blur-1", "blur-2", "blur-4", "resize-0.5", "webp-80")
+GRID = (
+    *("jpeg-95", "jpeg-90", "jpeg-75", "jpeg-50", "jpeg-30", "webp-80", "webp-50", "blur-1", "blur-2", "blur-4"),
+    *("resize-0.75", "resize-0.5", "crop-0.9", "crop-0.75", "noise-2", "noise-5", "noise-10"),
+    *("screenshot-0.75", "screenshot-0.5"),
+)
 
 
 def perturb(image: Image.Image, how: str) -> Image.Image:
-    """An RGB image made worse: "jpeg-75", "webp-80" (quality), "blur-2" (sigma in pixels), "resize-0.5" (factor).
+    """An RGB image made worse: "jpeg-75", "webp-80" (quality), "blur-2" (sigma in pixels), "resize-0.5" (factor), "crop-0.75"
+    (share of each side), "noise-5" (sigma in grey levels), "screenshot-0.75" (resized by the factor, cut by 6 %, JPEG of quality 80).
 
     Raises `InputError` for a name that is not known or an amount out of range.
 

@@ -107,6 +107,24 @@ def results(
 
 
 @app.command()
+def robustness(
+    dataset: Annotated[str | None, typer.Option(help="all finished runs on it")] = None,
+    run: Annotated[list[str] | None, typer.Option(help="run id or run folder; may be given more than once")] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="e.g. jpeg-75,blur-2,screenshot-0.5; without it the usual grid")
+    ] = None,
+) -> None:
+    """Finished runs on test images that were re-encoded, blurred, resized, cropped, made noisy; kept beside each run, for notebook 14."""
+    from dflib import robustness as grids
+    from dflib.runs import find, folders, read
+
+    chosen = [find(name) for name in run or ()] or [f for f in folders() if dataset in (None, read(f)["dataset"])]
+    if not chosen:
+        raise InputError("no finished runs yet: python -m dflib study --preset demo")
+    grids.measure(chosen, _list(grid) or grids.GRID, on_run=lambda folder: console.print(f"{folder / grids.FILE}"))
+
+
+@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="images or folders")],
     run: Annotated[str, typer.Option(help="run id, run folder, .safetensors or .onnx file")],

@@ -165,21 +165,6 @@ def trained_on(name: str, *, protocol: str = "strict", train_generators: str = "
     return left
 
 
-def perturbed(data: Dataset, how: str) -> Part:
-    """The test part with every image made worse before it is cropped or resized: "jpeg-75", "webp-80", "blur-2", "resize-0.5".
-
-    The same rows in the same order as `data.test`; decodes only those, once. `data_prep.transform.GRID` is the usual grid.
-
-    >>> perturbed(open("demo", size=32), "jpeg-50")                  # doctest: +SKIP
-    """
-    keep = lambda table: table["path"].isin(set(data.test.table["path"]))
-    pixels, table = cache.build(
-        data.name, size=data.size, mode=data.mode, equalise=data.equalised, perturb=how, keep=keep
-    )
-    row = pd.Series(np.arange(len(table)), index=table["path"])
-    return Part(pixels, data.test.table.assign(row=row[data.test.table["path"]].to_numpy()))
-
-
 def few(whole: Dataset, images: int) -> Dataset:
     """The dataset with at most so many training images of each class: the same ones each time, and fewer are a part of more.
 

@@ -23,7 +23,7 @@ from data_prep.paths import PROJECT, images_root, write_text
 from dflib import methods
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     import pandas as pd
     from torch import nn
@@ -309,10 +309,9 @@ class Run:
         same = export.parity(model, onnx, self.data.test)
         forward = model if deployed is None else export.OnnxModel(deployed)
         val, test = self.data.val, self.data.test
-        threshold = 0.5
-        if self.spec.protocol == "strict":
-            threshold = metrics.best_threshold(val.labels, train.predict(forward, val))
-        scores = train.predict(forward, test)
+        known, scores = train.predict(forward, val), train.predict(forward, test)
+        threshold = metrics.best_threshold(val.labels, known) if self.spec.protocol == "strict" else 0.5
+        _predictions(val, known).to_parquet(self.folder / "validation.parquet", index=False)
         _predictions(test, scores).to_parquet(self.folder / "predictions.parquet", index=False)
         evaluated = metrics.evaluate(
             test.labels, scores, test.generators, threshold=threshold, groups=test.groups, draws=self.settings["draws"]
@@ -388,10 +387,13 @@ def paired(before: Run, after: Run, *, draws: int = 1000) -> dict:
     return metrics.paired(a["label"], a["score"], b["score"], draws=draws, **options)
 
 
-def resampled(folder: Path, sets: dict[str, Collection[str]] | None = None, *, draws: int = 1000) -> dict:
+def resampled(
+    folder: Path, sets: dict[str, Collection[str]] | None = None, *, scores: Sequence[float] | None = None, draws: int = 1000
+) -> dict:  # fmt: skip
     """`metrics.resample` of a finished run's test images, by scene, at its threshold.
 
     sets: generators whose fakes count together, such as {"unseen": ["nearest"]}; None: {"all": every fake}.
+    scores: others than the run's, of the same images (`robustness`).
     """
     import pandas as pd
 
@@ -400,7 +402,7 @@ def resampled(folder: Path, sets: dict[str, Collection[str]] | None = None, *, d
     table = pd.read_parquet(Path(folder) / "predictions.parquet")
     fakes = {name: (table["label"] == 1) & table["generator"].isin(list(of)) for name, of in (sets or {}).items()}
     options = {"threshold": read(folder)["threshold"], "groups": table["group"], "draws": draws}
-    return metrics.resample(table["label"], table["score"], fakes or None, **options)
+    return metrics.resample(table["label"], table["score"] if scores is None else scores, fakes or None, **options)
 
 
 def over_seeds(

@@ -305,7 +305,27 @@ def memory() -> Iterator[Record]:
     yield record("memory of a build, 8,000 images against 1,000", growth, "x", "< 1.2", growth < 1.2, f"private memory of all processes together: {peaks[8_000]:.0f} against {peaks[1_000]:.0f} MB, 128 px, 2 workers")  # fmt: skip
 
 
+def evaluation() -> Iterator[Record]:
+    """Everything that is computed of a run's predictions, for 10,000 images and 2,000 draws, on one core."""
+    from dflib import metrics
+
+    rng = np.random.default_rng(0)
+    generators = np.where(rng.random(10_000) < 0.5, "real", rng.choice(["a", "b", "c", "d"], 10_000)).astype(object)
+    labels, scenes = (generators != "real").astype(int), rng.integers(2_500, size=10_000)
+    a, b = (1 / (1 + np.exp(-(rng.normal(size=10_000) + labels))) for _ in range(2))
+
+    def block() -> None:
+        threshold = metrics.best_threshold(labels, a)
+        metrics.evaluate(labels, a, generators, threshold=threshold, groups=scenes, draws=2_000)
+        metrics.paired(labels, a, b, threshold_a=threshold, threshold_b=0.5, groups=scenes, draws=2_000)
+        metrics.fit_temperature(labels, np.log(a / (1 - a)))
+
+    value = seconds(block, repeat=3)
+    yield record("evaluation of 10,000 predictions", value, "s", "< 5", value < 5, "4 generators, all metrics with 2,000 draws by scene, and the paired test against another run; one core")  # fmt: skip
+
+
 BENCHES = {
+    "evaluation": evaluation,
     "import": import_time,
     "batches": batches,
     "scanning": scanning,

@@ -160,19 +160,6 @@ def test_strict_training_batches_hold_both_classes_equally_often(tmp_path, data_
         assert distinct == (reals + len(part) - len(part) // 2 if protocol == "strict" else len(part))
 
 
-def test_the_perturbed_test_part_is_the_same_images_made_worse(tmp_path, data_root, tree):
-    root = tree(tmp_path / "set", {"real": 30, "fake/gan": 30}, size=(64, 64), suffix=".jpg")
-    folder.prepare(root, name="mine")
-    opened = data.open("mine", size=32)
-    part = data.perturbed(opened, "resize-0.5")
-    assert part.table["path"].tolist() == opened.test.table["path"].tolist()
-    for i, path in enumerate(part.table["path"]):
-        with Image.open(root / path) as image:
-            half = image.resize((32, 32), Image.Resampling.BICUBIC)
-        assert np.array_equal(part.image(i), np.asarray(half))
-    assert len(part.pixels) == len(part) < 60  # the other parts were not decoded again
-
-
 def test_a_generator_held_out_of_training_stays_in_the_test(tiny_dataset, opened):
     for settings in ({"hold_out": "nearest"}, {"train_generators": "blurred"}):
         part = data.open(tiny_dataset, size=32, **settings)

@@ -66,6 +66,17 @@ def test_perturbations_are_what_their_names_say():
         buffer = io.BytesIO()
         PHOTO.save(buffer, format_, quality=50)
         assert np.array_equal(transform.perturb(PHOTO, f"{name}-50"), Image.open(buffer).convert("RGB"))
+    assert np.array_equal(transform.perturb(PHOTO, "crop-0.5"), PHOTO.crop((128, 128, 384, 384)))
+    noise = np.asarray(transform.perturb(PHOTO, "noise-5"), dtype=float) - np.asarray(PHOTO)
+    middle = noise[(np.asarray(PHOTO) > 30) & (np.asarray(PHOTO) < 225)]
+    assert abs(middle.mean()) < 0.05 and middle.std() == pytest.approx(5, rel=0.02)
+    assert np.array_equal(transform.perturb(PHOTO, "noise-5"), transform.perturb(PHOTO, "noise-5"))
+    shot = transform.perturb(PHOTO, "screenshot-0.5")
+    assert shot.size == (241, 241)  # 256 less 6 %
+    shown = PHOTO.resize((256, 256), Image.Resampling.BILINEAR).crop((7, 7, 248, 248))
+    assert 0 < np.abs(np.asarray(shot, dtype=float) - np.asarray(shown)).mean() < 4
+    for how in transform.GRID:
+        assert transform.perturb(PHOTO, how).mode == "RGB"
     losses = [
         np.abs(np.asarray(transform.perturb(PHOTO, f"jpeg-{q}")) - np.asarray(PHOTO, dtype=float)).mean()
         for q in (95, 75, 30)
