@@ -31,8 +31,12 @@ def leak(
 
     A seed decides the split, the first weights and the order of the images. Gaps are {metric: {mean, std, ci95, seeds}}: differences within
     each seed, with a Student interval over seeds (None for one seed). Thresholds come from the validation part.
-    Where the dataset gives its own splits, all arms keep them: the gap of the scenes is then zero by construction. It may be negative:
-    where each scene stands in both classes, what a detector remembers of a real photograph speaks against its fake twin.
+    Where the dataset gives its own splits, all arms keep them: the gap of the scenes is then zero by construction.
+
+    The gap of the scenes is negative where each scene stands in both classes (Synthbuster: a photograph and its renderings). A test image's
+    twins in the random training part are mostly of the *other* class, so to remember scenes misleads. Tested without any training, 220
+    scenes in three renderings, three seeds: the three nearest training images (8 x 8 pixels) vote with AUROC 0.28 to 0.30 under the random
+    split, 0.49 to 0.50 under the grouped one. Scenes leak there as well; a negative gap does not say that the random split is harmless.
     Raises `InputError` as `data.open` does, and for no seeds.
 
     >>> runs, gaps = leak("demo", size=32, seeds=(0, 1))             # doctest: +SKIP

@@ -20,6 +20,7 @@ class Predictor:
     """A detector ready for single images. Calls return {"probability", "label", "threshold", "error"}; a bad image is an error, not an exception.
 
     run: a run id, a run folder, or a `.safetensors` or `.onnx` file (then the threshold is 0.5 and images are squashed to the square).
+    The image is taken as it is: what makes the classes of a set alike (protocol strict) needs the set, and a single image has none.
     Raises `InputError` when it is none of these.
 
     >>> Predictor("outputs/demo/strict/BL/…")(Path("photo.jpg"))    # doctest: +SKIP

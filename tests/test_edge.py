@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import venv
 
 import onnx
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from data_prep.errors import InputError
 from data_prep.paths import images_root
-from dflib import edge, models, runs, train
+from dflib import adapters, edge, models, prune, quantize, runs, train
 from dflib.predict import Predictor
 
 MODES = ("resize", "center_crop", "texture_crop")
@@ -75,6 +76,59 @@ def test_predict_py_decides_like_dflib_and_needs_nothing_of_it(finished, tmp_pat
         ours = predictor(path)
         assert (name, label) == (str(path), ours["label"])
         assert float(probability) == pytest.approx(ours["probability"], abs=1e-5)
+
+
+def test_predict_py_runs_in_a_fresh_environment_of_three_packages(finished, tmp_path):
+    run, python = finished["resize"], tmp_path / "venv" / "bin" / "python"
+    edge.export_run(run.folder, format="onnx", out=tmp_path / "edge" / "detector.onnx")
+    venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
+    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "onnxruntime", "numpy", "pillow"]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"PyPI cannot be had: {done.stderr.strip().splitlines()[-1]}")
+    images = [images_root(run.spec.dataset) / p for p in run.data.test.table["path"].iloc[:4]]
+    command = [python, "-I", "-W", "error", "predict.py", *images]
+    done = subprocess.run(command, cwd=tmp_path / "edge", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [float(line.split("\t")[1]) for line in done.stdout.splitlines()]
+    assert found == pytest.approx(
+        [Predictor(tmp_path / "edge" / "detector.onnx")(p)["probability"] for p in images], abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["delta", "chain", "chain-int8", "resnet18", "mobilenet_v3_small", "efficientnet_b0"])
+def test_every_kind_of_run_is_exported(tiny_dataset, tmp_path, kind):
+    settings = {"latency_runs": 1, "weight_decay": 0.3}
+    backbone = kind if "_" in kind or kind == "resnet18" else "vgg"
+    method, deployed, base = "BL", None, None
+    if backbone != "vgg":
+        settings["backbone"] = backbone
+    elif kind != "delta":
+        method, settings["steps"] = "chain", "prune:0.5,int8" if kind == "chain-int8" else "prune:0.5,finetune"
+    else:
+        settings["weight_decay"] = 0.2  # a run of its own
+    run = runs.Run(runs.spec(method, preset="tiny", dataset=tiny_dataset, settings=settings))
+    with train.seeded(0):
+        model = models.Detector(models.architecture("BL", size=32, backbone=backbone)).train()
+        model(torch.rand(16, 3, 32, 32))
+        model.eval()
+        if kind == "delta":
+            base, model = model, adapters.insert(model)
+        elif method == "chain":
+            model = prune.structured(model, rate=0.5)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if kind == "chain-int8":
+        onnx_file = edge.export.to_onnx(model, run.folder / "model.onnx")
+        deployed = quantize.static_int8(onnx_file, run.folder / "model.int8.onnx", run.data.train)
+    run.finish(model, deployed=deployed, base=base)
+    out = tmp_path / "detector.onnx"
+    done = edge.export_run(run.spec.run_id, format="onnx", out=out)
+    assert done["parity"]["max_logit_difference"] < edge.SAME_LOGITS and done["parity"]["same_decisions"] == 1
+    assert not any(n.op_type == "QuantizeLinear" for n in onnx.load(out).graph.node)
+    done = edge.export_run(run.spec.run_id, format="onnx-int8", out=out)
+    assert done["parity"]["images"] == len(run.data.test)
+    assert any(n.op_type == "QuantizeLinear" for n in onnx.load(out).graph.node)
+    assert kind != "chain-int8" or out.read_bytes() == deployed.read_bytes()
 
 
 def test_a_file_that_computes_something_else_is_refused_and_nothing_is_left(finished, tmp_path, monkeypatch):

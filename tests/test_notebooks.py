@@ -413,3 +413,13 @@ def test_the_data_notebook_audits_what_is_there(tiny_dataset, tmp_path):
     assert sum("image/png" in o.get("data", {}) for o in shown) == 6
     recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
     assert "240 usable images of 3 kinds" in recap and "0.0% under `strict`" in recap
+
+
+def test_the_edge_notebook_exports_a_finished_run(made, tiny_dataset, tmp_path):
+    parameters = {"preset": "tiny", "dataset": tiny_dataset, "method": "CKD", "rate": 0.9, "fresh": False}
+    read = step_through("15_edge", tmp_path / "read.ipynb", **parameters)
+    assert is_quiet(read)
+    shown = outputs(read)
+    assert sum("image/png" in o.get("data", {}) for o in shown) >= 3
+    recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
+    assert made["CKD"]["run_id"] in recap and "this Python, isolated" in recap
