@@ -28,8 +28,8 @@ chromium:         # the browser of the browser tests: installed where that needs
 lab: $(READY)     ## JupyterLab on localhost
 	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=. notebooks/00_start_here.ipynb
 
-explorer: $(READY) ## the explorer as a page on localhost, with a token and without code (voila.json)
-	$(PY) -m voila notebooks/16_explorer.ipynb $(ARGS)
+explorer: $(READY) ## the explorer as a page on localhost, with a token and without code (notebooks/voila.json)
+	$(PY) -m voila notebooks/16_explorer.ipynb --Voila.config_file_paths=notebooks $(ARGS)
 
 bench: $(READY)   ## the figures of the README's performance table, as ratios in one run
 	$(PY) -m tests.bench $(ARGS)

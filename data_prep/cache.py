@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 def build(
-    name: str, *, size: int, mode: str = "resize", equalise: bool = False, perturb: str = "", keep: Callable[[pd.DataFrame], pd.Series] | None = None, workers: int | None = None,
+    name: str, *, size: int, mode: str = "resize", equalise: bool = False, perturb: str = "", workers: int | None = None,
 ) -> tuple[np.memmap, pd.DataFrame]:  # fmt: skip
     """The decoded images of a dataset (uint8, N x size x size x 3, read-only) and the manifest rows they stand for.
 
     equalise: make the classes alike in size and JPEG quality first (`transform.equaliser`). perturb: then make each image worse, such as
-    "jpeg-75" (`transform.perturb`). keep: from the usable rows to those wanted (True); None takes all.
+    "jpeg-75" (`transform.perturb`).
     Made on the first call, found on the next. Parallel; a cut build goes on where it was; two at once wait for each other.
     Memory: each process holds one image and a few hundred kB; the rows go straight to the file, whatever N is.
     Raises `InputError` for an unknown mode or perturbation, a size that is no multiple of 32, a full disk, or files that changed since the scan.
@@ -54,10 +54,6 @@ def build(
         str(size),
         contents,
     ]
-    if keep is not None:
-        wanted = keep(table)
-        table = table[wanted].reset_index(drop=True)
-        key += [_hash(wanted.tolist())] if not wanted.all() else []
     folder = dataset_folder(name) / "cache" / "-".join(key)
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)

@@ -95,7 +95,7 @@ def _save(run: Run, model: Detector, kind: str, rate: float, stage: str, done: l
     else:
         short = run.recipe(epochs=run.settings["finetune_epochs"], lr=run.settings["finetune_lr"])
         recipe = student_recipe(run) if done[-1:] == ["student"] else short
-        masks = prune.zeros(model) if "mask" in done else {}
+        masks = prune.masks_of(model) if "mask" in done else {}
         loss = teacher_of(run, model) if kind == "distill" else None
         keep_zeros = lambda m: prune.apply_masks(m, masks)
         run.fit(model, recipe, as_timing="compress_s", stage=stage, loss=loss, after_step=keep_zeros, on_epoch=on_epoch)

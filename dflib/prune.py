@@ -94,11 +94,6 @@ def sensitivity(
     return found
 
 
-def zeros(model: nn.Module) -> Masks:
-    """The masks of a model that was pruned by magnitude before: what is zero stays zero."""
-    return {name: weight.detach() != 0 for name, weight in prunable(model).items()}
-
-
 def _largest(magnitude: Tensor, share: float) -> Tensor:
     """True for all but the `share` smallest entries, and for one at least; exact in number even where magnitudes are equal."""
     keep = torch.ones(magnitude.numel(), dtype=torch.bool, device=magnitude.device)

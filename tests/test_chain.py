@@ -48,7 +48,7 @@ def test_every_step_takes_its_share_of_the_baselines_parameters(start):
     stages = [models.load(p) for p in sorted(run.folder.glob("[0-9]-*"))]
     assert [models.parameters(m) / full for m in stages] == pytest.approx([0.4] * 4, rel=0.01)
     assert [models.nonzero(m) / full for m in stages[2:]] == pytest.approx([0.1, 0.1], rel=0.01)
-    before, after = (prune.zeros(m) for m in stages[2:])
+    before, after = (prune.masks_of(m) for m in stages[2:])
     assert all(torch.equal(before[name], after[name]) for name in before)  # zeros stay through distillation
     assert not torch.equal(stages[2].features[0].norm.bias, stages[3].features[0].norm.bias)
     assert all(torch.equal(v, stages[3].state_dict()[k]) for k, v in model.state_dict().items())
