@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data_prep.errors import InputError, choose
 from dflib.quantize import CALIBRATIONS
 
-TRAIN = ("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp")
+TRAIN = ("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp", "cutmix", "ema")
 DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out")
 MEASURE = ("latency_runs", "draws")
 PRUNE = ("scope", "importance", "round_to", "prune_steps", "step_epochs", "finetune_epochs", "finetune_lr")
@@ -119,6 +119,8 @@ DEFAULTS: dict = {
     "patience": 0,
     "augment": True,
     "mixup": 0.0,
+    "cutmix": 0.0,
+    "ema": 0.0,  # decay of the averaged weights, such as 0.99
     "amp": True,
     "scope": "layer",  # layer | global
     "importance": "l1",  # of a channel: l1 | taylor | bn | random
@@ -164,10 +166,12 @@ FROM_ZERO = (
     "alpha",
     "transfer_alpha",
     "mixup",
+    "cutmix",
+    "ema",
     "attention",
     "distill_epochs",
 )
-SHARES = ("warmup", "label_smoothing", "alpha", "transfer_alpha")  # at most 1
+SHARES = ("warmup", "label_smoothing", "alpha", "transfer_alpha", "ema")  # at most 1
 
 
 @dataclass(frozen=True)
@@ -319,7 +323,12 @@ def _out_of_order(before: list[tuple[str, float | None]], kind: str, rate: float
     return None
 
 
-UNSET = ("train_generators", "hold_out")  # count only where they are given: without them a run keeps its id
+UNSET = (
+    "train_generators",
+    "hold_out",
+    "cutmix",
+    "ema",
+)  # count only where they are given: without them a run keeps its id
 
 
 def relevant(code: str, values: dict) -> dict:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from data_prep.errors import InputError
@@ -26,7 +27,7 @@ _VISIBLE = {"disable": None} if tqdm.__module__ == "tqdm.asyncio" else {}  # a t
 
 Loss = Callable[
     [Tensor, Tensor, Tensor], Tensor
-]  # (logits N x C, labels N, or N x C under mixup, images in [0, 1]) -> scalar
+]  # (logits N x C, labels N, or N x C under mixup and cutmix, images in [0, 1]) -> scalar
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Recipe:
     augment: bool = True
     mixup: float = (
         0.0  # of the Beta distribution that blends pairs of images and their labels (arXiv 1710.09412); 0: none
+    )
+    cutmix: float = (
+        0.0  # the same for a rectangle of one image pasted into another (arXiv 1905.04899); with both, a coin decides
+    )
+    ema: float = (
+        0.0  # decay a step of an average of the weights, which is what is validated and kept; 0: the last weights
     )
     amp: bool = True
     seed: int = 0
@@ -124,6 +131,10 @@ def fit(
     schedule = _warmup_cosine(optimizer, recipe, steps)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp and precision(device) == torch.float16)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    ema = averaged(model, recipe.ema) if recipe.ema else None
+    parts |= {"ema": ema} if ema else {}
+    kept = ema.module if ema else model
+    keep = lambda m: [f(m) for f in (after_step, ema and ema.update_parameters) if f]
     state = _resume(checkpoint, parts, recipe, device) or {
         "epoch": 0,
         "history": [],
@@ -141,23 +152,23 @@ def fit(
             )  # each epoch starts from its own seed: a resumed one is the same
             started = time.perf_counter()
             row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
-            row |= _train_epoch(model, data.train, recipe, loss, optimizer, schedule, scaler, after_step, device)
-            row |= _validate(model, data.val, device, amp=recipe.amp)
+            row |= _train_epoch(model, data.train, recipe, loss, optimizer, schedule, scaler, keep, device)
+            row |= _validate(kept, data.val, device, amp=recipe.amp)
             row["seconds"] = time.perf_counter() - started
             state["history"].append(row)
             state["epoch"] += 1
             if row["val_auroc"] > state["best_auroc"]:
                 state |= {"best_auroc": row["val_auroc"], "best_epoch": state["epoch"]}
                 state["best"] = (
-                    {k: v.detach().cpu().clone() for k, v in model.state_dict().items()} if recipe.patience else None
+                    {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()} if recipe.patience else None
                 )
             _save(checkpoint, parts, state, recipe)
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.3f}", val_auroc=f"{row['val_auroc']:.3f}")
             if on_epoch:
                 on_epoch(pd.DataFrame(state["history"]))
-    if state["best"] is not None:
-        model.load_state_dict(state["best"])
+    if ema or state["best"] is not None:
+        model.load_state_dict(state["best"] or kept.state_dict())
     model.eval()
     return pd.DataFrame(state["history"])
 
@@ -226,7 +237,7 @@ def _train_epoch(model, part, recipe, loss, optimizer, schedule, scaler, after_s
             continue  # BatchNorm cannot normalise a single image
         x = pixels(images)
         x = augmented(x) if recipe.augment else x
-        x, targets = _blended(x, labels, recipe.mixup) if recipe.mixup else (x, labels)
+        x, targets = _blended(x, labels, recipe) if recipe.mixup or recipe.cutmix else (x, labels)
         with _autocast(device, recipe.amp):
             logits = model(x)
             value = loss(logits.float(), targets, x)
@@ -246,10 +257,31 @@ def _train_epoch(model, part, recipe, loss, optimizer, schedule, scaler, after_s
     return {"loss": (total / len(part)).item(), "accuracy": (correct / len(part)).item()}
 
 
-def _blended(images: Tensor, labels: Tensor, mixup: float) -> tuple[Tensor, Tensor]:
-    from torchvision.transforms.v2 import MixUp
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the model's weights and BatchNorm statistics; `update_parameters(model)` after each step.
 
-    images, shares = MixUp(alpha=mixup, num_classes=2)(images, labels)
+    average = d * average + (1 - d) * weights, with d = min(decay, (1 + t) / (10 + t)) in step t: a short training is not held back by where it
+    began (the rule of TensorFlow's ExponentialMovingAverage; averaging itself: Polyak and Juditsky 1992). Zeros and frozen weights stay as they are.
+
+    >>> averaged(nn.Linear(1, 1), 0.999).n_averaged.item()
+    0
+    """
+
+    @torch.no_grad()
+    def mean(averages: list[Tensor], current: list[Tensor], t: Tensor) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, current, 1 - min(decay, (1 + t.item()) / (10 + t.item())))
+        else:  # counters
+            torch._foreach_copy_(averages, current)
+
+    return AveragedModel(model, multi_avg_fn=mean, use_buffers=True)
+
+
+def _blended(images: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    from torchvision.transforms import v2
+
+    ways = [way(alpha=a, num_classes=2) for way, a in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix)) if a]
+    images, shares = v2.RandomChoice(ways)(images, labels) if len(ways) > 1 else ways[0](images, labels)
     return images.contiguous(memory_format=torch.channels_last), shares
 
 
@@ -288,11 +320,11 @@ def _resume(path: Path | None, parts: dict, recipe: Recipe, device: torch.device
         return None
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
-        theirs = saved["recipe"]
+        theirs = Recipe(**saved["recipe"])  # what an older version did not write has its default
     except Exception as error:  # torch, pickle and zip have their own kinds
         raise InputError(f"checkpoint {path} is damaged or not one of dflib's: remove it to start anew") from error
-    if theirs != asdict(recipe):
-        raise InputError(f"checkpoint {path} belongs to another recipe ({theirs}): remove it to start anew")
+    if theirs != recipe:
+        raise InputError(f"checkpoint {path} belongs to another recipe ({asdict(theirs)}): remove it to start anew")
     try:
         for name, part in parts.items():
             part.load_state_dict(saved["parts"][name])

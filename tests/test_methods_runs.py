@@ -146,6 +146,14 @@ def test_equal_requests_have_equal_ids(tiny_dataset):
     assert first.startswith("CPF-r90-s0-32px-")
 
 
+def test_settings_against_unseen_generators_count_only_where_they_are_given(tiny_dataset):
+    first, changed = run_id(tiny_dataset), {"cutmix": 1.0, "ema": 0.99}
+    assert run_id(tiny_dataset, settings={k: methods.DEFAULTS[k] for k in changed}) == first
+    assert len({first, *(run_id(tiny_dataset, settings={k: v}) for k, v in changed.items())}) == len(changed) + 1
+    trained = [m for m in methods.METHODS.values() if "lr" in m.keys]
+    assert all(set(changed) <= set(m.keys) for m in trained)
+
+
 def test_everything_that_decides_a_result_changes_the_id(tiny_dataset):
     ids = [
         run_id(tiny_dataset),

@@ -57,10 +57,14 @@ class Interruption(Exception):
     pass
 
 
-@pytest.mark.parametrize("amp", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{"patience": 50}, {"patience": 50, "amp": False}, {"ema": 0.9, "cutmix": 1.0, "mixup": 0.4, "patience": 50}, {"ema": 0.5}],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("after", [1, 3])
-def test_an_interrupted_training_ends_as_the_uninterrupted_one(toy, tmp_path, after, amp):
-    recipe, file = replace(QUICK, amp=amp, patience=50), tmp_path / "checkpoint.pt"
+def test_an_interrupted_training_ends_as_the_uninterrupted_one(toy, tmp_path, after, options):
+    recipe, file = replace(QUICK, **options), tmp_path / "checkpoint.pt"
     whole, history = fitted(toy(), recipe)
 
     def cut(rows) -> None:
@@ -78,6 +82,22 @@ def test_an_interrupted_training_ends_as_the_uninterrupted_one(toy, tmp_path, af
     finished, _ = fitted(toy(), recipe, seed=98, checkpoint=file)  # nothing left to do
     assert same(whole, finished)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_checkpoint_from_before_a_setting_was_known_is_gone_on_with(toy, tmp_path):
+    file, seen = tmp_path / "checkpoint.pt", []
+
+    def cut(rows) -> None:
+        raise Interruption
+
+    with pytest.raises(Interruption):
+        fitted(toy(), QUICK, checkpoint=file, on_epoch=cut)
+    saved = torch.load(file, weights_only=True)
+    for key in ("ema", "cutmix"):
+        del saved["recipe"][key]
+    torch.save(saved, file)
+    fitted(toy(), QUICK, seed=9, checkpoint=file, on_epoch=lambda rows: seen.append(len(rows)))
+    assert seen == [2, 3, 4]
 
 
 def test_a_checkpoint_of_another_recipe_or_model_is_refused(toy, tmp_path):
@@ -133,9 +153,10 @@ def test_history_has_its_columns_and_the_rates_of_each_epochs_start(toy):
     assert history["accuracy"].between(0, 1).all()
 
 
-def test_validation_figures_are_those_of_the_model(toy):
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_validation_figures_are_those_of_the_model(toy, ema):
     data = toy(120)
-    state, history = fitted(data, replace(QUICK, amp=False))
+    state, history = fitted(data, replace(QUICK, amp=False, ema=ema))
     model = small()
     model.load_state_dict(state)
     model.eval()
@@ -373,3 +394,98 @@ def test_mixup_blends_images_and_labels_alike(toy):
     # the share of the fakes' stripes (brighter even columns) in an image is its label's
     stripes = torch.cat([(x[..., ::2].mean((1, 2, 3)) - x[..., 1::2].mean((1, 2, 3))) * 255 / 50 for _, x in seen])
     assert torch.corrcoef(torch.stack([stripes, labels[:, 1]]))[0, 1] > 0.95
+
+
+def test_cutmix_pastes_a_rectangle_and_shares_the_label_by_area(toy):
+    seen, data = [], toy()
+
+    def loss(logits, labels, images):
+        seen.append((labels, images))
+        return nn.functional.cross_entropy(logits, labels)
+
+    fitted(data, replace(QUICK, epochs=2, cutmix=1.0, augment=False), loss=loss)
+    originals = np.stack([data.train.image(i) for i in range(len(data.train))]).transpose(0, 3, 1, 2)
+    mixed = 0
+    for labels, images in seen:
+        for share, image in zip(labels.numpy(), (images * 255).round().byte().numpy(), strict=True):
+            same_pixels = (originals == image).all(1)  # noise: no two originals share more than a few pixels by chance
+            below, top = same_pixels.sum((1, 2)).argsort()[-2:]
+            assert (same_pixels[top] | same_pixels[below]).all()
+            kept = same_pixels[top]
+            boxes = [(m.any(1).sum() * m.any(0).sum(), m.sum()) for m in (kept, ~kept)]
+            assert any(box <= 1.05 * filled for box, filled in boxes)  # a rectangle, or what it leaves
+            area = kept.mean()
+            expected = area * data.train.labels[top] + (1 - area) * data.train.labels[below]
+            assert share[1] == pytest.approx(expected, abs=0.01) and share.sum() == pytest.approx(1)
+            mixed += 0.05 < area < 0.95
+    assert mixed > len(data.train) / 2
+
+
+def test_with_mixup_and_cutmix_a_batch_has_one_of_the_two(toy):
+    data, kinds = toy(), []
+
+    def loss(logits, labels, images):
+        whole = (images * 255 - (images * 255).round()).abs().max() < 1e-3  # pasted pixels are whole grey levels
+        kinds.append(bool(whole))
+        return nn.functional.cross_entropy(logits, labels)
+
+    fitted(data, replace(QUICK, epochs=6, mixup=1.0, cutmix=1.0, augment=False), loss=loss)
+    assert 4 <= sum(kinds) <= len(kinds) - 4
+
+
+def test_the_model_and_the_teacher_see_the_same_view(toy):
+    data, model, views = toy(), small(), []
+    model.register_forward_pre_hook(lambda m, inputs: views.append(inputs[0]) if m.training else None)
+
+    def loss(logits, labels, images):
+        assert torch.equal(views[-1], images)
+        return nn.functional.cross_entropy(logits, labels)
+
+    train.fit(model, data, replace(QUICK, epochs=1, cutmix=1.0, mixup=0.2), device=CPU, loss=loss)
+    assert len(views) == 4
+
+
+def test_the_average_of_the_weights_is_that_of_the_formula(toy):
+    model, steps = small(), []
+    recipe = replace(QUICK, ema=0.6, amp=False)
+    train.fit(
+        model, toy(), recipe, device=CPU, after_step=lambda m: steps.append({k: v.double().clone() for k, v in m.state_dict().items()})
+    )  # fmt: skip
+    expected = steps[0]
+    for t, now in enumerate(steps[1:], 1):
+        d = min(0.6, (1 + t) / (10 + t))
+        expected = {k: d * expected[k] + (1 - d) * now[k] for k in now}
+    final = model.state_dict()
+    for name, value in final.items():
+        wanted = steps[-1][name] if name.endswith("num_batches_tracked") else expected[name]
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(final["head.1.weight"].double(), steps[-1]["head.1.weight"], rtol=1e-3)
+
+
+def test_the_average_keeps_zeros_and_frozen_weights(toy):
+    model = small()
+    model.features[0].requires_grad_(False)
+    before = {k: v.clone() for k, v in model.features[0].state_dict().items()}
+
+    def zero(m: nn.Module) -> None:
+        with torch.no_grad():
+            m.head[1].weight[:, ::3] = 0
+
+    train.fit(model, toy(), replace(QUICK, ema=0.97), device=CPU, after_step=zero)
+    assert same(model.features[0].state_dict(), before)
+    assert not model.head[1].weight[:, ::3].any() and model.head[1].weight[:, 1::3].all()
+
+
+def test_early_stopping_keeps_the_best_average(toy):
+    data, states = toy(), []
+    hard = np.random.default_rng(0).permutation(data.train.labels)
+    data = replace(data, train=replace(data.train, table=data.train.table.assign(label=hard)))
+    state, history = fitted(
+        data, replace(QUICK, epochs=40, patience=3, ema=0.8, amp=False), seed=3, on_epoch=lambda rows: states.append(len(rows))
+    )  # fmt: skip
+    best = history["val_auroc"].idxmax()
+    assert len(history) == best + 4 < 40
+    model = small()
+    model.load_state_dict(state)
+    score = train.predict(model, data.val)
+    assert roc_auc_score(data.val.labels, score) == pytest.approx(history["val_auroc"][best])
