@@ -231,8 +231,8 @@ def setup_again() -> Iterator[Record]:
     yield record("second make setup", value, "s", "< 2", value < 2, "nothing to install")
 
 
-def _jpegs(root: Path, n: int) -> Path:
-    """n photographs' patches of 128 px in real/ and fake/a/, as JPEG."""
+def _jpegs(root: Path, n: int, side: int = 128) -> Path:
+    """n photographs' patches in real/ and fake/a/, as JPEG."""
     from PIL import Image
     from skimage import data as photos
 
@@ -240,8 +240,8 @@ def _jpegs(root: Path, n: int) -> Path:
     for i in range(n):
         path = root / ("real", "fake/a")[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        top, left = rng.integers(0, photo.shape[0] - 128, 2)
-        Image.fromarray(photo[top : top + 128, left : left + 128]).save(path, quality=85)
+        top, left = rng.integers(0, photo.shape[0] - side, 2)
+        Image.fromarray(photo[top : top + side, left : left + side]).save(path, quality=85)
     return root
 
 
@@ -305,6 +305,24 @@ def memory() -> Iterator[Record]:
     yield record("memory of a build, 8,000 images against 1,000", growth, "x", "< 1.2", growth < 1.2, f"private memory of all processes together: {peaks[8_000]:.0f} against {peaks[1_000]:.0f} MB, 128 px, 2 workers")  # fmt: skip
 
 
+def many_files() -> Iterator[Record]:
+    """100,000 files in two folders: the first scan, the next one, the decoded cache and the audit, each in a fresh process."""
+    n, step = 100_000, "from data_prep import cache, folder, audit; "
+    with roots() as root:
+        images = _jpegs(root / "images", n, side=32)
+        steps = {
+            "scan": f"folder.prepare({str(images)!r}, name='many')",
+            "scan again": f"folder.prepare({str(images)!r}, name='many')",
+            "decode": "cache.build('many', size=32)",
+            "audit": "audit.write('many')",
+        }
+        for name, code in steps.items():
+            started = time.perf_counter()
+            peak = _peak_mb(step + code)
+            took = time.perf_counter() - started
+            yield record(f"100,000 files: {name}", took, "s", "", None, f"JPEGs of 32 px; at most {peak:.0f} MB of private memory, all processes together")  # fmt: skip
+
+
 def evaluation() -> Iterator[Record]:
     """Everything that is computed of a run's predictions, for 10,000 images and 2,000 draws, on one core."""
     from dflib import metrics
@@ -330,6 +348,7 @@ BENCHES = {
     "batches": batches,
     "scanning": scanning,
     "memory": memory,
+    "many": many_files,
     "training": training_step,
     "compressed": compressed,
     "setup": setup_again,
