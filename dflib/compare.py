@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from data_prep.errors import InputError
@@ -56,28 +57,35 @@ def by_seed(results: Iterable[dict]) -> list[list[dict]]:
 
 
 def combined(
-    group: Sequence[dict], reference: Sequence[dict] = (), *, sets: dict[str, Sequence[str]] | None = None
+    group: Iterable[dict], reference: Iterable[dict] = (), *, sets: dict[str, Sequence[str]] | None = None
 ) -> dict[str, dict]:
-    """Runs of several seeds as one, on each generator's fakes and "all": {name: {metric: `metrics.combine`'s dict}}.
+    """Runs that differ in their seed alone as one, on each generator's fakes and "all": {name: {metric: `metrics.combine`'s dict}}.
 
-    reference: as many runs, seed by seed; then values are paired differences (the group's minus theirs). sets: names for several generators
-    together, such as {"seen": ["stylegan"]}. Raises `InputError` when they were tested on different images.
+    reference: the runs to compare with (BL's, say): values are then differences (the group's minus theirs), each to the one of its seed, image by
+    image. sets: names for several generators together, such as {"seen": ["stylegan"]}. Raises `InputError` for a seed without its counterpart, or
+    when they were tested on different images.
+
+    >>> lost = combined(pruned, baselines)["all"]["accuracy"]        # doctest: +SKIP
+    >>> metrics.non_inferior(lost["ci95"], margin=0.02)              # doctest: +SKIP
     """
-    together = (*group, *reference)
-    images = [pd.read_parquet(r["folder"] / "predictions.parquet", columns=["path"]) for r in together]
-    for r, table in zip(together, images, strict=True):
-        if not table.equals(images[0]):
-            raise InputError(f"{r['run_id']} and {group[0]['run_id']} were tested on different images: compare runs on one dataset and protocol")  # fmt: skip
-    tested = [g for g in group[0]["metrics"] if g not in ("all", "macro")]
+    mine, theirs = ({r["seed"]: r for r in each} for each in (group, reference))
+    if theirs and (lonely := sorted(set(mine) - set(theirs))):
+        raise InputError(f"no run to compare {mine[lonely[0]]['run_id']} with at seed {', '.join(map(str, lonely))}: make it, or leave the seed out")  # fmt: skip
+    together = [*mine.values(), *(theirs[seed] for seed in mine if theirs)]
+    first, paths = together[0], _tested_on(together[0])
+    for r in together[1:]:
+        if not _tested_on(r).equals(paths):
+            raise InputError(f"{r['run_id']} and {first['run_id']} were tested on different images: compare runs on one dataset and protocol")  # fmt: skip
+    tested = [g for g in first["metrics"] if g not in ("all", "macro")]
     sets = {g: [g] for g in tested} | {name: of for name, of in (sets or {}).items() if len(of)} | {"all": tested}
     drawn = [runs.resampled(r["folder"], sets, draws=r["params"].get("draws", DEFAULTS["draws"])) for r in together]
-    mine, theirs = drawn[: len(group)], drawn[len(group) :] or [None] * len(group)
-    changed = lambda a, b, name, metric: a[name][metric] - (b[name][metric] if b else 0)
-    pairs = list(zip(mine, theirs, strict=True))
-    return {
-        name: {metric: metrics.combine([changed(a, b, name, metric) for a, b in pairs]) for metric in METRICS}
-        for name in sets
-    }
+    values = {name: {k: np.stack([d[name][k] for d in drawn]) for k in metrics.INTERVALS} for name in sets}
+    change = lambda x: x[: len(mine)] - (x[len(mine) :] if theirs else 0)
+    return {name: {k: metrics.combine(change(x)) for k, x in each.items()} for name, each in values.items()}
+
+
+def _tested_on(result: dict) -> pd.Series:
+    return pd.read_parquet(result["folder"] / "predictions.parquet", columns=["path"])["path"]
 
 
 def budget(result: dict, every: dict[str, dict]) -> float:

@@ -23,7 +23,7 @@ from data_prep.paths import PROJECT, images_root, write_text
 from dflib import methods
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     import pandas as pd
     from torch import nn
@@ -403,45 +403,6 @@ def resampled(
     fakes = {name: (table["label"] == 1) & table["generator"].isin(list(of)) for name, of in (sets or {}).items()}
     options = {"threshold": read(folder)["threshold"], "groups": table["group"], "draws": draws}
     return metrics.resample(table["label"], table["score"] if scores is None else scores, fakes or None, **options)
-
-
-def over_seeds(
-    folders: Iterable[Path], *, against: Iterable[Path] = (), generators: Collection[str] | None = None, draws: int = 1000
-) -> dict[str, dict]:  # fmt: skip
-    """One method's finished runs, that differ in their seed alone, as one result: {metric: `metrics.combine`'s dict}.
-
-    against: the runs to compare with (BL's, say): the values are differences to the one of the same seed, image by image.
-    generators: those whose fakes count, None for all. Raises `InputError` for a seed without its counterpart, or other test images.
-
-    >>> lost = over_seeds(pruned, against=baselines)["accuracy"]     # doctest: +SKIP
-    >>> metrics.non_inferior(lost["ci95"], margin=0.02)              # doctest: +SKIP
-    """
-    import pandas as pd
-
-    from dflib import metrics
-
-    def drawn(folder: Path) -> dict:
-        return resampled(folder, None if generators is None else {"all": generators}, draws=draws)["all"]
-
-    def tested_on(folder: Path) -> list:
-        return pd.read_parquet(Path(folder) / "predictions.parquet", columns=["path"])["path"].tolist()
-
-    found, others = ({read(f)["seed"]: Path(f) for f in group} for group in (folders, against))
-    if others and (lonely := sorted(set(found) - set(others))):
-        raise InputError(
-            f"no run to compare with at seed {', '.join(map(str, lonely))}: make it, or leave {found[lonely[0]].name} out"
-        )
-    alike = {tuple(tested_on(f)) for f in (*found.values(), *(others[seed] for seed in found if others))}
-    if len(alike) > 1:
-        raise InputError(
-            f"{', '.join(f.name for f in found.values())}: not all were tested on the same images; compare runs of one dataset and protocol"
-        )
-    values = [drawn(f) for f in found.values()]
-    if others:
-        values = [
-            {k: v - b[k] for k, v in a.items()} for a, b in zip(values, (drawn(others[s]) for s in found), strict=True)
-        ]
-    return {metric: metrics.combine([each[metric] for each in values]) for metric in metrics.INTERVALS}
 
 
 def read(folder: Path) -> dict:

@@ -112,6 +112,37 @@ def test_means_over_seeds_and_differences_from_bl(write):
     assert math.isnan(table.loc["BL", "all/auroc-BL"])
 
 
+@pytest.fixture
+def three_seeds(write):
+    """three_seeds(method, skill): finished runs of three seeds; images that are hard for one are hard for all."""
+
+    def make(method, skill, seeds=(0, 1, 2), **options) -> list[dict]:
+        ids = [write(method, skill, seed, noise=seed, **options) for seed in seeds]
+        return [loaded()[i] for i in ids]
+
+    return make
+
+
+def test_runs_of_several_seeds_become_one_result(three_seeds):
+    good, bad = three_seeds("BL", 1.5), three_seeds("CPF", 0.5)
+    found = compare.combined(good)["all"]["accuracy"]
+    tables = [pd.read_parquet(r["folder"] / "predictions.parquet") for r in good]
+    assert found["mean"] == pytest.approx(np.mean([((t["score"] >= 0.5) == t["label"]).mean() for t in tables]))
+    assert found["seeds"] == 3 and found["ci95"][0] < found["mean"] < found["ci95"][1]
+    unseen = compare.combined(good, sets={"unseen": ["vae"]})["unseen"]["recall"]["mean"]
+    assert unseen == pytest.approx(np.mean([(t["score"] >= 0.5)[t["generator"] == "vae"].mean() for t in tables]))
+    lost = compare.combined(bad[::-1], good)["all"]["auroc"]  # by seed, whatever the order
+    means = [compare.combined(group)["all"]["auroc"]["mean"] for group in (bad, good)]
+    assert lost["ci95"][1] < 0 and lost["mean"] == pytest.approx(means[0] - means[1])
+    same = compare.combined(good, good)["all"]["auroc"]
+    assert (same["mean"], same["ci95"]) == (0, [0, 0])
+
+
+def test_a_seed_without_its_counterpart_is_named(three_seeds):
+    with pytest.raises(InputError, match="no run to compare BL-1-1 with at seed 1, 2"):
+        compare.combined(three_seeds("BL", 3.0), three_seeds("CPF", 1.0, seeds=(0,)))
+
+
 def test_each_transfer_gets_a_verdict_against_scratch(write):
     for seed in range(3):
         write("BL", 1.0, seed, epochs=3), write("BL", 3.0, seed, epochs=30)

@@ -7,12 +7,9 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -386,55 +383,3 @@ def test_a_run_is_found_by_id_and_by_path(outputs_root):
     assert runs.find(place.name) == runs.find(str(place)) == place
     with pytest.raises(InputError, match="did you mean 'BL-s0-32px-0a1b2c3d'"):
         runs.find("BL-s0-32px-0a1b2c3e")
-
-
-@pytest.fixture
-def three_seeds(tmp_path) -> Callable[..., list[Path]]:
-    """three_seeds(shift): folders of three runs, with predictions on the same 80 images of two generators."""
-
-    def make(shift: float, seeds: tuple[int, ...] = (0, 1, 2), images: int = 80) -> list[Path]:
-        labels, rng = np.arange(images) % 2, np.random.default_rng(0)
-        image, made = rng.normal(size=images), []
-        for seed in seeds:
-            score = 1 / (
-                1 + np.exp(-(image + (labels - 0.5) * shift + 0.3 * np.random.default_rng(seed).normal(size=images)))
-            )
-            folder = tmp_path / f"{shift}-{seed}-{images}"
-            folder.mkdir(exist_ok=True)
-            generator = np.where(labels == 0, "real", np.where(np.arange(images) % 4 == 1, "seen", "unseen"))
-            table = {
-                "path": [f"{i}.png" for i in range(images)],
-                "generator": generator,
-                "label": labels,
-                "score": score,
-            }
-            pd.DataFrame(table | {"group": np.arange(images) // 2}).to_parquet(folder / "predictions.parquet")
-            (folder / "result.json").write_text(json.dumps({"seed": seed, "threshold": 0.5}))
-            made.append(folder)
-        return made
-
-    return make
-
-
-def test_runs_of_several_seeds_become_one_result(three_seeds):
-    good, bad = three_seeds(3.0), three_seeds(1.0)
-    found = runs.over_seeds(good, draws=100)["accuracy"]
-    tables = [pd.read_parquet(f / "predictions.parquet") for f in good]
-    assert found["mean"] == pytest.approx(np.mean([((t["score"] >= 0.5) == t["label"]).mean() for t in tables]))
-    assert found["seeds"] == 3 and found["ci95"][0] < found["mean"] < found["ci95"][1]
-    unseen = runs.over_seeds(good, generators=["unseen"], draws=100)["recall"]["mean"]
-    assert unseen == pytest.approx(np.mean([(t["score"] >= 0.5)[t["generator"] == "unseen"].mean() for t in tables]))
-    lost = runs.over_seeds(bad[::-1], against=good, draws=100)["auroc"]  # by seed, whatever the order
-    assert lost["ci95"][1] < 0 and lost["mean"] == pytest.approx(
-        runs.over_seeds(bad, draws=0)["auroc"]["mean"] - runs.over_seeds(good, draws=0)["auroc"]["mean"]
-    )
-    same = runs.over_seeds(good, against=good, draws=100)["auroc"]
-    assert (same["mean"], same["ci95"]) == (0, [0, 0])
-
-
-def test_runs_that_cannot_be_combined_say_why(three_seeds):
-    good = three_seeds(3.0)
-    with pytest.raises(InputError, match="no run to compare with at seed 1, 2"):
-        runs.over_seeds(good, against=three_seeds(1.0, seeds=(0,)))
-    with pytest.raises(InputError, match="not all were tested on the same images"):
-        runs.over_seeds([*good, *three_seeds(3.0, seeds=(4,), images=60)])
