@@ -13,8 +13,9 @@ from numbers import Real
 import numpy as np
 from numpy.typing import ArrayLike
 
-INTERVALS = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr", "ap", "auroc", "eer", "brier")
+INTERVALS = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr", "ap", "auroc", "eer", "brier", "ece")
 RATES = ("0.01", "0.05", "0.10")  # false positive rates of tpr_at_fpr
+BINS = 15  # of the reliability diagram
 CELLS = 400_000  # images x draws at once: 3 MB an array stays near the core's cache
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ def evaluate(
     labels, scores, generators ("real" for reals), groups (None: each image its own): (n,) each. Values are fractions,
     never NaN: precision is None where nothing is called fake; ci95 as above. auroc, ap: scikit-learn's; eer: FPR = FNR
     on the interpolated ROC curve; tpr_at_fpr: the best TPR at that FPR or less (under 1/FPR reals: at no false
-    positive). "macro" shares the draws of its parts and the counts of "all". Raises ValueError: bad input, one class.
+    positive); ece: of `reliability`. "macro" shares the draws of its parts and the counts of "all".
+    Raises ValueError: bad input, one class.
     Sources: Hanley & McNeil 1982 (AUROC), Davis & Goadrich 2006 (AP), Brier 1950, Guo et al. 2017 (ECE).
 
     >>> table = evaluate([0, 0, 1, 1], [.1, .6, .4, .9], ["real", "real", "gan", "vae"], threshold=.5)
@@ -40,10 +42,6 @@ def evaluate(
     single = {name: names == name for name in sorted(set(names[~real]))}
     fakes = single | {"all": ~real}
     values = _bootstrap(scores, real, fakes, threshold, codes, draws, seed)
-    for name, fake in fakes.items():
-        bins = reliability(labels[real | fake], scores[real | fake])
-        gaps = bins["count"] * np.abs(bins["observed"] - bins["score"])
-        values[name]["ece"] = np.array([np.nansum(gaps) / bins["count"].sum()])
     if len(single) > 1:
         values["macro"] = {key: np.mean([values[name][key] for name in single], axis=0) for key in values["all"]}
     n_real, n_fake = int(real.sum()), {name: int(fake.sum()) for name, fake in fakes.items()}
@@ -100,7 +98,7 @@ def resample(
     labels: ArrayLike, scores: ArrayLike, sets: Mapping[str, ArrayLike] | None = None,
     *, threshold: float, groups: ArrayLike | None = None, draws: int = 1000, seed: int = 0,
 ) -> dict[str, dict[str, np.ndarray]]:  # fmt: skip
-    """The metrics of INTERVALS (and of RATES) as they are and in each draw, {set: {metric: (1 + draws,)}}; NaN: undefined.
+    """The metrics of INTERVALS and of RATES as they are and in each draw, {set: {metric: (1 + draws,)}}; NaN: undefined.
 
     sets: which fakes count beside all reals, {name: (n,) of bool}; None: {"all": every fake}. Calls with the same groups and
     seed share the draws, so the difference of two arrays is a paired one, whatever differs: the detector, the generators,
@@ -189,12 +187,13 @@ def verdict(difference_ci: Sequence[float] | None) -> str:
     return "a loss" if high < 0 else "a gain" if low > 0 else "no difference that these test images can show"
 
 
-def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = 15) -> dict[str, np.ndarray]:
+def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = BINS) -> dict[str, np.ndarray]:
     """A reliability diagram: {edges: (bins + 1,), score: mean score, observed: fraction of fakes, count: (bins,) each}.
 
     labels, scores: (n,) each; one class is enough. Bins of equal width on P(fake), (low, high], 0 in the first; empty
     ones hold NaN (matplotlib leaves a gap). evaluate's ece is the binary ECE on them: sum of count / n x |observed -
-    score|. Raises ValueError: bad input. Sources: DeGroot & Fienberg 1983, Guo et al. 2017.
+    score|. Chance makes it too large (Bröcker 2012), so its interval is a reflected one (2 x value - draw, 0 or more), and
+    may lie below the value; near perfect calibration it is still too high. Raises ValueError: bad input. Sources: DeGroot & Fienberg 1983, Guo et al. 2017.
 
     >>> reliability([0, 1, 1], [.2, .4, .9], bins=2)["observed"].tolist()
     [0.5, 1.0]
@@ -228,6 +227,30 @@ def fit_temperature(labels: ArrayLike, logit_difference: ArrayLike) -> float:
     return end
 
 
+def at_temperature(scores: ArrayLike, temperature: float) -> np.ndarray:
+    """P(fake) at a temperature: sigmoid(logit(score) / T), (n,). 1 leaves a score, more draws it to 0.5; the order stays.
+
+    `fit_temperature` finds T from validation scores; a threshold goes through this function as well. Scores nearer to 0 or
+    1 than 1e-7 count as that near. Raises ValueError: T not positive. Source: Guo et al. 2017.
+
+    >>> at_temperature([.1, .5, .9], 2).round(3).tolist()  # odds of 1/9, 1, 9 become 1/3, 1, 3
+    [0.25, 0.5, 0.75]
+    """
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"temperature = {temperature}: expected a positive number, such as fit_temperature gives")
+    return 1 / (1 + np.exp(-logits(scores) / temperature))
+
+
+def logits(scores: ArrayLike) -> np.ndarray:
+    """ln(p / (1 - p)) of each P(fake), the difference of a detector's two logits; those nearer to 0 or 1 than 1e-7 count as that near.
+
+    >>> logits([.5, 1]).round(1).tolist()
+    [0.0, 16.1]
+    """
+    p = np.clip(np.asarray(scores, float), 1e-7, 1 - 1e-7)
+    return np.log(p / (1 - p))
+
+
 def over_seeds(values: Sequence[dict]) -> dict:
     """Several seeds' results as one: each number becomes {mean, std, ci95, seeds}; nested dicts keep their shape.
 
@@ -257,6 +280,10 @@ def _bootstrap(scores, real, fakes: dict, threshold, codes, draws, seed) -> dict
             parts[name].append(_weighted(scores[reals], scores[i], weight, counts[codes[i]], threshold))
     values = {name: {key: np.concatenate([p[key] for p in part]) for key in part[0]} for name, part in parts.items()}
     for name, i in members.items():
+        ece = values[name][
+            "ece"
+        ]  # chance alone makes gaps, in the images and again in each draw: taken off as often as it was put on
+        ece[1:] = np.maximum(2 * ece[0] - ece[1:], 0)
         if min(len(set(codes[reals])), len(set(codes[i]))) < 2:  # one scene cannot tell how scenes vary
             for drawn in values[name].values():
                 drawn[1:] = np.nan
@@ -305,11 +332,19 @@ def _weighted(real, fake, weight_real, weight_fake, threshold) -> dict[str, np.n
         "auroc": wins / (n_real * n_fake),
         "eer": (misses(k) + share * (misses(k + 1) - misses(k))) / n_fake,
         "brier": (np.square(real) @ weight_real + np.square(1 - fake) @ weight_fake) / (n_real + n_fake),
+        "ece": np.abs(_binned(real, real, weight_real) + _binned(fake, fake - 1, weight_fake)).sum(0)
+        / (n_real + n_fake),
     }
     for rate in RATES:
         k = _last(lambda corner, limit=float(rate): alarms(corner) / n_real > limit, len(corners), len(tn))
         values[rate] = 1 - misses(k + 1) / n_fake
     return {key: np.where(np.isfinite(n_real * n_fake), value, np.nan) for key, value in values.items()}
+
+
+def _binned(scores, values, weight) -> np.ndarray:
+    """The weighted sum of the values in each bin of `reliability`, (BINS, draws), from sorted scores."""
+    cuts = [0, *np.searchsorted(scores, np.linspace(0, 1, BINS + 1)[1:-1], "right"), len(scores)]
+    return np.stack([values[i:j] @ weight[i:j] for i, j in zip(cuts, cuts[1:], strict=False)])
 
 
 def _last(holds: Callable, size: int, draws: int) -> np.ndarray:
@@ -323,9 +358,10 @@ def _last(holds: Callable, size: int, draws: int) -> np.ndarray:
 
 def _entry(values: dict[str, np.ndarray], n_real: int, n_fake: int) -> dict:
     point = {key: float(drawn[0]) if np.isfinite(drawn[0]) else None for key, drawn in values.items()}
-    rates = {rate: point.pop(rate) for rate in RATES}
-    point |= {"tpr_at_fpr": rates, "n": n_real + n_fake, "n_real": n_real, "n_fake": n_fake}
-    return point | {"ci95": {key: _interval(values[key]) for key in INTERVALS}}
+    span = {key: _interval(drawn) for key, drawn in values.items()}
+    for each in (point, span):
+        each["tpr_at_fpr"] = {rate: each.pop(rate) for rate in RATES}
+    return point | {"n": n_real + n_fake, "n_real": n_real, "n_fake": n_fake, "ci95": span}
 
 
 def _interval(drawn: np.ndarray) -> list[float] | None:

@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 from statsmodels.discrete.discrete_model import Logit
@@ -26,7 +27,7 @@ def slow(labels, scores, threshold, weight=None) -> dict[str, float]:
     """The independent implementation: scikit-learn, one draw at a time; NaN where a class has no weight."""
     weight = np.ones(len(labels)) if weight is None else weight
     if not weight[labels == 0].sum() or not weight[labels == 1].sum():
-        return dict.fromkeys(metrics.INTERVALS, np.nan)
+        return dict.fromkeys((*metrics.INTERVALS, *metrics.RATES), np.nan)
     called, w = (scores >= threshold).astype(int), {"sample_weight": weight}
     fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False, **w)
     return {
@@ -40,7 +41,21 @@ def slow(labels, scores, threshold, weight=None) -> dict[str, float]:
         "auroc": sk.roc_auc_score(labels, scores, **w),
         "eer": optimize.brentq(lambda x: 1 - x - np.interp(x, fpr, tpr), 0, 1, xtol=1e-14),
         "brier": sk.brier_score_loss(labels, scores, **w),
+        "ece": binned_gaps(labels, scores, weight),
+        **{rate: tpr[fpr <= float(rate)].max() for rate in metrics.RATES},
     }
+
+
+def binned_gaps(labels, scores, weight) -> float:
+    """The expected calibration error from its definition: |share of fakes - mean score| of each bin, weighed by its images."""
+    bins = pd.cut(scores, np.linspace(0, 1, 16), include_lowest=True)
+    table = pd.DataFrame({"y": labels * weight, "p": scores * weight, "w": weight}).groupby(bins, observed=True).sum()
+    return float((table["w"] / weight.sum() * (table["y"] / table["w"] - table["p"] / table["w"]).abs()).sum())
+
+
+def flat(each: dict) -> dict:
+    """An entry of `evaluate`, or its intervals, with the rates of tpr_at_fpr beside the other metrics."""
+    return {k: each[k] for k in metrics.INTERVALS} | each["tpr_at_fpr"]
 
 
 def same(ours: float | None, theirs: float) -> bool:
@@ -81,16 +96,13 @@ def test_every_metric_equals_scikit_learn_with_ties(seed, n, levels, threshold):
     for name in ("gan", "vae", "diffusion", "all"):
         used = (labels == 0) | (generators == name) | (name == "all")
         for metric, value in slow(labels[used], scores[used], threshold).items():
-            assert same(table[name][metric], value), (name, metric)
-        fpr, tpr, _ = sk.roc_curve(labels[used], scores[used], drop_intermediate=False)
-        for rate, value in table[name]["tpr_at_fpr"].items():
-            assert value == pytest.approx(tpr[fpr <= float(rate)].max()), (name, rate)
+            assert same(flat(table[name])[metric], value), (name, metric)
         assert (table[name]["n_real"], table[name]["n_fake"]) == ((labels == 0).sum(), labels[used].sum())
         assert table[name]["n"] == used.sum()
-        assert all(interval is None for interval in table[name]["ci95"].values())
-    for metric in (*metrics.INTERVALS, "ece"):
-        parts = [table[name][metric] for name in ("gan", "vae", "diffusion")]
-        assert same(table["macro"][metric], np.nan if None in parts else np.mean(parts)), metric
+        assert all(interval is None for interval in flat(table[name]["ci95"]).values())
+    for metric in flat(table["all"]):
+        parts = [flat(table[name])[metric] for name in ("gan", "vae", "diffusion")]
+        assert same(flat(table["macro"])[metric], np.nan if None in parts else np.mean(parts)), metric
 
 
 def test_auroc_is_mann_whitney_with_half_ties():
@@ -141,16 +153,17 @@ def test_intervals_equal_an_explicit_loop_with_the_same_weights(monkeypatch, n, 
     for name in ("gan", "vae", "diffusion", "all"):
         used = (labels == 0) | (generators == name) | (name == "all")
         each = [slow(labels[used], scores[used], 0.5, weight[used]) for weight in weights]
-        drawn[name] = {metric: np.array([x[metric] for x in each]) for metric in metrics.INTERVALS}
+        drawn[name] = {metric: np.array([x[metric] for x in each]) for metric in each[0]}
+        drawn[name]["ece"] = np.maximum(2 * table[name]["ece"] - drawn[name]["ece"], 0)
         few = min(len(set(codes[labels == 0])), len(set(codes[used & (labels == 1)]))) < 2
         for values in drawn[name].values():
             values[:] = np.nan if few else values
-    drawn["macro"] = {m: np.mean([drawn[g][m] for g in ("gan", "vae", "diffusion")], axis=0) for m in metrics.INTERVALS}
+    drawn["macro"] = {m: np.mean([drawn[g][m] for g in ("gan", "vae", "diffusion")], axis=0) for m in drawn["all"]}
     for name, each in drawn.items():
         for metric, values in each.items():
             values = values[~np.isnan(values)]
             expected = np.percentile(values, [2.5, 97.5]) if len(values) >= 30 else None
-            found = table[name]["ci95"][metric]
+            found = flat(table[name]["ci95"])[metric]
             assert (found is None) == (expected is None), (name, metric)
             assert found is None or found == pytest.approx(expected, abs=1e-9), (name, metric)
 
@@ -187,6 +200,22 @@ def test_auroc_interval_covers_the_known_value():
         ]
         inside += low <= truth <= high
     assert 0.90 <= inside / 200 <= 0.99
+
+
+def test_the_interval_of_the_calibration_error_covers_what_the_value_overstates():
+    """Overconfident scores, at T = 1.5: the truth from a million images; chance adds half of it again on 300."""
+    rng = np.random.default_rng(3)
+    draw = lambda n: (p := rng.beta(0.7, 0.7, n), rng.random(n) < special.expit(special.logit(p) / 1.5))
+    p, y = draw(1_000_000)
+    truth, inside, values = binned_gaps(y, p, np.ones(len(p))), 0, []
+    for _ in range(60):
+        p, y = draw(300)
+        found = evaluate(y, p, np.where(y, "gan", "real"), threshold=0.5, draws=200)["all"]
+        low, high = found["ci95"]["ece"]
+        inside += low <= truth <= high
+        values.append(found["ece"])
+    assert np.mean(values) > 1.3 * truth
+    assert 0.85 <= inside / 60 <= 0.99
 
 
 def test_only_the_clustered_interval_covers_when_scenes_agree():
@@ -226,8 +255,8 @@ def test_no_interval_from_a_single_scene():
     labels, scores, generators = random_set(4, 60, 10**9, names=("gan", "vae"))
     groups = np.where(generators == "gan", -1, np.arange(60))
     table = evaluate(labels, scores, generators, threshold=0.5, groups=groups, draws=200)
-    assert set(table["gan"]["ci95"].values()) == {None} == set(table["macro"]["ci95"].values())
-    assert None not in table["vae"]["ci95"].values() and table["gan"]["auroc"] is not None
+    assert set(flat(table["gan"]["ci95"]).values()) == {None} == set(flat(table["macro"]["ci95"]).values())
+    assert None not in flat(table["vae"]["ci95"]).values() and table["gan"]["auroc"] is not None
 
 
 def test_no_interval_where_most_draws_are_undefined():
@@ -235,8 +264,8 @@ def test_no_interval_where_most_draws_are_undefined():
     labels = np.repeat([0, 1], 40)
     generators = np.append(np.full(40, "real"), np.tile([f"g{i}" for i in range(20)], 2))
     table = evaluate(labels, np.linspace(0, 1, 80), generators, threshold=0.5, draws=400)
-    assert set(table["macro"]["ci95"].values()) == {None} and table["macro"]["auroc"] == 1
-    assert None not in table["g0"]["ci95"].values()
+    assert set(flat(table["macro"]["ci95"]).values()) == {None} and table["macro"]["auroc"] == 1
+    assert None not in flat(table["g0"]["ci95"]).values()
 
 
 # --- threshold, pairs, margin
@@ -315,6 +344,17 @@ def test_pairing_narrows_the_interval_and_equals_have_none():
     assert equal["auroc"]["difference"] == 0 and equal["auroc"]["ci95"] == [0, 0] and equal["mcnemar"]["p"] == 1
 
 
+@quick
+@given(st.integers(0, 10**6), st.floats(0.01, 0.05))
+def test_non_inferiority_is_the_one_sided_test_at_half_the_level(seed, margin):
+    """Of the difference in accuracy of two detectors, with a normal interval: statsmodels' z test against minus the margin."""
+    rng = np.random.default_rng(seed)
+    change = rng.choice([-1, 0, 1], size=500, p=[0.04, 0.92, 0.04])
+    described = DescrStatsW(change)
+    p = described.ztest_mean(-margin, alternative="larger")[1]
+    assert non_inferior(described.zconfint_mean(0.05), margin) == (p < 0.025)
+
+
 def test_non_inferior():
     assert non_inferior([-0.019, 0.01], 0.02) and non_inferior((0.01, 0.02), 0.02)
     assert not non_inferior([-0.02, 0.01], 0.02)  # on the margin is not above it
@@ -367,6 +407,23 @@ def test_temperature_recovers_the_true_one_and_says_where_there_is_none(caplog):
     assert fit_temperature([0, 0, 1, 1], [-2, -1, 1, 2]) == 0.01  # separated: the surer the better
     assert fit_temperature([1, 1, 0, 0], [-2, -1, 1, 2]) == 100
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+
+@quick
+@given(st.integers(0, 10**6), st.floats(0.3, 5))
+def test_a_temperature_fitted_from_scores_calibrates_them_and_keeps_their_order(seed, temperature):
+    rng = np.random.default_rng(seed)
+    z = 3 * rng.normal(size=400)
+    labels = (rng.random(400) < special.expit(z / temperature)).astype(int)
+    scores = special.expit(z)
+    assert metrics.logits(scores) == pytest.approx(z, abs=1e-6)
+    found = fit_temperature(labels, metrics.logits(scores))
+    cooler = metrics.at_temperature(scores, found)
+    assert cooler == pytest.approx(special.expit(z / found), abs=1e-9)
+    assert sk.log_loss(labels, cooler) <= sk.log_loss(labels, scores) + 1e-12
+    assert sk.roc_auc_score(labels, cooler) == pytest.approx(sk.roc_auc_score(labels, scores))
+    threshold = best_threshold(labels, scores)
+    assert ((cooler >= metrics.at_temperature(threshold, found)) == (scores >= threshold)).mean() > 0.997  # rounding
 
 
 # --- seeds
@@ -501,6 +558,7 @@ Y, P, G = [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], ["real", "gan", "real", "gan"]
         (lambda: non_inferior([0.1, -0.1], 0.02), r"difference_ci = \[0.1, -0.1\]: expected \[low, high\]"),
         (lambda: reliability(Y, P, bins=0), r"bins = 0: expected a whole number, 1 or more"),
         (lambda: reliability([], []), r"labels holds only \[\]"),
+        (lambda: metrics.at_temperature(P, 0), r"temperature = 0: expected a positive number"),
         (lambda: fit_temperature(Y, [1, 2, np.inf, 3]), r"logit_difference\[2\] = inf: expected a finite number"),
         (lambda: metrics.resample(Y, P, {"a": [True] * 4}, threshold=0.5), r"sets\['a'\]\[0\] = True: expected a fake"),
         (lambda: metrics.combine([]), "expected one array"),
