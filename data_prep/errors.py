@@ -28,6 +28,14 @@ def choose(kind: str, value: str, valid: Iterable[str], *, hint: str = "") -> st
     )
 
 
+def check_rate(rate: float) -> float:
+    """`rate` itself when it lies in (0, 1); raises an `InputError` that says what was probably meant."""
+    if not 0 < rate < 1:
+        meant = f", did you mean {rate / 100:g}?" if 1 < rate < 100 else ";"
+        raise InputError(f"rate {rate:g} is outside (0, 1){meant} it is the share of parameters removed, e.g. 0.9")
+    return rate
+
+
 def command_line(app: Callable[[], None]) -> None:
     """Run a command line; bad input is one line on stderr and exit status 2."""
     try:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 
@@ -137,6 +138,21 @@ def fingerprint(table: pd.DataFrame) -> str:
     """Hash of all that decides what a detector sees: paths, labels, generators, splits, groups, contents, status, and how they are decoded."""
     columns = ["path", "label", "generator", "split", "group", "sha256", "status"]
     return hashlib.sha256(f"{DECODING}\n{table[columns].to_csv(index=False)}".encode()).hexdigest()[:16]
+
+
+def fingerprint_of(name: str) -> str:
+    """`fingerprint(load(name))`: computed once in a process for as long as the manifest stays as it is."""
+    csv = data_root() / name / "manifest.csv"
+    try:
+        stat = csv.stat()
+    except OSError:
+        stat = (dataset_folder(name) / csv.name).stat()  # says what is missing
+    return _fingerprint(name, csv, (stat.st_ino, stat.st_size, stat.st_mtime_ns), DECODING)
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(name: str, *_: object) -> str:
+    return fingerprint(load(name))
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:

@@ -173,11 +173,6 @@ def few(whole: Dataset, images: int) -> Dataset:
     return replace(whole, train=_part(whole.train.pixels, whole.train.table, images))
 
 
-def fingerprint(name: str) -> str:
-    """Hash of the dataset's contents, labels and splits: part of every run's id."""
-    return manifest.fingerprint(manifest.load(name))
-
-
 def _words(pixels: np.ndarray) -> Tensor:
     """One row of 8-byte words per image, not copied: torch gathers them on all cores, NumPy gathers bytes on one."""
     with warnings.catch_warnings():

@@ -9,8 +9,8 @@ from math import log, prod
 import torch
 from torch import Tensor, nn
 
-from data_prep.errors import InputError, choose
-from dflib.models import Detector, check_rate, factors, parameters
+from data_prep.errors import InputError, check_rate, choose
+from dflib.models import Detector, factors, parameters
 
 Ranks = dict[
     str, tuple[int, ...]

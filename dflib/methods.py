@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, check_rate, choose
 from dflib.quantize import CALIBRATIONS
 
 TRAIN = ("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp", "cutmix", "ema")
@@ -280,8 +280,6 @@ def parse_steps(text: str) -> tuple[tuple[str, float | None], ...]:
     A rate is a share of BL's parameters. Raises `InputError` for an unknown step, a rate that is missing, impossible or too many, and for an order
     that makes no sense (what follows int8, a student that comes late or is never trained, a second cut that removes less, a chain that compresses nothing).
     """
-    from dflib.models import check_rate
-
     steps: list[tuple[str, float | None]] = []
     for word in text.split(","):
         kind, _, rate = word.strip().partition(":")

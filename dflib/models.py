@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, check_rate, choose
 
 
 @dataclass(frozen=True)
@@ -328,14 +328,6 @@ def _channels(layer: nn.Module, shape: tuple[int, ...] | None = None) -> tuple[i
         return None
     shape = shape or layer.weight.shape
     return (shape[0] if getattr(layer, "groups", 0) > 1 or len(shape) == 1 else shape[1]), shape[0]
-
-
-def check_rate(rate: float) -> float:
-    """`rate` itself when it lies in (0, 1); raises an `InputError` that says what was probably meant."""
-    if not 0 < rate < 1:
-        meant = f", did you mean {rate / 100:g}?" if 1 < rate < 100 else ";"
-        raise InputError(f"rate {rate:g} is outside (0, 1){meant} it is the share of parameters removed, e.g. 0.9")
-    return rate
 
 
 def count(arch: Architecture) -> int:

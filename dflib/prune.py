@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_prep.errors import InputError, choose
-from dflib.models import Detector, check_rate, fitted, parameters
+from data_prep.errors import InputError, check_rate, choose
+from dflib.models import Detector, fitted, parameters
 from dflib.train import pixels
 
 SCOPES = ("layer", "global")

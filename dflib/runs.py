@@ -13,12 +13,12 @@ import platform
 import re
 import time
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import PROJECT, images_root, write_text
 from dflib import methods
 
@@ -76,9 +76,9 @@ class Spec:
 
     @cached_property
     def fingerprint(self) -> str:
-        from dflib.data import fingerprint
+        from data_prep.manifest import fingerprint_of
 
-        return fingerprint(self.dataset)
+        return fingerprint_of(self.dataset)
 
     @cached_property
     def run_id(self) -> str:
@@ -147,8 +147,6 @@ def spec(
     if row.rated:
         if rate is None:
             raise InputError(f"{method} needs a rate: the share of parameters removed, e.g. 0.9")
-        from dflib.models import check_rate
-
         check_rate(rate)
     source = (source or methods.preset(preset).source) if row.transfers else ""
     if source:
@@ -169,6 +167,8 @@ def _check_source(source: str, dataset: str) -> None:
 
 def _check_layers(row: methods.Method, values: dict, rate: float | None) -> None:
     """Raise `InputError` for a layer that the run's model will not have: before its source is trained."""
+    if all(values[key] == methods.DEFAULTS[key] for key in ("backbone", "trainable", "adapter_after")):
+        return  # BL has these
     import torch
 
     from dflib import adapters, models
@@ -408,7 +408,7 @@ def resampled(
 def read(folder: Path) -> dict:
     """The `result.json` of a run folder; raises `InputError` when the folder holds no finished run."""
     try:
-        return json.loads((Path(folder) / "result.json").read_text())
+        return _parsed((Path(folder) / "result.json").read_bytes())
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is no finished run: it has no result.json. python -m dflib results lists the finished ones"
@@ -417,6 +417,15 @@ def read(folder: Path) -> dict:
         raise InputError(
             f"{folder}/result.json is damaged ({error}): remove it, and the same study command makes the run again"
         ) from error
+
+
+def _parsed(text: bytes) -> dict:
+    import orjson
+
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)  # takes NaN as well
 
 
 def failure(folder: Path) -> dict | None:
@@ -509,8 +518,15 @@ def _predictions(part, scores) -> pd.DataFrame:
 
 def _code_hash(notebook: Path) -> str:
     """Hash of the cells tagged `result`: what makes the run. Prose, figures and exercises may change without making finished runs stale."""
-    if not notebook.exists():
-        raise InputError(f"notebook {notebook} is not there")
+    try:
+        stat = notebook.stat()
+    except OSError as error:
+        raise InputError(f"notebook {notebook} is not there") from error
+    return _hash_of_code(notebook, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _hash_of_code(notebook: Path, _: tuple[int, int, int]) -> str:
     cells = json.loads(notebook.read_text())["cells"]
     code = ["".join(c["source"]) for c in cells if "result" in c["metadata"].get("tags", [])]
     if not code:

@@ -19,7 +19,7 @@ from typing import TextIO
 
 from filelock import FileLock
 
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import write_text
 from dflib import methods
 from dflib.runs import Spec, spec
@@ -101,8 +101,6 @@ def check(
     methods.settings(preset, settings)
     choose("protocol", protocol, PROTOCOLS)
     if rates and any(row.rated for row in rows):
-        from dflib.models import check_rate
-
         for rate in rates:
             check_rate(rate)
 
@@ -113,7 +111,7 @@ def estimate(p: Plan) -> dict[str, float | None]:
 
     from dflib.runs import results
 
-    done = results()
+    done = pd.DataFrame() if all(s.finished() for s in p) else results()
     if done.empty:
         return dict.fromkeys((s.run_id for s in p), None)
     typical = done.groupby(["method", "dataset", "size"])["total_s"].median()

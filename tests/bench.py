@@ -342,7 +342,31 @@ def evaluation() -> Iterator[Record]:
     yield record("evaluation of 10,000 predictions", value, "s", "< 5", value < 5, "4 generators, all metrics with 2,000 draws by scene, and the paired test against another run; one core")  # fmt: skip
 
 
+def finished_runs() -> Iterator[Record]:
+    """A study and the table of runs where 5,000 runs are finished: one real result, copied with the ids of 5,000 requests."""
+    from data_prep import folder
+    from dflib import study as engine
+
+    with roots() as root:
+        folder.prepare(_jpegs(root / "images", 240), name="many")
+        request = {"preset": "tiny", "dataset": "many", "methods_": ("BL", "CPF"), "rates": (0.9,)}
+        plan = engine.plan(**request, seeds=range(2500))
+        first = plan.specs[0]
+        assert engine.execute(first)["status"] == "done"
+        template = json.loads((first.folder / "result.json").read_text())
+        for s in plan:
+            own = {"run_id": s.run_id, "method": s.method, "rate": s.rate, "seed": s.seed, "command": s.command()}
+            s.folder.mkdir(parents=True, exist_ok=True)
+            (s.folder / "result.json").write_text(json.dumps(template | own | {"parents": [p.run_id for p in s.parents]}, indent=1))  # fmt: skip
+        ask = ["--preset", "tiny", "--dataset", "many", "--methods", "BL,CPF", "--rates", "0.9", "--seeds", ",".join(map(str, range(2502)))]  # fmt: skip
+        for name, words in (("planning a study", ["study", *ask, "--dry-run"]), ("the table of runs", ["results"])):
+            command = [sys.executable, "-m", "dflib", *words]
+            value = seconds(lambda command=command: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), repeat=3)  # fmt: skip
+            yield record(f"{name}, 5,000 finished", value, "s", "< 3", value < 3, f"whole process: python -m dflib {words[0]}{' --dry-run' * ('--dry-run' in words)}")  # fmt: skip
+
+
 BENCHES = {
+    "finished": finished_runs,
     "evaluation": evaluation,
     "import": import_time,
     "batches": batches,

@@ -110,19 +110,19 @@ def test_quarantined_images_shift_no_row(tmp_path, data_root, tree):
 def test_the_fingerprint_follows_contents_labels_and_splits(tmp_path, data_root, tree, picture):
     root = tree(tmp_path / "set", {"real": 3, "fake/gan": 3})
     folder.prepare(root, name="mine")
-    first = data.fingerprint("mine")
+    first = manifest.fingerprint_of("mine")
     folder.prepare(root, name="mine")
-    assert data.fingerprint("mine") == first
+    assert manifest.fingerprint_of("mine") == first
     seen = {first}
     picture(root / "real" / "real-000.png", seed=99)
     folder.prepare(root, name="mine")
-    seen.add(data.fingerprint("mine"))
+    seen.add(manifest.fingerprint_of("mine"))
     (root / "fake" / "gan").rename(root / "fake" / "other")
     folder.prepare(root, name="mine")
-    seen.add(data.fingerprint("mine"))
+    seen.add(manifest.fingerprint_of("mine"))
     (root / "fake" / "other" / "fake-gan-001.png").rename(root / "real" / "fake-gan-001.png")
     folder.prepare(root, name="mine")
-    seen.add(data.fingerprint("mine"))
+    seen.add(manifest.fingerprint_of("mine"))
     assert len(seen) == 4
 
 
