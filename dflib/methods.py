@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from data_prep.errors import InputError, check_rate, choose
 from dflib.quantize import CALIBRATIONS
 
-TRAIN = ("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp", "cutmix", "ema")
+TRAIN = (
+    "batch",
+    "lr",
+    "weight_decay",
+    "warmup",
+    "label_smoothing",
+    "augment",
+    "mixup",
+    "amp",
+    "cutmix",
+    "blur_jpeg",
+    "ema",
+)
 DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out")
 MEASURE = ("latency_runs", "draws")
 PRUNE = ("scope", "importance", "round_to", "prune_steps", "step_epochs", "finetune_epochs", "finetune_lr")
@@ -120,6 +132,7 @@ DEFAULTS: dict = {
     "augment": True,
     "mixup": 0.0,
     "cutmix": 0.0,
+    "blur_jpeg": 0.0,  # probability
     "ema": 0.0,  # decay of the averaged weights, such as 0.99
     "amp": True,
     "scope": "layer",  # layer | global
@@ -167,11 +180,12 @@ FROM_ZERO = (
     "transfer_alpha",
     "mixup",
     "cutmix",
+    "blur_jpeg",
     "ema",
     "attention",
     "distill_epochs",
 )
-SHARES = ("warmup", "label_smoothing", "alpha", "transfer_alpha", "ema")  # at most 1
+SHARES = ("warmup", "label_smoothing", "alpha", "transfer_alpha", "blur_jpeg", "ema")  # at most 1
 
 
 @dataclass(frozen=True)
@@ -325,6 +339,7 @@ UNSET = (
     "train_generators",
     "hold_out",
     "cutmix",
+    "blur_jpeg",
     "ema",
 )  # count only where they are given: without them a run keeps its id
 

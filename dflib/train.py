@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from data_prep.errors import InputError
+from dflib import augment
 from dflib.data import Dataset, Part
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Recipe:
     cutmix: float = (
         0.0  # the same for a rectangle of one image pasted into another (arXiv 1905.04899); with both, a coin decides
     )
+    blur_jpeg: float = 0.0  # probability of a blur, and of a JPEG, of each image (arXiv 1912.11035)
     ema: float = (
         0.0  # decay a step of an average of the weights, which is what is validated and kept; 0: the last weights
     )
@@ -78,22 +80,6 @@ def precision(device: torch.device) -> torch.dtype:
 def pixels(images: Tensor) -> Tensor:
     """uint8 N x 3 x H x W -> float in [0, 1], on the same device, channels_last."""
     return images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
-
-
-def augmented(images: Tensor) -> Tensor:
-    """Mirror each image with probability 1/2, shift the batch by up to an eighth (reflected), and vary each one's brightness and contrast by 10 %.
-
-    Nothing here resamples or smooths: the traces of a generator stay as they are.
-    """
-    n, _, height, width = images.shape
-    flip = torch.rand(n, 1, 1, 1, device=images.device) < 0.5
-    images = torch.where(flip, images.flip(3), images)
-    reach = height // 8
-    top, left = torch.randint(0, 2 * reach + 1, (2,)).tolist()
-    images = F.pad(images, (reach,) * 4, mode="reflect")[:, :, top : top + height, left : left + width]
-    gain, shift = 1 + 0.2 * (torch.rand(2, n, 1, 1, 1, device=images.device) - 0.5)
-    centre = images.mean(dim=(1, 2, 3), keepdim=True)
-    return ((images - centre) * gain + centre * shift).clamp(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 def fit(
@@ -235,9 +221,10 @@ def _train_epoch(model, part, recipe, loss, optimizer, schedule, scaler, after_s
     for images, labels in part.batches(recipe.batch, device=device, shuffle=order):
         if len(labels) < 2:
             continue  # BatchNorm cannot normalise a single image
-        x = pixels(images)
-        x = augmented(x) if recipe.augment else x
-        x, targets = _blended(x, labels, recipe) if recipe.mixup or recipe.cutmix else (x, labels)
+        x = pixels(augment.blur_jpeg(images, recipe.blur_jpeg) if recipe.blur_jpeg else images)
+        x, targets = augment.augmented(x) if recipe.augment else x, labels
+        if recipe.mixup or recipe.cutmix:
+            x, targets = augment.blended(x, labels, mixup=recipe.mixup, cutmix=recipe.cutmix)
         with _autocast(device, recipe.amp):
             logits = model(x)
             value = loss(logits.float(), targets, x)
@@ -275,14 +262,6 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
             torch._foreach_copy_(averages, current)
 
     return AveragedModel(model, multi_avg_fn=mean, use_buffers=True)
-
-
-def _blended(images: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    from torchvision.transforms import v2
-
-    ways = [way(alpha=a, num_classes=2) for way, a in ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix)) if a]
-    images, shares = v2.RandomChoice(ways)(images, labels) if len(ways) > 1 else ways[0](images, labels)
-    return images.contiguous(memory_format=torch.channels_last), shares
 
 
 def _validate(model: nn.Module, part: Part, device: torch.device, *, amp: bool) -> dict:

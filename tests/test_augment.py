@@ -1,0 +1,118 @@
+"""What is done to training images, against scipy's filter and torchvision's JPEG."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+from skimage import data
+from torchvision.io import decode_jpeg, encode_jpeg
+
+from dflib import augment, train
+
+
+def photographs(n: int = 6, side: int = 64) -> torch.Tensor:
+    """Different patches of a photograph: uint8, n x 3 x side x side."""
+    whole = torch.from_numpy(data.astronaut()).permute(2, 0, 1)
+    return torch.stack([whole[:, 40 * i : 40 * i + side, 50 * i : 50 * i + side] for i in range(n)])
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_the_blur_is_scipys_for_each_image_with_its_own_sigma(side):
+    images, sigma = photographs(side=side), torch.tensor([0.0, 0.3, 0.7, 1.5, 2.2, 3.0])
+    result = augment.blurred(images, sigma)
+    assert result.dtype == torch.uint8 and torch.equal(result[0], images[0])
+    for image, s, found in zip(images.double().numpy()[1:], sigma.tolist()[1:], result.numpy()[1:], strict=True):
+        expected = np.stack([gaussian_filter(channel, s) for channel in image])
+        assert np.abs(found - expected).max() <= 0.5 + 1e-3
+
+
+def test_each_image_is_a_jpeg_of_its_own_quality():
+    images, qualities = photographs(side=48), [30, 45, 60, 75, 90, 100]
+    result = augment.encoded(images, qualities)
+    assert result.dtype == torch.uint8 and result.shape == images.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision is about to drop its own JPEG
+        again = [decode_jpeg(encode_jpeg(image, quality=q)) for image, q in zip(images, qualities, strict=True)]
+    difference = (result.int() - torch.stack(again).int()).abs()
+    assert difference.max() <= 2  # two builds of libjpeg may round apart
+    change = (result.float() - images.float()).square().mean((1, 2, 3))
+    assert change[0] > 4 * change[-1] > 0
+
+
+def test_images_are_blurred_and_encoded_as_often_as_asked():
+    with train.seeded(0):
+        images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).expand(400, -1, -1, -1)
+        worse = augment.blur_jpeg(images, 0.3)
+    changed = (worse != images).flatten(1).any(1)
+    assert changed.float().mean().item() == pytest.approx(1 - 0.7**2, abs=0.07)
+    detail = lambda x: (x[..., 1:].float() - x[..., :-1].float()).abs().mean((1, 2, 3))
+    smooth = (
+        (detail(worse) < 0.5 * detail(images[:1])).float().mean().item()
+    )  # noise that lost half its detail was blurred
+    assert 0.18 < smooth < 0.31 and worse.dtype == torch.uint8
+    assert len(worse[changed].flatten(1).unique(dim=0)) > 150  # each has its own sigma and quality
+
+
+def test_the_seed_alone_decides_what_is_drawn():
+    results = []
+    for threads in (1, 2):
+        with train.seeded(5), train.threads(threads):
+            results.append(augment.blur_jpeg(photographs(), 0.5))
+    assert torch.equal(*results)
+    with train.seeded(6):
+        assert not torch.equal(augment.blur_jpeg(photographs(), 0.5), results[0])
+
+
+def test_probability_zero_changes_nothing_and_one_everything():
+    images = photographs()
+    assert torch.equal(augment.blur_jpeg(images, 0.0), images)
+    assert (augment.blur_jpeg(images, 1.0) != images).flatten(1).any(1).all()
+
+
+def test_augmentation_shifts_mirrors_and_scales_but_never_resamples():
+    torch.manual_seed(0)
+    n, reach = 24, 4
+    images = 0.3 + 0.4 * torch.rand(n, 3, 32, 32)
+    result = augment.augmented(images)
+    assert result.shape == images.shape
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    found = []
+    for before, after in zip(images.numpy(), result.numpy(), strict=True):
+        for flip in (False, True):
+            padded = np.pad(
+                before[:, :, ::-1] if flip else before, ((0, 0), (reach, reach), (reach, reach)), mode="reflect"
+            )
+            for top in range(2 * reach + 1):
+                for left in range(2 * reach + 1):
+                    crop = padded[:, top : top + 32, left : left + 32]
+                    gain = np.cov(crop.ravel(), after.ravel())[0, 1] / crop.var(ddof=1)
+                    offset = after.mean() - gain * crop.mean()
+                    if np.abs(gain * crop + offset - after).max() < 1e-4:
+                        found.append((flip, top, left, gain, after.mean() / crop.mean()))
+    assert len(found) == n  # each image is one crop of its mirrored or unmirrored self, brightness and contrast aside
+    flips, tops, lefts, gains, shifts = zip(*found, strict=True)
+    assert 4 <= sum(flips) <= 20
+    assert len(set(tops)) == len(set(lefts)) == 1
+    for values in (gains, shifts):
+        assert 0.9 - 1e-3 <= min(values) < max(values) <= 1.1 + 1e-3
+
+
+@settings(max_examples=20)
+@given(
+    n=st.integers(1, 5),
+    side=st.sampled_from([32, 64]),
+    seed=st.integers(0, 99),
+    low=st.floats(0, 1),
+    high=st.floats(0, 1),
+)
+def test_augmented_images_stay_in_range(n, side, seed, low, high):
+    with train.seeded(seed):
+        result = augment.augmented(low + (high - low) * torch.rand(n, 3, side, side))
+    assert result.shape == (n, 3, side, side)
+    assert 0 <= result.min() <= result.max() <= 1
