@@ -8,18 +8,10 @@ from dataclasses import dataclass
 from data_prep.errors import InputError, check_rate, choose
 from dflib.quantize import CALIBRATIONS
 
+AGAINST_UNSEEN = ("cutmix", "blur_jpeg", "ema", "front")
 TRAIN = (
-    "batch",
-    "lr",
-    "weight_decay",
-    "warmup",
-    "label_smoothing",
-    "augment",
-    "mixup",
-    "amp",
-    "cutmix",
-    "blur_jpeg",
-    "ema",
+    *("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp"),
+    *AGAINST_UNSEEN,
 )
 DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out")
 MEASURE = ("latency_runs", "draws")
@@ -133,6 +125,7 @@ DEFAULTS: dict = {
     "mixup": 0.0,
     "cutmix": 0.0,
     "blur_jpeg": 0.0,  # probability
+    "front": "",  # a fixed high-pass front end: srm | npr
     "ema": 0.0,  # decay of the averaged weights, such as 0.99
     "amp": True,
     "scope": "layer",  # layer | global
@@ -169,6 +162,7 @@ CHOICES = {
     "adapter_form": ("form of adapter", ("serial", "residual")),
     "calibration": ("calibration", CALIBRATIONS),
     "importance": ("importance", ("l1", "taylor", "bn", "random")),
+    "front": ("front end", ("", "srm", "npr")),
     "backbone": ("backbone", ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")),
 }
 FROM_ZERO = (
@@ -338,9 +332,7 @@ def _out_of_order(before: list[tuple[str, float | None]], kind: str, rate: float
 UNSET = (
     "train_generators",
     "hold_out",
-    "cutmix",
-    "blur_jpeg",
-    "ema",
+    *AGAINST_UNSEEN,
 )  # count only where they are given: without them a run keeps its id
 
 

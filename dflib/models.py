@@ -58,6 +58,7 @@ class Architecture:
     backbone: str = "vgg"  # ours, which blocks and head describe; else one of torchvision's
     shapes: tuple[tuple[str, int, int], ...] = ()  # torchvision's layers that pruning changed: name, inputs, outputs
     ranks: tuple[tuple, ...] = ()  # layers that are products of thin ones: name, then the ranks (see `factors`)
+    front: str = ""  # srm | npr: the network sees a high-frequency residual instead of the pixels (see `residual`)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -123,7 +124,7 @@ class Detector(nn.Module):
         super().__init__()
         if arch.size % 32 or arch.size < 32:
             raise InputError(f"image size {arch.size} is not a multiple of 32: the detectors halve it five times")
-        self.arch = arch
+        self.set_front(arch)
         self.register_buffer("mean", torch.tensor(arch.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(arch.std).view(1, 3, 1, 1), persistent=False)
         self.features, self.head = _stack(arch) if arch.backbone == "vgg" else _torchvision(arch)
@@ -132,9 +133,33 @@ class Detector(nn.Module):
         for name, *ranks in arch.ranks:
             self.set_submodule(name, factors(self.get_submodule(name), ranks))
 
+    def set_front(self, arch: Architecture) -> None:
+        """Take over the front end of an architecture that is otherwise this one's; it has no parameters, so no weight changes."""
+        self.arch = arch
+        srm = choose("front end", arch.front, FRONTS) == "srm"
+        self.register_buffer("filters", torch.tensor(SRM)[:, None] if srm else None, persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = (x - self.mean) / self.std
+        x = residual(x, self.filters) if self.arch.front else (x - self.mean) / self.std
         return self.head(self.features(x).flatten(1))
+
+
+def residual(x: Tensor, filters: Tensor | None = None) -> Tensor:
+    """High-frequency residual of pixels in [0, 1], N x 3 x H x W, in units of `REACH` grey levels and clamped to [-1, 1]: N x 3 x H x W.
+
+    filters: three fixed high-pass filters on the grey image, `SRM` (Fridrich and Kodovsky 2012; in a network: Zhou et al. 2018, arXiv 1805.04953).
+    None: what each pixel of a 2 x 2 cell differs by from the cell's first (NPR, neighbouring pixel relationships: Tan et al. 2024, arXiv 2312.10461).
+
+    >>> residual(torch.full((1, 3, 32, 32), 0.7)).abs().max().item()
+    0.0
+    """
+    if filters is not None:
+        grey = nn.functional.pad(x.mean(1, keepdim=True), (2, 2, 2, 2), mode="reflect")
+        found = nn.functional.conv2d(grey, filters)
+    else:
+        cells = x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))  # N x 3 x H/2 x 2 x W/2 x 2
+        found = (cells - cells[:, :, :, :1, :, :1]).flatten(4, 5).flatten(2, 3)
+    return (found * (255 / REACH)).clamp(-1, 1)
 
 
 def fused(model: Detector) -> nn.Module:
@@ -206,6 +231,13 @@ def _separable(name: str, size: int, head: tuple[Dense, ...]) -> Architecture:
 
 
 DELTA = "dflib-delta-2"  # the format of files that hold what differs from a base alone (dflib.adapters)
+FRONTS = ("", "srm", "npr")
+REACH = 16.0  # grey levels: traces are small, edges need not be larger, and int8 then still tells an eighth of a level
+SRM = [  # second differences along a line, in a 3 x 3 and in a 5 x 5 neighbourhood
+    [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0.5, -1, 0.5, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
+    [[0, 0, 0, 0, 0], [0, -0.25, 0.5, -0.25, 0], [0, 0.5, -1, 0.5, 0], [0, -0.25, 0.5, -0.25, 0], [0, 0, 0, 0, 0]],
+    [[n / 12 for n in row] for row in ([-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2, -6, 8, -6, 2], [-1, 2, -2, 2, -1])],
+]  # fmt: skip
 NAMES = ("BL", "S60", "S70", "S80", "S90")  # the baseline, and the student for each of the paper's rates
 BACKBONES = ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")  # of BL; all but ours are torchvision's
 STUDENT_RATES = {0.6: "S60", 0.7: "S70", 0.8: "S80", 0.9: "S90"}

@@ -51,7 +51,7 @@ def static_int8(
     part: *training* images, of which up to `images` (as many of each class, always the same) give each activation its range: by its
     extremes ("minmax"), the least Kullback-Leibler divergence ("entropy") or the 99.999th percentile ("percentile"); Krishnamoorthi 2018,
     arXiv 1806.08342. keep_float: layers to leave in float, by their names in `layers`. The last one always is: with 8-bit logits many
-    images would share a score. Written atomically.
+    images would share a score. So is all that comes before the first: normalisation, or a front end. Written atomically.
     Raises `InputError` when the source is missing, damaged or has nothing to quantize, for an unknown calibration or layer, or when the
     calibration images are fewer than 16 or of one class.
 
@@ -73,7 +73,7 @@ def static_int8(
             )
         quantize_static(
             source, new, reader, quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-            calibrate_method=methods[CALIBRATIONS.index(calibration)], nodes_to_exclude=[nodes[name] for name in (*keep_float, *last)],
+            calibrate_method=methods[CALIBRATIONS.index(calibration)], nodes_to_exclude=[*_before(source, next(iter(nodes.values()))), *(nodes[name] for name in (*keep_float, *last))],
             extra_options={"CalibTensorRangeSymmetric": False, "CalibStridedMinMax": 1},  # the stride (of all methods) bounds the memory
         )  # fmt: skip
     return Path(target)
@@ -85,8 +85,17 @@ def layers(source: Path) -> dict[str, str]:
 
     graph = onnx.load(source).graph
     weights = {t.name for t in graph.initializer}
+    weights.discard("filters")  # of the front end
     found = [n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul") and n.input[1] in weights]
     return {n.input[1].removesuffix(".weight"): n.name for n in found}
+
+
+def _before(source: Path, node: str) -> list[str]:
+    """Names of the nodes that come before one."""
+    import onnx
+
+    names = [n.name for n in onnx.load(source).graph.node]
+    return names[: names.index(node)]
 
 
 def calibration_images(part: Part, images: int) -> np.ndarray:

@@ -249,12 +249,13 @@ class Run:
         """`train.fit` with a checkpoint in the run's folder; a finished run's weights and history are loaded instead.
 
         as_timing: which entry of `timings` the seconds belong to. stage: a name for each training but the last, where a run has several.
-        Returns the history (also `history.csv`). Raises `InputError` when the finished run's model has another shape.
+        The run's `front` end is put before the model first. Returns the history (also `history.csv`). Raises `InputError` when the finished run's model has another shape.
         """
         import pandas as pd
 
         from dflib import train
 
+        model.set_front(replace(model.arch, front=self.settings["front"]))
         if self.finished:
             try:
                 model.load_state_dict(self.model().state_dict())
