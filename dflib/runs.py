@@ -151,7 +151,8 @@ def spec(
     source = (source or methods.preset(preset).source) if row.transfers else ""
     if source:
         _check_source(source, dataset)
-        _check_layers(row, values, rate)
+        for code in methods.lineage(method):
+            _check_layers(methods.method(code), values, rate)
     return Spec(method, dataset, protocol, preset, float(rate) if row.rated else None, int(seed), values, source)
 
 
@@ -179,7 +180,7 @@ def _check_layers(row: methods.Method, values: dict, rate: float | None) -> None
         with torch.device("meta"):
             adapters.select(models.Detector(full), values["trainable"])
     if "adapter_after" in keys:
-        arch = models.student(rate, size=size) if "TL+KD" in row.parents else full
+        arch = models.student(rate, size=size, backbone=values["backbone"]) if "TL+KD" in row.parents else full
         adapters.place(arch, values["adapter_after"])
 
 
