@@ -42,6 +42,7 @@ class Part:
     pixels: np.memmap  # uint8, N x H x W x 3, the whole dataset
     table: pd.DataFrame  # the rows of this part; column `row` points into `pixels`
     balanced: bool = False  # shuffled batches hold both classes equally often, whatever their numbers
+    paired: bool = False  # and each real image together with a fake of its scene
 
     @cached_property
     def _buffers(self) -> _Buffers:
@@ -68,13 +69,19 @@ class Part:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (uint8 images N x 3 x H x W in channels_last memory, int64 labels N) on the device.
 
-        shuffle: a generator for the order; None keeps the manifest's.
+        shuffle: a generator for the order; None keeps the manifest's. Raises `InputError` for pairs in batches of an odd size.
         """
+        pairs = self.paired and shuffle is not None
+        if pairs and size % 2:
+            raise InputError(
+                f"batch {size} is odd: with pairs=true every real image has a fake beside it; take {size + 1}"
+            )
         rows, labels = (torch.tensor(self.table[c].to_numpy(), dtype=torch.int64) for c in ("row", "label"))
         order = torch.arange(len(self)) if shuffle is None else self._shuffled(labels, shuffle)
         cuda = torch.device(device).type == "cuda"
         words = _words(self.pixels)
         for index in order.split(size):
+            index = index[torch.randperm(len(index), generator=shuffle)] if pairs else index
             images = self._buffers.take(len(index), words.shape[1], pinned=cuda)
             torch.index_select(words, 0, rows[index], out=images)
             images = images.view(torch.uint8).view(-1, *self.pixels.shape[1:])
@@ -82,16 +89,34 @@ class Part:
 
     def _shuffled(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """As many images as there are, in random order; balanced: half of each class, each of a class's images as often as any other, or once more."""
+        if self.paired:
+            return self._pairs(labels, generator)
         counts = labels.bincount(minlength=2)
         if not self.balanced or counts.unique().numel() == 1 or not counts.all():
             return torch.randperm(len(labels), generator=generator)
-        picked = []
-        for label, wanted in enumerate((len(labels) // 2, len(labels) - len(labels) // 2)):
-            mine = (labels == label).nonzero().flatten()
-            rounds = [mine[torch.randperm(len(mine), generator=generator)] for _ in range(-(-wanted // len(mine)))]
-            picked.append(torch.cat(rounds)[:wanted])
-        picked = torch.cat(picked)
+        half = len(labels) // 2
+        picked = torch.cat(
+            [_drawn(labels == label, n, generator) for label, n in enumerate((half, len(labels) - half))]
+        )
         return picked[torch.randperm(len(picked), generator=generator)]
+
+    def _pairs(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """As many images as there are: each real one as often as any other, followed by the next of its scene's fakes, those in random order.
+
+        A real image of a scene without fakes is followed by any fake of a scene without real images, or else by any fake.
+        """
+        table = self.table.assign(scene=self.groups)
+        shared = table.groupby("scene")["label"].transform("nunique") == 2
+        scene = torch.tensor(pd.factorize(table["scene"].where(shared, ""))[0])
+        reals = _drawn(labels == 0, (len(labels) + 1) // 2, generator)
+        fakes = _drawn(labels == 1, int((labels == 1).sum()), generator)
+        fakes = fakes[scene[fakes].argsort(stable=True)]
+        number = scene[fakes].bincount(minlength=int(scene.max()) + 1)
+        first, mine = number.cumsum(0) - number, scene[reals]
+        turn = torch.tensor(pd.Series(mine).groupby(mine.numpy()).cumcount().to_numpy())
+        found = fakes[(first[mine] + turn % number[mine].clamp(min=1)).clamp(max=len(fakes) - 1)]
+        other = fakes[torch.randint(len(fakes), found.shape, generator=generator)]
+        return torch.stack([reals, torch.where(number[mine] > 0, found, other)], 1).flatten()[: len(labels)]
 
     def image(self, i: int) -> np.ndarray:
         """One decoded image, uint8 H x W x 3."""
@@ -115,15 +140,16 @@ class Dataset:
 
 def open(  # noqa: A001 (the design's name)
     name: str, *, size: int, protocol: str = "strict", mode: str = "resize", limit: int | None = None, train_generators: str = "", hold_out: str = "",
-    equalise: bool | None = None, whole_scenes: bool | None = None, split_seed: int = 0,
+    pairs: bool = False, equalise: bool | None = None, whole_scenes: bool | None = None, split_seed: int = 0,
 ) -> Dataset:  # fmt: skip
     """Open a prepared dataset; decodes it on the first call.
 
     Protocol strict makes real and fake alike in size and JPEG quality first, and balances the classes in shuffled training batches.
     size: pixels a side, a multiple of 32. mode: resize | center_crop | texture_crop. limit: at most so many images of each class in each part.
     train_generators, hold_out: see `trained_on`; the test part keeps the fakes of every generator, and all reals stay.
+    pairs: shuffled training batches hold each real image together with a fake of its scene.
     equalise, whole_scenes: None leaves it to the protocol. split_seed: of the split, where the dataset gives none.
-    Raises `InputError` for a missing dataset, an unknown protocol or mode, or a part without one of the classes.
+    Raises `InputError` for a missing dataset, an unknown protocol or mode, a part without one of the classes, or pairs where no scene has both.
 
     >>> open("demo", size=32).train.batches(64)                    # doctest: +SKIP
     """
@@ -136,7 +162,10 @@ def open(  # noqa: A001 (the design's name)
         known = trained_on(name, protocol=protocol, train_generators=train_generators, hold_out=hold_out)
         table = table[(table["label"] == 0) | (table["split"] == "test") | table["generator"].isin(known)]
     balanced = {"train": protocol == "strict", "val": False, "test": False}
-    parts = {s: _part(pixels, table[table["split"] == s], limit, balanced=b) for s, b in balanced.items()}
+    parts = {
+        s: _part(pixels, table[table["split"] == s], limit, balanced=b, paired=pairs and s == "train")
+        for s, b in balanced.items()
+    }
     names = tuple(", ".join(sorted(table.loc[table["label"] == label, "generator"].unique())) for label in (0, 1))
     if deepfake:
         names = ("real", "fake")
@@ -170,7 +199,7 @@ def few(whole: Dataset, images: int) -> Dataset:
 
     >>> few(open("demo", size=32), 25)                              # doctest: +SKIP
     """
-    return replace(whole, train=_part(whole.train.pixels, whole.train.table, images))
+    return replace(whole, train=_part(whole.train.pixels, whole.train.table, images, paired=whole.train.paired))
 
 
 def _words(pixels: np.ndarray) -> Tensor:
@@ -180,10 +209,25 @@ def _words(pixels: np.ndarray) -> Tensor:
         return torch.from_numpy(pixels.reshape(len(pixels), -1).view(np.int64))
 
 
-def _part(pixels: np.memmap, table: pd.DataFrame, limit: int | None, *, balanced: bool = False) -> Part:
+def _drawn(these: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
+    """So many of the images of a mask in random order, each as often as any other, or once more."""
+    mine = these.nonzero().flatten()
+    rounds = [mine[torch.randperm(len(mine), generator=generator)] for _ in range(-(-wanted // len(mine)))]
+    return torch.cat(rounds)[:wanted]
+
+
+def _part(
+    pixels: np.memmap, table: pd.DataFrame, limit: int | None, *, balanced: bool = False, paired: bool = False
+) -> Part:
     if limit is not None:
         if limit < 1:
             raise InputError(f"limit {limit}: at least one image of each class is needed")
         order = table.sample(frac=1, random_state=0)  # the same images for every run
+        if paired:  # scene after scene
+            order = order.iloc[order.groupby("group", sort=False).ngroup().argsort(kind="stable")]
         table = order.groupby("label", group_keys=False).head(limit).sort_index()
-    return Part(pixels, table.reset_index(drop=True), balanced)
+    if paired and not (table.groupby("group")["label"].nunique() == 2).any():
+        raise InputError(
+            "pairs=true: no scene of the training part has a real image and a fake (Synthbuster and demo have them); leave it out"
+        )
+    return Part(pixels, table.reset_index(drop=True), balanced, paired)

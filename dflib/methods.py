@@ -13,7 +13,7 @@ TRAIN = (
     *("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp"),
     *AGAINST_UNSEEN,
 )
-DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out")
+DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out", "pairs")
 MEASURE = ("latency_runs", "draws")
 PRUNE = ("scope", "importance", "round_to", "prune_steps", "step_epochs", "finetune_epochs", "finetune_lr")
 DISTILL = ("temperature", "alpha", "attention")
@@ -110,6 +110,7 @@ DEFAULTS: dict = {
     "limit": None,  # at most so many images of each class in each part
     "target_images": None,  # at most so many training images of each class, but for the source dataset's runs
     "train_generators": "",  # generators whose fakes train and validate, separated by commas; "" is all. The test keeps every one
+    "pairs": False,  # training batches hold each real image together with a fake of its scene
     "hold_out": "",  # or those whose fakes do not
     "backbone": "vgg",  # of BL: vgg (the paper's) | resnet18 | mobilenet_v3_small | efficientnet_b0
     "epochs": 30,

@@ -69,7 +69,8 @@ class Spec:
         if at == "source":  # the same settings on the source dataset, with all its images
             other = {
                 "dataset": self.source,
-                "settings": self.settings | {"target_images": None, "train_generators": "", "hold_out": ""},
+                "settings": self.settings
+                | {"target_images": None, "train_generators": "", "hold_out": "", "pairs": False},
             }
         rate, source = self.rate if row.rated else None, self.source if row.transfers else ""
         return replace(self, method=code, rate=rate, source=source, **other)
@@ -217,7 +218,7 @@ class Run:
         s = self.settings
         whole = data.open(
             self.spec.dataset, size=s["size"], protocol=self.spec.protocol, mode=s["mode"], limit=s["limit"],
-            train_generators=s["train_generators"], hold_out=s["hold_out"],
+            train_generators=s["train_generators"], hold_out=s["hold_out"], pairs=s["pairs"],
         )  # fmt: skip
         return data.few(whole, s["target_images"]) if s["target_images"] else whole
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -183,3 +184,71 @@ def test_a_generator_held_out_of_training_stays_in_the_test(tiny_dataset, opened
 def test_generators_that_cannot_be_chosen_say_why(tiny_dataset, settings, message):
     with pytest.raises(InputError, match=message):
         data.trained_on(tiny_dataset, **settings)
+
+
+def scenes(paired: bool = True, *, lonely: bool = False, fakes: int = 3, n: int = 21) -> data.Part:
+    """n scenes of a real image and some fakes each; lonely: and five real images and four fakes in scenes of their own."""
+    rows = [(i, label) for i in range(n) for label in (0, *[1] * fakes)]
+    rows += [(100 + i, int(i > 4)) for i in range(9)] if lonely else []
+    table = pd.DataFrame(rows, columns=["group", "label"]).sample(frac=1, random_state=1, ignore_index=True)
+    pixels = np.zeros((len(table), 32, 32, 3), np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(len(table))  # the pixel says which row it was
+    table = table.assign(row=np.arange(len(table)), group=table["group"].astype(str), generator="x")
+    return data.Part(pixels, table, balanced=True, paired=paired)
+
+
+def drawn(part: data.Part, size: int = 8, seed: int = 0) -> list[pd.DataFrame]:
+    order = torch.Generator().manual_seed(seed)
+    batches = [(x[:, 0, 0, 0].numpy(), y.numpy()) for x, y in part.batches(size, shuffle=order)]
+    assert all((part.labels[rows] == labels).all() for rows, labels in batches)
+    return [part.table.iloc[rows] for rows, _ in batches]
+
+
+@pytest.mark.parametrize("lonely", [False, True])
+def test_pairs_put_each_real_image_and_a_fake_of_its_scene_into_one_batch(lonely):
+    part = scenes(lonely=lonely)
+    assert sum(map(len, drawn(part))) == len(part)
+    for batch in drawn(part)[:-1]:
+        real, fake = (batch.loc[batch["label"] == label, "group"] for label in (0, 1))
+        assert len(real) == len(fake) == 4
+        own = sorted(g for g in real if int(g) < 100)
+        assert own == sorted(g for g in fake if int(g) < 100)  # the lonely ones stand together
+    used = pd.concat(drawn(part)).groupby(["label", "row"]).size()
+    assert used[0].max() - used[0].min() <= 1 and len(used[0]) == (part.labels == 0).sum()
+    of_scene = pd.concat(drawn(part)).query("label == 1").groupby(["group", "row"]).size().groupby("group")
+    assert (of_scene.max() - of_scene.min()).max() <= 1  # a scene's fakes take turns
+    assert not drawn(part)[0].equals(drawn(part, seed=1)[0])
+    assert all(a.equals(b) for a, b in zip(drawn(part), drawn(part), strict=True))
+    first = [batch["label"].iloc[0] for seed in range(6) for batch in drawn(part, seed=seed)]
+    assert 0 < np.mean(first) < 1  # inside a batch the order is random
+
+
+def test_without_pairs_scenes_are_torn_apart_and_without_shuffling_nothing_changes():
+    batch = drawn(scenes(paired=False))[0]
+    assert set(batch.loc[batch["label"] == 0, "group"]) != set(batch.loc[batch["label"] == 1, "group"])
+    rows = [int(v) for x, _ in scenes().batches(9) for v in x[:, 0, 0, 0]]
+    assert rows == list(range(len(scenes())))
+
+
+def test_pairs_need_even_batches_and_shared_scenes(tiny_dataset):
+    with pytest.raises(InputError, match="batch 9 is odd: with pairs=true .* take 10"):
+        next(scenes().batches(9, shuffle=torch.Generator()))
+    with pytest.raises(
+        InputError, match=r"pairs=true: no scene of the training part has a real image and a fake \(Synthb"
+    ):
+        data.open(tiny_dataset, size=32, pairs=True)
+
+
+def test_a_limit_keeps_pairs_together(tmp_path, data_root, tree):
+    counts = {f"{part}/{kind}": 12 for part in ("train", "test") for kind in ("real", "fake/gan")}
+    tree(tmp_path / "images", counts)
+    for file in (tmp_path / "images").rglob("*.png"):  # the same number is the same scene
+        part, number = file.stem.split("-")[0], file.stem[-3:]
+        file.rename(file.with_name(f"{part}-{number}.png"))
+    folder.prepare(tmp_path / "images", name="scenes")
+    opened = data.open("scenes", size=32, pairs=True, limit=5)
+    assert len(opened.train) == 10 and opened.train.table.groupby("group")["label"].nunique().eq(2).all()
+    assert opened.train.paired and not opened.val.paired and not opened.test.paired
+    assert data.few(opened, 3).train.paired and len(set(data.few(opened, 3).train.groups)) == 3
+    loose = data.open("scenes", size=32, limit=5)
+    assert len(set(loose.train.groups)) > 5
