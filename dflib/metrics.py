@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 INTERVALS = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr", "ap", "auroc", "eer", "brier", "ece")
+PAIRED = ("auroc", "accuracy", "balanced_accuracy")  # what `paired` compares
 RATES = ("0.01", "0.05", "0.10")  # false positive rates of tpr_at_fpr
 BINS = 15  # of the reliability diagram
 CELLS = 400_000  # images x draws at once: 3 MB an array stays near the core's cache
@@ -84,10 +85,11 @@ def paired(
     values, right = [], []
     for name, scores, threshold in (("scores_a", scores_a, threshold_a), ("scores_b", scores_b, threshold_b)):
         y, p = _check(labels, scores, name)
-        values.append(_bootstrap(p, y == 0, {"all": y == 1}, threshold, _codes(groups, len(y)), draws, seed)["all"])
+        fakes, codes = {"all": y == 1}, _codes(groups, len(y))
+        values.append(_bootstrap(p, y == 0, fakes, threshold, codes, draws, seed, brief=True)["all"])
         right.append((p >= threshold) == (y == 1))
     result = {"mcnemar": _mcnemar(*right)}
-    for metric in ("auroc", "accuracy", "balanced_accuracy"):
+    for metric in PAIRED:
         a, b = values[0][metric], values[1][metric]
         change = b - a  # draw by draw: the same images in both
         result[metric] = {"a": float(a[0]), "b": float(b[0]), "difference": float(change[0]), "ci95": _interval(change)}
@@ -267,7 +269,9 @@ def over_seeds(values: Sequence[dict]) -> dict:
     return {key: over_seeds(x) if isinstance(x[0], dict) else _combine(key, x) for key, x in columns.items()}
 
 
-def _bootstrap(scores, real, fakes: dict, threshold, codes, draws, seed) -> dict[str, dict[str, np.ndarray]]:
+def _bootstrap(
+    scores, real, fakes: dict, threshold, codes, draws, seed, brief=False
+) -> dict[str, dict[str, np.ndarray]]:
     """{set: {metric: (1 + draws,)}}: the value, then each draw's (NaN: undefined). All sets share the draws."""
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold = {threshold}: expected a number in [0, 1]")
@@ -277,13 +281,12 @@ def _bootstrap(scores, real, fakes: dict, threshold, codes, draws, seed) -> dict
     for counts in _counts(codes, _whole("draws", draws, 0), seed):
         weight = counts[codes[reals]]
         for name, i in members.items():
-            parts[name].append(_weighted(scores[reals], scores[i], weight, counts[codes[i]], threshold))
+            parts[name].append(_weighted(scores[reals], scores[i], weight, counts[codes[i]], threshold, brief))
     values = {name: {key: np.concatenate([p[key] for p in part]) for key in part[0]} for name, part in parts.items()}
     for name, i in members.items():
-        ece = values[name][
-            "ece"
-        ]  # chance alone makes gaps, in the images and again in each draw: taken off as often as it was put on
-        ece[1:] = np.maximum(2 * ece[0] - ece[1:], 0)
+        if not brief:  # chance alone makes gaps, in the images and again in each draw: off as often as it was put on
+            ece = values[name]["ece"]
+            ece[1:] = np.maximum(2 * ece[0] - ece[1:], 0)
         if min(len(set(codes[reals])), len(set(codes[i]))) < 2:  # one scene cannot tell how scenes vary
             for drawn in values[name].values():
                 drawn[1:] = np.nan
@@ -300,16 +303,21 @@ def _counts(codes: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(cell.ravel(), minlength=groups * width).reshape(groups, width).astype(float)
 
 
-def _weighted(real, fake, weight_real, weight_fake, threshold) -> dict[str, np.ndarray]:
-    """All metrics, (draws,) each, from sorted scores (n,) and whole-numbered weights (n, draws) of either class."""
-    below_real, below_fake = (
-        np.vstack([np.zeros((1, w.shape[1])), np.cumsum(w, axis=0)]) for w in (weight_real, weight_fake)
-    )
+def _weighted(real, fake, weight_real, weight_fake, threshold, brief=False) -> dict[str, np.ndarray]:
+    """All metrics (brief: PAIRED alone), (draws,) each, from sorted scores (n,) and whole-numbered weights (n, draws) of either class."""
+    below_real, below_fake = map(_summed, (weight_real, weight_fake))
     n_real, n_fake = (np.where(below[-1] > 0, below[-1], np.nan) for below in (below_real, below_fake))
     tn, tp = below_real[np.searchsorted(real, threshold)], n_fake - below_fake[np.searchsorted(fake, threshold)]
     called = tp + n_real - tn
     lower, upto = below_real[np.searchsorted(real, fake)], below_real[np.searchsorted(real, fake, "right")]
     wins = np.einsum("fd,fd->d", weight_fake, lower + upto) / 2  # half of a tie
+    values = {
+        "accuracy": (tp + tn) / (n_real + n_fake),
+        "balanced_accuracy": (tp / n_fake + tn / n_real) / 2,
+        "auroc": wins / (n_real * n_fake),
+    }
+    if brief:
+        return values
     hits = below_fake[-1] - below_fake[np.searchsorted(fake, fake)]  # called fake, with this fake's score as threshold
     precisions = hits / np.maximum(hits + below_real[-1] - lower, 1)  # the maximum guards 0 / 0 only
 
@@ -321,15 +329,12 @@ def _weighted(real, fake, weight_real, weight_fake, threshold) -> dict[str, np.n
     gap = lambda corner: alarms(corner) * n_fake - misses(corner) * n_real  # FPR - FNR in whole numbers, falling
     k = _last(lambda corner: gap(corner) >= 0, len(corners), len(tn))
     share = gap(k) / (gap(k) - gap(k + 1))
-    values = {
-        "accuracy": (tp + tn) / (n_real + n_fake),
-        "balanced_accuracy": (tp / n_fake + tn / n_real) / 2,
+    values |= {
         "f1": 2 * tp / (called + n_fake),
         "precision": tp / np.where(called > 0, called, np.nan),
         "recall": tp / n_fake,
         "tnr": tn / n_real,
         "ap": np.einsum("fd,fd->d", weight_fake, precisions) / n_fake,
-        "auroc": wins / (n_real * n_fake),
         "eer": (misses(k) + share * (misses(k + 1) - misses(k))) / n_fake,
         "brier": (np.square(real) @ weight_real + np.square(1 - fake) @ weight_fake) / (n_real + n_fake),
         "ece": np.abs(_binned(real, real, weight_real) + _binned(fake, fake - 1, weight_fake)).sum(0)
@@ -339,6 +344,13 @@ def _weighted(real, fake, weight_real, weight_fake, threshold) -> dict[str, np.n
         k = _last(lambda corner, limit=float(rate): alarms(corner) / n_real > limit, len(corners), len(tn))
         values[rate] = 1 - misses(k + 1) / n_fake
     return {key: np.where(np.isfinite(n_real * n_fake), value, np.nan) for key, value in values.items()}
+
+
+def _summed(weight: np.ndarray) -> np.ndarray:
+    """The weight of the first 0, 1, … n images, (n + 1, draws)."""
+    below = np.zeros((len(weight) + 1, weight.shape[1]))
+    np.cumsum(weight, axis=0, out=below[1:])
+    return below
 
 
 def _binned(scores, values, weight) -> np.ndarray:
