@@ -9,15 +9,23 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from data_prep.errors import InputError
 from dflib import metrics, runs
-from dflib.methods import DEFAULTS, MEASURE, METHODS, relevant
+from dflib.methods import DEFAULTS, MEASURE, METHODS, UNSET, fold, relevant
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc")
+FOLD = ("train_generators", "hold_out")
+RECIPE = (
+    *(key for key in UNSET if key not in FOLD),
+    "mixup",
+    "mode",
+)  # what may help on unseen generators, at the same budget
 log = logging.getLogger(__name__)
 
 
@@ -72,20 +80,106 @@ def combined(
     if theirs and (lonely := sorted(set(mine) - set(theirs))):
         raise InputError(f"no run to compare {mine[lonely[0]]['run_id']} with at seed {', '.join(map(str, lonely))}: make it, or leave the seed out")  # fmt: skip
     together = [*mine.values(), *(theirs[seed] for seed in mine if theirs)]
-    first, paths = together[0], _tested_on(together[0])
-    for r in together[1:]:
-        if not _tested_on(r).equals(paths):
-            raise InputError(f"{r['run_id']} and {first['run_id']} were tested on different images: compare runs on one dataset and protocol")  # fmt: skip
-    tested = [g for g in first["metrics"] if g not in ("all", "macro")]
+    _same_images(together)
+    tested = _tested(together[0])
     sets = {g: [g] for g in tested} | {name: of for name, of in (sets or {}).items() if len(of)} | {"all": tested}
-    drawn = [runs.resampled(r["folder"], sets, draws=r["params"].get("draws", DEFAULTS["draws"])) for r in together]
+    drawn = [_drawn(r, sets) for r in together]
     values = {name: {k: np.stack([d[name][k] for d in drawn]) for k in metrics.INTERVALS} for name in sets}
     change = lambda x: x[: len(mine)] - (x[len(mine) :] if theirs else 0)
     return {name: {k: metrics.combine(change(x)) for k, x in each.items()} for name, each in values.items()}
 
 
-def _tested_on(result: dict) -> pd.Series:
-    return pd.read_parquet(result["folder"] / "predictions.parquet", columns=["path"])["path"]
+def _tested(result: dict) -> list[str]:
+    return [g for g in result["metrics"] if g not in ("all", "macro")]
+
+
+def _drawn(result: dict, sets: dict[str, Sequence[str]]) -> dict[str, dict[str, np.ndarray]]:
+    sets = tuple((name, tuple(of)) for name, of in sets.items())
+    return _kept(result["folder"], sets, result["params"].get("draws", DEFAULTS["draws"]))
+
+
+@lru_cache(maxsize=128)  # about a megabyte each; a finished run stays as it is
+def _kept(folder: Path, sets: tuple, draws: int) -> dict[str, dict[str, np.ndarray]]:
+    return runs.resampled(folder, dict(sets), draws=draws)
+
+
+def _same_images(results: Sequence[dict]) -> None:
+    paths = [pd.read_parquet(r["folder"] / "predictions.parquet", columns=["path"])["path"] for r in results]
+    for r, each in zip(results, paths, strict=True):
+        if not each.equals(paths[0]):
+            raise InputError(f"{r['run_id']} and {results[0]['run_id']} were tested on different images: compare runs on one dataset and protocol")  # fmt: skip
+
+
+def recipe(params: dict) -> str:
+    """What a run did against unseen generators, in words: the settings of RECIPE that are not the default; "plain" for none."""
+    return ", ".join(f"{k} {params[k]}" for k in RECIPE if params.get(k, DEFAULTS[k]) != DEFAULTS[k]) or "plain"
+
+
+def matrix(results: Iterable[dict]) -> pd.DataFrame:
+    """What was trained on against what was tested on: the AUROC of each method, rate, recipe and fold on each generator's fakes.
+
+    Columns: method, rate, recipe, train (in words: "all", "gan", "without gan"), test, seen, seeds, auroc, auroc_low, auroc_high.
+    """
+    rows = []
+    for group in by_seed(results):
+        method, rate, params, known = (group[0][k] for k in ("method", "rate", "params", "train_generators"))
+        about = {"method": method, "rate": rate, "recipe": recipe(params)}
+        about["train"] = fold(params).removeprefix("on ").removesuffix(" alone") or "all"
+        for test, found in combined(group).items():
+            if test != "all":
+                row = about | {"test": test, "seen": test in known, "seeds": len(group)}
+                rows.append(row | _with_ends("auroc", found["auroc"], inside=True))
+    return pd.DataFrame(rows)
+
+
+def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str, dict]:
+    """One method's runs, of any folds and seeds: {"seen" | "unseen" | "gap": `metrics.combine`'s dict} of the AUROC on the fakes of the generators
+    that each run was trained on, on those of all others, and the first minus the second.
+
+    The mean over folds, then over seeds; folds that not all seeds have are left out, and runs that saw every generator. reference: other runs; then values
+    are differences to the one of the same fold and seed, image by image. {} where nothing is left. Raises `InputError` for other test images.
+    """
+    key = lambda r: (fold(r["params"]), r["seed"])
+    unseen = lambda r: [g for g in _tested(r) if g not in r["train_generators"]]
+    mine, theirs = ({key(r): r for r in each if unseen(r)} for each in (group, reference))
+    both = set(mine) & set(theirs) if theirs or reference else set(mine)
+    seeds = sorted({seed for _, seed in both})
+    folds = sorted(f for f in {f for f, _ in both} if all((f, seed) in both for seed in seeds))
+    if not folds:
+        return {}
+    _same_images([each[f, seed] for each in (mine, theirs) if each for f in folds for seed in seeds])
+
+    def values(r: dict) -> np.ndarray:
+        drawn = _drawn(r, {"seen": r["train_generators"], "unseen": unseen(r)})
+        a, b = drawn["seen"]["auroc"], drawn["unseen"]["auroc"]
+        return np.stack([a, b, a - b])
+
+    change = lambda *at: values(mine[at]) - (values(theirs[at]) if theirs else 0)
+    arrays = np.stack([np.mean([change(f, seed) for f in folds], axis=0) for seed in seeds], axis=1)
+    return {name: metrics.combine(each) | {"folds": len(folds)} for name, each in zip(("seen", "unseen", "gap"), arrays, strict=True)}  # fmt: skip
+
+
+def gaps(results: Iterable[dict]) -> pd.DataFrame:
+    """How much each method, rate and recipe loses from seen to unseen generators: one row each, of those with unseen ones.
+
+    Columns: method, rate, recipe, folds, seeds; seen, unseen (AUROC) and gap, of `contrast`; the same with `-BL` behind for the difference from BL
+    of the same recipe, and with `-plain` for that from the plain recipe of the same method and rate; each also with `_low` and `_high`.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for group in by_seed(results):
+        groups.setdefault((group[0]["method"], group[0]["rate"], recipe(group[0]["params"])), []).extend(group)
+    rows = []
+    for (method, rate, how), group in groups.items():
+        if not (found := contrast(group)):
+            continue
+        row = {"method": method, "rate": rate, "recipe": how, "folds": found["gap"]["folds"], "seeds": found["gap"]["seeds"]}  # fmt: skip
+        others = {"": found, "-BL": contrast(group, base) if (base := groups.get(("BL", None, how))) and method != "BL" else {}}  # fmt: skip
+        others["-plain"] = contrast(group, base) if (base := groups.get((method, rate, "plain"))) and how != "plain" else {}  # fmt: skip
+        for suffix, each in others.items():
+            for name, value in each.items():
+                row |= _with_ends(name + suffix, value, inside=not suffix and name != "gap")
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def budget(result: dict, every: dict[str, dict]) -> float:
@@ -163,10 +257,13 @@ def against_scratch(results: Iterable[dict], every: dict[str, dict]) -> pd.DataF
 def _columns(row: dict, values: dict[str, dict], suffix: str = "") -> None:
     for name, each in values.items():
         for metric in METRICS:
-            column, found = f"{name}/{metric}{suffix}", each[metric]
-            row[column] = found["mean"]
-            low, high = found["ci95"] or (math.nan, math.nan)
-            row[f"{column}_low"], row[f"{column}_high"] = (low, high) if suffix else (max(low, 0), min(high, 1))
+            row |= _with_ends(f"{name}/{metric}{suffix}", each[metric], inside=not suffix)
+
+
+def _with_ends(column: str, found: dict, *, inside: bool = False) -> dict:
+    """`metrics.combine`'s dict as three columns; inside: the ends are kept in [0, 1]."""
+    low, high = found["ci95"] or (math.nan, math.nan)
+    return {column: found["mean"], f"{column}_low": max(low, 0) if inside else low, f"{column}_high": min(high, 1) if inside else high}  # fmt: skip
 
 
 def _key(result: dict) -> tuple:

@@ -44,6 +44,30 @@ def gradcam(model: nn.Module, images: Tensor, *, target: int = 1) -> np.ndarray:
     return (maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-37)).cpu().numpy()
 
 
+def similarity(before: np.ndarray, after: np.ndarray, *, top: float = 0.2) -> dict[str, np.ndarray]:
+    """How alike two models' heat maps of the same images are: {"rank": Spearman's correlation of the pixels, "iou": intersection over union of each
+    map's `top` share of pixels}, (N,) each. 1: the same places. A map that is the same everywhere has rank 0. IoU of unrelated maps: top / (2 - top).
+
+    before, after: N x H x W, of `gradcam`. Source: Adebayo et al. 2018, arXiv 1810.03292 (rank correlation of saliency maps).
+
+    >>> maps = np.arange(32.0).reshape(2, 4, 4)
+    >>> similarity(maps, -maps)["rank"].tolist(), similarity(maps, maps)["iou"].tolist()
+    ([-1.0, -1.0], [1.0, 1.0])
+    """
+    from scipy.stats import rankdata
+
+    if before.shape != after.shape or before.ndim != 3:
+        raise InputError(f"heat maps have shapes {before.shape} and {after.shape}: expected N x H x W, both alike")
+    ranks = [rankdata(maps.reshape(len(maps), -1), axis=1) for maps in (before, after)]
+    a, b = (r - r.mean(axis=1, keepdims=True) for r in ranks)
+    scale = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    limit = (1 - top) * ranks[0].shape[1]
+    hot = [r > limit for r in ranks]
+    union = np.maximum((hot[0] | hot[1]).sum(1), 1)
+    rank = np.divide((a * b).sum(1), scale, out=np.zeros(len(a)), where=scale > 0)
+    return {"rank": rank.round(12), "iou": (hot[0] & hot[1]).sum(1) / union}
+
+
 def residual(images: Tensor | np.ndarray) -> np.ndarray:
     """What a blur takes away from the luminance, in grey levels around 0: float32, N x H x W. Generators leave their traces there.
 

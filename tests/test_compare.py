@@ -29,7 +29,7 @@ def write(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         result = {"run_id": run_id, "method": method, "rate": rate, "seed": seed, "dataset": "faces", "protocol": "strict",
                   "source": "dogs" if method.startswith("TL") else None, "params": methods.relevant(method, values), "parents": list(parents),
-                  "threshold": 0.5, "metrics": dict.fromkeys(("all", "macro", "gan", "vae")), "cost": {"trainable_params": 10, "shipped_bytes": 5, "file_bytes": 100}, "timings": {"transfer_s": 2.0}}  # fmt: skip
+                  "train_generators": sorted((settings.get("train_generators") or "gan,vae").split(",")), "threshold": 0.5, "metrics": dict.fromkeys(("all", "macro", "gan", "vae")), "cost": {"trainable_params": 10, "shipped_bytes": 5, "file_bytes": 100}, "timings": {"transfer_s": 2.0}}  # fmt: skip
         (folder / "result.json").write_text(json.dumps(result))
         rng = np.random.default_rng(100 * seed + len(method) if noise is None else noise)
         score = 1 / (1 + np.exp(-(skill * (2 * LABELS - 1) + rng.normal(0, 1, 120))))
@@ -141,6 +141,67 @@ def test_runs_of_several_seeds_become_one_result(three_seeds):
 def test_a_seed_without_its_counterpart_is_named(three_seeds):
     with pytest.raises(InputError, match="no run to compare BL-1-1 with at seed 1, 2"):
         compare.combined(three_seeds("BL", 3.0), three_seeds("CPF", 1.0, seeds=(0,)))
+
+
+def auroc(result: dict, *generators: str) -> float:
+    table = pd.read_parquet(result["folder"] / "predictions.parquet")
+    table = table[table["generator"].isin(("real", *generators))]
+    return roc_auc_score(table["label"], table["score"])
+
+
+@pytest.fixture
+def folds(write):
+    """BL and CKD trained on each of two generators alone, two seeds; CKD also with cutmix; a BL that saw both; one fold of a third seed."""
+    for noise, (seed, g) in enumerate([(0, "gan"), (0, "vae"), (1, "gan"), (1, "vae")]):
+        fold = {"seed": seed, "train_generators": g}
+        write("BL", 1.0, noise=noise, **fold), write("CKD", 0.6, rate=0.9, noise=10 + noise, **fold)
+        write("CKD", 0.7, rate=0.9, noise=20 + noise, cutmix=1.0, **fold)
+    write("BL")
+    return loaded().values()
+
+
+def test_the_gap_is_the_mean_over_folds_and_seeds_of_seen_minus_unseen(folds, write):
+    table = compare.gaps(folds)
+    assert table[["method", "recipe", "folds", "seeds"]].to_numpy().tolist() == [
+        ["BL", "plain", 2, 2], ["CKD", "plain", 2, 2], ["CKD", "cutmix 1.0", 2, 2]
+    ]  # fmt: skip
+    expected = {}
+    for method, how in (("BL", "plain"), ("CKD", "plain"), ("CKD", "cutmix 1.0")):
+        mine = [r for r in folds if r["method"] == method and compare.recipe(r["params"]) == how and len(r["train_generators"]) == 1]  # fmt: skip
+        others = {"gan": "vae", "vae": "gan"}
+        pairs = [(auroc(r, g), auroc(r, others[g])) for r in mine for g in r["train_generators"]]
+        seen, unseen = np.mean(pairs, axis=0)
+        row = table[(table["method"] == method) & (table["recipe"] == how)].iloc[0]
+        assert row[["seen", "unseen", "gap"]].tolist() == pytest.approx([seen, unseen, seen - unseen])
+        assert row["gap_low"] < row["gap"] < row["gap_high"]
+        expected[method, how] = row["gap"]
+    bl, plain, cut = expected.values()
+    assert table["gap-BL"].tolist() == pytest.approx([np.nan, plain - bl, np.nan], nan_ok=True)
+    assert table["gap-plain"].tolist() == pytest.approx([np.nan, np.nan, cut - plain], nan_ok=True)
+    write("CKD", 0.6, 2, 0.9, train_generators="gan")  # a third seed with one of the folds: that fold counts
+    row = compare.gaps(loaded().values()).query("method == 'CKD' and recipe == 'plain'").iloc[0]
+    assert (row["folds"], row["seeds"]) == (1, 3)
+    mine = [r for r in loaded().values() if r["method"] == "CKD" and compare.recipe(r["params"]) == "plain" and r["train_generators"] == ["gan"]]  # fmt: skip
+    assert row["gap"] == pytest.approx(np.mean([auroc(r, "gan") - auroc(r, "vae") for r in mine]))
+
+
+def test_a_run_contrasted_with_itself_differs_in_nothing_and_one_that_saw_all_has_no_gap(folds):
+    alone = [r for r in folds if r["method"] == "BL"]
+    same = compare.contrast(alone, alone)
+    assert all((value["mean"], value["ci95"]) == (0, [0, 0]) for value in same.values())
+    assert compare.contrast([r for r in alone if len(r["train_generators"]) == 2]) == {}
+    assert compare.contrast(alone, []) != {} and len(compare.gaps([])) == 0
+
+
+def test_the_matrix_has_a_cell_for_each_training_and_test_generator(folds):
+    cells = compare.matrix(r for r in folds if r["method"] == "BL")
+    assert {(c.train, c.test): (c.seen, c.seeds) for c in cells.itertuples()} == {
+        ("gan", "gan"): (True, 2), ("gan", "vae"): (False, 2), ("vae", "gan"): (False, 2), ("vae", "vae"): (True, 2), ("all", "gan"): (True, 1), ("all", "vae"): (True, 1),
+    }  # fmt: skip
+    cell = cells[(cells["train"] == "gan") & (cells["test"] == "vae")].iloc[0]
+    mine = [r for r in folds if r["method"] == "BL" and r["train_generators"] == ["gan"]]
+    assert cell["auroc"] == pytest.approx(np.mean([auroc(r, "vae") for r in mine]))
+    assert 0 <= cell["auroc_low"] < cell["auroc"] < cell["auroc_high"] <= 1
 
 
 def test_each_transfer_gets_a_verdict_against_scratch(write):
