@@ -61,10 +61,10 @@ def prune_in_steps(run: Run, model: Detector, rate: float, **options) -> Detecto
 
 
 def teacher_of(run: Run, student: Detector) -> distill.Distillation:
-    """BL as the teacher, with the run's temperature, alpha and attention."""
+    """BL as the teacher, or the run's ensemble, with the run's temperature, alpha and attention."""
     s = run.settings
     return distill.Distillation(
-        run.parent("BL").model(),
+        run.teacher(),
         temperature=s["temperature"],
         alpha=s["alpha"],
         attention=s["attention"],

@@ -202,7 +202,8 @@ def from_nothing(result: dict, every: Iterable[dict], *, epochs: float = math.in
     Where all have more, the one with the fewest; None where there is none.
     """
     differ = {"epochs", *MEASURE}
-    fits = lambda b: all(result["params"].get(k, v) == v for k, v in b["params"].items() if k not in differ)
+    mine = {k: DEFAULTS[k] for k in UNSET} | result["params"]  # a fold's BL is another's
+    fits = lambda b: all(mine.get(k, v) == v for k, v in b["params"].items() if k not in differ)
     found = [b for b in every if (b["method"], b["seed"]) == ("BL", result["seed"]) and fits(b)]
     longest = max((b for b in found if b["params"]["epochs"] <= epochs), key=lambda b: b["params"]["epochs"], default=None)  # fmt: skip
     return longest or min(found, key=lambda b: b["params"]["epochs"], default=None)

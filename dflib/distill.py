@@ -4,6 +4,9 @@ asked for, from where the teacher looks (attention transfer, Zagoruyko and Komod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import log
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,6 +52,24 @@ def attention_loss(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     return sum((ours[side] - theirs[side]).square().sum(1).mean() for side in common)
 
 
+class Ensemble(nn.Module):
+    """Several teachers as one: logits, N x C, whose softmax at `temperature` is the mean of theirs at that temperature (Hinton et al. 2015).
+
+    Teachers trained on different generators are wrong about different ones (experts of domains: Zhou et al. 2021, arXiv 2003.07325).
+
+    >>> Ensemble([nn.Identity(), nn.Identity()], temperature=4.0)(torch.tensor([[1.0, -1.0]])).diff().item()
+    -2.0
+    """
+
+    def __init__(self, teachers: Sequence[nn.Module], *, temperature: float) -> None:
+        super().__init__()
+        self.teachers, self.temperature = nn.ModuleList(teachers), temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        soft = torch.stack([F.log_softmax(m(images).double() / self.temperature, 1) for m in self.teachers])
+        return self.temperature * (soft.logsumexp(0) - log(len(soft)))
+
+
 class Distillation:
     """A loss for `train.fit`: the teacher looks at the same augmented images as the student ("patient and consistent", arXiv 2106.05237).
 
@@ -83,7 +104,7 @@ class Distillation:
         self.maps[False].clear()  # a student in eval mode was validated in between
         with torch.no_grad():
             teacher = self.teacher(images)
-        loss = kd_loss(logits, teacher.float(), labels, temperature=self.temperature, alpha=self.alpha)
+        loss = kd_loss(logits, teacher, labels, temperature=self.temperature, alpha=self.alpha)
         if self.attention:
             loss = loss + self.attention * attention_loss(self.maps[True], self.maps[False])
             self.maps[True].clear()

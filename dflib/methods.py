@@ -16,7 +16,7 @@ TRAIN = (
 DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out", "pairs")
 MEASURE = ("latency_runs", "draws")
 PRUNE = ("scope", "importance", "round_to", "prune_steps", "step_epochs", "finetune_epochs", "finetune_lr")
-DISTILL = ("temperature", "alpha", "attention")
+DISTILL = ("temperature", "alpha", "attention", "ensemble")
 INT8 = ("calibration", "calibration_images", "keep_float")
 STUDENT = ("backbone", "epochs", "distill_epochs", "patience", *TRAIN)
 TRANSFER = ("transfer_epochs", "transfer_lr", *TRAIN)
@@ -136,6 +136,7 @@ DEFAULTS: dict = {
     "step_epochs": 1,  # with so many epochs of fine-tuning after each but the last
     "temperature": 4.0,
     "alpha": 0.9,
+    "ensemble": "",  # teachers in BL's place, one for each training generator: leave-one-out | one-to-all
     "teacher": "source",  # source (the paper's) | transferred
     "transfer_alpha": 0.1,  # of TL+KD: a teacher of another task soon does harm (demo, 8 epochs: AUROC 0.84 without, 0.85 at 0.1, 0.63 at 0.5)
     "transfer_epochs": 10,
@@ -155,6 +156,7 @@ DEFAULTS: dict = {
     "draws": 1000,  # of the bootstrap
 }
 
+FOLDS = {"leave-one-out": "hold_out", "one-to-all": "train_generators"}  # the setting that each generator has in turn
 
 CHOICES = {
     "mode": ("input mode", ("resize", "center_crop", "texture_crop")),
@@ -163,6 +165,7 @@ CHOICES = {
     "adapter_form": ("form of adapter", ("serial", "residual")),
     "calibration": ("calibration", CALIBRATIONS),
     "importance": ("importance", ("l1", "taylor", "bn", "random")),
+    "ensemble": ("kind of ensemble", ("", *FOLDS)),
     "front": ("front end", ("", "srm", "npr")),
     "backbone": ("backbone", ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")),
 }

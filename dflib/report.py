@@ -163,9 +163,10 @@ def _verdict(run: pd.Series, base: pd.Series) -> str:
 
 
 def _baseline(run: pd.Series, base: pd.DataFrame) -> pd.Series:
-    parents = base[base["run_id"].isin(run["record"]["parents"] if "record" in run else ())]
+    by_id, parents = base.set_index("run_id", drop=False), run["record"]["parents"] if "record" in run else ()
+    own = next((by_id.loc[p] for p in parents if p in by_id.index), None)  # the first: an ensemble's teachers follow
     same_seed = base[base["seed"] == run["seed"]]
-    return next(table.iloc[0] for table in (parents, same_seed, base) if len(table))
+    return own if own is not None else (same_seed if len(same_seed) else base).iloc[0]
 
 
 def _section(i: int, key: dict, rows: pd.DataFrame) -> dict:

@@ -62,7 +62,32 @@ class Spec:
 
     @cached_property
     def parents(self) -> tuple[Spec, ...]:
-        return tuple(self._parent(*name.split("@")) for name in methods.method(self.method).parents)
+        own = (self._parent(*name.split("@")) for name in methods.method(self.method).parents)
+        return (*own, *self.teachers)
+
+    @cached_property
+    def teachers(self) -> tuple[Spec, ...]:
+        """The BLs of an `ensemble`: without each of the training generators in turn, or on each alone; none unless it is set."""
+        kind = self.settings["ensemble"]
+        if not kind or "ensemble" not in methods.method(self.method).keys:
+            return ()
+        from dflib.data import trained_on
+
+        s = self.settings
+        known = trained_on(
+            self.dataset, protocol=self.protocol, train_generators=s["train_generators"], hold_out=s["hold_out"]
+        )
+        if len(known) < 2 or s["attention"]:
+            why = f"{', '.join(known)} is all that trains" if len(known) < 2 else "attention needs a single teacher"
+            raise InputError(f"ensemble={kind}: {why}; leave one of the settings out")
+        if kind == "one-to-all":
+            folds = [{"train_generators": g, "hold_out": ""} for g in known]
+        elif s["train_generators"]:
+            folds = [{"train_generators": ",".join(n for n in known if n != g)} for g in known]
+        else:  # named as a study's folds are, so that these are the same runs
+            held = {n.strip() for n in s["hold_out"].split(",") if n.strip()}
+            folds = [{"hold_out": ",".join(sorted({*held, g}))} for g in known]
+        return tuple(replace(self._parent("BL"), settings=s | fold) for fold in folds)
 
     def _parent(self, code: str, at: str = "target") -> Spec:
         row, other = methods.method(code), {}
@@ -154,7 +179,9 @@ def spec(
         _check_source(source, dataset)
         for code in methods.lineage(method):
             _check_layers(methods.method(code), values, rate)
-    return Spec(method, dataset, protocol, preset, float(rate) if row.rated else None, int(seed), values, source)
+    wanted = Spec(method, dataset, protocol, preset, float(rate) if row.rated else None, int(seed), values, source)
+    _ = wanted.teachers  # an ensemble that cannot be had is told at once
+    return wanted
 
 
 def _check_source(source: str, dataset: str) -> None:
@@ -232,12 +259,21 @@ class Run:
     def parent(self, code: str | None = None) -> Run:
         """The finished run of a parent method (the only one, unless named)."""
         wanted = choose("parent", code or self.spec.parents[0].method, [p.method for p in self.spec.parents])
-        found = next(p for p in self.spec.parents if p.method == wanted)
+        return self._finished(next(p for p in self.spec.parents if p.method == wanted))
+
+    def _finished(self, found: Spec) -> Run:
         if not found.finished():
             raise InputError(
                 f"{self.spec.run_id} starts from {found.run_id}, which is not there yet: {found.command()}"
             )
         return Run(found)
+
+    def teacher(self) -> nn.Module:
+        """What the run distils from: BL, or the run's `ensemble` of BLs."""
+        from dflib.distill import Ensemble
+
+        teachers = [self._finished(spec).model() for spec in self.spec.teachers]
+        return Ensemble(teachers, temperature=self.settings["temperature"]) if teachers else self.parent("BL").model()
 
     def model(self) -> nn.Module:
         """The finished run's model."""

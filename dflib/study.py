@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 MEMORY_PER_WORKER = 4e9  # bytes; of a worker on the CPU
 LOST_WORKER_RETRIES = 2
-FOLDS = {"leave-one-out": "hold_out", "one-to-all": "train_generators"}  # the setting that each generator has in turn
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def plan(
     if folds:
         from dflib.data import trained_on
 
-        key = FOLDS[choose("kind of folds", folds, FOLDS)]
+        key = methods.FOLDS[choose("kind of folds", folds, methods.FOLDS)]
         variants = [variants[0] | {key: g} for g in trained_on(dataset or usual.dataset, protocol=protocol)]
 
     def add(s: Spec) -> None:

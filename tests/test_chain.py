@@ -34,8 +34,8 @@ def start(baseline, tiny_dataset, tmp_path, monkeypatch):
     """start(steps): a chain that is to be made, in an outputs root of its own."""
     shutil.copytree(baseline, tmp_path / "outputs")
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
-    settings = lambda steps: QUICK | {"steps": steps, "prune_steps": 2}
-    return lambda steps: Run(spec("chain", preset="tiny", dataset=tiny_dataset, settings=settings(steps)))
+    settings = lambda steps, more: QUICK | {"steps": steps, "prune_steps": 2} | more
+    return lambda steps, **more: Run(spec("chain", preset="tiny", dataset=tiny_dataset, settings=settings(steps, more)))
 
 
 def test_every_step_takes_its_share_of_the_baselines_parameters(start):
@@ -116,3 +116,24 @@ def test_pruning_by_gradients_in_a_run(start, tiny_dataset):
     first, again = (chain.prune_in_steps(run, run.parent("BL").model(), 0.7) for _ in range(2))
     assert models.parameters(first) == pytest.approx(0.3 * models.parameters(run.parent("BL").model()), rel=0.01)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in first.state_dict().items())
+
+
+def test_a_chain_can_distil_from_teachers_of_different_generators(start):
+    run = start("student:0.9,distill", ensemble="one-to-all")
+    with pytest.raises(InputError, match=r"BL-.* is not there yet: python -m dflib study .*train_generators=blurred"):
+        run.teacher()
+    for teacher in map(Run, run.spec.teachers):
+        assert len(set(teacher.data.train.generators)) == 2  # real, and one kind of fake
+        with train.seeded(0):
+            model = models.Detector(models.architecture("BL", size=32))
+        teacher.fit(model, teacher.recipe())
+        teacher.finish(model)
+    x = train.pixels(next(run.data.test.batches(8))[0])
+    t = run.settings["temperature"]
+    with torch.inference_mode():
+        mean = torch.stack([(Run(s).model()(x) / t).softmax(1) for s in run.spec.teachers]).mean(0)
+        torch.testing.assert_close((run.teacher().eval()(x) / t).softmax(1).float(), mean, rtol=1e-4, atol=1e-5)
+    taught, _ = chain.make(run)
+    alone, _ = chain.make(start("student:0.9,distill"))
+    assert taught.arch == alone.arch
+    assert not torch.equal(taught.head[-1].weight, alone.head[-1].weight)

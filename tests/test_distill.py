@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
+from torch import nn
 
 from data_prep.errors import InputError
 from dflib import distill, train
@@ -175,3 +176,28 @@ def test_attention_pulls_the_students_maps_to_the_teachers(toy):
         ends[weight] = distance(student)
         assert loss.maps[True] == []  # validation leaves nothing behind
     assert ends[20.0] < 0.7 * ends[0.0]
+
+
+def test_an_ensembles_softened_probabilities_are_the_mean_of_its_teachers():
+    z = [torch.randn(5, 2, generator=torch.Generator().manual_seed(i)) * 10**i for i in range(3)]
+    fixed = [nn.Module() for _ in z]
+    for module, logits in zip(fixed, z, strict=True):
+        module.forward = lambda images, logits=logits: logits
+    for t in (1.0, 4.0, 100.0):
+        ensemble = distill.Ensemble(fixed, temperature=t)(torch.zeros(5))
+        mean = np.mean([softmax(logits.double().numpy() / t, axis=1) for logits in z], axis=0)
+        np.testing.assert_allclose(softmax(ensemble.numpy() / t, axis=1), mean, rtol=1e-6)
+    hard = [nn.Module() for _ in range(2)]
+    for module, sign in zip(hard, (1, -1), strict=True):
+        module.forward = lambda images, sign=sign: sign * torch.tensor([[1e4, -1e4]])
+    undecided = distill.Ensemble(hard, temperature=1.0)(torch.zeros(1))
+    assert undecided.isfinite().all() and undecided.diff().abs().item() < 1e-6
+
+
+def test_an_ensemble_of_one_teaches_as_that_one():
+    student, teacher = torch.randn(4, 2), nn.Linear(3, 2)
+    images, labels = torch.rand(4, 3), torch.tensor([0, 1, 1, 0])
+    losses = []
+    for each in (teacher, distill.Ensemble([teacher], temperature=3.0)):
+        losses.append(distill.kd_loss(student, each(images), labels, temperature=3.0).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

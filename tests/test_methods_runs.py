@@ -19,6 +19,7 @@ from data_prep.errors import InputError
 from dflib import methods, runs
 from dflib.__main__ import _list, _settings
 from dflib.runs import spec
+from dflib.study import plan
 
 TRANSFERS = ("TL+FT", "TL+FT+Q", "TL+P+FT", "TL+KD", "TL+P+A", "TL+KD+A")
 CODES = ("BL", "CPF", "CPF-S", "SCRATCH", "CKD-0", "CKD", "CQ", "CQ-S", "CPKDQ", "chain", *TRANSFERS, "LRF")
@@ -149,6 +150,24 @@ def test_settings_against_unseen_generators_count_only_where_they_are_given(tiny
     assert len({first, *(run_id(tiny_dataset, settings={k: v}) for k, v in changed.items())}) == len(changed) + 1
     trained = [m for m in methods.METHODS.values() if "lr" in m.keys]
     assert all(set(changed) <= set(m.keys) for m in trained)
+
+
+def test_an_ensembles_teachers_are_parents_and_the_runs_of_a_studys_folds(tiny_dataset):
+    request = {"preset": "tiny", "dataset": tiny_dataset}
+    plain = spec("CKD", rate=0.9, **request)
+    for kind, key in (("leave-one-out", "hold_out"), ("one-to-all", "train_generators")):
+        taught = spec("CKD", rate=0.9, settings={"ensemble": kind}, **request)
+        folds = [spec("BL", settings={key: g}, **request).run_id for g in ("blurred", "nearest")]
+        own = [p.run_id for p in plain.parents]
+        assert [p.run_id for p in taught.parents] == [*own, *folds] and taught.run_id != plain.run_id
+        assert spec("CPF", rate=0.9, settings={"ensemble": kind}, **request).run_id == run_id(tiny_dataset)
+        assert [s.run_id for s in plan(methods_=("CKD",), settings={"ensemble": kind}, **request)].count(folds[0]) == 1
+    for more, why in (
+        ({"hold_out": "nearest"}, "ensemble=one-to-all: blurred is all that trains"),
+        ({"attention": 1.0}, "ensemble=one-to-all: attention needs a single teacher"),
+    ):
+        with pytest.raises(InputError, match=why):
+            spec("CKD", rate=0.9, settings={"ensemble": "one-to-all"} | more, **request)
 
 
 def test_everything_that_decides_a_result_changes_the_id(tiny_dataset):
