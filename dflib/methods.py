@@ -333,11 +333,8 @@ def _out_of_order(before: list[tuple[str, float | None]], kind: str, rate: float
     return None
 
 
-UNSET = (
-    "train_generators",
-    "hold_out",
-    *AGAINST_UNSEEN,
-)  # count only where they are given: without them a run keeps its id
+# count only where they are given: without them a run keeps its id
+UNSET = ("train_generators", "hold_out", "pairs", "ensemble", *AGAINST_UNSEEN)
 
 
 def relevant(code: str, values: dict) -> dict:
