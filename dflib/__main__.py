@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,16 @@ def _settings(pairs: list[str]) -> dict:
     return result
 
 
+def _seconds(option: str, text: str | None) -> float | None:
+    """A duration such as 90s, 30m, 8.5h."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+\.?\d*)([smh])", text.strip())
+    if not match or not float(match[1]):
+        raise InputError(f"{option} {text!r}: expected a number with its unit, e.g. 90s, 30m, 8.5h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 @app.command()
 def study(
     grid: Annotated[Path | None, typer.Option(help="YAML file of these options; those beside it count more")] = None,
@@ -57,7 +68,10 @@ def study(
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE: any setting of the preset")] = None,
     folds: Annotated[str | None, typer.Option(help="leave-one-out | one-to-all: of the training generators")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="try runs again whose notebook raised")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="try runs again that raised or took too long")
+    ] = False,
+    timeout: Annotated[str | None, typer.Option(help="most that one run may take: 90s, 30m, 2h")] = None,
     scheduler: Annotated[str | None, typer.Option(help="address of an existing Dask cluster, tcp://…")] = None,
 ) -> None:
     """Make every run of a grid that is not there yet; then the table and outputs/report.html."""
@@ -73,7 +87,7 @@ def study(
     preset, dataset, source = options.get("preset", "demo"), options.get("dataset"), options.get("source")
     request = {"preset": preset, "protocol": options.get("protocol", "strict"), "methods_": options.get("methods"),
                "rates": options.get("rates"), "settings": options.get("set", {}) | _settings(set_ or [])}  # fmt: skip
-    wanted_seeds, folds = options.get("seeds"), options.get("folds")
+    wanted_seeds, folds, limit = options.get("seeds"), options.get("folds"), _seconds("--timeout", timeout)
     engine.check(**request)  # before a minute goes into the demo data
     if not dry_run:
         usual = find_preset(preset)
@@ -83,11 +97,14 @@ def study(
     if dry_run:
         _print_plan(plan, engine.estimate(plan))
         return
-    outcomes = _run_with_progress(engine, plan, scheduler, retry_failed)
+    outcomes = _run_with_progress(engine, plan, scheduler=scheduler, retry_failed=retry_failed, timeout=limit)
     _print_results(*sorted({s.dataset for s in plan}), only={s.run_id for s in plan})
     from dflib import report
 
-    console.print(f"report: {report.write()}")
+    try:
+        console.print(f"report: {report.write()}")
+    except OSError as error:  # a full disk, say: the runs and the table stand
+        console.print(f"[red]no report:[/] {error}", highlight=False)
     bad = [o for o in outcomes.values() if o["status"] != "done"]
     if bad:
         _print_bad(plan, bad)
@@ -226,7 +243,7 @@ def _ensure_demo(*datasets: str) -> None:
         demo.prepare()
 
 
-def _run_with_progress(engine, plan, scheduler: str | None, retry_failed: bool) -> dict:
+def _run_with_progress(engine, plan, **options) -> dict:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     started = time.perf_counter()
@@ -239,7 +256,7 @@ def _run_with_progress(engine, plan, scheduler: str | None, retry_failed: bool) 
             bar.console.print(_line(spec, outcome), highlight=False)
 
         engine.prepare_data(plan)
-        outcomes = engine.run(plan, scheduler=scheduler, retry_failed=retry_failed, on_outcome=show)
+        outcomes = engine.run(plan, on_outcome=show, **options)
     console.print(f"{len(plan)} runs in {time.perf_counter() - started:.0f} s")
     return outcomes
 

@@ -9,11 +9,15 @@ import itertools
 import json
 import logging
 import os
+import re
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from subprocess import Popen
 from tempfile import TemporaryDirectory
 from typing import TextIO
 
@@ -28,6 +32,9 @@ log = logging.getLogger(__name__)
 
 MEMORY_PER_WORKER = 4e9  # bytes; of a worker on the CPU
 LOST_WORKER_RETRIES = 2
+SHORT_OF = re.compile(  # memory or disk, in the words of Python, torch, pyarrow, safetensors, ONNX Runtime: no fault of the notebook
+    r"MemoryError|out of memory|allocate memory|bad_alloc|No space left|Disk quota|PytorchStreamWriter|SIGKILL|measured: killed"
+)
 
 
 @dataclass(frozen=True)
@@ -119,37 +126,48 @@ def estimate(p: Plan) -> dict[str, float | None]:
     }
 
 
-def execute(s: Spec, *, retry_failed: bool = True) -> dict:
+def execute(s: Spec, *, retry_failed: bool = True, timeout: float | None = None) -> dict:
     """Execute one run's notebook with papermill, here; returns {"run_id", "status", "error", "seconds"}.
 
-    status: done (also when it was finished before: then seconds is 0), or failed (an earlier failure is only reported unless `retry_failed`).
-    Two processes that ask for the same run wait for each other, and the second finds it done.
+    status: done (also when it was finished before: then seconds is 0), or failed. Why is in `failed.json`, by its kind: `error` (the notebook
+    raised) and `timeout` (it took more than `timeout` seconds) are only reported the next time unless `retry_failed`; `died` (killed, or short of
+    memory or disk) is tried again. Two processes that ask for the same run wait for each other, and the second finds it done.
     """
     outcome = {"run_id": s.run_id, "status": "done", "error": None, "seconds": 0.0}
     if s.finished():
         return outcome
     check_parameters(s)
+    try:
+        return outcome | _execute(s, retry_failed, timeout)
+    except OSError as error:  # not even the record of the failure can be written: the run is tried again
+        return outcome | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+
+
+def _execute(s: Spec, retry_failed: bool, timeout: float | None) -> dict:
+    """What `execute` adds to an outcome, under the run's lock."""
     s.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(s.folder / "lock"):
         if s.finished():
-            return outcome
+            return {}
         earlier = s.failure()
-        if earlier and earlier["kind"] == "error" and not retry_failed:
-            return outcome | {
+        if earlier and earlier["kind"] != "died" and not retry_failed:
+            return {
                 "status": "failed",
                 "error": earlier["error"] + " (from an earlier attempt: --retry-failed tries again)",
             }
         started = time.perf_counter()
         _log(s, s.command())
-        record = _run_notebook(s)
-        outcome["seconds"] = time.perf_counter() - started
-        if record:
+        record = _run_notebook(s, timeout)
+        seconds = time.perf_counter() - started
+        if record is None or (record["kind"] != "error" and s.finished()):  # what was cut off then was only its end
+            return {"seconds": seconds}
+        failed = {"status": "failed", "error": record["error"], "seconds": seconds}
+        with suppress(OSError):
             _log(s, f"{record['error']}\n{record.get('traceback', '')}")
             write_text(
                 s.folder / "failed.json", json.dumps({"run_id": s.run_id, **record, "command": s.command()}, indent=1)
             )
-            return outcome | {"status": "failed", "error": record["error"]}
-    return outcome
+        return failed
 
 
 def run(
@@ -157,11 +175,13 @@ def run(
     *,
     scheduler: str | None = None,
     retry_failed: bool = False,
+    timeout: float | None = None,
     on_outcome: Callable[[Spec, dict], None] = lambda s, o: None,
 ) -> dict[str, dict]:
     """Make every run of the plan on Dask; returns the outcome of each by run id (done | failed | blocked).
 
     scheduler: the address of an existing cluster; None starts one here: a worker per GPU, or per two cores.
+    timeout: seconds that each run may take.
     on_outcome: called in this process as each run ends.
     """
     outcomes: dict[str, dict] = {}
@@ -182,29 +202,33 @@ def run(
         futures: dict[str, object] = {}
         for s in todo:
             parents = [futures[q.run_id] for q in s.parents if q.run_id in futures]
-            futures[s.run_id] = client.submit(_node, s, parents, retry_failed, key=s.run_id, pure=False)
+            futures[s.run_id] = client.submit(_node, s, parents, retry_failed, timeout, key=s.run_id, pure=False)
         by_key = {f.key: s for s, f in zip(todo, futures.values(), strict=True)}
         for future in as_completed(list(futures.values())):
             s = by_key[future.key]
             if future.status == "finished":
                 outcomes[s.run_id] = future.result()
-            else:  # the worker died more often than allowed
-                outcomes[s.run_id] = {
-                    "run_id": s.run_id,
-                    "status": "failed",
-                    "error": f"lost with its worker {LOST_WORKER_RETRIES + 1} times ({future.status})",
-                    "seconds": 0.0,
-                }
+            else:
+                outcomes[s.run_id] = {"run_id": s.run_id, "status": "failed", "error": _lost(future), "seconds": 0.0}
             on_outcome(s, outcomes[s.run_id])
     return outcomes
 
 
-def _node(s: Spec, parents: list[dict], retry_failed: bool) -> dict:
+def _lost(future) -> str:
+    """Why a node of the graph has no outcome: its worker died more often than allowed, or something raised outside the notebook."""
+    from distributed import KilledWorker
+
+    if future.status == "error" and not isinstance(error := future.exception(), KilledWorker):
+        return f"{type(error).__name__}: {error}"
+    return f"lost with its worker {LOST_WORKER_RETRIES + 1} times ({future.status})"
+
+
+def _node(s: Spec, parents: list[dict], retry_failed: bool, timeout: float | None) -> dict:
     """One node of the graph, in its worker."""
     missing = [q["run_id"] for q in parents if q["status"] != "done"]
     if missing:
         return {"run_id": s.run_id, "status": "blocked", "error": f"needs {', '.join(missing)}", "seconds": 0.0}
-    return execute(s, retry_failed=retry_failed)
+    return execute(s, retry_failed=retry_failed, timeout=timeout)
 
 
 def _log(s: Spec, text: str) -> None:
@@ -221,50 +245,88 @@ def check_parameters(s: Spec) -> None:
         choose(f"parameter of {s.notebook.name}", name, known)
 
 
-def _run_notebook(s: Spec) -> dict | None:
+def _run_notebook(s: Spec, timeout: float | None) -> dict | None:
     """Execute and keep the notebook; None when its last cell wrote the result, else what went wrong."""
-    import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
+    from nbformat import ValidationError
     from papermill.exceptions import PapermillException, PapermillExecutionError
 
-    new = s.folder / "notebook.new.ipynb"
+    new, kernel, record = s.folder / "notebook.new.ipynb", _Kernel(timeout), None
     try:
         with (
             (s.folder / "log.txt").open("a") as text,
             TemporaryDirectory(prefix="dflib-") as sockets,
             _quiet("papermill", "traitlets", "asyncio"),
+            kernel.watched(),
         ):
             papermill.execute_notebook(
                 str(s.notebook), str(new), s.parameters(), cwd=str(s.notebook.parent), progress_bar=False, stdout_file=text, stderr_file=text,
-                kernel_name="python3", kernel_manager_class=_kernel_manager(text, sockets),
+                kernel_name="python3", kernel_manager_class=_kernel_manager(text, sockets, kernel.started),
             )  # fmt: skip
     except PapermillExecutionError as error:
-        return {
-            "kind": "error",
-            "error": f"{error.ename}: {error.evalue}".splitlines()[0][:500],
+        what = f"{error.ename}: {error.evalue}"
+        kind = "died" if SHORT_OF.search(what) else "error"
+        record = {
+            "kind": kind,
+            "error": what.splitlines()[0][:500],
             "cell": error.exec_count,
             "traceback": error.traceback,
         }
     except DeadKernelError as error:
-        return {"kind": "died", "error": f"the kernel died ({error}): killed, or out of memory?"}
-    except (PapermillException, OSError, RuntimeError, nbformat.ValidationError) as error:
-        return {"kind": "died", "error": f"{type(error).__name__}: {error}"[:500], "traceback": traceback.format_exc()}
-    finally:
-        if new.exists():
-            new.replace(s.folder / "notebook.ipynb")
-    if not s.finished():
-        return {
-            "kind": "error",
-            "error": f"{s.notebook.name} ended without writing result.json: its last cell must call run.finish(…)",
+        record = {"kind": "died", "error": f"the kernel died ({error}): killed, or out of memory?"}
+    except (PapermillException, OSError, RuntimeError, ValidationError) as error:
+        new.unlink(missing_ok=True)  # cut while it was written, say
+        record = {
+            "kind": "died",
+            "error": f"{type(error).__name__}: {error}"[:500],
+            "traceback": traceback.format_exc(),
         }
-    return None
+    if new.exists():
+        new.replace(s.folder / "notebook.ipynb")
+    if kernel.late:
+        return {"kind": "timeout", "error": f"stopped after {timeout:g} s, the limit of --timeout"}
+    if record is None and not s.finished():
+        if kernel.killed():  # papermill may take its kernel's end for the notebook's
+            return {"kind": "died", "error": "the kernel was killed: out of memory?"}
+        why = f"{s.notebook.name} ended without writing result.json: its last cell must call run.finish(…)"
+        return {"kind": "error", "error": why}
+    return record
 
 
-def _kernel_manager(log_file: TextIO, sockets: str) -> type:
+class _Kernel:
+    """The process of a run's kernel: killed, with what it started, `timeout` seconds after its start."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self.late, self.process = False, None
+        self.timer = threading.Timer(timeout, self.stop) if timeout else None
+
+    def started(self, process: Popen) -> None:
+        self.process = process
+        if self.timer:
+            self.timer.start()
+
+    def stop(self) -> None:
+        self.late = True
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # a kernel leads a group of its own
+
+    def killed(self) -> bool:
+        return self.process is not None and self.process.returncode == -signal.SIGKILL
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self.timer:
+                self.timer.cancel()
+
+
+def _kernel_manager(log_file: TextIO, sockets: str, started: Callable[[Popen], None]) -> type:
     """A kernel manager over ipc sockets in a folder of their own (TCP ports race when many kernels start at once).
 
-    What the kernel process itself says on its way out goes to the run's log.
+    What the kernel process itself says on its way out goes to the run's log. started: called with the kernel's process.
     """
     from queue import Empty
 
@@ -295,9 +357,12 @@ def _kernel_manager(log_file: TextIO, sockets: str) -> type:
             env = dict(options.get("env", os.environ))
             env["TQDM_DISABLE"] = "1"  # nobody watches: no dead bars in the notebook
             env.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask's, to give memory back at once: training took twice the time
-            await super()._async_launch_kernel(
-                kernel_cmd, **(options | {"stdout": log_file, "stderr": log_file, "env": env})
-            )
+            cmd = [
+                *kernel_cmd,
+                f"--IPKernelApp.exec_lines=__import__('dflib.parallel').parallel.die_with_parent({os.getpid()})",
+            ]
+            await super()._async_launch_kernel(cmd, **(options | {"stdout": log_file, "stderr": log_file, "env": env}))
+            started(self.provisioner.process)
 
         _launch_kernel = _async_launch_kernel
 

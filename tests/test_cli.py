@@ -72,6 +72,8 @@ STUDY = ("dflib", "study", "--preset", "tiny", "--dataset", "mine")
         ((*STUDY, "--set", "size=33"), "image size 33 is not a multiple of 32"),
         ((*STUDY, "--set", "mode=crop"), "unknown input mode 'crop'"),
         ((*STUDY, "--methods", "CPF", "--set", "scope=all"), "unknown scope 'all'"),
+        ((*STUDY, "--timeout", "2"), "--timeout '2': expected a number with its unit, e.g. 90s, 30m, 8.5h"),
+        ((*STUDY, "--set", "devices=0"), "setting devices=0 is out of its range"),
         ((*STUDY, "--methods", "TL+FT", "--source", "mine"), "source 'mine' is the dataset itself"),
         ((*STUDY, "--methods", "TL+FT", "--source", "mien"), "unknown dataset 'mien', did you mean 'mine'?"),
         ((*STUDY, "--methods", "TL+FT", "--source", "dogs-vs-cats"), "Get it with: python -m data_prep dogs-vs-cats --from FOLDER"),
