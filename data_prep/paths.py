@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from data_prep.errors import InputError, choose
 
+KAGGLE = Path(
+    "/kaggle/input"
+)  # both mount styles: <slug>/… and datasets/<owner>/<slug>/… (or notebooks/<owner>/<slug>/…)
 _PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
 
@@ -31,6 +36,34 @@ def data_root() -> Path:
 def outputs_root() -> Path:
     """Folder of all runs and reports: `$DFLIB_OUTPUTS`, else `outputs/` in the project."""
     return Path(os.environ.get("DFLIB_OUTPUTS") or PROJECT / "outputs")
+
+
+def attached_roots() -> list[Path]:
+    """Outputs of earlier sessions, in which finished runs are found and nothing is written: below each folder in `$DFLIB_ATTACHED`
+    (separated as in `$PATH`), and below what Kaggle mounts; known by their structure. Of large folders (of images) only 1,000 entries are looked at.
+
+    Raises `InputError` for a folder in `$DFLIB_ATTACHED` that is not there.
+    """
+    given = [Path(part) for part in os.environ.get("DFLIB_ATTACHED", "").split(os.pathsep) if part]
+    for folder in given:
+        if not folder.is_dir():
+            raise InputError(f"$DFLIB_ATTACHED names {folder}, which is no folder: mend it, or unset it")
+    return [root for base in (*given, KAGGLE) for root in _outputs_below(base)]
+
+
+@cache  # what is attached stays as it is, and every look at a run asks
+def _outputs_below(base: Path) -> list[Path]:
+    found, level = [], [base] if base.is_dir() else []
+    for _ in range(7):  # Kaggle's three or four, the clone, outputs
+        deeper = []
+        for folder in level:
+            below = [Path(f.path) for f in islice(os.scandir(folder), 1000) if f.is_dir()]
+            if any(True for f in below for p in ("strict", "paper") for _ in (f / p).glob("*/*/result.json")):
+                found.append(folder)
+            else:
+                deeper += below
+        level = sorted(deeper)
+    return found
 
 
 def present() -> list[str]:

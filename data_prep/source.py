@@ -12,11 +12,10 @@ import pandas as pd
 from data_prep import download, manifest
 from data_prep.errors import InputError
 from data_prep.folder import subfolders
-from data_prep.paths import data_root
+from data_prep.paths import KAGGLE, data_root
 
 log = logging.getLogger(__name__)
 
-KAGGLE = Path("/kaggle/input")  # both mount styles: <slug>/… and datasets/<owner>/<slug>/…
 DEPTH = 6  # of the search for a layout: Kaggle's four folders, and the archive's own
 
 

@@ -38,7 +38,7 @@ def measure(
     """
     for how in grid:
         transform.check_perturbation(how)
-    todo = [f for f in map(Path, folders) if not set(grid) <= set(_known(f))]
+    todo = [runs.own(f) for f in map(Path, folders) if not set(grid) <= set(_known(f))]
     for _, alike in groupby(sorted(todo, key=_images), key=_images):
         together = list(alike)
         for folder, scores in zip(together, _scores(together, grid), strict=True):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import re
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.errors import InputError, check_rate, choose
-from data_prep.paths import PROJECT, images_root, write_text
+from data_prep.paths import PROJECT, attached_roots, images_root, outputs_root, write_text
 from dflib import methods
 
 if TYPE_CHECKING:
@@ -36,11 +36,6 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 NOTEBOOKS = PROJECT / "notebooks"
 LIBRARIES = ("torch", "torchvision", "onnxruntime", "onnx", "numpy", "scikit-learn", "papermill")
-
-
-def outputs_root() -> Path:
-    """Folder of all runs and reports: `$DFLIB_OUTPUTS`, else `outputs/` in the project."""
-    return Path(os.environ.get("DFLIB_OUTPUTS") or PROJECT / "outputs")
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,10 @@ class Spec:
 
     @property
     def folder(self) -> Path:
-        return outputs_root() / self.dataset / self.protocol / self.method / self.run_id
+        """Below the outputs root; a finished run's may also be below an attached one (`paths.attached_roots`)."""
+        place = Path(self.dataset, self.protocol, self.method, self.run_id)
+        known = [root / place for root in (outputs_root(), *attached_roots())]
+        return next((f for f in known if (f / "result.json").exists()), known[0])
 
     def finished(self) -> bool:
         return (self.folder / "result.json").exists()
@@ -486,8 +484,25 @@ def find(name: str) -> Path:
 
 
 def folders() -> list[Path]:
-    """Folders of all finished runs below the outputs root, oldest id order aside: sorted by path."""
-    return sorted(p.parent for p in outputs_root().glob("*/*/*/*/result.json"))
+    """Folders of all finished runs below the outputs root and the attached ones, each run once, sorted by dataset, protocol, method and id."""
+    found: dict[Path, Path] = {}
+    for root in (outputs_root(), *attached_roots()):
+        for path in root.glob("*/*/*/*/result.json"):
+            found.setdefault(path.parent.relative_to(root), path.parent)
+    return [found[place] for place in sorted(found)]
+
+
+def own(folder: Path) -> Path:
+    """The run's folder below the outputs root, to write to: an attached run is copied there."""
+    here = outputs_root().joinpath(*folder.parts[-4:])
+    if not (here / "result.json").exists() and any(folder.is_relative_to(root) for root in attached_roots()):
+        new = here.with_name(here.name + ".new")
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(folder, new)
+        shutil.rmtree(here, ignore_errors=True)  # an attempt from before the other was attached
+        new.replace(here)
+        return here
+    return folder
 
 
 def results(dataset: str | None = None) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import folder
+from data_prep import folder, paths
 from data_prep.errors import InputError
 from dflib import methods, runs
 from dflib.__main__ import _list, _settings
@@ -420,3 +420,25 @@ def test_a_run_is_found_by_id_and_by_path(outputs_root):
     assert runs.find(place.name) == runs.find(str(place)) == place
     with pytest.raises(InputError, match="did you mean 'BL-s0-32px-0a1b2c3d'"):
         runs.find("BL-s0-32px-0a1b2c3e")
+
+
+def test_runs_are_found_in_attached_outputs_by_their_structure(outputs_root, tmp_path, monkeypatch):
+    attached = tmp_path / "input"
+    monkeypatch.setattr(paths, "KAGGLE", attached)
+    (attached / "rock-paper-scissors" / "paper").mkdir(parents=True)  # a dataset with a folder of a protocol's name
+    places = [
+        outputs_root / "set" / "strict" / "BL" / "BL-own",
+        attached / "version-1" / "workbook" / "outputs" / "set" / "strict" / "BL" / "BL-own",
+        attached / "version-1" / "workbook" / "outputs" / "set" / "strict" / "CQ" / "CQ-before",
+        attached / "notebooks" / "somebody" / "study" / "workbook" / "outputs" / "other" / "paper" / "BL" / "BL-other",
+        tmp_path / "given" / "set" / "strict" / "CQ" / "CQ-given",
+    ]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "result.json").write_text("{}")
+    monkeypatch.setenv("DFLIB_ATTACHED", f"{tmp_path / 'given'}{os.pathsep}")
+    assert sorted(runs.folders()) == sorted(p for p in places if p != places[1])  # each run once, one's own first
+    assert runs.find("BL-other") == places[3]
+    monkeypatch.setenv("DFLIB_ATTACHED", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=r"\$DFLIB_ATTACHED names .*nowhere, which is no folder"):
+        runs.folders()
