@@ -106,7 +106,7 @@ class Spec:
         decides = {
             "method": self.method, "rate": self.rate, "seed": self.seed, "dataset": self.dataset, "protocol": self.protocol,
             "settings": methods.relevant(self.method, self.settings), "parents": [p.run_id for p in self.parents],
-            "data": self.fingerprint, "notebook": _code_hash(self.notebook),
+            "data": self.fingerprint, "notebook": code_hash(self.notebook),
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         rate = "" if self.rate is None else f"-r{100 * self.rate:g}"
@@ -570,7 +570,7 @@ def _predictions(part, scores) -> pd.DataFrame:
     )
 
 
-def _code_hash(notebook: Path) -> str:
+def code_hash(notebook: Path) -> str:
     """Hash of the cells tagged `result`: what makes the run. Prose, figures and exercises may change without making finished runs stale."""
     try:
         stat = notebook.stat()

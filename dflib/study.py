@@ -16,17 +16,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from subprocess import Popen
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import TextIO
 
 from filelock import FileLock
 
 from data_prep.errors import InputError, check_rate, choose
-from data_prep.paths import write_text
+from data_prep.paths import outputs_root, write_text
 from dflib import methods
-from dflib.runs import Spec, spec
+from dflib.runs import Spec, code_hash, spec
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +200,8 @@ def run(
     from distributed import as_completed
 
     with _client(scheduler, most=len(todo)) as client:
+        if scheduler:
+            check_workers(client, p)
         futures: dict[str, object] = {}
         for s in todo:
             parents = [futures[q.run_id] for q in s.parents if q.run_id in futures]
@@ -228,7 +231,57 @@ def _node(s: Spec, parents: list[dict], retry_failed: bool, timeout: float | Non
     missing = [q["run_id"] for q in parents if q["status"] != "done"]
     if missing:
         return {"run_id": s.run_id, "status": "blocked", "error": f"needs {', '.join(missing)}", "seconds": 0.0}
+    if (here := _told(lambda: replace(s).run_id)) != s.run_id:  # a worker that came after `check_workers`
+        from distributed import get_worker
+
+        error = f"worker {get_worker().address} has other data or another notebook, and would make: {here}"
+        return {"run_id": s.run_id, "status": "failed", "error": error, "seconds": 0.0}
     return execute(s, retry_failed=retry_failed, timeout=timeout)
+
+
+def check_workers(client, p: Plan) -> None:
+    """Raise `InputError` for a worker that lacks the data, the notebooks or the outputs that this process has, or has others.
+
+    Waits for a first worker where there is none yet; `_node` looks at those that come later.
+    """
+    if not client.nthreads():
+        log.warning("no worker at %s yet: waiting for the first", client.scheduler.address)
+        client.wait_for_workers(1)
+    for worker, threads in client.nthreads().items():
+        if threads > 1:  # papermill changes the directory of its process
+            raise InputError(
+                f"worker {worker} has {threads} threads, one run a worker is made: dask worker --nthreads 1"
+            )
+    asked = list({(s.dataset, s.notebook): s for s in p}.values())
+    outputs_root().mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=outputs_root(), prefix=".seen-") as sign:
+        mine = _found(asked, Path(sign.name).name)
+        theirs = client.run(_found, asked, Path(sign.name).name, on_error="return")
+    for worker, facts in sorted(theirs.items()):
+        if isinstance(facts, BaseException):
+            raise InputError(f"worker {worker} cannot make runs: {type(facts).__name__}: {facts}")
+        for what, value in facts.items():
+            if value != mine[what]:
+                raise InputError(
+                    f"worker {worker}, {what}: {value}. Here: {mine[what]}. Make them alike, or leave this worker out"
+                )
+
+
+def _found(asked: list[Spec], sign: str) -> dict[str, str]:
+    """What decides the result of runs beside their requests, and whether the outputs are the asker's, as this process finds it."""
+    found = {"outputs": "the same folder" if (outputs_root() / sign).exists() else f"{outputs_root()}, another folder"}
+    for s in map(replace, asked):
+        found[f"dataset {s.dataset}"] = _told(lambda s=s: f"fingerprint {s.fingerprint}")
+        found[f"notebook {s.notebook.name}"] = _told(lambda s=s: f"version {code_hash(s.notebook)}")
+    return found
+
+
+def _told(find: Callable[[], str]) -> str:
+    """What `find` returns, or the error that it raises, as text."""
+    try:
+        return find()
+    except InputError as error:
+        return str(error)
 
 
 def _log(s: Spec, text: str) -> None:
