@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,16 @@ class Part:
     balanced: bool = False  # shuffled batches hold both classes equally often, whatever their numbers
     paired: bool = False  # and each real image together with a fake of its scene
 
+    def __getstate__(self) -> dict:
+        """For another process: a memory map goes as its file, not as its contents."""
+        state = {k: self.__dict__[k] for k in self.__dataclass_fields__}
+        file = getattr(self.pixels, "filename", None)
+        return state | ({"pixels": Path(file)} if file else {})
+
+    def __setstate__(self, state: dict) -> None:
+        file = state["pixels"]
+        self.__dict__.update(state | ({"pixels": np.load(file, mmap_mode="r")} if isinstance(file, Path) else {}))
+
     @cached_property
     def _buffers(self) -> _Buffers:
         return _Buffers()
@@ -65,11 +76,17 @@ class Part:
         return self.table["group"].to_numpy(dtype=object)
 
     def batches(
-        self, size: int, *, device: torch.device | str = "cpu", shuffle: torch.Generator | None = None
+        self,
+        size: int,
+        *,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (uint8 images N x 3 x H x W in channels_last memory, int64 labels N) on the device.
 
-        shuffle: a generator for the order; None keeps the manifest's. Raises `InputError` for pairs in batches of an odd size.
+        shuffle: a generator for the order; None keeps the manifest's. share: which part (i, n) of each batch; (0, 2) is every other image.
+        Raises `InputError` for pairs in batches of an odd size.
         """
         pairs = self.paired and shuffle is not None
         if pairs and size % 2:
@@ -82,6 +99,7 @@ class Part:
         words = _words(self.pixels)
         for index in order.split(size):
             index = index[torch.randperm(len(index), generator=shuffle)] if pairs else index
+            index = index[share[0] :: share[1]]
             images = self._buffers.take(len(index), words.shape[1], pinned=cuda)
             torch.index_select(words, 0, rows[index], out=images)
             images = images.view(torch.uint8).view(-1, *self.pixels.shape[1:])

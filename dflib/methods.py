@@ -10,7 +10,7 @@ from dflib.quantize import CALIBRATIONS
 
 AGAINST_UNSEEN = ("cutmix", "blur_jpeg", "ema", "front")
 TRAIN = (
-    *("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp"),
+    *("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp", "devices"),
     *AGAINST_UNSEEN,
 )
 DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out", "pairs")
@@ -129,6 +129,7 @@ DEFAULTS: dict = {
     "front": "",  # a fixed high-pass front end: srm | npr
     "ema": 0.0,  # decay of the averaged weights, such as 0.99
     "amp": True,
+    "devices": 1,  # GPUs (CPU processes where there are none) that share each batch
     "scope": "layer",  # layer | global
     "importance": "l1",  # of a channel: l1 | taylor | bn | random
     "round_to": 16,  # widths are multiples of it: as many numbers as AVX-512 takes at once (8 elsewhere may do)
@@ -334,7 +335,7 @@ def _out_of_order(before: list[tuple[str, float | None]], kind: str, rate: float
 
 
 # count only where they are given: without them a run keeps its id
-UNSET = ("train_generators", "hold_out", "pairs", "ensemble", *AGAINST_UNSEEN)
+UNSET = ("train_generators", "hold_out", "pairs", "ensemble", "devices", *AGAINST_UNSEEN)
 
 
 def relevant(code: str, values: dict) -> dict:

@@ -303,7 +303,14 @@ class Run:
             return self.history
         self.folder.mkdir(parents=True, exist_ok=True)
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self.history = train.fit(model, self.data, recipe, checkpoint=self.folder / f"checkpoint{stage}.pt", **options)
+        self.history = train.fit(
+            model,
+            self.data,
+            recipe,
+            checkpoint=self.folder / f"checkpoint{stage}.pt",
+            devices=self.settings["devices"],
+            **options,
+        )
         write_text(self.folder / f"history{stage}.csv", self.history.to_csv(index=False))
         self.timings[as_timing] += float(self.history["seconds"].sum())
         return self.history

@@ -199,7 +199,7 @@ def run(
         check_parameters(s)
     from distributed import as_completed
 
-    with _client(scheduler, most=len(todo)) as client:
+    with _client(scheduler, most=len(todo), devices=max(s.settings["devices"] for s in todo)) as client:
         if scheduler:
             check_workers(client, p)
         futures: dict[str, object] = {}
@@ -436,7 +436,7 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 @contextmanager
-def _client(scheduler: str | None, *, most: int):
+def _client(scheduler: str | None, *, most: int, devices: int):
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
@@ -452,7 +452,7 @@ def _client(scheduler: str | None, *, most: int):
         return
     workers = {
         i: {"cls": Nanny, "options": {"nthreads": 1, "env": env, "memory_limit": 0, "silence_logs": logging.CRITICAL}}
-        for i, env in enumerate(worker_environments(most))
+        for i, env in enumerate(worker_environments(most, devices))
     }
     quiet = _quiet(
         "distributed",
@@ -474,23 +474,32 @@ def _client(scheduler: str | None, *, most: int):
         yield client
 
 
-def worker_environments(most: int) -> list[dict[str, str]]:
-    """Environment of each local worker, for `most` runs at the same time: one GPU each where there are GPUs, else an equal share of the cores.
+def worker_environments(most: int, devices: int = 1) -> list[dict[str, str]]:
+    """Environment of each local worker, for `most` runs at the same time: `devices` GPUs each where there are GPUs, else an equal share of the cores.
 
     On the CPU many workers of one thread waste less than one worker of many (loading and drawing use one thread), but each needs its
-    memory. `OMP_NUM_THREADS` overrides the number of threads.
+    memory. `OMP_NUM_THREADS` overrides the number of threads. Raises `InputError` when more devices are asked for than there are, here or
+    in `CUDA_VISIBLE_DEVICES`.
     """
     import psutil
     import torch
 
     from data_prep.manifest import cores
+    from dflib.parallel import check_devices
 
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = (given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())])[:most]
-    count = len(gpus) or max(1, min(most, cores(), int(psutil.virtual_memory().total / MEMORY_PER_WORKER)))
+    check_devices(devices)
+    given, there = os.environ.get("CUDA_VISIBLE_DEVICES", ""), torch.cuda.device_count()
+    gpus = [g for g in given.split(",") if g not in ("", "-1")] or [str(i) for i in range(there)]
+    if len(gpus) > there:
+        raise InputError(
+            f"CUDA_VISIBLE_DEVICES={given} asks for {len(gpus)} GPUs, {there} are there: name those, or -1 for none"
+        )
+    groups = [",".join(gpus[i : i + devices]) for i in range(0, len(gpus) - devices + 1, devices)][:most]
+    memory = int(psutil.virtual_memory().total / MEMORY_PER_WORKER)
+    count = len(groups) or max(1, min(most, cores() // devices, memory))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))  # who sets it has a reason
     env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-    return [env | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(count)]
+    return [env | ({"CUDA_VISIBLE_DEVICES": groups[i]} if groups else {}) for i in range(count)]
 
 
 def prepare_data(p: Plan) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
@@ -92,18 +92,25 @@ def fit(
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
     checkpoint: Path | None = None,
     device: torch.device | None = None,
+    devices: int = 1,
 ) -> pd.DataFrame:
     """Train `model` in place on `data.train`, watching `data.val`; returns the history, one row an epoch.
 
     loss: cross-entropy unless given (distillation passes its own). after_step: called after each step (pruning puts its zeros back).
     checkpoint: a file written after each epoch; where it exists, training goes on from it to the same result as without the interruption.
+    devices: how many share each batch (`parallel.fit`): GPUs, or processes on the CPU.
     Columns: epoch, lr, loss, accuracy (training batches), val_loss, val_accuracy, val_auroc, seconds.
     Raises `InputError` when the checkpoint is damaged or belongs to another recipe or model, for a batch of 1, or when the loss is no longer finite.
 
     >>> fit(model, data, Recipe(epochs=3))                          # doctest: +SKIP
     """
-    if recipe.batch < 2:
-        raise InputError(f"batch {recipe.batch}: BatchNorm needs at least 2 images in a batch")
+    if recipe.batch < 2 * devices:
+        raise InputError(f"batch {recipe.batch}: BatchNorm needs at least 2 images in a batch, on each device")
+    if devices > 1:
+        from dflib import parallel
+
+        return parallel.fit(model, data, recipe, devices=devices, loss=loss, after_step=after_step, on_epoch=on_epoch, checkpoint=checkpoint)  # fmt: skip
+    rank, world = _share()
     device = device or best_device()
     model.to(device, memory_format=torch.channels_last)
     loss = loss or (
@@ -120,7 +127,7 @@ def fit(
     ema = averaged(model, recipe.ema) if recipe.ema else None
     parts |= {"ema": ema} if ema else {}
     kept = ema.module if ema else model
-    keep = lambda m: [f(m) for f in (after_step, ema and ema.update_parameters) if f]
+    keep = lambda: [f(model) for f in (after_step, ema and ema.update_parameters) if f]
     state = _resume(checkpoint, parts, recipe, device) or {
         "epoch": 0,
         "history": [],
@@ -129,18 +136,20 @@ def fit(
         "best_epoch": 0,
     }
 
-    bar = tqdm(total=recipe.epochs, initial=state["epoch"], desc="training", unit="epoch", leave=False, **_VISIBLE)
+    network = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    visible = {"disable": True} if rank else _VISIBLE
+    bar = tqdm(total=recipe.epochs, initial=state["epoch"], desc="training", unit="epoch", leave=False, **visible)
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         while state["epoch"] < recipe.epochs and not _out_of_patience(state, recipe):
             epoch = state["epoch"]
-            torch.manual_seed(
-                recipe.seed * 100_003 + epoch
-            )  # each epoch starts from its own seed: a resumed one is the same
+            seed = recipe.seed * 100_003 + epoch  # each epoch starts from its own: a resumed one is the same
+            torch.manual_seed(seed + rank * 2**32)
             started = time.perf_counter()
             row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
-            row |= _train_epoch(model, data.train, recipe, loss, optimizer, schedule, scaler, keep, device)
-            row |= _validate(kept, data.val, device, amp=recipe.amp)
+            row |= _train_epoch(network, data.train, recipe, loss, optimizer, schedule, scaler, keep, device, seed)
+            row |= {} if rank else _validate(kept, data.val, device, amp=recipe.amp)
             row["seconds"] = time.perf_counter() - started
+            row = _told(row)
             state["history"].append(row)
             state["epoch"] += 1
             if row["val_auroc"] > state["best_auroc"]:
@@ -148,7 +157,8 @@ def fit(
                 state["best"] = (
                     {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()} if recipe.patience else None
                 )
-            _save(checkpoint, parts, state, recipe)
+            if rank == 0:
+                _save(checkpoint, parts, state, recipe)
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.3f}", val_auroc=f"{row['val_auroc']:.3f}")
             if on_epoch:
@@ -214,29 +224,47 @@ def _train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def _train_epoch(model, part, recipe, loss, optimizer, schedule, scaler, after_step, device) -> dict:
-    _train_mode(model)
-    order = torch.Generator().manual_seed(torch.initial_seed())
-    total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-    for images, labels in part.batches(recipe.batch, device=device, shuffle=order):
-        if len(labels) < 2:
+def _share() -> tuple[int, int]:
+    """Which process this is of how many that train one model together (see `parallel`)."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def _told(row: dict) -> dict:
+    """The first process's row, in all of them."""
+    box = [row]
+    if _share()[1] > 1:
+        distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def _train_epoch(network, part, recipe, loss, optimizer, schedule, scaler, after_step, device, seed) -> dict:
+    _train_mode(network)
+    order, (rank, world) = torch.Generator().manual_seed(seed), _share()
+    sums = torch.zeros(2, device=device)  # of the loss, of right decisions
+    batches = part.batches(recipe.batch, device=device, shuffle=order, share=(rank, world))
+    for start, (images, labels) in zip(range(0, len(part), recipe.batch), batches, strict=True):
+        whole = min(recipe.batch, len(part) - start)  # on all devices together
+        if whole < 2 * world:
             continue  # BatchNorm cannot normalise a single image
         x = pixels(augment.blur_jpeg(images, recipe.blur_jpeg) if recipe.blur_jpeg else images)
         x, targets = augment.augmented(x) if recipe.augment else x, labels
         if recipe.mixup or recipe.cutmix:
             x, targets = augment.blended(x, labels, mixup=recipe.mixup, cutmix=recipe.cutmix)
         with _autocast(device, recipe.amp):
-            logits = model(x)
+            logits = network(x)
             value = loss(logits.float(), targets, x)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(value).backward()
+        scaler.scale(
+            value * (len(labels) * world / whole)
+        ).backward()  # whose mean over the devices is that of the images
         scaler.step(optimizer)
         scaler.update()
         schedule.step()
-        if after_step:
-            after_step(model)
-        total += value.detach() * len(labels)
-        correct += (logits.detach().argmax(1) == labels).sum()
+        after_step()
+        sums += torch.stack([value.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])
+    if world > 1:
+        distributed.all_reduce(sums)
+    total, correct = sums
     if not torch.isfinite(total):
         raise InputError(
             f"the training loss is {total.item()} at learning rate {schedule.get_last_lr()[0]:.2g}: lower it with --set lr={recipe.lr / 3:.1g}"
