@@ -90,7 +90,7 @@ METHODS = {
             "transfer by distillation",
             "10_tl_distill",
             ("BL@source", "TL+FT"),
-            settings=("backbone", "teacher", "temperature", "transfer_alpha", "epochs", "patience", *TRAIN),
+            settings=("teacher", "temperature", "transfer_alpha", "epochs", "patience", *TRAIN),
         ),
         Method("TL+P+A", "adapter in the pruned model", "11_tl_prune_adapter", ("TL+P+FT",), settings=ADAPTER),
         Method("TL+KD+A", "adapter in the student", "12_tl_distill_adapter", ("TL+KD",), settings=ADAPTER),

@@ -174,6 +174,8 @@ def spec(
         check_rate(rate)
     source = (source or methods.preset(preset).source) if row.transfers else ""
     if source:
+        if values["backbone"] != "vgg":
+            raise InputError(f"{method} with backbone {values['backbone']}: transfers name layers of the vgg; leave the backbone out, or take BL, CPF-S, CKD or CQ-S")  # fmt: skip
         _check_source(source, dataset)
         for code in methods.lineage(method):
             _check_layers(methods.method(code), values, rate)
@@ -201,12 +203,12 @@ def _check_layers(row: methods.Method, values: dict, rate: float | None) -> None
     from dflib import adapters, models
 
     size, keys = values["size"], row.keys
-    full = models.architecture("BL", size=size, backbone=values["backbone"])
+    full = models.architecture("BL", size=size)
     if "trainable" in keys:
         with torch.device("meta"):
             adapters.select(models.Detector(full), values["trainable"])
     if "adapter_after" in keys:
-        arch = models.student(rate, size=size, backbone=values["backbone"]) if "TL+KD" in row.parents else full
+        arch = models.student(rate, size=size) if "TL+KD" in row.parents else full
         adapters.place(arch, values["adapter_after"])
 
 
