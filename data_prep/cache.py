@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -27,12 +27,13 @@ log = logging.getLogger(__name__)
 
 
 def build(
-    name: str, *, size: int, mode: str = "resize", equalise: bool = False, perturb: str = "", workers: int | None = None,
+    name: str, *, size: int, mode: str = "resize", equalise: bool = False, perturb: str = "", crops: int = 1, only: Iterable[str] | None = None,
+    workers: int | None = None,
 ) -> tuple[np.memmap, pd.DataFrame]:  # fmt: skip
     """The decoded images of a dataset (uint8, N x size x size x 3, read-only) and the manifest rows they stand for.
 
     equalise: make the classes alike in size and JPEG quality first (`transform.equaliser`). perturb: then make each image worse, such as
-    "jpeg-75" (`transform.perturb`).
+    "jpeg-75" (`transform.perturb`). crops: so many of each image (`fit`), in rows that follow each other. only: paths of the images, None for all.
     Made on the first call, found on the next. Parallel; a cut build goes on where it was; two at once wait for each other.
     Memory: each process holds one image and a few hundred kB; the rows go straight to the file, whatever N is.
     Raises `InputError` for an unknown mode or perturbation, a size that is no multiple of 32, a full disk, or files that changed since the scan.
@@ -46,11 +47,13 @@ def build(
     manifest.check(table, name, kind=describe(name)["kind"])
     table = table[table["status"] == "ok"].reset_index(drop=True)
     alike = transform.equaliser(table) if equalise else None
+    table = table if only is None else table[table["path"].isin(set(only))].reset_index(drop=True)
     contents = _hash([table["sha256"].tolist(), manifest.DECODING])
     key = [
         mode,
         *([alike.key] if alike else []),
         *([transform.check_perturbation(perturb)] if perturb else []),
+        *([f"{crops}x"] if crops > 1 else []),
         str(size),
         contents,
     ]
@@ -65,8 +68,9 @@ def build(
                     name,
                     table,
                     size,
-                    partial(_prepared, size=size, mode=mode, alike=alike, worse=perturb),
+                    partial(_prepared, size=size, mode=mode, alike=alike, worse=perturb, crops=crops),
                     workers,
+                    crops,
                 )
     return np.load(folder / "images.npy", mmap_mode="r"), table
 
@@ -79,18 +83,26 @@ def _beside(folder: Path, suffix: str) -> Path:
     return folder.with_name(folder.name + suffix)  # names may hold dots, such as resize-0.5
 
 
-def _prepared(data: bytes, sha256: str, *, size: int, mode: str, alike: Equaliser | None, worse: str) -> np.ndarray:
-    """From a file's bytes to the pixels of its row."""
+def _prepared(
+    data: bytes, sha256: str, *, size: int, mode: str, alike: Equaliser | None, worse: str, crops: int
+) -> np.ndarray:
+    """From a file's bytes to the pixels of its rows."""
     image = to_rgb(open_image(data))
     image = alike(image, sha256) if alike else image
-    return fit(transform.perturb(image, worse) if worse else image, size=size, mode=mode)
+    return fit_crops(transform.perturb(image, worse) if worse else image, size=size, mode=mode, crops=crops)
 
 
-def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
+def fit_crops(image: Image.Image, *, size: int, mode: str, crops: int = 1) -> np.ndarray:
+    """Several crops of one RGB image (see `fit`): uint8, crops x size x size x 3."""
+    return np.stack([fit(image, size=size, mode=mode, crop=i) for i in range(crops)])
+
+
+def fit(image: Image.Image, *, size: int, mode: str = "resize", crop: int = 0) -> np.ndarray:
     """One RGB image as the detectors see it: uint8, size x size x 3.
 
     resize: squashed to the square (the paper's way; destroys traces in large photographs). center_crop: the middle, unscaled.
     texture_crop: the tile with the most fine detail, unscaled (arXiv 2407.15500). Images smaller than `size` are scaled up to it first.
+    crop: 1 to 4 are the corners instead of the middle, or the tiles with the next most detail.
 
     >>> fit(Image.new("RGB", (300, 200)), size=64).shape
     (64, 64, 3)
@@ -105,21 +117,23 @@ def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
         )
     pixels = np.asarray(image)
     if mode == "center_crop":
-        top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+        down, right = [(1, 1), (0, 0), (0, 2), (2, 0), (2, 2)][crop]
+        top, left = (pixels.shape[0] - size) * down // 2, (pixels.shape[1] - size) * right // 2
     else:
-        top, left = _richest_tile(pixels, size)
+        top, left = _richest_tile(pixels, size, crop)
     return pixels[top : top + size, left : left + size]
 
 
-def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
-    """Corner of the size x size tile (on a half-tile grid, and at the far edges) with the largest mean absolute gradient."""
+def _richest_tile(pixels: np.ndarray, size: int, rank: int = 0) -> tuple[int, int]:
+    """Corner of the size x size tile (on a half-tile grid, and at the far edges) with the largest mean absolute gradient, or of the rank-th after it."""
     grey = pixels.mean(axis=2)
     energy = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     total = np.pad(energy, ((1, 1), (1, 1))).cumsum(0).cumsum(1)
     tops, lefts = (np.unique([*range(0, n - size, size // 2), n - size]) for n in pixels.shape[:2])
     tops, lefts = tops[:, None], lefts[None, :]
     sums = total[tops + size, lefts + size] - total[tops, lefts + size] - total[tops + size, lefts] + total[tops, lefts]
-    row, column = np.unravel_index(sums.argmax(), sums.shape)
+    order = np.argsort(-sums, axis=None, kind="stable")
+    row, column = np.unravel_index(order[min(rank, len(order) - 1)], sums.shape)
     return int(tops[row, 0]), int(lefts[0, column])
 
 
@@ -136,8 +150,10 @@ def _remove_stale(parent: Path, contents: str) -> None:
                 log.info("left %s alone: another build is using it", partial_folder)
 
 
-def _fill(folder: Path, name: str, table: pd.DataFrame, size: int, prepared: Callable, workers: int | None) -> None:
-    shape = (len(table), size, size, 3)
+def _fill(
+    folder: Path, name: str, table: pd.DataFrame, size: int, prepared: Callable, workers: int | None, crops: int
+) -> None:
+    shape = (crops * len(table), size, size, 3)
     partial_folder = _beside(folder, ".partial")
     if not partial_folder.exists():
         need, free = int(np.prod(shape)), shutil.disk_usage(folder.parent).free
@@ -177,7 +193,8 @@ def _decode(chunk: tuple[np.ndarray, list[str], np.ndarray], *, folder: Path, pr
             data = Path(path).read_bytes()
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise BadImage("other contents")
-            images[row] = prepared(data, sha256)
+            found = prepared(data, sha256)
+            images[row * len(found) : (row + 1) * len(found)] = found
             done[row] = True
         except (BadImage, OSError) as error:
             problems.append(f"{path}: {error}")

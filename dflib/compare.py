@@ -22,7 +22,7 @@ from dflib.methods import DEFAULTS, MEASURE, METHODS, UNSET, fold, relevant
 METRICS = ("accuracy", "balanced_accuracy", "auroc")
 FOLD = ("train_generators", "hold_out")
 RECIPE = (
-    *(key for key in UNSET if key not in FOLD),
+    *(key for key in UNSET if key not in (*FOLD, "devices")),
     "mixup",
     "mode",
 )  # what may help on unseen generators, at the same budget

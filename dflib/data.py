@@ -220,6 +220,17 @@ def few(whole: Dataset, images: int) -> Dataset:
     return replace(whole, train=_part(whole.train.pixels, whole.train.table, images, paired=whole.train.paired))
 
 
+def crops(whole: Dataset, part: Part, number: int) -> list[Part]:
+    """The part as it is under each of so many crops of its images (`cache.fit`): the first is the part itself.
+
+    >>> crops(dataset, dataset.test, 5)                             # doctest: +SKIP
+    """
+    options = {"size": whole.size, "mode": whole.mode, "equalise": whole.equalised}
+    pixels, table = cache.build(whole.name, **options, crops=number, only=part.table["path"])
+    row = pd.Series(range(len(table)), index=table["path"])[part.table["path"]].to_numpy()
+    return [replace(part, pixels=pixels, table=part.table.assign(row=number * row + i)) for i in range(number)]
+
+
 def _words(pixels: np.ndarray) -> Tensor:
     """One row of 8-byte words per image, not copied: torch gathers them on all cores, NumPy gathers bytes on one."""
     with warnings.catch_warnings():

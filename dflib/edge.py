@@ -41,6 +41,10 @@ def export_run(run: str | Path, *, format: str, out: Path) -> dict:  # noqa: A00
             f"--out {out}: the name of a file of format {format} ends in {FORMATS[format]}, e.g. {out.stem}{FORMATS[format]}"
         )
     result = runs.read(folder)
+    if (crops := result["params"].get("crops", 1)) > 1:
+        raise InputError(
+            f"{result['run_id']} takes the mean of {crops} crops of each image, and an exported file sees one: make the run with crops=1 (its weights are the same)"
+        )
     p, model = result["params"], models.load(folder / "model.safetensors")
     images = data.open(result["dataset"], size=p["size"], protocol=result["protocol"], mode=p["mode"], limit=p["limit"])
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -343,7 +343,7 @@ def answer(data: bytes, study: Study, run_ids: list[str]) -> tuple[list[dict], L
     for row in rows:
         predictor = Predictor(row["folder"])
         array = fit(image, size=predictor.size, mode=predictor.mode)
-        p = float(predictor.probabilities(array[None])[0])
+        p = predictor.probability(image)
         label = predictor.classes[int(p >= predictor.threshold)]
         found.append({"name": row["name"], "probability": p, "label": label, "threshold": predictor.threshold})
     return found, looks(array[None], [row["folder"] for row in rows])[0]

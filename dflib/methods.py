@@ -13,7 +13,7 @@ TRAIN = (
     *("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp", "devices"),
     *AGAINST_UNSEEN,
 )
-DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out", "pairs")
+DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out", "pairs", "crops")
 MEASURE = ("latency_runs", "draws")
 PRUNE = ("scope", "importance", "round_to", "prune_steps", "step_epochs", "finetune_epochs", "finetune_lr")
 DISTILL = ("temperature", "alpha", "attention", "ensemble")
@@ -107,6 +107,7 @@ METHODS = {
 DEFAULTS: dict = {
     "size": 224,
     "mode": "resize",  # resize | center_crop | texture_crop
+    "crops": 1,  # of each image when it is tested; the mean of their logits counts (crop modes, 5 at most)
     "limit": None,  # at most so many images of each class in each part
     "target_images": None,  # at most so many training images of each class, but for the source dataset's runs
     "train_generators": "",  # generators whose fakes train and validate, separated by commas; "" is all. The test keeps every one
@@ -184,7 +185,9 @@ FROM_ZERO = (
     "attention",
     "distill_epochs",
 )
-SHARES = ("warmup", "label_smoothing", "alpha", "transfer_alpha", "blur_jpeg", "ema")  # at most 1
+MOST = dict.fromkeys(("warmup", "label_smoothing", "alpha", "transfer_alpha", "blur_jpeg", "ema"), 1) | {
+    "crops": 5
+}  # largest values
 
 
 @dataclass(frozen=True)
@@ -335,7 +338,7 @@ def _out_of_order(before: list[tuple[str, float | None]], kind: str, rate: float
 
 
 # count only where they are given: without them a run keeps its id
-UNSET = ("train_generators", "hold_out", "pairs", "ensemble", "devices", *AGAINST_UNSEEN)
+UNSET = ("train_generators", "hold_out", "pairs", "crops", "ensemble", "devices", *AGAINST_UNSEEN)
 
 
 def relevant(code: str, values: dict) -> dict:
@@ -368,7 +371,7 @@ def _checked(key: str, value):
             f"setting size={value}: image size {value} is not a multiple of 32, such as {max(32, round(value / 32) * 32)}"
         )
     elif kind in (int, float):
-        low, high = (0 if key in FROM_ZERO else 2 if key == "batch" else 1e-12), (1 if key in SHARES else math.inf)
+        low, high = (0 if key in FROM_ZERO else 2 if key == "batch" else 1e-12), MOST.get(key, math.inf)
         if not (low <= value <= high and math.isfinite(value)):
             raise InputError(f"setting {key}={value!r} is out of its range: {low:g} to {high:g}")
     return value

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from data_prep import manifest, transform
-from data_prep.cache import fit
+from data_prep.cache import fit_crops
 from data_prep.errors import InputError
 from data_prep.integrity import open_image, to_rgb
 from data_prep.paths import describe, images_root
@@ -109,6 +109,7 @@ def _images(folder: Path) -> tuple:
         r["protocol"],
         r["params"]["size"],
         r["params"]["mode"],
+        r["params"].get("crops", 1),
         r["data_fingerprint"],
         "\n".join(paths),
     )
@@ -116,9 +117,9 @@ def _images(folder: Path) -> tuple:
 
 def _scores(folders: list[Path], grid: Sequence[str]) -> list[pd.DataFrame]:
     from dflib.data import Part
-    from dflib.train import predict
+    from dflib.train import logits
 
-    name, protocol, size, mode, fingerprint, paths = _images(folders[0])
+    name, protocol, size, mode, crops, fingerprint, paths = _images(folders[0])
     table = manifest.load(name)
     if manifest.fingerprint(table) != fingerprint:
         raise InputError(f"{name} has changed since {folders[0].name} was made: its test images cannot be made worse now; make the run again")  # fmt: skip
@@ -126,7 +127,10 @@ def _scores(folders: list[Path], grid: Sequence[str]) -> list[pd.DataFrame]:
     same = transform.equaliser(ok) if protocol == "strict" and describe(name)["kind"] == "deepfake" else None
     rows = ok.set_index("path").loc[paths.split("\n")]
     jobs = [(images_root(name) / path, sha) for path, sha in rows["sha256"].items()]
-    task, forwards = partial(_worse, grid=grid, size=size, mode=mode, same=same), [_forward(f) for f in folders]
+    task, forwards = (
+        partial(_worse, grid=grid, size=size, mode=mode, crops=crops, same=same),
+        [_forward(f) for f in folders],
+    )
     scores = [[] for _ in folders]
     for start in range(0, len(jobs), BLOCK):
         block = np.concatenate(
@@ -134,12 +138,12 @@ def _scores(folders: list[Path], grid: Sequence[str]) -> list[pd.DataFrame]:
         )
         part = Part(block, pd.DataFrame({"row": range(len(block)), "label": 0}))
         for forward, found in zip(forwards, scores, strict=True):
-            found.append(predict(forward, part).reshape(-1, len(grid)))
+            found.append(logits(forward, part).view(-1, len(grid), crops, 2).mean(2).softmax(2)[:, :, 1].numpy())
     return [pd.DataFrame(np.concatenate(each), columns=list(grid)) for each in scores]
 
 
-def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, same) -> np.ndarray:
-    """One file, decoded once, under every perturbation: uint8, len(grid) x size x size x 3."""
+def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, crops: int, same) -> np.ndarray:
+    """One file, decoded once, under every perturbation: uint8, (len(grid) * crops) x size x size x 3."""
     path, sha256 = job
     try:
         data = path.read_bytes()
@@ -149,7 +153,7 @@ def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, 
         raise InputError(f"{path} changed since it was scanned: scan again with python -m data_prep")
     image = to_rgb(open_image(data))
     image = same(image, sha256) if same else image
-    return np.stack([fit(transform.perturb(image, how), size=size, mode=mode) for how in grid])
+    return np.concatenate([fit_crops(transform.perturb(image, how), size=size, mode=mode, crops=crops) for how in grid])
 
 
 def _forward(folder: Path):

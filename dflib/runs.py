@@ -25,10 +25,11 @@ from dflib import methods
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    import numpy as np
     import pandas as pd
     from torch import nn
 
-    from dflib.data import Dataset
+    from dflib.data import Dataset, Part
     from dflib.train import Recipe
 
 log = logging.getLogger(__name__)
@@ -172,6 +173,10 @@ def spec(
         if rate is None:
             raise InputError(f"{method} needs a rate: the share of parameters removed, e.g. 0.9")
         check_rate(rate)
+    if values["crops"] > 1 and values["mode"] == "resize":
+        raise InputError(
+            f"crops={values['crops']}: mode=resize sees the whole image; take mode=center_crop or mode=texture_crop"
+        )
     source = (source or methods.preset(preset).source) if row.transfers else ""
     if source:
         if values["backbone"] != "vgg":
@@ -355,7 +360,7 @@ class Run:
         same = export.parity(model, onnx, self.data.test)
         forward = model if deployed is None else export.OnnxModel(deployed)
         val, test = self.data.val, self.data.test
-        known, scores = train.predict(forward, val), train.predict(forward, test)
+        known, scores = self._scores(forward, val), self._scores(forward, test)
         threshold = metrics.best_threshold(val.labels, known) if self.spec.protocol == "strict" else 0.5
         _predictions(val, known).to_parquet(self.folder / "validation.parquet", index=False)
         _predictions(test, scores).to_parquet(self.folder / "predictions.parquet", index=False)
@@ -366,6 +371,7 @@ class Run:
             model, deployed or onnx, checkpoint=None if deployed else checkpoint, runs=self.settings["latency_runs"]
         )
         shipped = adapters.save_delta(model, base, self.folder / "delta.safetensors") if base else deployed or onnx
+        cost = measure.times(cost, self.settings["crops"])
         cost |= {"trainable_params": self.trainable, "shipped_bytes": Path(shipped).stat().st_size}
         cost["preprocess_ms"] = self._preprocess_ms()
         s = self.spec
@@ -376,6 +382,16 @@ class Run:
             "device": _device_name(device), "timings": self.timings | {"total_s": time.perf_counter() - self.started}, "cost": cost,
             "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "classes": self.data.class_names, "train_images": len(self.data.train), "train_generators": sorted(set(self.data.train.generators) - {"real"}), "parity": same, "command": s.command(),
         }  # fmt: skip
+
+    def _scores(self, forward: Callable, part: Part) -> np.ndarray:
+        """P(fake) of each image, from the mean of its crops' logits where the run takes several."""
+        import torch
+
+        from dflib import data, train
+
+        number = self.settings["crops"]
+        views = data.crops(self.data, part, number) if number > 1 else [part]
+        return torch.stack([train.logits(forward, view) for view in views]).mean(0).softmax(1)[:, 1].numpy()
 
     def _preprocess_ms(self) -> dict | None:
         """Of some test images; None when their files are gone (training needs only the decoded ones)."""

@@ -176,12 +176,19 @@ def predict(
 
     forward: a model in eval mode, or a deployed session: pixels in [0, 1], N x 3 x H x W -> logits N x 2.
     """
+    return logits(forward, part, batch=batch, device=device).softmax(1)[:, 1].numpy()
+
+
+def logits(
+    forward: Callable[[Tensor], Tensor], part: Part, *, batch: int = 256, device: torch.device | str | None = None
+) -> Tensor:
+    """The logits (float64, N x 2) behind `predict`."""
     if isinstance(forward, nn.Module):
         device = device or next(forward.parameters()).device
         forward.eval()
     with torch.inference_mode():
-        logits = [forward(pixels(images)).double().cpu() for images, _ in part.batches(batch, device=device or "cpu")]
-    return torch.cat(logits).softmax(1)[:, 1].numpy()
+        found = [forward(pixels(images)).double().cpu() for images, _ in part.batches(batch, device=device or "cpu")]
+    return torch.cat(found)
 
 
 @contextlib.contextmanager
