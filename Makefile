@@ -25,11 +25,11 @@ chromium:         # the browser of the browser tests: installed where that needs
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -yqq chromium >/dev/null; } || \
 	  echo "Chromium is missing: the browser tests will say so (Debian, Ubuntu: apt-get install chromium)"
 
-lab: $(READY)     ## JupyterLab on localhost
-	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=. notebooks/00_start_here.ipynb
+lab: $(READY)     ## JupyterLab on localhost, with a token; no other server is asked for news (notebooks/lab)
+	$(PY) -m jupyterlab --ip=127.0.0.1 --notebook-dir=. --LabApp.app_settings_dir=notebooks/lab $(ARGS) notebooks/00_start_here.ipynb
 
 explorer: $(READY) ## the explorer as a page on localhost, with a token and without code (notebooks/voila.json)
-	$(PY) -m voila notebooks/16_explorer.ipynb --Voila.config_file_paths=notebooks $(ARGS)
+	JUPYTER_PATH=notebooks$${JUPYTER_PATH:+:$$JUPYTER_PATH} $(PY) -m voila notebooks/16_explorer.ipynb --Voila.config_file_paths=notebooks $(ARGS)
 
 bench: $(READY)   ## the figures of the README's performance table, as ratios in one run
 	$(PY) -m tests.bench $(ARGS)

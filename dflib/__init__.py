@@ -1,3 +1,9 @@
 """Deepfake-detector compression: a thin library under a study workbook. Submodules are imported one by one, so that this stays quick."""
 
+import os
+
+os.environ.setdefault(
+    "ORT_DISABLE_TELEMETRY", "1"
+)  # before ONNX Runtime is imported: its builds report their use otherwise
+
 __version__ = "0.1.0"

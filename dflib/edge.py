@@ -145,11 +145,14 @@ _HEAD = '''"""Real or fake? {run}. Needs: pip install onnxruntime numpy pillow. 
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import
 import onnxruntime
 from PIL import Image, ImageOps
 '''

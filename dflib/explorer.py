@@ -185,12 +185,12 @@ def _difference(study: Study, run_id: str, metric: str) -> tuple[str, bool | Non
 
 
 def warm_up(studies: list[Study]) -> None:
-    """Compare all runs with their BL, and load what finds the commands of missing ones, before anyone waits for it."""
+    """Load what finds the commands of missing runs, and compare all runs with their BL, before anyone waits for it."""
     for study in studies:
-        for run_id in study.rows["run_id"]:
-            cards(study, run_id)
         with contextlib.suppress(InputError):
             study.missing("CPF-S", 0.5)
+        for run_id in study.rows["run_id"]:
+            cards(study, run_id)
 
 
 @lru_cache(maxsize=512)

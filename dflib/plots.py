@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -67,6 +68,20 @@ class Figure(figure.Figure):
         self.savefig(png := io.BytesIO(), format="png", dpi=200)
         size = dict(zip(("width", "height"), (100 * self.get_size_inches()).astype(int).tolist(), strict=True))
         return {"image/png": base64.b64encode(png.getvalue()).decode()}, {"image/png": size}
+
+
+def inline_svg(fig: Figure, prefix: str) -> str:
+    """A figure as SVG to stand inside a page: its ids begin with `prefix`, and --paper, --grid and the text's colour of the page replace ours.
+
+    >>> inline_svg(Figure(2, 1), "a-").startswith("<svg")
+    True
+    """
+    fig.savefig(text := io.StringIO(), format="svg", metadata={"Date": None}, transparent=True)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :])
+    for ours, themed in ((INK, "currentColor"), (PAPER, "var(--paper)"), (GRID, "var(--grid)")):
+        svg = svg.replace(ours, themed)
+    return re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', r'style="width: \1pt" aria-hidden="true"', svg, count=1)
 
 
 def use_style() -> None:

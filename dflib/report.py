@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
-import re
 from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
@@ -171,6 +169,8 @@ def _baseline(run: pd.Series, base: pd.DataFrame) -> pd.Series:
 
 def _section(i: int, key: dict, rows: pd.DataFrame) -> dict:
     """Everything that the page shows of runs that may be compared."""
+    from markupsafe import Markup
+
     generators = [c.removesuffix("/auroc") for c in rows.dropna(axis=1, how="all") if c.endswith("/auroc")]
     by_generator = {"run": rows["run_id"]} | {name: _intervals(rows, f"{name}/auroc") for name in generators}
     left_out = {"AUROC by generator"} if len(generators) < 2 else set()
@@ -187,7 +187,7 @@ def _section(i: int, key: dict, rows: pd.DataFrame) -> dict:
         "note": f"Images made square by {key['mode']}{limit}{key['fold'] and ', trained ' + key['fold']}.", "answer": answer(rows),
         "runs": _unfolding(rows), "over_seeds": _over_seeds(rows),
         "generators": generators, "by_generator": _sortable(pd.DataFrame(by_generator), rows[["run_id", *(f"{g}/auroc" for g in generators)]]),
-        "figures": [{"title": title, "caption": text, "svg": _svg(draw(rows), f"s{i}f{k}-"), "across": "time" in title} for k, (title, draw, text) in enumerate(figures)],
+        "figures": [{"title": title, "caption": text, "svg": Markup(plots.inline_svg(draw(rows), f"s{i}f{k}-")), "across": "time" in title} for k, (title, draw, text) in enumerate(figures)],
         "data": _data(key["dataset"], key["protocol"], rows["record"]), "environment": _environment(rows["record"]),
         "get_data": HOW_TO_GET.get(key["dataset"], f"python -m data_prep folder PATH --name {key['dataset']}"),
         "audit": _audit(key["dataset"]), "name": key["dataset"],
@@ -280,20 +280,6 @@ def _failures() -> list[dict]:
     """Records of failed runs that have not been finished since."""
     folders = sorted(r.parent for r in runs.outputs_root().glob("*/*/*/*/failed.json"))
     return [record for f in folders if not (f / "result.json").exists() and (record := runs.failure(f))]
-
-
-def _svg(fig: plots.Figure, prefix: str) -> str:
-    """A figure to stand inside the page: with ids of its own, and the page's colours in place of ours."""
-    from markupsafe import Markup
-
-    fig.savefig(text := io.StringIO(), format="svg", metadata={"Date": None}, transparent=True)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :])
-    for ours, themed in ((plots.INK, "currentColor"), (plots.PAPER, "var(--paper)"), (plots.GRID, "var(--grid)")):
-        svg = svg.replace(ours, themed)
-    return Markup(
-        re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', r'style="width: \1pt" aria-hidden="true"', svg, count=1)
-    )
 
 
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +24,12 @@ STYLE = """<style>
   --soft: var(--jp-ui-font-color2, #57606a); --good: #0072b2; --bad: #d55e00; color: var(--ink); line-height: 1.35; font-size: 14px; }
 .dfx.widget-box, .dfx .widget-box { overflow: visible; max-width: 100%; }
 .dfx .widget-html, .dfx .widget-html-content { color: var(--ink); line-height: 1.35; font-size: 14px; max-width: 100%; height: auto; }
-.dfx .widget-html-content { width: 100%; }
+.dfx .widget-html-content { width: 100%; } .dfx .widget-inline-hbox { max-width: calc(100% - 4px); } .dfx select { min-width: 0; }
 [data-jp-theme-light=false] .dfx { --good: #56b4e9; --bad: #f0894a; }
-.dfx .grid { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--wide, 150px)), 1fr)); }
+.dfx .grid { display: grid; gap: 8px; margin-bottom: 8px; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--wide, 150px)), 1fr)); }
 .dfx .card { border: 1px solid var(--grid); border-radius: 6px; padding: 6px 10px; background: var(--paper); }
 .dfx .card b { display: block; font-size: 16px; font-variant-numeric: tabular-nums; }
+.dfx .card b small { white-space: nowrap; font-weight: normal; }
 .dfx small, .dfx .soft { color: var(--soft); font-size: 12px; }
 .dfx .good { color: var(--good); } .dfx .bad { color: var(--bad); }
 .dfx .note { border-left: 4px solid var(--grid); padding: 4px 10px; margin: 4px 0; } .dfx .note.bad { border-color: var(--bad); color: var(--ink); }
@@ -56,7 +58,9 @@ def explore(dataset: str = "demo", protocol: str = "strict", preset: str = "demo
     """
     found = explorer.studies(dataset, protocol)
     if found:
-        return Explorer(found).box
+        box, warm_up = Explorer(found).box, threading.Thread(target=explorer.warm_up, args=(found,), daemon=True)
+        warm_up.start()  # while the first run is looked at
+        return box
     command = f"python -m dflib study --preset {preset} --dataset {dataset} --protocol {protocol}"
     text = note("No finished run that can be compared with its BL yet. This makes some; then reload:", command)
     return w.HTML(f'{STYLE}<div class="dfx">{text}</div>')
@@ -75,7 +79,8 @@ def card_grid(cards: Sequence[explorer.Card]) -> str:
     """Cards side by side, as many as the width takes."""
     look = {None: "soft", True: "good", False: "bad"}
     sign = {None: "", True: "▲ ", False: "▼ "}
-    each = [f'<div class="card"><small>{escape(c.title)}</small><b>{escape(c.value)}</b>'
+    value = lambda c: re.sub(r"(\[.*\])$", r"<small>\1</small>", escape(c.value))
+    each = [f'<div class="card"><small>{escape(c.title)}</small><b>{value(c)}</b>'
             f'<small class="{look[c.better]}">{sign[c.better]}{escape(c.against) or "&nbsp;"}</small></div>' for c in cards]  # fmt: skip
     return f'<div class="grid">{"".join(each)}</div>'
 
@@ -208,10 +213,8 @@ class Pareto:
         return svg.replace("</svg>", f"{ring}</svg>")
 
     def _draw(self, table: pd.DataFrame, cost: str) -> tuple[str, dict[str, tuple[float, float]]]:
-        from dflib.report import _svg
-
         fig = plots.pareto(table, cost)
-        svg = str(_svg(fig, f"p{cost}-"))
+        svg = plots.inline_svg(fig, f"p{cost}-")
         if not fig.axes:
             return svg, {}
         fig.set_dpi(72)  # an SVG's points
@@ -233,7 +236,6 @@ class Explorer:
 
     def __init__(self, studies: Sequence[explorer.Study]) -> None:
         self._quiet = 0
-        explorer.warm_up(studies)
         text = {"style": {"description_width": "initial"}}
         wide = lambda most: w.Layout(width=f"min(100%, {most}px)")
         self.studies = {s.title: s for s in studies}
@@ -264,7 +266,9 @@ class Explorer:
             50, min=0, max=100, description="Fakes among 100 images:", layout=wide(260), **text
         )
         self.matrix, self.line = w.HTML(), w.HTML(layout={"width": "min(100%, 580px)"})
-        self.upload = w.FileUpload(accept="image/*", multiple=False, description="Choose an image", layout=wide(220))
+        self.upload = w.FileUpload(
+            accept="image/*", description="Choose an image", tooltip="an image file of yours", layout=wide(220)
+        )
         self.first, self.second = (
             w.Dropdown(description=d, layout=wide(300), **text) for d in ("Model A:", "Model B:")
         )

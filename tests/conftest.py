@@ -179,3 +179,25 @@ def exported(tmp_path_factory) -> dict:
         "checkpoint": models.save(model, folder_ / "model.safetensors"),
         "onnx": export.to_onnx(model, folder_ / "model.onnx"),
     }
+
+
+@pytest.fixture(scope="session")
+def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
+    """An outputs root with finished runs of a network that was not trained: BL, CPF at one rate, CPF-S at two."""
+    import torch
+
+    from dflib import models, prune, runs, train
+
+    folder_ = tmp_path_factory.mktemp("explorer-outputs")
+    request = {"preset": "tiny", "dataset": tiny_dataset, "settings": {"latency_runs": 1, "weight_decay": 0.3}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DFLIB_OUTPUTS", str(folder_))
+        with train.seeded(0):
+            base = models.Detector(models.architecture("BL", size=32)).train()
+            base(torch.rand(16, 3, 32, 32))
+        runs.Run(runs.spec("BL", **request)).finish(base)
+        for rate in (0.6, 0.9):
+            runs.Run(runs.spec("CPF-S", rate=rate, **request)).finish(prune.structured(base, rate=rate))
+        prune.apply_masks(base, prune.magnitude_masks(base, rate=0.6))
+        runs.Run(runs.spec("CPF", rate=0.6, **request)).finish(base)
+    return folder_

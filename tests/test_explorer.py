@@ -4,42 +4,26 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from data_prep.errors import InputError
 from data_prep.paths import images_root
-from dflib import explorer, models, prune, runs, train, widgets
+from dflib import explorer, widgets
 from dflib.predict import Predictor
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SETTINGS = {"latency_runs": 1, "weight_decay": 0.3}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def outputs(tiny_dataset, tmp_path_factory) -> Iterator[Path]:
-    """Finished runs of a network that was not trained: BL, and CPF and CPF-S at two rates."""
+def outputs(explorer_outputs) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("explorer-outputs")
-        patch.setenv("DFLIB_OUTPUTS", str(folder))
-        with train.seeded(0):
-            base = models.Detector(models.architecture("BL", size=32)).train()
-            base(torch.rand(16, 3, 32, 32))
-        request = {"preset": "tiny", "dataset": tiny_dataset, "settings": SETTINGS}
-        runs.Run(runs.spec("BL", **request)).finish(base)
-        for rate in (0.6, 0.9):
-            runs.Run(runs.spec("CPF-S", rate=rate, **request)).finish(prune.structured(base, rate=rate))
-        prune.apply_masks(base, prune.magnitude_masks(base, rate=0.6))
-        runs.Run(runs.spec("CPF", rate=0.6, **request)).finish(base)
-        yield folder
+        patch.setenv("DFLIB_OUTPUTS", str(explorer_outputs))
+        yield explorer_outputs
 
 
 @pytest.fixture
