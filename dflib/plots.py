@@ -150,7 +150,7 @@ def curves(history: pd.DataFrame) -> Figure:
         ax.plot(history["epoch"], history[columns], "--", color=BLUE, label="training", marker="o", markersize=3)
         ax.plot(history["epoch"], history[f"val_{columns}"], color=ORANGE, label="validation", marker="s", markersize=3)
         ax.set(title=title, xlabel="epoch")
-        ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
     ax.plot(history["epoch"], history["val_auroc"], color=GREEN, label="validation AUROC", marker="D", markersize=3)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
