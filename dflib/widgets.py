@@ -26,7 +26,8 @@ STYLE = """<style>
 .dfx .widget-html, .dfx .widget-html-content { color: var(--ink); line-height: 1.35; font-size: 14px; max-width: 100%; height: auto; }
 .dfx .widget-html-content { width: 100%; } .dfx .widget-inline-hbox { max-width: calc(100% - 4px); } .dfx select { min-width: 0; }
 [data-jp-theme-light=false] .dfx { --good: #56b4e9; --bad: #f0894a; }
-.dfx .grid { display: grid; gap: 8px; margin-bottom: 8px; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--wide, 150px)), 1fr)); }
+[data-jp-theme-light=false] .dfx .widget-dropdown > select { appearance: auto; color-scheme: dark; background-image: none; }
+.dfx .grid { display: grid; gap: 8px; margin-bottom: 8px; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--wide, 135px)), 1fr)); }
 .dfx .card { border: 1px solid var(--grid); border-radius: 6px; padding: 6px 10px; background: var(--paper); }
 .dfx .card b { display: block; font-size: 16px; font-variant-numeric: tabular-nums; }
 .dfx .card b small { white-space: nowrap; font-weight: normal; }
