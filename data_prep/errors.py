@@ -17,9 +17,10 @@ def choose(kind: str, value: str, valid: Iterable[str], *, hint: str = "") -> st
     >>> choose("preset", "demo", ["tiny", "demo"])
     'demo'
     """
-    valid = [str(v) for v in valid]
+    valid = tuple(valid)
     if value in valid:
         return value
+    valid = [str(v) for v in valid]
     folded = {v.lower(): v for v in valid}
     near = get_close_matches(str(value).lower(), folded, n=1, cutoff=0.4)
     nearest = f", did you mean {folded[near[0]]!r}?" if near else ";"

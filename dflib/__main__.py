@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from data_prep.errors import InputError, choose, command_line
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 LONG = 500  # rows: a table of more is plain text
+LIVE = (
+    sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
+)  # a terminal, and not a notebook's (`!python …` has one too)
 console = Console(width=None if sys.stdout.isatty() else 160)
 
 
@@ -59,7 +65,7 @@ def _seconds(option: str, text: str | None) -> float | None:
 def study(
     grid: Annotated[Path | None, typer.Option(help="YAML file of these options; those beside it count more")] = None,
     preset: Annotated[str | None, typer.Option(help="tiny | demo (unless given) | paper")] = None,
-    dataset: Annotated[str | None, typer.Option(help="name of a prepared dataset")] = None,
+    dataset: Annotated[str | None, typer.Option(help="name of a prepared dataset, or several: a,b")] = None,
     source: Annotated[str | None, typer.Option(help="name of the dataset that transfers start from")] = None,
     methods: Annotated[str | None, typer.Option(help="e.g. BL,CPF,CKD,CQ")] = None,
     rates: Annotated[str | None, typer.Option(help="shares of parameters removed, e.g. 0.6,0.9")] = None,
@@ -68,36 +74,47 @@ def study(
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE: any setting of the preset")] = None,
     folds: Annotated[str | None, typer.Option(help="leave-one-out | one-to-all: of the training generators")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="show how far it is, run elsewhere; start nothing")] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="try runs again that raised or took too long")
     ] = False,
     timeout: Annotated[str | None, typer.Option(help="most that one run may take: 90s, 30m, 2h")] = None,
+    budget: Annotated[str | None, typer.Option(help="stop after 8.5h, 90m or 30s; the same command goes on")] = None,
     scheduler: Annotated[str | None, typer.Option(help="address of an existing Dask cluster, tcp://…")] = None,
 ) -> None:
-    """Make every run of a grid that is not there yet; then the table and outputs/report.html."""
+    """Make every run of a grid that is not there yet; then the table and outputs/report.html.
+
+    Exit status: 0 all runs are done; 1 some failed or are blocked; 2 bad input; 3 the budget is used up, and nothing failed.
+    """
+    began, seconds = time.monotonic(), _seconds("--budget", budget)
     from dflib import grid as grid_file
     from dflib import study as engine
     from dflib.methods import method as find_method
     from dflib.methods import preset as find_preset
 
     options = grid_file.read(grid) if grid else {}
-    own = {"preset": preset, "dataset": dataset, "source": source, "protocol": protocol, "methods": _list(methods), "folds": folds,
+    own = {"preset": preset, "dataset": _list(dataset), "source": source, "protocol": protocol, "methods": _list(methods), "folds": folds,
            "rates": _list(rates, float), "seeds": _list(seeds, int)}  # fmt: skip
     options |= {key: value for key, value in own.items() if value is not None}
-    preset, dataset, source = options.get("preset", "demo"), options.get("dataset"), options.get("source")
-    request = {"preset": preset, "protocol": options.get("protocol", "strict"), "methods_": options.get("methods"),
-               "rates": options.get("rates"), "settings": options.get("set", {}) | _settings(set_ or [])}  # fmt: skip
-    wanted_seeds, folds, limit = options.get("seeds"), options.get("folds"), _seconds("--timeout", timeout)
-    engine.check(**request)  # before a minute goes into the demo data
-    if not dry_run:
-        usual = find_preset(preset)
-        transfers = any(find_method(code).transfers for code in request["methods_"] or usual.methods)
-        _ensure_demo(dataset or usual.dataset, *([source or usual.source] if transfers else []))
-    plan = engine.plan(**request, dataset=dataset, source=source, seeds=wanted_seeds, folds=folds)
+    options["set"] = options.get("set", {}) | _settings(set_ or [])
+    limit = _seconds("--timeout", timeout)
+    engine.check(**grid_file.request(options))  # before a minute goes into the demo data
+    if not (dry_run or watch):
+        usual = find_preset(options.get("preset", "demo"))
+        transfers = any(find_method(code).transfers for code in options.get("methods") or usual.methods)
+        source = [options.get("source") or usual.source] if transfers else []
+        _ensure_demo(*(options.get("dataset") or (usual.dataset,)), *source)
+    plan = grid_file.plan(options)
     if dry_run:
         _print_plan(plan, engine.estimate(plan))
         return
-    outcomes = _run_with_progress(engine, plan, scheduler=scheduler, retry_failed=retry_failed, timeout=limit)
+    if watch:
+        _watch(plan)
+        return
+    rest = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))
+    outcomes = _run_with_progress(
+        engine, plan, scheduler=scheduler, retry_failed=retry_failed, timeout=limit, budget=rest
+    )
     _print_results(*sorted({s.dataset for s in plan}), only={s.run_id for s in plan})
     from dflib import report
 
@@ -108,7 +125,7 @@ def study(
     bad = [o for o in outcomes.values() if o["status"] != "done"]
     if bad:
         _print_bad(plan, bad)
-        raise typer.Exit(1)
+        raise typer.Exit(3 if all(o["status"] == "left" for o in bad) else 1)
 
 
 @app.command()
@@ -244,34 +261,71 @@ def _ensure_demo(*datasets: str) -> None:
 
 
 def _run_with_progress(engine, plan, **options) -> dict:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    """The engine, with a live view where somebody looks; what a program reads has no lines of it."""
+    from rich.live import Live
 
-    started = time.perf_counter()
-    columns = (TextColumn("study"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("study", total=len(plan))
+    from dflib.progress import Progress, Report, spoken
+
+    started, refresh = time.perf_counter(), Report()
+    engine.prepare_data(plan)
+    guess = engine.estimates(plan)
+    progress = Progress(plan, guess)
+    found = sum(state == "done" for state in progress.state.values())
+    with (
+        Live(get_renderable=progress.render, console=console, refresh_per_second=1, transient=True)
+        if LIVE
+        else nullcontext()
+    ):
 
         def show(spec, outcome: dict) -> None:
-            bar.advance(task)
-            bar.console.print(_line(spec, outcome), highlight=False)
+            progress.end(spec, outcome)
+            if outcome["seconds"] or outcome["status"] != "done":
+                refresh()
+                if LIVE:
+                    console.print(_line(spec, outcome), highlight=False)
 
-        engine.prepare_data(plan)
-        outcomes = engine.run(plan, on_outcome=show, **options)
-    console.print(f"{len(plan)} runs in {time.perf_counter() - started:.0f} s")
+        outcomes = engine.run(
+            plan,
+            guess=guess,
+            on_start=progress.start,
+            on_outcome=show,
+            on_dashboard=lambda link: setattr(progress, "dashboard", link),
+            **options,
+        )
+    refresh.wait()
+    console.print(
+        f"{len(plan)} runs in {spoken(time.perf_counter() - started)}: {progress.summary()} ({found} found finished)",
+        highlight=False,
+    )
     return outcomes
 
 
+def _watch(plan) -> None:
+    """Show a study that runs elsewhere, until nothing of it runs or waits; once, where nobody looks."""
+    from rich.live import Live
+
+    from dflib.progress import Progress
+
+    progress = Progress(plan).look()
+    if LIVE:
+        with Live(get_renderable=progress.render, console=console, refresh_per_second=1):
+            while not progress.over:
+                time.sleep(2)
+                progress.look()
+    console.print(progress.summary(), highlight=False)
+    for run in progress.running:
+        console.print(f"running {run}  log: {progress.specs[run].folder / 'log.txt'}", highlight=False, soft_wrap=True)
+
+
 def _line(spec, outcome: dict) -> str:
+    from dflib.progress import STATES, spoken
     from dflib.runs import read
 
-    mark = {"done": "[green]done[/]   ", "failed": "[red]failed[/] ", "blocked": "[yellow]blocked[/]"}[
-        outcome["status"]
-    ]
+    mark = f"[{STATES[outcome['status']]}]{outcome['status']:7}[/]"
     if outcome["status"] != "done":
-        return f"{mark} {spec.run_id}  {outcome['error']}"
+        return f"{mark} {spec.run_id}  {escape(outcome['error'])}"
     values = read(spec.folder)["metrics"]["all"]
-    seconds = f"{outcome['seconds']:.0f} s" if outcome["seconds"] else "found"
-    return f"{mark} {spec.run_id}  {seconds}  accuracy {values['accuracy']:.3f}  AUROC {values['auroc']:.3f}"
+    return f"{mark} {spec.run_id}  {spoken(outcome['seconds'])}  accuracy {values['accuracy']:.3f}  AUROC {values['auroc']:.3f}"
 
 
 def _show(head: list[str], rows: list[list[str]], *, title: str, folded: int = 1) -> None:
@@ -280,7 +334,7 @@ def _show(head: list[str], rows: list[list[str]], *, title: str, folded: int = 1
         columns = [*map(_id, head[:folded]), *head[folded:]]
         table = Table(*columns, title=title)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
         return
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
@@ -303,16 +357,13 @@ def _print_plan(plan, estimates: dict) -> None:
 
 def _print_bad(plan, bad: list[dict]) -> None:
     folders = {s.run_id: s.folder for s in plan}
-    table = Table(_id("run"), "status", "why", "log", title="not finished")
-    for outcome in bad:
-        table.add_row(
-            outcome["run_id"],
-            outcome["status"],
-            outcome["error"],
-            str(folders[outcome["run_id"]] / "log.txt") if outcome["status"] == "failed" else "",
-        )
-    console.print(table)
-    console.print("Mend the cause, then run the same command with --retry-failed: finished runs are kept.")
+    logs = {o["run_id"]: str(folders[o["run_id"]] / "log.txt") if o["status"] == "failed" else "" for o in bad}
+    rows = [[o["run_id"], o["status"], o["error"], logs[o["run_id"]]] for o in bad]
+    _show(["run", "status", "why", "log"], rows, title="not finished")
+    if left := sum(o["status"] == "left" for o in bad):
+        console.print(f"The budget is used up, {left} runs are left: the same command goes on.")
+    if any(o["status"] == "failed" for o in bad):
+        console.print("Mend the cause, then run the same command with --retry-failed: finished runs are kept.")
 
 
 def _print_results(*datasets: str, csv: Path | None = None, only: set[str] | None = None) -> None:

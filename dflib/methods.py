@@ -346,6 +346,13 @@ def relevant(code: str, values: dict) -> dict:
     return {k: values[k] for k in sorted(method(code).keys) if k not in UNSET or values[k] != DEFAULTS[k]}
 
 
+def planned_epochs(params: dict) -> int:
+    """Epochs that a run with these settings trains, all its stages together."""
+    own = params.get("distill_epochs") or params.get("epochs", 0)
+    steps = params.get("step_epochs", 0) * (params.get("prune_steps", 1) - 1)
+    return own + params.get("finetune_epochs", 0) + params.get("transfer_epochs", 0) + steps
+
+
 def fold(params: dict) -> str:
     """Which generators a run was trained on, in words: "without dalle2", "on dalle2 alone"; "" for all."""
     held, only = (params.get(k, "").replace(",", ", ") for k in ("hold_out", "train_generators"))

@@ -563,6 +563,7 @@ def flat(result: dict) -> dict:
     row |= {k: result.get(k) for k in ("source", "train_images")}
     row |= {k: result["params"].get(k) for k in ("size", "mode", "limit", "target_images")} | result["timings"]
     row |= {"parents": ",".join(result["parents"]), "fold": methods.fold(result["params"])}
+    row["planned_epochs"] = methods.planned_epochs(result["params"])
     cost = result["cost"]
     row |= {k: cost[k] for k in ("params", "nonzero", "macs", "file_bytes", "peak_rss_mb")}
     row |= {k: cost.get(k) for k in ("trainable_params", "shipped_bytes")}

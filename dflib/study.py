@@ -5,9 +5,11 @@ A failed run is a record, not an exception: its children are `blocked`, everythi
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -17,7 +19,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from subprocess import Popen
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import TextIO
@@ -28,14 +33,18 @@ from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import outputs_root, write_text
 from dflib import methods
 from dflib.runs import Spec, code_hash, spec
+from dflib.schedule import Estimates, Schedule
 
 log = logging.getLogger(__name__)
 
 MEMORY_PER_WORKER = 4e9  # bytes; of a worker on the CPU
 LOST_WORKER_RETRIES = 2
+GRACE = 30.0  # seconds after a budget's end in which a worker stops its run
+STOPPED = "stopped at the end of the budget; it goes on from its last epoch"
 SHORT_OF = re.compile(  # memory or disk, in the words of Python, torch, pyarrow, safetensors, ONNX Runtime: no fault of the notebook
     r"MemoryError|out of memory|allocate memory|bad_alloc|No space left|Disk quota|PytorchStreamWriter|SIGKILL|measured: killed"
 )
+DASHBOARD = find_spec("bokeh") is not None  # Dask's needs it
 
 
 @dataclass(frozen=True)
@@ -113,38 +122,38 @@ def check(
 
 
 def estimate(p: Plan) -> dict[str, float | None]:
-    """Seconds that each run is likely to take: the median of the finished ones of its method, dataset and size; None where there are none."""
-    import pandas as pd
+    """Seconds that each run that is not finished is likely to take (`schedule.Estimates`); None where nothing is known yet."""
+    guess = estimates(p)
+    return {s.run_id: None if s.finished() else guess(s) for s in p}
 
+
+def estimates(p: Plan) -> Estimates:
+    """What finished runs teach, where any of the plan is left to be made."""
     from dflib.runs import results
 
-    done = pd.DataFrame() if all(s.finished() for s in p) else results()
-    if done.empty:
-        return dict.fromkeys((s.run_id for s in p), None)
-    typical = done.groupby(["method", "dataset", "size"])["total_s"].median()
-    return {
-        s.run_id: None if pd.isna(t := typical.get((s.method, s.dataset, s.settings["size"]))) else float(t) for s in p
-    }
+    if all(s.finished() for s in p):
+        return Estimates()
+    return Estimates(results().reindex(columns=Estimates.COLUMNS).to_dict("records"))
 
 
-def execute(s: Spec, *, retry_failed: bool = True, timeout: float | None = None) -> dict:
+def execute(s: Spec, *, retry_failed: bool = True, timeout: float | None = None, budget: float | None = None) -> dict:
     """Execute one run's notebook with papermill, here; returns {"run_id", "status", "error", "seconds"}.
 
     status: done (also when it was finished before: then seconds is 0), or failed. Why is in `failed.json`, by its kind: `error` (the notebook
     raised) and `timeout` (it took more than `timeout` seconds) are only reported the next time unless `retry_failed`; `died` (killed, or short of
-    memory or disk) is tried again. Two processes that ask for the same run wait for each other, and the second finds it done.
+    memory or disk) is tried again. After `budget` seconds the run is stopped without a record, and its status is left. Two processes that ask for the same run wait for each other, and the second finds it done.
     """
     outcome = {"run_id": s.run_id, "status": "done", "error": None, "seconds": 0.0}
     if s.finished():
         return outcome
     check_parameters(s)
     try:
-        return outcome | _execute(s, retry_failed, timeout)
+        return outcome | _execute(s, retry_failed, timeout, budget)
     except OSError as error:  # not even the record of the failure can be written: the run is tried again
         return outcome | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
-def _execute(s: Spec, retry_failed: bool, timeout: float | None) -> dict:
+def _execute(s: Spec, retry_failed: bool, timeout: float | None, budget: float | None) -> dict:
     """What `execute` adds to an outcome, under the run's lock."""
     s.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(s.folder / "lock"):
@@ -158,10 +167,14 @@ def _execute(s: Spec, retry_failed: bool, timeout: float | None) -> dict:
             }
         started = time.perf_counter()
         _log(s, s.command())
-        record = _run_notebook(s, timeout)
+        limit = min((seconds for seconds in (timeout, budget) if seconds is not None), default=None)
+        record = _run_notebook(s, limit)
         seconds = time.perf_counter() - started
         if record is None or (record["kind"] != "error" and s.finished()):  # what was cut off then was only its end
             return {"seconds": seconds}
+        if record["kind"] == "timeout" and limit == budget:
+            _log(s, STOPPED)
+            return {"status": "left", "error": STOPPED, "seconds": seconds}
         failed = {"status": "failed", "error": record["error"], "seconds": seconds}
         with suppress(OSError):
             _log(s, f"{record['error']}\n{record.get('traceback', '')}")
@@ -177,43 +190,76 @@ def run(
     scheduler: str | None = None,
     retry_failed: bool = False,
     timeout: float | None = None,
+    budget: float | None = None,
+    guess: Estimates | None = None,
+    on_dashboard: Callable[[str], None] = lambda link: None,
+    on_start: Callable[[Spec], None] = lambda s: None,
     on_outcome: Callable[[Spec, dict], None] = lambda s, o: None,
 ) -> dict[str, dict]:
-    """Make every run of the plan on Dask; returns the outcome of each by run id (done | failed | blocked).
+    """Make every run of the plan on Dask, the longest path first; returns the outcome of each by run id (done | failed | blocked | left).
 
     scheduler: the address of an existing cluster; None starts one here: a worker per GPU, or per two cores.
     timeout: seconds that each run may take.
-    on_outcome: called in this process as each run ends.
+    budget: seconds from now. What is likely to take longer than is left is not started (without any estimate it is); what still runs at the
+    end is stopped, and goes on from its last epoch the next time. Both have the status left.
+    guess: `estimates(p)`, unless given. on_dashboard: called with the address of Dask's dashboard, where it is served (bokeh).
+    on_start, on_outcome: called in this process as each run starts and ends.
     """
+    ends = math.inf if budget is None else time.monotonic() + budget
     outcomes: dict[str, dict] = {}
-    todo = []
+
+    def tell(s: Spec, outcome: dict) -> None:
+        outcomes[s.run_id] = {"run_id": s.run_id, "status": "done", "error": None, "seconds": 0.0} | outcome
+        on_outcome(s, outcomes[s.run_id])
+
+    todo = {s.run_id: s for s in p if not s.finished()}
     for s in p:
-        if s.finished():
-            outcomes[s.run_id] = {"run_id": s.run_id, "status": "done", "error": None, "seconds": 0.0}
-            on_outcome(s, outcomes[s.run_id])
-        else:
-            todo.append(s)
+        if s.run_id not in todo:
+            tell(s, {})
     if not todo:
         return outcomes
-    for s in todo:
+    for s in todo.values():
         check_parameters(s)
-    from distributed import as_completed
-
-    with _client(scheduler, most=len(todo), devices=max(s.settings["devices"] for s in todo)) as client:
+    guess = guess or estimates(p)
+    order = Schedule({run: [q.run_id for q in s.parents] for run, s in todo.items()}, lambda run: guess(todo[run]))
+    ended: SimpleQueue = SimpleQueue()
+    with _client(scheduler, most=len(todo), devices=max(s.settings["devices"] for s in todo.values())) as client:
         if scheduler:
             check_workers(client, p)
-        futures: dict[str, object] = {}
-        for s in todo:
-            parents = [futures[q.run_id] for q in s.parents if q.run_id in futures]
-            futures[s.run_id] = client.submit(_node, s, parents, retry_failed, timeout, key=s.run_id, pure=False)
-        by_key = {f.key: s for s, f in zip(todo, futures.values(), strict=True)}
-        for future in as_completed(list(futures.values())):
-            s = by_key[future.key]
-            if future.status == "finished":
-                outcomes[s.run_id] = future.result()
-            else:
-                outcomes[s.run_id] = {"run_id": s.run_id, "status": "failed", "error": _lost(future), "seconds": 0.0}
-            on_outcome(s, outcomes[s.run_id])
+        running: dict[str, Spec] = {}
+        on_dashboard(client.dashboard_link if scheduler or DASHBOARD else "")
+        while running or order.ready:
+            now = time.monotonic()
+            free = sum(client.nthreads().values()) - len(running)  # workers may come and go
+            while (free > 0 or now >= ends) and (run_id := order.start(within=ends - now)):
+                rest = None if budget is None else ends - now
+                future = client.submit(_node, todo[run_id], retry_failed, timeout, rest, key=run_id, pure=False)
+                future.add_done_callback(ended.put)
+                running[run_id], free = future, free - 1
+                on_start(todo[run_id])
+            try:
+                future = ended.get(timeout=1)
+            except Empty:
+                if now >= ends + GRACE:
+                    break
+                continue
+            s = todo[future.key]
+            del running[s.run_id]
+            tell(s, future.result() if future.status == "finished" else {"status": "failed", "error": _lost(future)})
+            status, seconds = outcomes[s.run_id]["status"], outcomes[s.run_id]["seconds"]
+            if status == "done":
+                if seconds:  # not found finished: made by another study meanwhile
+                    guess.learn(s, seconds)
+                order.done(s.run_id)
+                order.rank()
+            elif status != "left":
+                for child in order.failed(s.run_id):
+                    needs = [q for q in order.parents[child] if outcomes.get(q, {}).get("status") not in (None, "done")]
+                    tell(todo[child], {"status": "blocked", "error": f"needs {', '.join(needs)}"})
+    for run_id in running:
+        tell(todo[run_id], {"status": "left", "error": STOPPED})
+    for run_id in order.left:
+        tell(todo[run_id], {"status": "left", "error": "not started: the budget does not reach"})
     return outcomes
 
 
@@ -226,17 +272,14 @@ def _lost(future) -> str:
     return f"lost with its worker {LOST_WORKER_RETRIES + 1} times ({future.status})"
 
 
-def _node(s: Spec, parents: list[dict], retry_failed: bool, timeout: float | None) -> dict:
+def _node(s: Spec, retry_failed: bool, timeout: float | None, budget: float | None) -> dict:
     """One node of the graph, in its worker."""
-    missing = [q["run_id"] for q in parents if q["status"] != "done"]
-    if missing:
-        return {"run_id": s.run_id, "status": "blocked", "error": f"needs {', '.join(missing)}", "seconds": 0.0}
     if (here := _told(lambda: replace(s).run_id)) != s.run_id:  # a worker that came after `check_workers`
         from distributed import get_worker
 
         error = f"worker {get_worker().address} has other data or another notebook, and would make: {here}"
         return {"run_id": s.run_id, "status": "failed", "error": error, "seconds": 0.0}
-    return execute(s, retry_failed=retry_failed, timeout=timeout)
+    return execute(s, retry_failed=retry_failed, timeout=timeout, budget=budget)
 
 
 def check_workers(client, p: Plan) -> None:
@@ -291,11 +334,17 @@ def _log(s: Spec, text: str) -> None:
 
 def check_parameters(s: Spec) -> None:
     """Raise `InputError` for a parameter that the run's notebook does not have (papermill itself would only warn)."""
-    import papermill
-
-    known = papermill.inspect_notebook(str(s.notebook))
     for name in s.parameters():
-        choose(f"parameter of {s.notebook.name}", name, known)
+        choose(f"parameter of {s.notebook.name}", name, _known_parameters(s.notebook, s.notebook.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _known_parameters(notebook: Path, _: int) -> tuple[str, ...]:
+    """Names that the cell tagged `parameters` assigns (importing papermill takes longer than the rest of a plan)."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    assigned = [node for node in ast.parse("\n".join(code)).body if isinstance(node, ast.Assign)]
+    return tuple(target.id for node in assigned for target in node.targets if isinstance(target, ast.Name))
 
 
 def _run_notebook(s: Spec, timeout: float | None) -> dict | None:
@@ -381,8 +430,6 @@ def _kernel_manager(log_file: TextIO, sockets: str, started: Callable[[Popen], N
 
     What the kernel process itself says on its way out goes to the run's log. started: called with the kernel's process.
     """
-    from queue import Empty
-
     from jupyter_client.asynchronous.client import AsyncKernelClient
     from jupyter_client.channels import AsyncZMQSocketChannel
     from jupyter_client.manager import AsyncKernelManager
@@ -440,7 +487,10 @@ def _client(scheduler: str | None, *, most: int, devices: int):
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
-    dask.config.set({"distributed.scheduler.allowed-failures": LOST_WORKER_RETRIES})
+    quietly = {
+        "distributed.worker.profile.enabled": False
+    }  # it asks each process a hundred times a second what it does
+    dask.config.set({"distributed.scheduler.allowed-failures": LOST_WORKER_RETRIES} | quietly)
     if scheduler:
         try:
             with Client(scheduler, timeout="10s") as client:
@@ -464,7 +514,12 @@ def _client(scheduler: str | None, *, most: int, devices: int):
     )
     head = {
         "cls": Scheduler,
-        "options": {"dashboard": False, "dashboard_address": "127.0.0.1:0", "port": 0, "host": "127.0.0.1"},
+        "options": {
+            "dashboard": DASHBOARD,
+            "dashboard_address": "127.0.0.1:0",
+            "port": 0,
+            "host": "127.0.0.1",
+        },
     }
     with (
         quiet,

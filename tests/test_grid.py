@@ -1,10 +1,13 @@
 """Grid files: what they say is what is planned, and a slip in one is told with the nearest name."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_cli import call
 
 from data_prep.errors import InputError
 from data_prep.paths import PROJECT
+from dflib import __main__ as main
 from dflib import grid, methods
 
 
@@ -52,3 +55,37 @@ def test_a_grid_with_a_rate_in_percent_is_refused(tmp_path, tiny_dataset):
     assert done.returncode == 2
     assert "95" in done.stderr
     assert "0.95" in done.stderr
+
+
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "preset": st.sampled_from(["tiny", "demo", "paper"]), "source": st.just("demo-source"), "protocol": st.sampled_from(["strict", "paper"]),
+        "dataset": st.lists(st.sampled_from(["demo", "mine", "a.b"]), min_size=1, unique=True).map(tuple),
+        "methods": st.lists(st.sampled_from(list(methods.METHODS)), min_size=1, unique=True).map(tuple),
+        "rates": st.lists(st.floats(0.01, 0.99), min_size=1).map(tuple), "seeds": st.lists(st.integers(0, 99), min_size=1).map(tuple),
+        "set": st.dictionaries(st.sampled_from(["epochs", "mode", "limit"]), st.sampled_from([3, "resize", None, 0.5, True]), min_size=1),
+    },
+)  # fmt: skip
+
+
+@given(OPTIONS)
+def test_options_survive_as_a_file_and_as_words(options):
+    assert grid.parse(grid.text(options)) == options
+    words = grid.words(options)
+    own = dict(zip(words[::2], words[1::2], strict=True))
+    kinds = {"rates": float, "seeds": int}
+    for key in options.keys() - {"set"}:
+        text = own[f"--{key}"]
+        assert (main._list(text, kinds.get(key, str)) if key in grid.LISTS else text) == options[key]
+    pairs = [value for key, value in zip(words[::2], words[1::2], strict=True) if key == "--set"]
+    assert main._settings(pairs) == options.get("set", {})
+
+
+def test_a_grid_of_several_datasets_plans_each_run_once(tiny_dataset, tiny_source):
+    options = {"preset": "tiny", "dataset": (tiny_dataset, tiny_source), "methods": ("BL", "CPF"), "rates": (0.9,)}
+    both = [s.run_id for s in grid.plan(options)]
+    single = [s.run_id for name in options["dataset"] for s in grid.plan(options | {"dataset": (name,)})]
+    assert both == single and len(set(both)) == 4
+    transfers = {"preset": "tiny", "dataset": (tiny_dataset,), "source": tiny_source, "methods": ("TL+FT", "BL")}
+    assert [s.method for s in grid.plan(transfers)] == ["BL", "TL+FT", "BL"]

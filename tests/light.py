@@ -1,0 +1,67 @@
+"""A copy of the project whose run notebooks train nothing: they wait, write a result, or raise. The engine around them is the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+from data_prep.paths import PROJECT
+
+PARAMETERS = """preset = "tiny"
+dataset = "demo"
+source = None
+protocol = "strict"
+method = {method!r}
+seed = 0
+rate = 0.9
+settings = {{}}"""
+RESULT = """import json, os, time
+from pathlib import Path
+from dflib import methods
+from dflib.runs import spec
+
+asked = {{"preset": preset, "dataset": dataset, "source": source, "protocol": protocol, "seed": seed, "settings": settings}}
+s = spec(method, rate=rate if methods.method(method).rated else None, **asked)
+time.sleep(float(os.environ.get("LIGHT_SECONDS", "0")))
+if method in os.environ.get("LIGHT_RAISES", "").split(","):
+    raise ValueError(f"{{method}} cannot [/] be made")
+result = json.loads(Path(r"{template}").read_text()) | {{"run_id": s.run_id, "method": method, "seed": seed, "dataset": dataset, "rate": s.rate}}
+result |= {{"parents": [p.run_id for p in s.parents], "params": methods.relevant(method, s.settings), "command": s.command()}}
+(s.folder / "result.json").write_text(json.dumps(result))"""
+
+
+def project(folder: Path, template: dict) -> Path:
+    """Make the copy below `folder`; template: the `result.json` that its runs leave, with their own names."""
+    for name in ("dflib", "data_prep", "notebooks"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    shutil.copy(PROJECT / "pyproject.toml", folder)
+    (folder / "template.json").write_text(json.dumps(template))
+    from dflib import methods
+
+    for stem in {m.notebook for m in methods.METHODS.values()}:
+        cells = [nbformat.v4.new_code_cell(PARAMETERS.format(method=methods.made_by(stem)[0]), metadata={"tags": ["parameters"]})]  # fmt: skip
+        cells.append(nbformat.v4.new_code_cell(RESULT.format(template=folder / "template.json"), metadata={"tags": ["result"]}))  # fmt: skip
+        book = nbformat.v4.new_notebook(cells=cells)
+        book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(book, folder / "notebooks" / f"{stem}.ipynb")
+    return folder
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "dflib", *words]
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Of a process that is to take the copy."""
+    return os.environ | {"PYTHONPATH": str(folder), "DFLIB_OUTPUTS": str(folder / "outputs")} | more
+
+
+def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
+    """Run `python -m dflib WORDS` of the copy."""
+    return subprocess.run(command(*words), cwd=folder, env=environment(folder, **more), capture_output=True, text=True, check=False, timeout=900)  # fmt: skip

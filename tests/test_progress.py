@@ -1,0 +1,195 @@
+"""A study as its user sees it: how far it is, what a budget leaves, what is told to a terminal and what to a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import light
+import pytest
+from filelock import FileLock
+from test_plots import result
+
+from data_prep.errors import InputError
+from dflib import methods, runs, study
+from dflib.__main__ import _seconds
+from dflib.progress import Progress, Report, spoken
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_dataset) -> Path:
+    return light.project(tmp_path_factory.mktemp("light"), result())
+
+
+@pytest.fixture
+def fresh(project, monkeypatch) -> Path:
+    """The project, without outputs; plans of this process are its plans."""
+    shutil.rmtree(project / "outputs", ignore_errors=True)
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(project / "outputs"))
+    monkeypatch.setattr(runs, "NOTEBOOKS", project / "notebooks")
+    return project
+
+
+def finish(s: runs.Spec) -> None:
+    """Leave a finished run that took 70 s."""
+    s.folder.mkdir(parents=True)
+    own = {"run_id": s.run_id, "dataset": s.dataset, "params": methods.relevant(s.method, s.settings)}
+    (s.folder / "result.json").write_text(json.dumps(result(s.method, s.rate, s.seed) | own))
+
+
+def words(dataset: str, *more: str) -> list[str]:
+    return ["study", "--preset", "tiny", "--dataset", dataset, *more]
+
+
+def finished(project: Path) -> list[str]:
+    return sorted(p.parent.parent.name for p in project.glob("outputs/*/*/*/*/result.json"))
+
+
+def test_a_study_goes_down_the_graph_and_says_what_failed(fresh, tiny_dataset):
+    asked = words(tiny_dataset, "--methods", "BL,CPF,CKD,CQ", "--rates", "0.6,0.9")
+    done = light.call(fresh, *asked, LIGHT_RAISES="CKD-0")
+    assert done.returncode == 1 and done.stderr == ""
+    assert finished(fresh) == ["BL", "CPF", "CPF", "CQ"]
+    assert "8 runs in" in done.stdout and "4 of 8 done, 2 failed, 2 blocked (0 found finished)" in done.stdout
+    assert "ValueError: CKD-0 cannot [/] be made" in " ".join(done.stdout.split()) and "--retry-failed" in done.stdout
+    assert "\x1b" not in done.stdout and "done   " not in done.stdout  # no view, no line a run
+    again = light.call(fresh, *asked, "--retry-failed")
+    assert again.returncode == 0, again.stdout
+    assert "8 of 8 done (4 found finished)" in again.stdout and (fresh / "outputs" / "report.html").exists()
+
+
+def test_a_budget_leaves_what_does_not_fit(fresh, tiny_dataset):
+    base, pruned = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=(0.9,))
+    finish(base)
+    assert study.estimate(study.Plan((pruned,)))[pruned.run_id] == 35  # half as many epochs
+    cut = light.call(fresh, *words(tiny_dataset, "--methods", "BL,CPF", "--rates", "0.9"), "--budget", "30s")
+    assert cut.returncode == 3, cut.stdout + cut.stderr
+    assert finished(fresh) == ["BL"] and not list(pruned.folder.glob("failed.json"))
+    text = " ".join(cut.stdout.split())
+    assert "1 of 2 done, 1 left" in text and "1 runs are left: the same command goes on" in text
+    assert "not started: the budget does not reach" in text
+
+
+def test_what_runs_at_the_end_of_a_budget_is_stopped_and_no_failure(fresh, tiny_dataset, monkeypatch):
+    monkeypatch.setenv("LIGHT_SECONDS", "1000")
+    (s,) = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",))
+    outcome = study.execute(s, budget=3.0)
+    assert outcome["status"] == "left" and "goes on from its last epoch" in outcome["error"]
+    assert s.failure() is None and not s.finished()
+    outcome = study.execute(s, timeout=3.0, budget=1000.0)
+    assert outcome["status"] == "failed" and s.failure()["kind"] == "timeout"
+
+
+@pytest.mark.parametrize(("text", "value"), [("8.5h", 30600), ("90m", 5400), (" 30s", 30), (None, None)])
+def test_a_duration_is_read(text, value):
+    assert _seconds("--budget", text) == value
+
+
+@pytest.mark.parametrize("text", ["8.5", "h", "-3h", "0m", "1h30m", "soon"])
+def test_another_duration_is_refused(text):
+    with pytest.raises(InputError, match="--budget .*e.g. 90s, 30m, 8.5h"):
+        _seconds("--budget", text)
+
+
+def in_a_terminal(project: Path, *asked: str, **more: str) -> str:
+    """What a terminal of its own is sent."""
+    ours, theirs = pty.openpty()
+    env = light.environment(project, TERM="xterm", COLUMNS="150", LINES="40", **more)
+    process = subprocess.Popen(light.command(*asked), cwd=project, env=env, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # Linux's way to say that nobody writes any more
+            break
+        if not part:
+            break
+        seen += part
+    os.close(ours)
+    assert process.wait() == 0, seen.decode()
+    return seen.decode()
+
+
+def test_a_terminal_shows_what_runs_and_a_notebooks_shell_does_not(fresh, tiny_dataset):
+    asked = words(tiny_dataset, "--methods", "BL,CQ")
+    seen = in_a_terminal(fresh, *asked, LIGHT_SECONDS="3")
+    assert "\x1b[" in seen and "0 of 2 done, 1 running, 1 waiting" in seen and "log.txt" in seen
+    assert "done   \x1b[0m BL-s0-32px-" in seen
+    quiet = in_a_terminal(fresh, *asked, JPY_PARENT_PID="1")
+    assert "running" not in quiet and "2 of 2 done (2 found finished)" in quiet
+
+
+def test_watching_shows_a_study_that_runs_elsewhere_and_starts_nothing(fresh, tiny_dataset, monkeypatch):
+    monkeypatch.setenv("LIGHT_SECONDS", "1000")
+    base, _ = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CQ",))
+    elsewhere = threading.Thread(target=study.execute, args=(base,), kwargs={"budget": 120.0})
+    elsewhere.start()
+    while not (base.folder / "notebook.new.ipynb").exists():
+        time.sleep(0.1)
+    seen = light.call(fresh, *words(tiny_dataset, "--methods", "BL,CQ"), "--watch")
+    assert seen.stdout.splitlines()[0] == "0 of 2 done, 1 running, 1 waiting"
+    assert seen.stdout.splitlines()[1] == f"running {base.run_id}  log: {base.folder / 'log.txt'}"
+    elsewhere.join()
+    assert not finished(fresh)
+
+
+def test_states_are_found_in_the_outputs_folder(tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
+    plan = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF", "CQ"), rates=(0.6, 0.9))
+    base, *rest = plan.specs
+    assert Progress(plan).look().summary() == "0 of 4 done, 4 waiting"
+    base.folder.mkdir(parents=True)
+    with FileLock(base.folder / "lock"):
+        assert Progress(plan).look().running == [base.run_id]
+    assert Progress(plan).look().running == []
+    (base.folder / "failed.json").write_text(json.dumps({"run_id": base.run_id, "kind": "error", "error": "x"}))
+    view = Progress(plan).look()
+    assert view.over and view.summary() == "0 of 4 done, 1 failed, 3 blocked"
+    (base.folder / "result.json").write_text("{}")
+    (rest[0].folder).mkdir(parents=True)
+    (rest[0].folder / "result.json").write_text("{}")
+    assert view.look().summary() == "2 of 4 done, 2 waiting"
+
+
+def test_the_time_left_is_the_work_over_the_devices_or_the_longest_path(tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
+    plan = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=(0.6, 0.7, 0.8, 0.9))
+    assert Progress(plan).seconds_left() is None
+    guess = study.estimates(plan)
+    for s in plan:
+        guess.learn(s, 100.0)
+    assert Progress(plan, guess).seconds_left() == pytest.approx(500)
+    assert Progress(plan, guess, slots=2).seconds_left() == pytest.approx(250)
+    view = Progress(plan, guess, slots=64)
+    assert view.seconds_left() == pytest.approx(200)  # BL, then all at once
+    view.end(plan.specs[0], {"status": "done"})
+    assert view.summary() == "1 of 5 done, 4 waiting; about 2 min left"
+    assert [spoken(s) for s in (0, 89, 91, 5399, 30600)] == ["0 s", "89 s", "2 min", "90 min", "8 h 30 min"][:3] + [
+        "1 h 30 min",
+        "8 h 30 min",
+    ]
+
+
+def test_a_report_that_cannot_be_written_does_not_stop_anything(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "file"))
+    refresh = Report()
+    refresh()
+    assert not refresh.thread.is_alive()  # a minute has not gone
+    refresh.next = time.monotonic()
+    refresh()
+    refresh.wait()
+    assert refresh.next > time.monotonic() + 50
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
+    refresh()
+    refresh.wait()
+    assert not (tmp_path / "outputs").exists()  # not twice a minute
+    Report()._write()
+    assert (tmp_path / "outputs" / "report.html").exists()
