@@ -365,7 +365,102 @@ def finished_runs() -> Iterator[Record]:
             yield record(f"{name}, 5,000 finished", value, "s", "< 3", value < 3, f"whole process: python -m dflib {words[0]}{' --dry-run' * ('--dry-run' in words)}")  # fmt: skip
 
 
+def scheduling() -> Iterator[Record]:
+    """The paper's methods and rates over as many seeds as make 10,000 runs, on 64 workers; durations are drawn, no run is made."""
+    from data_prep import folder
+    from dflib import methods
+    from dflib import study as engine
+    from dflib.schedule import simulate, utilisation
+
+    with roots() as root:
+        for name in ("target", "source"):
+            folder.prepare(_jpegs(root / name, 240), name=name)
+        plan = engine.plan(preset="tiny", dataset="target", source="source", methods_=methods.PAPER, rates=methods.preset("paper").rates, seeds=range(264))  # fmt: skip
+    specs = plan.specs[:10_000]
+    rng, kinds = np.random.default_rng(0), sorted({(s.method, s.dataset) for s in specs})
+    typical = dict(zip(kinds, rng.lognormal(6.5, 1.0, len(kinds)).tolist(), strict=True))  # seconds: minutes to an hour
+    guess = {s.run_id: typical[s.method, s.dataset] for s in specs}
+    takes = {run: seconds * float(rng.lognormal(0, 0.5)) for run, seconds in guess.items()}
+    parents = {s.run_id: [p.run_id for p in s.parents] for s in specs}
+    value = 100 * utilisation(simulate(parents, takes, guess.get, workers=64, between=5), workers=64)
+    yield record(f"{len(specs):,} runs on 64 workers, simulated", value, "% of the time at work", ">= 95", value >= 95, f"events in virtual time, the engine's own Schedule decides; durations log-normal around the estimate that it is given (sigma 0.5), {sum(takes.values()) / 3600 / 64:.0f} h a worker, 5 s between two runs counted as idle")  # fmt: skip
+
+
+TWO_CORES = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))] if hasattr(os, "sched_getaffinity") else []  # fmt: skip
+
+
+def engine() -> Iterator[Record]:
+    """16 tiny runs of BL: the engine, its table and its report among it, against a shell loop around papermill, on the same two cores."""
+    from data_prep import demo
+    from dflib.runs import NOTEBOOKS
+
+    loop = 'for seed in $(seq 0 15); do "$0" -m papermill --no-progress-bar -p preset tiny -p seed $seed 02_baseline.ipynb "$1/$seed.ipynb" || exit; done'
+    with roots() as root:
+        demo.prepare()
+        seeds = ",".join(map(str, range(16)))
+        ours = [sys.executable, "-m", "dflib", "study", "--preset", "tiny", "--methods", "BL", "--seeds", seeds]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": True}
+        first = [sys.executable, "-c", "from dflib.data import open; open('demo', size=32)"]
+        subprocess.run(first, **quiet)  # decoded once, for both
+        fast = _clocked(lambda: subprocess.run(TWO_CORES + ours, **quiet))
+        os.environ["DFLIB_OUTPUTS"] = f"{root}/loop"
+        (root / "loop").mkdir()
+        theirs = [*TWO_CORES, "bash", "-c", loop, sys.executable, f"{root}/loop"]
+        slow = _clocked(lambda: subprocess.run(theirs, cwd=NOTEBOOKS, **quiet))
+    yield record("16 tiny runs, engine against a papermill loop", slow / fast, "x", ">= 1.6", slow / fast >= 1.6, f"BL, preset tiny, seeds 0 to 15, the same two cores: {fast:.0f} s with table and report, against {slow:.0f} s")  # fmt: skip
+
+
+FIRST_STEP = """
+import os, time
+from pathlib import Path
+from torch.optim.optimizer import register_optimizer_step_post_hook
+hook = lambda *_: (Path(os.environ["FIRST_STEP"]).write_text(str(time.time())), os._exit(0))
+register_optimizer_step_post_hook(hook)
+"""
+
+
+def overhead() -> Iterator[Record]:
+    """From the start of a run to its first training step, as a notebook by the engine, and the same cells as a script."""
+    import nbformat
+
+    from data_prep import demo
+    from dflib import runs
+    from dflib import study as engine
+    from dflib.data import open as open_data
+
+    book = nbformat.read(runs.NOTEBOOKS / "02_baseline.ipynb", as_version=4)
+    book.cells.insert(
+        0, nbformat.v4.new_code_cell(FIRST_STEP)
+    )  # it is in no run's id, and ends the process at the first step
+    with roots() as root:
+        demo.prepare()
+        open_data("demo", size=32)
+        os.environ["FIRST_STEP"] = f"{root}/first-step"
+        nbformat.write(book, root / "02_baseline.ipynb")
+        code = [c.source for c in book.cells if c.cell_type == "code"]
+        (root / "script.py").write_text("\n".join(code).replace('preset = "demo"', 'preset = "tiny"'))
+        usual, times = runs.NOTEBOOKS, {"notebook": [], "script": []}
+        (s,) = engine.plan(preset="tiny", methods_=("BL",))
+        runs.NOTEBOOKS = root
+        try:
+            for kind in ("notebook", "script") * 3:
+                started = time.time()
+                if kind == "notebook":
+                    assert engine.execute(s)["status"] == "failed"  # at its first step
+                else:
+                    subprocess.run([sys.executable, "script.py"], cwd=root, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                times[kind].append(float((root / "first-step").read_text()) - started)
+        finally:
+            runs.NOTEBOOKS = usual
+            del os.environ["FIRST_STEP"]
+    notebook, script = (float(np.median(times[kind])) for kind in ("notebook", "script"))
+    yield record("overhead of a run", notebook - script, "s", "< 3", notebook - script < 3, f"start to first training step of BL, preset tiny, median of 3: {notebook:.1f} s as a notebook by the engine, {script:.1f} s as a script")  # fmt: skip
+
+
 BENCHES = {
+    "engine": engine,
+    "overhead": overhead,
+    "scheduling": scheduling,
     "finished": finished_runs,
     "evaluation": evaluation,
     "import": import_time,
