@@ -423,3 +423,17 @@ def test_the_edge_notebook_exports_a_finished_run(made, tiny_dataset, tmp_path):
     assert sum("image/png" in o.get("data", {}) for o in shown) >= 3
     recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
     assert made["CKD"]["run_id"] in recap and "this Python, isolated" in recap
+
+
+def test_the_sweep_notebook_makes_what_is_missing_and_shows_the_grid(made, tiny_dataset, tmp_path):
+    parameters = {"preset": "tiny", "dataset": tiny_dataset, "chosen": "BL", "start": True}
+    read = step_through("17_sweep", tmp_path / "read.ipynb", **parameters)
+    assert is_quiet(read)
+    shown = outputs(read)
+    assert sum("image/png" in o.get("data", {}) for o in shown) == 4
+    text = "".join(o["text"] for o in shown if o.get("name") == "stdout")
+    assert "status 0: 2 of 2 done" in text and f"--dataset {tiny_dataset} --methods BL" in text
+    (other,) = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(1,))
+    assert other.finished()
+    recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
+    assert "the plan has **2**" in recap and "nothing is left to do" not in recap
