@@ -497,9 +497,11 @@ def forest(rows: pd.DataFrame, columns: dict[str, str], lines: Sequence[float] =
     """Each row's value with its interval, a line a row and a panel a column ({column: its title}; intervals in `_low` and `_high`).
 
     lines: where to draw vertical lines, the first solid, the others dashed. BL, where it is among the rows, has its interval as a band.
+    A column `name` stands for the runs' own names.
     """
-    names = [run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)]
-    fig = Figure(2.2 + min(3 * len(columns), 7.5), 0.24 * len(rows) + 1)
+    names = rows.get("name", [run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)])
+    tall = max(str(name).count("\n") for name in names) + 1
+    fig = Figure(2.2 + min(3 * len(columns), 7.5), (0.08 + 0.16 * tall) * len(rows) + 1)
     for ax, (column, title) in zip(
         fig.subplots(1, len(columns), sharey=True, squeeze=False)[0], columns.items(), strict=True
     ):

@@ -231,5 +231,5 @@ def similarities(parts: dict[str, dict[str, np.ndarray]], chance: float) -> Figu
             ax.stairs(share, edges, color=colour, linestyle=style, linewidth=1.8, label=f"{name}, median {np.median(each[key]):.2f}")  # fmt: skip
         ax.axvline(at, color=INK, linestyle=":", linewidth=1)
         ax.set(xlabel=title, ylabel="% of the images", xlim=(edges[0], 1))
-        ax.legend(loc="upper left", fontsize=8)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8)
     return fig

@@ -8,7 +8,7 @@ from test_cli import call
 from data_prep.errors import InputError
 from data_prep.paths import PROJECT
 from dflib import __main__ as main
-from dflib import grid, methods
+from dflib import compare, grid, methods, runs
 
 
 @pytest.mark.parametrize("name", ["demo", "paper-synthbuster", "paper-forensynths"])
@@ -16,6 +16,29 @@ def test_the_grids_that_come_along_ask_for_their_presets_runs(name):
     found = grid.read(PROJECT / "notebooks" / "grids" / f"{name}.yaml")
     usual = methods.preset(found["preset"])
     assert (found["methods"], found["rates"], found["seeds"]) == (usual.methods, usual.rates, usual.seeds)
+
+
+def test_the_grids_of_the_gap_differ_in_the_recipe_alone_and_train_on_each_generator():
+    plain, better = (
+        grid.read(PROJECT / "notebooks" / "grids" / f"gap-synthbuster{end}.yaml") for end in ("", "-recipe")
+    )
+    recipe = better.pop("set")
+    assert plain == better and plain["folds"] == "one-to-all" and set(recipe) <= set(compare.RECIPE)
+
+
+def test_folds_of_a_grid_are_planned_for_each_training_generator(tmp_path, tiny_dataset):
+    text = (
+        (PROJECT / "notebooks" / "grids" / "gap-demo.yaml")
+        .read_text()
+        .replace("dataset: demo", f"dataset: {tiny_dataset}")
+    )
+    (tmp_path / "g.yaml").write_text(text)
+    done = call(
+        "dflib", "study", "--grid", str(tmp_path / "g.yaml"), "--seeds", "0", "--set", "blur_jpeg=0.5", "--dry-run"
+    )
+    assert done.returncode == 0, done.stderr
+    ids = [runs.spec("BL", dataset=tiny_dataset, settings={"blur_jpeg": 0.5, "train_generators": g}).run_id for g in ("nearest", "blurred")]  # fmt: skip
+    assert all(i in done.stdout for i in ids) and "22 runs" in done.stdout
 
 
 @pytest.mark.parametrize(

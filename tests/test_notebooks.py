@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from data_prep.paths import PROJECT
 from dflib import methods, models, runs, study
@@ -124,7 +125,7 @@ def test_begins_with_title_badges_goals_time_and_the_way_on(path):
         r"\*\*Time\*\* .*on 2 CPU cores .+; on a T4 .+ \((an estimate: not measured|measured.*)\)\.", time, re.DOTALL
     )
     following = [p.name for p in ALL if p.stem > path.stem]
-    assert not following or re.search(r"Next: \[\d\d · [^]]+\]\(([^)]+)\)", way)[1] in following
+    assert not following or re.search(r"Next: \[\d\d · [^]]+\]\(([^)]+)\)", way)[1] == following[0]
 
 
 @each
@@ -397,7 +398,7 @@ def test_readers_show_the_runs(stem, made, tiny_dataset, tiny_source, tmp_path):
     assert stem != "13_compare" or f"**{len(made)}** runs to compare" in text
 
 
-@pytest.mark.parametrize("stem", READERS)
+@pytest.mark.parametrize("stem", [*READERS, "14_generalization"])
 def test_readers_say_what_to_do_without_runs(stem, tmp_path, monkeypatch):
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "nothing"))
     monkeypatch.setenv("DFLIB_DATA", str(tmp_path / "nothing"))
@@ -413,6 +414,32 @@ def test_the_data_notebook_audits_what_is_there(tiny_dataset, tmp_path):
     assert sum("image/png" in o.get("data", {}) for o in shown) == 7  # the widget's static figure among them
     recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
     assert "240 usable images of 3 kinds" in recap and "0.0% under `strict`" in recap
+
+
+def test_the_generalization_notebook_measures_the_gap(outputs_folder, tiny_dataset, tmp_path):
+    fold = {"preset": "tiny", "dataset": tiny_dataset, "settings": {"train_generators": "nearest"}}
+    plan = study.plan(**fold, methods_=("BL", "CPF", "CKD"))
+    for s in plan:
+        assert study.execute(s)["status"] == "done"
+    parameters = {"preset": "tiny", "dataset": tiny_dataset, "grid": "jpeg-50,blur-1"}
+    read = step_through("14_generalization", tmp_path / "read.ipynb", **parameters)
+    assert is_quiet(read)
+    shown = outputs(read)
+    assert sum("image/png" in o.get("data", {}) for o in shown) >= 14
+    recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
+    assert f"{len(plan)} runs with unseen generators" in recap
+    for claim in (
+        "Claim b, seen, 90%: CKD minus CPF",
+        "Claim c, unseen, 90%: CKD minus CPF",
+        "keeps most on unseen generators",
+    ):
+        assert claim in recap
+    predicted = {
+        s.method: pd.read_parquet(s.folder / "predictions.parquet").query("generator != 'nearest'") for s in plan
+    }
+    best = max(roc_auc_score(t["label"], t["score"]) for m, t in predicted.items() if m != "BL")
+    assert f"AUROC {best:.3f}" in recap
+    assert {"robustness.parquet"} <= {p.name for s in plan if s.method != "CKD-0" for p in s.folder.iterdir()}
 
 
 def test_the_edge_notebook_exports_a_finished_run(made, tiny_dataset, tmp_path):
