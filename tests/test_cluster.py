@@ -84,7 +84,7 @@ def test_a_study_on_two_nodes(cluster, tiny_dataset, tmp_path):
             with pytest.raises(InputError, match=f"worker {there}, {message}"):
                 study.run(plan, scheduler=address)
             if key == "DFLIB_DATA":  # as if the worker had come later
-                late = client.submit(study._node, plan.specs[0], [], False, None, workers=[there]).result()
+                late = client.submit(study._node, plan.specs[0], False, None, None, workers=[there]).result()
                 assert late["status"] == "failed" and late["error"].startswith(f"worker {there} has other data")
             client.run(lambda key=key, right=right: os.environ.update({key: right}), workers=[there])
     assert not list((tmp_path / "outputs").rglob("*"))
