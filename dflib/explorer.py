@@ -361,7 +361,7 @@ class Job:
 
     def __init__(self, study: Study, rate: float, *, epochs: int = 2) -> None:
         self.spec = study.spec("CPF-S", rate, finetune_epochs=epochs)
-        self.place = tempfile.TemporaryDirectory(prefix="dflib-explorer-")
+        self.place = tempfile.TemporaryDirectory(prefix="dflib-explorer-", ignore_cleanup_errors=True)
         parent = Path(self.place.name, *self.spec.parents[0].folder.parts[-4:])
         parent.parent.mkdir(parents=True)
         parent.symlink_to(Path(study.base["folder"]).resolve(), target_is_directory=True)
@@ -383,7 +383,10 @@ class Job:
                 if line.startswith("progress "):
                     share, _, what = line[9:].strip().partition(" ")
                     yield float(share), what
-        if self.process.wait() and not self.cancelled:
+        failed = self.process.wait() != 0
+        if self.cancelled:
+            self.place.cleanup()
+        elif failed:
             raise InputError(f"it could not be made: {last[:300]}")
 
     cancelled = False

@@ -286,6 +286,7 @@ class Explorer:
         )
         self.progress, self.state = w.FloatProgress(max=1, description="Progress:", layout=wide(420), **text), w.HTML()
         self.job: explorer.Job | None = None
+        self.jobs: list[explorer.Job] = []  # what each made lies in a folder that goes with it
         self.worker: threading.Thread | None = None
         row = lambda *children: w.Box(children, layout=ROW)
         self.panels = {
@@ -517,11 +518,17 @@ class Explorer:
         """Start making the rate, unless one is being made; `worker.join()` waits for it."""
         if self.worker and self.worker.is_alive():
             return
+        rate, epochs = self.new_rate.value / 100, self.epochs.value
         try:
-            self.job = explorer.Job(self.study, self.new_rate.value / 100, epochs=self.epochs.value)
+            spec = self.study.spec("CPF-S", rate, finetune_epochs=epochs)
+            if spec.finished():
+                self.state.value = note(f"{spec.run_id} is finished already: reload, and choose it under CPF-S.")
+                return
+            self.job = explorer.Job(self.study, rate, epochs=epochs)
         except InputError as error:
             self.state.value = note(str(error), bad=True)
             return
+        self.jobs.append(self.job)
         self.make.disabled, self.cancel.disabled, self.keep.disabled = True, False, True
         self.progress.value, self.state.value = 0, note("starting")
         self.worker = threading.Thread(target=self._follow, args=(self.job, self.study), daemon=True)
@@ -551,5 +558,7 @@ class Explorer:
 
     def _on_keep(self) -> None:
         folder = self.job.keep()
+        for row in [row for study in self.studies.values() for row in study.made if row["run_id"] == folder.name]:
+            row["folder"] = str(folder)
         self.keep.disabled = True
         self.state.value = note(f"Kept among the finished runs as {folder.name}.")

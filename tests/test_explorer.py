@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,6 +163,30 @@ def test_a_wrong_upload_is_refused_with_its_reason(content, message, page):
         },
     )
     assert 'role="alert"' in page.answer.value and message in page.answer.value
+
+
+def test_a_rate_is_cancelled_or_made_on_the_spot_and_kept(explorer_outputs, tmp_path, monkeypatch):
+    shutil.copytree(explorer_outputs, tmp_path / "outputs")
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
+    page = widgets.Explorer(explorer.studies())
+    page.new_rate.value, page.epochs.value = 75, 1
+    cancel = lambda _: page.cancel.click()
+    page.progress.observe(cancel, "value")  # at the first step of the fine-tuning
+    page.start()
+    page.worker.join()
+    assert "Cancelled" in page.state.value and page.job.process.returncode < 0 and not page.job.folder.exists()
+    page.progress.unobserve(cancel, "value")
+    page.start()
+    page.worker.join()
+    run_id = page.job.spec.run_id
+    assert page.run_id == run_id and "CPF-S 75%" in page.cards.value
+    assert run_id not in explorer.studies()[0].table["run_id"].tolist()
+    page.keep.click()
+    row = explorer.studies()[0].row(run_id)
+    assert row["folder"] == page.study.row(run_id)["folder"]
+    assert row["params"] / page.study.base["params"] == pytest.approx(0.25, rel=0.01)
+    page.start()
+    assert f"{run_id} is finished already" in page.state.value
 
 
 def test_names_from_outside_are_escaped():
