@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -34,9 +35,9 @@ def dynamic_linear(source: Path, target: Path) -> Path:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _written(source, target) as new:
+    with _written(source, target) as (own, new):
         quantize_dynamic(
-            source, new, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True
+            own, new, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True
         )
         if not any(node.op_type == "MatMulInteger" for node in onnx.load(new).graph.node):
             raise InputError(f"{source} has no linear layer to quantize")
@@ -62,7 +63,7 @@ def static_int8(
     choose("calibration", calibration, CALIBRATIONS)
     reader = _Reader(calibration_images(part, images))
     methods = (CalibrationMethod.MinMax, CalibrationMethod.Entropy, CalibrationMethod.Percentile)
-    with _written(source, target) as new:
+    with _written(source, target) as (own, new):
         nodes = layers(source)
         for name in keep_float:
             choose("layer", name, nodes)
@@ -72,7 +73,7 @@ def static_int8(
                 f"{source} has no layer left to quantize: {len(nodes)} in all, {len(keep_float)} kept in float"
             )
         quantize_static(
-            source, new, reader, quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+            own, new, reader, quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
             calibrate_method=methods[CALIBRATIONS.index(calibration)], nodes_to_exclude=[*_before(source, next(iter(nodes.values()))), *(nodes[name] for name in (*keep_float, *last))],
             extra_options={"CalibTensorRangeSymmetric": False, "CalibStridedMinMax": 1},  # the stride (of all methods) bounds the memory
         )  # fmt: skip
@@ -128,17 +129,21 @@ def signal_to_noise(source: Path, quantized: Path, part: Part, *, images: int = 
     batch = calibration_images(part, images)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("quantized.onnx", "float.onnx")]
-        for path, file in zip((quantized, source), files, strict=True):
+        copies = [file.with_name(f"copy-{file.name}") for file in files]  # see `_written`
+        for path, copy in zip((quantized, source), copies, strict=True):
+            shutil.copy(path, copy)
+        for path, file in zip(copies, files, strict=True):
             debug.modify_model_output_intermediate_tensors(path, file)
         for i in range(len(batch)):  # one at a time: all activations of both graphs are in memory
             both = [debug.collect_activations(str(file), _Reader(batch[i : i + 1])) for file in files]
             for name, tensors in debug.create_activation_matching(*both).items():
                 exact, noisy = (tensors[k][0].astype(np.float64) for k in ("float", "post_qdq"))
                 energy[name] = energy.get(name, 0) + np.array([(exact**2).sum(), ((noisy - exact) ** 2).sum()])
+        weights = debug.create_weight_matching(*map(str, reversed(copies)))
     decibel = lambda signal, noise: 10 * np.log10(signal / noise) if noise else np.inf
     rounding = {
         name: decibel((w["float"] ** 2).sum(), ((w["dequantized"] - w["float"]) ** 2).sum())
-        for name, w in debug.create_weight_matching(str(source), str(quantized)).items()
+        for name, w in weights.items()
     }
     nodes, rows = onnx.load(source).graph.node, {}
     output, activation = (
@@ -172,8 +177,11 @@ class _Reader:
 
 
 @contextmanager
-def _written(source: Path, target: Path) -> Iterator[Path]:
-    """Write beside `target` and put it in place when all went well; name what is wrong with `source`."""
+def _written(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
+    """A copy of `source`, and a file beside `target` that is put in place when all went well; names what is wrong with `source`.
+
+    The copy, as ONNX Runtime writes beside what it reads: two runs may read one file, or it lies in a read-only folder.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -183,8 +191,9 @@ def _written(source: Path, target: Path) -> Iterator[Path]:
     root = logging.getLogger()
     level, root.level = root.level, logging.ERROR  # it recommends a step that shape-infers, which the exporter has done
     try:
-        with redirect_stdout(io.StringIO()):  # the calibration prints its progress
-            yield new
+        # the calibration prints its progress
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+            yield Path(shutil.copy(source, folder)), new
         new.replace(target)
     except (onnx.checker.ValidationError, DecodeError) as error:
         raise InputError(
