@@ -1,0 +1,148 @@
+"""What breaks while a study runs, for real: after each fault the finished runs stand, and the same study ends as if nothing had been.
+
+Every test starts with a finished baseline, breaks the making of `CQ` (or of the baseline, where it must train), and makes the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from test_study import kernels_below, tiny, wait_for
+
+from dflib import report, runs, study
+
+CODES = ("BL", "CQ")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_dataset, tmp_path_factory) -> Path:
+    """The outputs of a study of BL and CQ that nothing disturbed."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DFLIB_OUTPUTS", str(root))
+        assert {study.execute(s)["status"] for s in tiny(tiny_dataset, *CODES)} == {"done"}
+    return root
+
+
+@pytest.fixture
+def outputs(undisturbed, tmp_path, monkeypatch) -> Path:
+    """Outputs in which CQ is still to be made."""
+    root = tmp_path / "outputs"
+    shutil.copytree(undisturbed, root, ignore=shutil.ignore_patterns("CQ", "report.html"))
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(root))
+    return root
+
+
+@pytest.fixture
+def mounted(tmp_path) -> Iterator[Callable[..., Path]]:
+    """mounted(*arguments of mount): a mount on an empty folder, taken away at the end; skips where that is not allowed."""
+    made = []
+
+    def mount(*arguments: str) -> Path:
+        place = tmp_path / f"mount-{len(made)}" / "notebook" / "workbook" / "outputs"
+        place.mkdir(parents=True)
+        done = subprocess.run(["mount", *arguments, str(place)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"mount needs root: {done.stderr.strip()}")
+        made.append(place)
+        return place
+
+    yield mount
+    for place in reversed(made):
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def table(root: Path) -> pd.DataFrame:
+    """The metrics of all finished runs below an outputs root."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DFLIB_OUTPUTS", str(root))
+        return runs.results().set_index("run_id")[[*runs.METRICS, "threshold", "params", "nonzero"]]
+
+
+def stamps(root: Path) -> dict[str, int]:
+    """When each file of the finished baseline was last written."""
+    return {p.name: p.stat().st_mtime_ns for p in root.glob("*/*/BL/*/*") if p.name != "lock"}
+
+
+def completes(name: str, outputs: Path, undisturbed: Path, **options) -> None:
+    """The same study makes the rest, and ends like the one that nothing disturbed."""
+    before = stamps(outputs)
+    assert {study.execute(s, **options)["status"] for s in tiny(name, *CODES)} == {"done"}
+    assert stamps(outputs).items() >= before.items()
+    pd.testing.assert_frame_equal(table(outputs), table(undisturbed), check_exact=True)
+    assert not [p for p in outputs.rglob("*") if p.suffix in (".new", ".pt") or p.name == "failed.json"]
+
+
+def running(s: runs.Spec) -> bool:
+    """Whether the run's notebook has come to its first cell."""
+    book = s.folder / "notebook.new.ipynb"
+    return book.exists() and '"running"' in book.read_text()
+
+
+def broken(s: runs.Spec, strike: Callable[[psutil.Process], None], *, when=lambda: True, **options) -> dict:
+    """The outcome of a run whose kernel is struck once it is there and `when()` is true."""
+    outcome: dict = {}
+    worker = threading.Thread(target=lambda: outcome.update(study.execute(s, **options)))
+    worker.start()
+    (kernel,) = wait_for(lambda: kernels_below(os.getpid()), 900)
+    wait_for(when, 900)
+    strike(kernel)
+    worker.join(600)
+    assert outcome["status"] == "failed" and not s.finished()
+    return outcome
+
+
+def test_a_killed_kernel(tiny_dataset, undisturbed, outputs):
+    s = tiny(tiny_dataset, *CODES).specs[-1]
+    outcome = broken(s, psutil.Process.kill, when=lambda: running(s))
+    assert "killed" in outcome["error"] and s.failure()["kind"] == "died"
+    completes(tiny_dataset, outputs, undisturbed)
+
+
+def test_a_notebook_that_hangs_is_stopped_and_tried_again_on_request(tiny_dataset, undisturbed, outputs):
+    s = tiny(tiny_dataset, *CODES).specs[-1]
+    outcome = broken(s, psutil.Process.suspend, timeout=5)
+    assert outcome["error"] == "stopped after 5 s, the limit of --timeout" and s.failure()["kind"] == "timeout"
+    assert not kernels_below(os.getpid())
+    again = study.execute(s, retry_failed=False)
+    assert again["status"] == "failed" and "--retry-failed" in again["error"]
+    completes(tiny_dataset, outputs, undisturbed, retry_failed=True, timeout=3600)
+
+
+def test_out_of_memory_while_training(tiny_dataset, undisturbed, outputs):
+    s = tiny(tiny_dataset, *CODES).specs[0]
+    shutil.rmtree(s.folder)
+
+    def limit(kernel: psutil.Process) -> None:
+        size = kernel.memory_info().vms
+        kernel.rlimit(psutil.RLIMIT_AS, (size, size))
+
+    broken(s, limit, when=lambda: list(s.folder.glob("checkpoint.pt")))
+    assert s.failure()["kind"] == "died"
+    completes(tiny_dataset, outputs, undisturbed)
+
+
+def test_runs_on_a_read_only_attached_folder_are_found_and_new_ones_go_to_the_outputs(
+    tiny_dataset, undisturbed, outputs, mounted, monkeypatch
+):
+    attached = mounted("--bind", "-o", "ro", str(outputs))
+    with pytest.raises(OSError, match="Read-only"):
+        (attached / "new").mkdir()
+    new = outputs.parent / "new"
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(new))
+    monkeypatch.setenv("DFLIB_ATTACHED", str(attached.parents[2]))
+    completes(tiny_dataset, new, undisturbed)
+    baseline, quantized = (s.folder for s in tiny(tiny_dataset, *CODES))
+    assert baseline.is_relative_to(attached) and quantized.is_relative_to(new)
+    assert [p.parents[2].name for p in new.glob("*/*/*/*/result.json")] == ["strict"]
+    assert runs.find(baseline.name) == baseline
+    assert baseline.name in report.write().read_text()
+    assert runs.own(baseline).is_relative_to(new) and runs.own(quantized) == quantized
