@@ -463,4 +463,4 @@ def test_the_sweep_notebook_makes_what_is_missing_and_shows_the_grid(made, tiny_
     (other,) = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(1,))
     assert other.finished()
     recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
-    assert "the plan has **2**" in recap and "nothing is left to do" not in recap
+    assert "the plan has **2**" in recap and "2 finished: nothing is left to do" in recap
