@@ -73,7 +73,8 @@ def probe_bars(audit: Audit) -> Figure:
     figure = Figure(8, 0.42 * (len(names) + 1) + 1.2)
     ax = figure.subplots()
     rows = ["all together", *(_NAMES.get(n, n) for n in names)]
-    series = ((-0.17, audit.raw, "#333333", "as it is"), (0.17, audit.equalised, "#999999", "equalised"))
+    aside = 0.17 if audit.alike else 0  # one bar stands in the middle of its row
+    series = ((-aside, audit.raw, "#333333", "as it is"), (aside, audit.equalised, "#999999", "equalised"))
     for offset, found, colour, label in series[: 2 if audit.alike else 1]:
         values = np.array([found.auroc, *(found.single[n] for n in names)])
         ax.barh(np.arange(len(rows)) + offset, values - 0.5, left=0.5, height=0.32, color=colour, label=label)
