@@ -68,8 +68,9 @@ def table(root: Path) -> pd.DataFrame:
 
 
 def stamps(root: Path) -> dict[str, int]:
-    """When each file of the finished baseline was last written."""
-    return {p.name: p.stat().st_mtime_ns for p in root.glob("*/*/BL/*/*") if p.name != "lock"}
+    """When each file of the baseline was last written, where it is finished."""
+    finished = [p.parent for p in root.glob("*/*/BL/*/result.json")]
+    return {p.name: p.stat().st_mtime_ns for folder in finished for p in folder.iterdir() if p.name != "lock"}
 
 
 def completes(name: str, outputs: Path, undisturbed: Path, **options) -> None:
