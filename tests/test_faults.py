@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from test_study import kernels_below, tiny, wait_for
+from test_study import command, kernels_below, tiny, wait_for
 
 from dflib import report, runs, study
 
@@ -128,6 +128,39 @@ def test_out_of_memory_while_training(tiny_dataset, undisturbed, outputs):
 
     broken(s, limit, when=lambda: list(s.folder.glob("checkpoint.pt")))
     assert s.failure()["kind"] == "died"
+    completes(tiny_dataset, outputs, undisturbed)
+
+
+def test_a_full_disk(tiny_dataset, undisturbed, outputs, mounted, monkeypatch):
+    used = sum(p.stat().st_size for p in outputs.rglob("*") if p.is_file())
+    disk = mounted("-t", "tmpfs", "-o", f"size={used + 2_000_000}", "tmpfs")
+    shutil.copytree(outputs, disk, dirs_exist_ok=True)
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(disk))
+    full = subprocess.run(command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False)
+    assert full.returncode == 1 and full.stderr == ""
+    assert "No space left on device" in full.stdout
+    assert table(disk).index.tolist() == table(outputs).index.tolist()
+    subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+    completes(tiny_dataset, disk, undisturbed)
+
+
+def test_a_killed_worker_takes_its_kernel_with_it_and_the_run_is_made_elsewhere(
+    tiny_dataset, undisturbed, outputs, request
+):
+    driver = subprocess.Popen(
+        command(tiny_dataset, "--methods", "BL,CQ"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    request.addfinalizer(driver.kill)
+    (kernel,) = wait_for(lambda: kernels_below(driver.pid), 900)
+
+    wait_for(lambda: running(tiny(tiny_dataset, *CODES).specs[-1]), 900)
+    worker = kernel.parent()
+    assert worker.pid != driver.pid
+    kernel.suspend()  # it cannot look for itself whether its parent is there
+    worker.kill()
+    wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 10)
+    said, _ = driver.communicate(timeout=900)
+    assert driver.returncode == 0, said
     completes(tiny_dataset, outputs, undisturbed)
 
 
