@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 MEMORY_PER_WORKER = 4e9  # bytes; of a worker on the CPU
 LOST_WORKER_RETRIES = 2
+LONELY = 60  # seconds without any worker, until that is said
 GRACE = 30.0  # seconds after a budget's end in which a worker stops its run
 STOPPED = "stopped at the end of the budget; it goes on from its last epoch"
 SHORT_OF = re.compile(  # memory or disk, in the words of Python, torch, pyarrow, safetensors, ONNX Runtime: no fault of the notebook
@@ -227,10 +228,17 @@ def run(
         if scheduler:
             check_workers(client, p)
         running: dict[str, Spec] = {}
+        manned = time.monotonic()  # when there last was a worker
         on_dashboard(client.dashboard_link if scheduler or DASHBOARD else "")
         while running or order.ready:
             now = time.monotonic()
-            free = sum(client.nthreads().values()) - len(running)  # workers may come and go
+            threads = sum(client.nthreads().values())  # workers may come and go
+            free = threads - len(running)
+            if threads:
+                manned = now
+            elif now > manned + LONELY:
+                log.warning("no worker for %d s: the study waits for one (%s); stop it, and the same command goes on", LONELY, scheduler or "its own do not come back")  # fmt: skip
+                manned = math.inf  # said once
             while (free > 0 or now >= ends) and (run_id := order.start(within=ends - now)):
                 rest = None if budget is None else ends - now
                 future = client.submit(_node, todo[run_id], retry_failed, timeout, rest, key=run_id, pure=False)
