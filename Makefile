@@ -17,8 +17,8 @@ $(READY): requirements.txt pyproject.toml
 study: $(READY)   ## offline demo data, the demo grid, outputs/report.html
 	$(PY) -m dflib study --preset demo $(ARGS)
 
-test: $(READY) chromium   ## all tests, every notebook among them
-	$(PY) -m pytest $(ARGS)
+test: $(READY) chromium   ## all tests, every notebook among them; two files at a time
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 chromium:         # the browser of the browser tests: installed where that needs no password
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \

@@ -116,12 +116,19 @@ class Spec:
     @property
     def folder(self) -> Path:
         """Below the outputs root; a finished run's may also be below an attached one (`paths.attached_roots`)."""
-        place = Path(self.dataset, self.protocol, self.method, self.run_id)
-        known = [root / place for root in (outputs_root(), *attached_roots())]
-        return next((f for f in known if (f / "result.json").exists()), known[0])
+        return self._finished or outputs_root() / self._place
+
+    @cached_property
+    def _place(self) -> str:
+        return "/".join((self.dataset, self.protocol, self.method, self.run_id))
+
+    @property
+    def _finished(self) -> Path | None:
+        places = (root / self._place for root in (outputs_root(), *attached_roots()))
+        return next((f for f in places if (f / "result.json").exists()), None)
 
     def finished(self) -> bool:
-        return (self.folder / "result.json").exists()
+        return self._finished is not None
 
     def failure(self) -> dict | None:
         """The record of a failed attempt, if there is one that can be read."""
@@ -537,7 +544,13 @@ def results(dataset: str | None = None) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = []
+    table = pd.DataFrame(rows(dataset))
+    return table if table.empty else table.sort_values(["dataset", "protocol", "seed"], kind="stable", ignore_index=True)
+
+
+def rows(dataset: str | None = None) -> list[dict]:
+    """The rows of `results`, in the order of `folders`."""
+    found = []
     for folder in folders():
         try:
             row = flat(read(folder)) | {"folder": str(folder)}
@@ -546,12 +559,8 @@ def results(dataset: str | None = None) -> pd.DataFrame:
         except (KeyError, TypeError, AttributeError) as error:
             log.warning("left out: %s/result.json is not one of this version's (%r)", folder, error)
         else:
-            rows += [row] if dataset in (None, row["dataset"]) else []
-    return (
-        pd.DataFrame(rows).sort_values(["dataset", "protocol", "seed"], kind="stable", ignore_index=True)
-        if rows
-        else pd.DataFrame()
-    )
+            found += [row] if dataset in (None, row["dataset"]) else []
+    return found
 
 
 METRICS = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr", "ap", "auroc", "eer", "ece", "brier")

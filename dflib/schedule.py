@@ -22,11 +22,9 @@ class Estimates:
 
     Alike: method, dataset and work (training images x pixels x epochs). Then: the method on this dataset; the method elsewhere; any method.
 
-    >>> Estimates(runs.results())(spec("CPF", rate=0.9))            # doctest: +SKIP
+    >>> Estimates(runs.rows())(spec("CPF", rate=0.9))            # doctest: +SKIP
     41.3
     """
-
-    COLUMNS = ("method", "dataset", "size", "limit", "target_images", "planned_epochs", "total_s")  # of `runs.results`
 
     def __init__(self, rows: Iterable[Mapping] = ()) -> None:
         self.known: dict[tuple, list[tuple[float, float]]] = defaultdict(list)  # kind -> (work, seconds)

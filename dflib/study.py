@@ -32,7 +32,7 @@ from filelock import FileLock
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import outputs_root, write_text
 from dflib import methods
-from dflib.runs import Spec, code_hash, spec
+from dflib.runs import Spec, code_hash, rows, spec
 from dflib.schedule import Estimates, Schedule
 
 log = logging.getLogger(__name__)
@@ -124,17 +124,14 @@ def check(
 
 def estimate(p: Plan) -> dict[str, float | None]:
     """Seconds that each run that is not finished is likely to take (`schedule.Estimates`); None where nothing is known yet."""
-    guess = estimates(p)
-    return {s.run_id: None if s.finished() else guess(s) for s in p}
+    left = [s for s in p if not s.finished()]
+    guess = Estimates(rows() if left else ())
+    return dict.fromkeys((s.run_id for s in p), None) | {s.run_id: guess(s) for s in left}
 
 
 def estimates(p: Plan) -> Estimates:
     """What finished runs teach, where any of the plan is left to be made."""
-    from dflib.runs import results
-
-    if all(s.finished() for s in p):
-        return Estimates()
-    return Estimates(results().reindex(columns=Estimates.COLUMNS).to_dict("records"))
+    return Estimates() if all(s.finished() for s in p) else Estimates(rows())
 
 
 def execute(s: Spec, *, retry_failed: bool = True, timeout: float | None = None, budget: float | None = None) -> dict:

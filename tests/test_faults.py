@@ -118,6 +118,28 @@ def test_a_notebook_that_hangs_is_stopped_and_tried_again_on_request(tiny_datase
     completes(tiny_dataset, outputs, undisturbed, retry_failed=True, timeout=3600)
 
 
+def test_a_notebook_that_raises(tiny_dataset, undisturbed, outputs):
+    baseline, s = tiny(tiny_dataset, *CODES)
+    weights = baseline.folder / "model.safetensors"
+    away = weights.rename(outputs.parent / weights.name)
+    outcome = study.execute(s)
+    assert outcome["status"] == "failed" and weights.name in outcome["error"]
+    assert s.failure()["kind"] == "error" and not s.finished()
+    away.rename(weights)
+    completes(tiny_dataset, outputs, undisturbed, retry_failed=True)
+
+
+def test_two_studies_at_once_on_the_same_outputs(tiny_dataset, undisturbed, outputs):
+    both = [
+        subprocess.Popen(command(tiny_dataset, "--methods", "BL,CQ"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [study_.communicate(timeout=900)[0] for study_ in both]
+    assert [study_.returncode for study_ in both] == [0, 0], said
+    assert all("2 of 2 done" in text for text in said)
+    completes(tiny_dataset, outputs, undisturbed)
+
+
 def test_out_of_memory_while_training(tiny_dataset, undisturbed, outputs):
     s = tiny(tiny_dataset, *CODES).specs[0]
     shutil.rmtree(s.folder)

@@ -223,13 +223,10 @@ def begun(tiny_dataset, tiny_source, outputs_folder) -> tuple[runs.Run, list[str
 @pytest.fixture(scope="module")
 def made(tiny_dataset, tiny_source, outputs_folder, begun) -> dict[str, dict]:
     """Results of all run notebooks on the target by method, executed as the batch does; those on the source are made for them."""
-    results = {}
-    for s in study.plan(preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=tuple(methods.METHODS)):
-        outcome = study.execute(s)
-        assert outcome["status"] == "done", outcome["error"]
-        if s.dataset == tiny_dataset:
-            results[s.method] = runs.read(s.folder) | {"folder": s.folder, "spec": s}
-    return results
+    plan = study.plan(preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=tuple(methods.METHODS))
+    outcomes = study.run(plan)
+    assert {outcome["error"] for outcome in outcomes.values()} == {None}
+    return {s.method: runs.read(s.folder) | {"folder": s.folder, "spec": s} for s in plan if s.dataset == tiny_dataset}
 
 
 MOVE = """
