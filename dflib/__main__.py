@@ -130,15 +130,23 @@ def study(
 
 @app.command()
 def results(
-    dataset: str | None = None, csv: Annotated[Path | None, typer.Option(help="write all columns to this file")] = None
+    dataset: str | None = None,
+    csv: Annotated[Path | None, typer.Option(help="write all columns to this file")] = None,
+    html: Annotated[Path | None, typer.Option(help="write the report to this file")] = None,
 ) -> None:
     """The table of all finished runs."""
     from data_prep.paths import HOW_TO_GET, present
     from dflib.runs import folders
 
+    found = folders()
     if dataset:
-        choose("dataset", dataset, sorted({*present(), *HOW_TO_GET, *(f.parents[2].name for f in folders())}))
+        choose("dataset", dataset, sorted({*present(), *HOW_TO_GET, *(f.parents[2].name for f in found)}))
     _print_results(*([dataset] if dataset else []), csv=csv)
+    if html:
+        from dflib import report
+
+        wanted = [f.name for f in found if dataset in (None, f.parents[2].name)]
+        console.print(f"report: {report.write(html, only=wanted)}")
 
 
 @app.command()

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 from test_plots import BL, GRID, result, table
+from typer.testing import CliRunner
 
 from dflib import report, runs
+from dflib.__main__ import app
 
 HOSTILE = '<script>alert(1)</script> & "quotes" $\\frac{'
 
@@ -94,6 +96,17 @@ def test_every_run_has_its_row_command_and_sorting(outputs, undrawn):
     assert len(known) > len(report.MAIN) and all(title in shown.text for title in known)
     values = {a["data-value"] for tag, a in shown.tags if tag == "td" and "data-value" in a}
     assert str(BL["metrics"]["all"]["auroc"]) in values
+
+
+def test_a_command_writes_the_report_of_one_dataset(outputs, tmp_path):
+    store(outputs, BL)
+    other = BL | {"run_id": BL["run_id"].replace("BL", "BL-s7"), "dataset": "other"}
+    store(outputs, other)
+    words = ["results", "--dataset", "other", "--html", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    html = (tmp_path / "page.html").read_text()
+    assert other["run_id"] in html and BL["run_id"] not in html
 
 
 def test_no_runs_says_how_to_make_some(outputs):
