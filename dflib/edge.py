@@ -88,7 +88,7 @@ def compare(model: models.Detector, session, part: data.Part, *, threshold: floa
 
 def to_executorch(model: models.Detector, path: Path) -> Path:
     """Write a `.pte` for ExecuTorch's XNNPACK backend: pixels, float32 in [0, 1], 1 x 3 x size x size -> logits, 1 x 2."""
-    _executorch()
+    need_executorch()
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -104,7 +104,7 @@ class ExecutorchModel:
     """A `.pte` file as `train.predict` takes it. Raises `InputError` when ExecuTorch is missing or cannot load it."""
 
     def __init__(self, path: Path) -> None:
-        _executorch()
+        need_executorch()
         from executorch.runtime import Runtime
 
         try:
@@ -134,7 +134,8 @@ def _judged(same: dict, *, exact: bool) -> str | None:
     return f"check before use: {text}" if same["same_decisions"] < SAME_DECISIONS else None
 
 
-def _executorch() -> None:
+def need_executorch() -> None:
+    """Raises `InputError` when ExecuTorch is missing."""
     try:
         import executorch.runtime  # noqa: F401
     except ImportError as error:

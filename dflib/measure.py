@@ -1,6 +1,7 @@
 """What a detector costs: parameters, operations, bytes, latency, throughput, memory. Times and memory come from a fresh process.
 
-`python -m dflib.measure FILE` is that process: it loads one file (`.onnx` in ONNX Runtime, `.safetensors` in PyTorch) and prints JSON.
+`python -m dflib.measure FILE` is that process: it loads one file (`.onnx` in ONNX Runtime, `.safetensors` in PyTorch, `.pte` in ExecuTorch) and prints
+JSON.
 torch is imported only where it is what is measured, so that peak memory is the runtime's own. Two runs never time at once: `alone`.
 """
 
@@ -193,6 +194,25 @@ def _torch(path: Path, threads: int) -> Runner:
     return (lambda x: model(torch.from_numpy(x))), shape, f"torch {torch.__version__}"
 
 
+def _executorch(path: Path, threads: int) -> Runner:
+    from importlib.metadata import version
+
+    import torch
+
+    from dflib.edge import ExecutorchModel, need_executorch
+
+    need_executorch()
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+
+    _unsafe_reset_threadpool(threads)  # safe while no program is loaded
+    model = ExecutorchModel(path)
+    shape = list(model.method.metadata.input_tensor_meta(0).sizes())[1:]
+    return (lambda x: model(torch.from_numpy(x))), shape, f"executorch {version('executorch')}"
+
+
+RUNNERS = {".onnx": _onnx, ".safetensors": _torch, ".pte": _executorch}
+
+
 def _milliseconds(step: Callable[[], object]) -> float:
     started = time.perf_counter()
     step()
@@ -202,7 +222,7 @@ def _milliseconds(step: Callable[[], object]) -> float:
 def _main(path: Path, runs: int, cores: list[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    run, shape, runtime = (_onnx if path.suffix == ".onnx" else _torch)(path, len(cores))
+    run, shape, runtime = RUNNERS[path.suffix](path, len(cores))
     one, many = (np.random.default_rng(0).random((n, *shape), dtype=np.float32) for n in (1, BATCH))
     for _ in range(_WARM_UP):
         run(one)

@@ -545,7 +545,9 @@ def results(dataset: str | None = None) -> pd.DataFrame:
     import pandas as pd
 
     table = pd.DataFrame(rows(dataset))
-    return table if table.empty else table.sort_values(["dataset", "protocol", "seed"], kind="stable", ignore_index=True)
+    return (
+        table if table.empty else table.sort_values(["dataset", "protocol", "seed"], kind="stable", ignore_index=True)
+    )
 
 
 def rows(dataset: str | None = None) -> list[dict]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -161,8 +162,10 @@ def compressed() -> Iterator[Record]:
     import pandas as pd
     import torch
 
-    from dflib import export, lowrank, measure, models, prune, quantize, train
+    from dflib import edge, export, lowrank, measure, models, prune, quantize, train
     from dflib.data import Part
+
+    executorch = find_spec("executorch") is not None  # an extra
 
     rng = np.random.default_rng(0)
     part = Part(
@@ -177,6 +180,8 @@ def compressed() -> Iterator[Record]:
         for name, model in shapes.items():
             files[name, "eager"] = models.save(model, Path(folder) / f"{name}.safetensors")
             files[name, "ONNX Runtime"] = export.to_onnx(model, Path(folder) / f"{name}.onnx")
+            if executorch:
+                files[name, "ExecuTorch"] = edge.to_executorch(model, Path(folder) / f"{name}.pte")
         int8 = Path(folder) / "CPKDQ.onnx"
         files["CPKDQ", "ONNX Runtime"] = quantize.static_int8(files["CPF-S", "ONNX Runtime"], int8, part, images=32)
         for name, quantized in (
@@ -190,11 +195,12 @@ def compressed() -> Iterator[Record]:
     for name, runtime, bar in (
         ("CPF", "eager", None), ("CPF", "ONNX Runtime", None), ("CPF-S", "eager", 7), ("CPF-S", "ONNX Runtime", 8), ("CPKDQ", "ONNX Runtime", 20),
         ("LRF", "eager", None), ("LRF", "ONNX Runtime", None), ("CQ", "ONNX Runtime", None), ("CQ-S", "ONNX Runtime", 2.5),
+        *((name, "ExecuTorch", None) for name in ("CPF", "CPF-S", "LRF") if executorch),
     ):  # fmt: skip
         old, new = ms["BL", runtime], ms[name, runtime]
         yield record(
             f"{name} 90 % against BL, {runtime}".replace("CQ 90 %", "CQ").replace("CQ-S 90 %", "CQ-S"), old / new, "x faster",
-            f">= {bar}" if bar else "" if name == "LRF" else "about 1", old / new >= bar if bar else None,
+            f">= {bar}" if bar else "" if name == "LRF" or runtime == "ExecuTorch" else "about 1", old / new >= bar if bar else None,
             f"{about}: {old:.1f} against {new:.1f} ms, {runtime} {torch.__version__ if runtime == 'eager' else ''}".strip(),
         )  # fmt: skip
     for name, bar in (("CPF", None), ("CPF-S", 9.5), ("CPKDQ", 33), ("LRF", 9.5), ("CQ-S", 3.5)):

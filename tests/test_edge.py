@@ -12,7 +12,7 @@ import torch
 
 from data_prep.errors import InputError
 from data_prep.paths import images_root
-from dflib import adapters, edge, models, prune, quantize, runs, train
+from dflib import adapters, edge, measure, models, prune, quantize, runs, train
 from dflib.predict import Predictor
 
 MODES = ("resize", "center_crop", "texture_crop")
@@ -184,6 +184,8 @@ def test_executorch_computes_the_same(finished, tmp_path):
     done = edge.export_run(run.spec.run_id, format="executorch", out=tmp_path / "detector.pte")
     assert done["parity"]["max_logit_difference"] < 1e-3 and done["parity"]["same_decisions"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["detector.pte"]
+    cost = measure.profile(tmp_path / "detector.pte", runs=5)
+    assert cost["latency_ms"]["runtime"].startswith("executorch ") and cost["latency_ms"]["p50"] > 0
     (tmp_path / "broken.pte").write_bytes((tmp_path / "detector.pte").read_bytes()[:2000])
     with pytest.raises(InputError, match=r"ExecuTorch cannot load .*broken\.pte"):
         edge.ExecutorchModel(tmp_path / "broken.pte")

@@ -51,7 +51,9 @@ def test_two_processes_learn_what_one_learns_and_go_on_after_an_interruption(toy
     with pytest.raises(Interruption):
         train.fit(two, data, recipe, on_epoch=cut, **options)
     together = train.fit(two, data, recipe, on_epoch=cut, **options)
-    assert seen == sorted(set(seen)) and seen[-1] == len(together)  # went on, perhaps from an epoch that ended meanwhile
+    assert seen == sorted(set(seen)) and seen[-1] == len(
+        together
+    )  # went on, perhaps from an epoch that ended meanwhile
     assert len(together) == len(alone)
     for column in ("loss", "val_loss", "lr"):
         np.testing.assert_allclose(together[column], alone[column], rtol=1e-3)
