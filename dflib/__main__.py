@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from contextlib import nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated
 
@@ -336,9 +337,9 @@ def _line(spec, outcome: dict) -> str:
     return f"{mark} {spec.run_id}  {spoken(outcome['seconds'])}  accuracy {values['accuracy']:.3f}  AUROC {values['auroc']:.3f}"
 
 
-def _show(head: list[str], rows: list[list[str]], *, title: str, folded: int = 1) -> None:
+def _show(head: list[str], rows: list[list[str]], *, title: str, folded: int = 1, plain: bool = False) -> None:
     """A table whose first `folded` columns are never cut; a long one as plain text, which takes a tenth of the time."""
-    if len(rows) < LONG:
+    if len(rows) < LONG and not plain:
         columns = [*map(_id, head[:folded]), *head[folded:]]
         table = Table(*columns, title=title)
         for row in rows:
@@ -388,10 +389,16 @@ def _print_results(*datasets: str, csv: Path | None = None, only: set[str] | Non
         return
     if csv:
         rows.to_csv(csv, index=False)
-    shown = table_rows(rows)
-    _show(
-        [*shown], shown.astype(str).to_numpy().tolist(), title="finished runs (95 % intervals by bootstrap over scenes)"
-    )
+    shown = table_rows(rows).astype(str)
+    widths = [3 + max(map(len, (title, *shown[title]))) for title in shown]
+    fit = sum(width < console.width for width in accumulate(widths)) if console.is_terminal else len(widths)
+    shown = shown.iloc[:, : max(1, fit)]
+    title = "finished runs (95 % intervals by bootstrap over scenes)"
+    _show([*shown], shown.to_numpy().tolist(), title=title, plain=not console.is_terminal)
+    if fit < len(widths):
+        console.print(
+            f"{len(widths) - fit} more columns in a wider terminal, in a file (results --csv FILE) and in the report"
+        )
 
 
 if __name__ == "__main__":
