@@ -85,8 +85,8 @@ def inline_svg(fig: Figure, prefix: str) -> str:
 
 
 def use_style() -> None:
-    """Give the same look to figures that a notebook draws itself."""
-    mpl.rcParams.update(STYLE)
+    """Give the same look to figures that a notebook draws itself (their log axes need mathematics: 10 to the power of …)."""
+    mpl.rcParams.update(STYLE | {"text.parse_math": True})
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:

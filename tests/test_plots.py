@@ -2,11 +2,13 @@
 
 from functools import partial
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import pyplot
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
@@ -299,3 +301,15 @@ def test_a_techniques_methods_share_a_hue_and_transfers_are_triangles():
         assert all(low < hue(code) < high for code in family)
     for code, row in methods.METHODS.items():
         assert (plots.appearance(code)[1] in "^v<>") == row.transfers
+
+
+def test_a_log_axis_that_a_notebook_draws_is_readable():
+    with matplotlib.rc_context():
+        plots.use_style()
+        fig = pyplot.figure()
+        axis = fig.add_subplot()
+        axis.semilogy([1, 10, 1000])
+        fig.canvas.draw()
+        written = [text for text in axis.get_yticklabels() if "$" in text.get_text()]
+        assert written and all(text.get_parse_math() for text in written)
+        pyplot.close(fig)
