@@ -18,7 +18,7 @@ study: $(READY)   ## offline demo data, the demo grid, outputs/report.html
 	$(PY) -m dflib study --preset demo $(ARGS)
 
 test: $(READY) chromium   ## all tests, every notebook among them; two files at a time
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chromium:         # the browser of the browser tests: installed where that needs no password
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
