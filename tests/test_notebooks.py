@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import badges
 import nbformat
@@ -235,12 +236,19 @@ control.value = control.options[-1] if hasattr(control, "options") else control.
 """
 
 
+def execute(book: Path, out: Path | None, parameters: dict) -> None:
+    """With a kernel as the engine starts it: others may wait for ever for the reply to a cell whose widgets talk meanwhile."""
+    with book.with_suffix(".log").open("w") as log, TemporaryDirectory(prefix="dflib-") as sockets:
+        kernel = {"kernel_name": "python3", "kernel_manager_class": study._kernel_manager(log, sockets, lambda process: None)}  # fmt: skip
+        papermill.execute_notebook(str(book), out and str(out), parameters, cwd=str(FOLDER), progress_bar=False, **kernel)  # fmt: skip
+
+
 def step_through(stem: str, target: Path, **parameters) -> Path:
     """Execute a notebook as a reader would, and move its slider (or menu) to the other end."""
     book = nbformat.read(FOLDER / f"{stem}.ipynb", as_version=4)
     book.cells.append(nbformat.v4.new_code_cell(MOVE))
     nbformat.write(book, target)
-    papermill.execute_notebook(str(target), str(target), parameters, cwd=str(FOLDER), progress_bar=False)
+    execute(target, target, parameters)
     return target
 
 
@@ -369,9 +377,7 @@ def test_the_cells_tagged_result_are_what_makes_it(code, made, tmp_path, monkeyp
         c for i, c in enumerate(cells_) if i == 0 or {"parameters", "result"} & set(c.metadata.get("tags", []))
     ]
     nbformat.write(book, tmp_path / "bare.ipynb")
-    papermill.execute_notebook(
-        str(tmp_path / "bare.ipynb"), None, spec.parameters(), cwd=str(FOLDER), progress_bar=False
-    )
+    execute(tmp_path / "bare.ipynb", None, spec.parameters())
     assert spec.folder != finished and spec.finished()
     scores = [pd.read_parquet(f / "predictions.parquet")["score"] for f in (spec.folder, finished)]
     np.testing.assert_array_equal(*scores)
