@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -47,7 +48,11 @@ def test_two_processes_learn_what_one_learns_and_go_on_after_an_interruption(toy
         if len(rows) == 1:
             raise Interruption
 
-    options = {"devices": 2, "checkpoint": tmp_path / "checkpoint.pt", "after_step": lambda model: len(mask)}
+    options = {
+        "devices": 2,
+        "checkpoint": tmp_path / "checkpoint.pt",
+        "after_step": lambda model: time.sleep(0.1 * len(mask)),
+    }  # so slow that epochs are left
     with pytest.raises(Interruption):
         train.fit(two, data, recipe, on_epoch=cut, **options)
     together = train.fit(two, data, recipe, on_epoch=cut, **options)
