@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch: two files are tested at a time, and more threads than cores wait for one another
+# before torch: two files are tested at a time, and more threads than cores wait for one another
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
 from importlib.resources import files

@@ -48,17 +48,12 @@ def test_two_processes_learn_what_one_learns_and_go_on_after_an_interruption(toy
         if len(rows) == 1:
             raise Interruption
 
-    options = {
-        "devices": 2,
-        "checkpoint": tmp_path / "checkpoint.pt",
-        "after_step": lambda model: time.sleep(0.1 * len(mask)),
-    }  # so slow that epochs are left
+    slowly = lambda model: time.sleep(0.1 * len(mask))  # epochs are left when it is cut
+    options = {"devices": 2, "checkpoint": tmp_path / "checkpoint.pt", "after_step": slowly}
     with pytest.raises(Interruption):
         train.fit(two, data, recipe, on_epoch=cut, **options)
     together = train.fit(two, data, recipe, on_epoch=cut, **options)
-    assert seen == sorted(set(seen)) and seen[-1] == len(
-        together
-    )  # went on, perhaps from an epoch that ended meanwhile
+    assert seen == sorted(set(seen)) and seen[-1] == len(together)  # went on: no epoch was made twice
     assert len(together) == len(alone)
     for column in ("loss", "val_loss", "lr"):
         np.testing.assert_allclose(together[column], alone[column], rtol=1e-3)
