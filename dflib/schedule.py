@@ -30,7 +30,8 @@ class Estimates:
         self.known: dict[tuple, list[tuple[float, float]]] = defaultdict(list)  # kind -> (work, seconds)
         self._told: dict[tuple, float] = {}
         for row in rows:
-            self._add(row["method"], row["dataset"], row["total_s"], work(row["dataset"], row))
+            if row.get("size") and row.get("total_s"):  # else it teaches nothing
+                self._add(row["method"], row["dataset"], row["total_s"], work(row["dataset"], row))
 
     def learn(self, s: Spec, seconds: float) -> None:
         """Take in what a run took."""
