@@ -270,7 +270,7 @@ def _ensure_demo(*datasets: str) -> None:
 
 
 def _run_with_progress(engine, plan, **options) -> dict:
-    """The engine, with a live view where somebody looks; what a program reads has no lines of it."""
+    """The engine, with a live view in a terminal; a log file has a line for each run."""
     from rich.live import Live
 
     from dflib.progress import Progress, Report, spoken
@@ -290,8 +290,7 @@ def _run_with_progress(engine, plan, **options) -> dict:
             progress.end(spec, outcome)
             if outcome["seconds"] or outcome["status"] != "done":
                 refresh()
-                if LIVE:
-                    console.print(_line(spec, outcome), highlight=False)
+                console.print(_line(spec, outcome), highlight=False, soft_wrap=True)
 
         outcomes = engine.run(
             plan,

@@ -209,6 +209,12 @@ def from_nothing(result: dict, every: Iterable[dict], *, epochs: float = math.in
     return longest or min(found, key=lambda b: b["params"]["epochs"], default=None)
 
 
+def baseline(result: dict, every: dict[str, dict]) -> dict | None:
+    """The BL to hold a run against: the one that it was made from; a transfer's is the target's own, of most epochs (`from_nothing`)."""
+    own = [every[i] for i in result["parents"] if i in every and every[i]["method"] == "BL"]
+    return own[0] if own else from_nothing(result, every.values())
+
+
 def over_seeds(results: Iterable[dict], every: dict[str, dict]) -> pd.DataFrame:
     """One row a method, rate and number of target images: means over seeds with 95 % intervals, and the paired difference from BL.
 
@@ -223,7 +229,7 @@ def over_seeds(results: Iterable[dict], every: dict[str, dict]) -> pd.DataFrame:
         row["train_images"] = pd.Series([r.get("train_images") for r in group], dtype=float).mean()
         row["transfer_s"] = pd.Series([r["timings"]["transfer_s"] for r in group]).mean()
         _columns(row, combined(group))
-        pairs = [(r, b) for r in group if (b := from_nothing(r, every.values())) and r["method"] != "BL"]
+        pairs = [(r, b) for r in group if r["method"] != "BL" and (b := baseline(r, every))]
         if pairs:
             _columns(row, combined(*zip(*pairs, strict=True)), "-BL")
         rows.append(row)

@@ -13,7 +13,7 @@ from torch import Tensor
 from data_prep.errors import InputError
 from dflib.data import Part
 from dflib.models import Detector
-from dflib.train import pixels
+from dflib.train import full_precision, pixels
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def parity(model: Detector, path: Path, part: Part, *, limit: int = 256) -> dict
     )
     x = pixels(images.permute(0, 3, 1, 2))
     device = next(model.parameters()).device
-    with torch.inference_mode():
+    with torch.inference_mode(), full_precision():
         ours, theirs = model(x.to(device)).cpu(), session(x)
     return {
         "max_logit_difference": (ours - theirs).abs().max().item(),

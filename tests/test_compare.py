@@ -112,6 +112,17 @@ def test_means_over_seeds_and_differences_from_bl(write):
     assert math.isnan(table.loc["BL", "all/auroc-BL"])
 
 
+def test_a_compressed_run_is_held_against_its_own_bl_not_a_longer_one(write):
+    own = write("BL", epochs=3)
+    longer, cut = write("BL", epochs=8), write("CPF", rate=0.9, parents=[own])
+    moved = write("TL+FT", parents=["BL-on-the-source"])
+    every = loaded()
+    assert compare.baseline(every[cut], every)["run_id"] == own
+    assert compare.baseline(every[moved], every)["run_id"] == longer
+    del every[own]
+    assert compare.baseline(every[cut], every)["run_id"] == longer
+
+
 @pytest.fixture
 def three_seeds(write):
     """three_seeds(method, skill): finished runs of three seeds; images that are hard for one are hard for all."""

@@ -53,6 +53,24 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(toy, amp):
     assert not same(first, fitted(toy(), replace(recipe, seed=1))[0])
 
 
+def test_scores_are_computed_in_full_float32(toy):
+    allowed = []
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = small()
+
+        def forward(self, x):
+            allowed.append(torch.backends.cudnn.allow_tf32)
+            return self.inside(x)
+
+    before = torch.backends.cudnn.allow_tf32
+    train.predict(Watched(), toy().val)
+    assert allowed and not any(allowed)
+    assert torch.backends.cudnn.allow_tf32 == before and torch.backends.cudnn.enabled
+
+
 class Interruption(Exception):
     pass
 
