@@ -180,7 +180,8 @@ class _Reader:
 def _written(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
     """A copy of `source`, and a file beside `target` that is put in place when all went well; names what is wrong with `source`.
 
-    The copy, as ONNX Runtime writes beside what it reads: two runs may read one file, or it lies in a read-only folder.
+    The copy, as ONNX Runtime writes beside what it reads: two runs may read one file, or it lies in a read-only folder. It is without the shapes of
+    intermediate tensors: before version 1.31 the quantizer transposes weights, and then trips over their old shapes.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -193,7 +194,10 @@ def _written(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
     try:
         # the calibration prints its progress
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-            yield Path(shutil.copy(source, folder)), new
+            copy, model = Path(folder) / Path(source).name, onnx.load(source)
+            del model.graph.value_info[:]
+            onnx.save(model, copy)
+            yield copy, new
         new.replace(target)
     except (onnx.checker.ValidationError, DecodeError) as error:
         raise InputError(
