@@ -496,10 +496,11 @@ def against_images(rows: pd.DataFrame, metric: str = "auroc") -> Figure:
 def forest(rows: pd.DataFrame, columns: dict[str, str], lines: Sequence[float] = ()) -> Figure:
     """Each row's value with its interval, a line a row and a panel a column ({column: its title}; intervals in `_low` and `_high`).
 
-    lines: where to draw vertical lines, the first solid, the others dashed. BL, where it is among the rows, has its interval as a band.
+    lines: where to draw vertical lines, the first solid, the others dashed. Without any, the first BL among the rows has its interval as a band.
     A column `name` stands for the runs' own names.
     """
     names = rows.get("name", [run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)])
+    first = next((i for i, method in enumerate(rows["method"]) if method == "BL"), None)
     tall = max(str(name).count("\n") for name in names) + 1
     fig = Figure(2.2 + min(3 * len(columns), 7.5), (0.08 + 0.16 * tall) * len(rows) + 1)
     for ax, (column, title) in zip(
@@ -517,7 +518,7 @@ def forest(rows: pd.DataFrame, columns: dict[str, str], lines: Sequence[float] =
                 markersize=10 if marker == "*" else 6,
                 elinewidth=1.2,
             )
-            if method == "BL":
+            if method == "BL" and not lines and i == first:
                 ax.axvspan(value[i] - bars[0, i], value[i] + bars[1, i], color=RED, alpha=0.1, linewidth=0)
         for k, x in enumerate(lines):
             ax.axvline(x, color=INK, linewidth=1, linestyle="--" if k else "-", zorder=1)

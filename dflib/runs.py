@@ -11,6 +11,7 @@ import logging
 import platform
 import re
 import shutil
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -410,8 +411,8 @@ class Run:
         return preprocessing(paths, size=self.settings["size"], mode=self.settings["mode"])
 
 
-def start(method: str, *, quiet: bool = False, **request) -> Run:
-    """Begin (or find) the run that a notebook asks for; a missing parent is made first, by its own notebook.
+def start(method: str, **request) -> Run:
+    """Begin (or find) the run that a notebook asks for; a missing parent is made first, by its own notebook, and that is printed.
 
     request: as for `spec`. Raises `InputError` as `spec` does, or when a parent fails.
 
@@ -420,12 +421,9 @@ def start(method: str, *, quiet: bool = False, **request) -> Run:
     wanted = spec(method, **request)
     for parent in wanted.parents:
         if not parent.finished():
-            log.warning(
-                "%s needs %s, which is not there yet: making it first (%s)",
-                wanted.run_id,
-                parent.run_id,
-                parent.notebook.name,
-            )
+            text = f"{wanted.run_id} needs {parent.run_id}, which is not there yet: making it first ({parent.notebook.name})"
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
             from dflib.study import execute
 
             outcome = execute(parent)

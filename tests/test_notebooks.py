@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import logging
 import math
 import re
 import shutil
@@ -212,13 +213,9 @@ def outputs_folder(tiny_dataset, tiny_source, tmp_path_factory) -> Iterator[Path
 @pytest.fixture(scope="module")
 def begun(tiny_dataset, tiny_source, outputs_folder) -> tuple[runs.Run, list[str]]:
     """A transfer begun by hand before its source has a trained model, and what was said."""
-    said, handler = [], logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
-    runs.log.addHandler(handler)
-    try:
-        return runs.start("TL+FT", preset="tiny", dataset=tiny_dataset, source=tiny_source), said
-    finally:
-        runs.log.removeHandler(handler)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run = runs.start("TL+FT", preset="tiny", dataset=tiny_dataset, source=tiny_source)
+    return run, said.getvalue().splitlines()
 
 
 @pytest.fixture(scope="module")
