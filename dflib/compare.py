@@ -223,7 +223,7 @@ def over_seeds(results: Iterable[dict], every: dict[str, dict]) -> pd.DataFrame:
     """
     rows, groups = [], by_seed(results)
     for group in groups:
-        row = _about(group, groups) | {"seeds": len(group)}
+        row = about(group, groups) | {"seeds": len(group)}
         for k in ("trainable_params", "shipped_bytes", "file_bytes"):
             row[k] = pd.Series([r["cost"].get(k) for r in group], dtype=float).mean()
         row["train_images"] = pd.Series([r.get("train_images") for r in group], dtype=float).mean()
@@ -257,7 +257,7 @@ def against_scratch(results: Iterable[dict], every: dict[str, dict]) -> pd.DataF
         elif high < 0:
             verdict = "loses to a longer scratch" if theirs > epochs else "loses to scratch"
         counted = {"epochs": epochs, "scratch_epochs": theirs, "seeds": len(pairs)}
-        rows.append(_about(group, groups) | counted | {"difference": found["mean"], "low": low, "high": high, "verdict": verdict})  # fmt: skip
+        rows.append(about(group, groups) | counted | {"difference": found["mean"], "low": low, "high": high, "verdict": verdict})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -274,10 +274,10 @@ def _with_ends(column: str, found: dict, *, inside: bool = False) -> dict:
 
 
 def _key(result: dict) -> tuple:
-    return result["method"], result["rate"], result["source"], json.dumps(result["params"], sort_keys=True)
+    return result["method"], result["rate"], result.get("source"), json.dumps(result["params"], sort_keys=True)
 
 
-def _about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
+def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
     """What a row is about; settings: those that tell it from other rows of its method, rate and images, as text."""
     first, mine = group[0], group[0]["params"]
     alike = [g[0]["params"] for g in groups if all(g[0][k] == first[k] for k in ("method", "rate"))]

@@ -25,7 +25,8 @@ SECTION = [
     "limit",
     "target_images",
     "fold",
-]  # runs that differ here had other images: not to be compared
+    "recipe",
+]  # runs that differ here had other images, or saw them otherwise: a section each
 NUMBERS = {  # title: (column, divisor, how it is written)
     "params": ("params", 1, "{:,.0f}"), "non-zero": ("nonzero", 1, "{:,.0f}"), "file MB": ("file_bytes", 1e6, "{:.2f}"),
     "p50 ms": ("latency_p50_ms", 1, "{:.2f}"), "p95 ms": ("latency_p95_ms", 1, "{:.2f}"), "images/s": ("images_per_s", 1, "{:,.0f}"), "peak MB": ("peak_rss_mb", 1, "{:.0f}"),
@@ -67,6 +68,9 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
     rows = rows[rows["run_id"].isin(only)].copy() if only is not None and len(rows) else rows
     if len(rows):
         rows["record"] = [runs.read(folder) for folder in rows["folder"]]
+        rows["recipe"] = [
+            compare.recipe(record["params"]).replace("plain", "") for record in rows["record"]
+        ]  # which comes first
         rows[["limit", "target_images"]] = rows[["limit", "target_images"]].astype(float).fillna(0).astype(int)
     groups = rows.groupby(SECTION) if len(rows) else ()
     page = {
@@ -181,10 +185,13 @@ def _section(i: int, key: dict, rows: pd.DataFrame) -> dict:
     )
     figures = [(title, *how) for title, how in FIGURES.items() if title not in left_out]
     limit = f", at most {key['limit']} images of each class in each part" if key["limit"] else ""
-    limit += f", at most {key['target_images']} for training" if key["target_images"] else ""
+    title = [key["dataset"], f"{key['protocol']} protocol", f"{key['size']} px"]
+    title += [f"{key['target_images']} training images of each class"] if key["target_images"] else []
+    title += [f"trained {key['fold']}"] if key["fold"] else []
+    title += [key["recipe"]] if key["recipe"] else []
     return {
-        "id": f"section-{i}", "title": f"{key['dataset']}, {key['protocol']} protocol, {key['size']} px",
-        "note": f"Images made square by {key['mode']}{limit}{key['fold'] and ', trained ' + key['fold']}.", "answer": answer(rows),
+        "id": f"section-{i}", "title": ", ".join(title),
+        "note": f"Images made square by {key['mode']}{limit}.", "answer": answer(rows),
         "runs": _unfolding(rows), "over_seeds": _over_seeds(rows),
         "generators": generators, "by_generator": _sortable(pd.DataFrame(by_generator), rows[["run_id", *(f"{g}/auroc" for g in generators)]]),
         "figures": [{"title": title, "caption": text, "svg": Markup(plots.inline_svg(draw(rows), f"s{i}f{k}-")), "across": "time" in title} for k, (title, draw, text) in enumerate(figures)],
@@ -197,7 +204,9 @@ def _section(i: int, key: dict, rows: pd.DataFrame) -> dict:
 def _unfolding(rows: pd.DataFrame) -> dict:
     """The table of runs: few columns, and what each row unfolds to: all numbers, and the command that makes it again."""
     texts = table_rows(rows)
-    names = [f"{plots.run_label(m, rate)}, seed {seed}" for m, rate, seed in rows[["method", "rate", "seed"]].itertuples(index=False)]  # fmt: skip
+    groups = compare.by_seed(rows["record"])
+    differ = {r["run_id"]: f" ({text})" for g in groups if (text := compare.about(g, groups)["settings"]) for r in g}
+    names = [plots.run_label(r["method"], r["rate"]) + differ.get(r["run_id"], "") + f", seed {r['seed']}" for r in rows["record"]]  # fmt: skip
     columns = ["accuracy", "auroc", *(NUMBERS[title][0] for title in MAIN[2:])]
     table = _sortable(texts[list(MAIN)].assign(run=names)[["run", *MAIN]], rows.assign(run=names)[["run", *columns]])
     rest = texts.drop(columns=[*MAIN, "run"]).to_dict("records")

@@ -165,6 +165,18 @@ def test_other_sizes_protocols_and_limits_are_sections_of_their_own(outputs, und
     assert "at most 48 images of each class" in shown.text
 
 
+def test_recipes_are_sections_after_the_plain_one_and_other_settings_stand_in_the_runs_name(outputs, undrawn):
+    more = {"raised": {"front": "srm"}, "few": {"target_images": 25}, "longer": {"epochs": 99}}
+    store(outputs, BL | {"params": BL["params"] | {"epochs": 9}})
+    for name, params in more.items():
+        store(outputs, BL, run_id=f"BL-{name}", params=BL["params"] | {"epochs": 9} | params)
+    html = report.write().read_text()
+    heads, shown = re.findall(r"<h2[^>]*>(faces.*?)</h2>", html), Page(html).text
+    title = "faces, strict protocol, 32 px"
+    assert heads == [title, f"{title}, front srm", f"{title}, 25 training images of each class"]
+    assert "BL (epochs 9), seed 0" in shown and "BL (epochs 99), seed 0" in shown
+
+
 def test_answer_matches_the_numbers():
     small = result("CKD", 0.9, skill=0.8, file_bytes=400_000, p50=0.5)
     worse = result("CPF", 0.9, skill=0.1)
