@@ -1,0 +1,57 @@
+"""The records of the real study in the gallery: readable by this version, without anything of a machine, and what its page says of them is true."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from data_prep.paths import PROJECT
+from dflib import compare
+
+GALLERY = PROJECT / "outputs" / "gallery" / "real-faces"
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("real")
+    for part in sorted(GALLERY.glob("records-*.tar.xz")):
+        with tarfile.open(part) as archive:
+            archive.extractall(root, filter="data")
+    return root / "outputs"
+
+
+@pytest.fixture
+def faces(records, monkeypatch) -> dict[str, dict]:
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(records))
+    return compare.load("faces", source="dogs-vs-cats")
+
+
+def test_every_record_is_one_of_this_version_and_names_no_machine(records, faces):
+    kept = {path.name for path in records.rglob("*") if path.is_file()}
+    assert kept == {"result.json", "predictions.parquet", "validation.parquet"}
+    texts = {path: path.read_text() for path in records.glob("faces/*/*/*/result.json")}
+    assert len(texts) == len(faces) > 200
+    for path, text in texts.items():
+        assert not any(place in text for place in ("/root", "/home", "/tmp", "/work", "/var")), path
+
+
+@pytest.mark.parametrize("method", ["CPF-S", "CKD", "CPKDQ"])
+def test_the_pages_tables_are_those_of_the_records(faces, method):
+    mine = [r for r in faces.values() if r["params"]["size"] == 64 and not r["params"].get("target_images")]
+    group = [r for r in mine if (r["method"], r["rate"]) == (method, 0.9)]
+    plain = [r for r in group if compare.recipe(r["params"]) == "plain"]
+    (row,) = compare.over_seeds(plain, faces).to_dict("records")
+    page, front = (GALLERY / "README.md").read_text(), (PROJECT / "README.md").read_text()
+    signed = [f"{row['all/auroc-BL' + end]:+.3f}".replace("-", "−") for end in ("", "_low", "_high")]
+    difference = f"{signed[0]} [{signed[1]}, {signed[2]}]"
+    assert (
+        f"| {row['all/auroc']:.3f} [{row['all/auroc_low']:.3f}, {row['all/auroc_high']:.3f}] | {difference} |" in page
+    )
+    assert f"| {difference} |" in front
+    raised = [r for r in group if compare.recipe(r["params"]) == "front srm"]
+    (gap,) = compare.gaps(plain + raised).query("recipe != 'plain'").to_dict("records")
+    assert (
+        f"{gap['gap-plain']:+.3f} [{gap['gap-plain_low']:+.3f}, {gap['gap-plain_high']:+.3f}]".replace("-", "−") in page
+    )
