@@ -134,8 +134,17 @@ def estimates(p: Plan) -> Estimates:
     return Estimates() if all(s.finished() for s in p) else Estimates(rows())
 
 
-def execute(s: Spec, *, retry_failed: bool = True, timeout: float | None = None, budget: float | None = None) -> dict:
+def execute(
+    s: Spec,
+    *,
+    retry_failed: bool = True,
+    timeout: float | None = None,
+    budget: float | None = None,
+    threads: int | None = None,
+) -> dict:
     """Execute one run's notebook with papermill, here; returns {"run_id", "status", "error", "seconds"}.
+
+    threads: that its kernel computes with; None: as this process would.
 
     status: done (also when it was finished before: then seconds is 0), or failed. Why is in `failed.json`, by its kind: `error` (the notebook
     raised) and `timeout` (it took more than `timeout` seconds) are only reported the next time unless `retry_failed`; `died` (killed, or short of
@@ -146,12 +155,12 @@ def execute(s: Spec, *, retry_failed: bool = True, timeout: float | None = None,
         return outcome
     check_parameters(s)
     try:
-        return outcome | _execute(s, retry_failed, timeout, budget)
+        return outcome | _execute(s, retry_failed, timeout, budget, threads)
     except OSError as error:  # not even the record of the failure can be written: the run is tried again
         return outcome | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
-def _execute(s: Spec, retry_failed: bool, timeout: float | None, budget: float | None) -> dict:
+def _execute(s: Spec, retry_failed: bool, timeout: float | None, budget: float | None, threads: int | None) -> dict:
     """What `execute` adds to an outcome, under the run's lock."""
     s.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(s.folder / "lock"):
@@ -166,7 +175,7 @@ def _execute(s: Spec, retry_failed: bool, timeout: float | None, budget: float |
         started = time.perf_counter()
         _log(s, s.command())
         limit = min((seconds for seconds in (timeout, budget) if seconds is not None), default=None)
-        record = _run_notebook(s, limit)
+        record = _run_notebook(s, limit, threads)
         seconds = time.perf_counter() - started
         if record is None or (record["kind"] != "error" and s.finished()):  # what was cut off then was only its end
             return {"seconds": seconds}
@@ -203,6 +212,8 @@ def run(
     guess: `estimates(p)`, unless given. on_dashboard: called with the address of Dask's dashboard, where it is served (bokeh).
     on_start, on_outcome: called in this process as each run starts and ends.
     """
+    from data_prep.manifest import cores
+
     ends = math.inf if budget is None else time.monotonic() + budget
     outcomes: dict[str, dict] = {}
 
@@ -238,7 +249,9 @@ def run(
                 manned = math.inf  # said once
             while (free > 0 or now >= ends) and (run_id := order.start(within=ends - now)):
                 rest = None if budget is None else ends - now
-                future = client.submit(_node, todo[run_id], retry_failed, timeout, rest, key=run_id, pure=False)
+                alone = not (scheduler or running or order.ready or os.environ.get("OMP_NUM_THREADS"))
+                share = cores() if alone else None  # nothing can start beside it
+                future = client.submit(_node, todo[run_id], retry_failed, timeout, rest, share, key=run_id, pure=False)
                 future.add_done_callback(ended.put)
                 running[run_id], free = future, free - 1
                 on_start(todo[run_id])
@@ -277,14 +290,14 @@ def _lost(future) -> str:
     return f"lost with its worker {LOST_WORKER_RETRIES + 1} times ({future.status})"
 
 
-def _node(s: Spec, retry_failed: bool, timeout: float | None, budget: float | None) -> dict:
+def _node(s: Spec, retry_failed: bool, timeout: float | None, budget: float | None, threads: int | None) -> dict:
     """One node of the graph, in its worker."""
     if (here := _told(lambda: replace(s).run_id)) != s.run_id:  # a worker that came after `check_workers`
         from distributed import get_worker
 
         error = f"worker {get_worker().address} has other data or another notebook, and would make: {here}"
         return {"run_id": s.run_id, "status": "failed", "error": error, "seconds": 0.0}
-    return execute(s, retry_failed=retry_failed, timeout=timeout, budget=budget)
+    return execute(s, retry_failed=retry_failed, timeout=timeout, budget=budget, threads=threads)
 
 
 def check_workers(client, p: Plan) -> None:
@@ -352,7 +365,7 @@ def _known_parameters(notebook: Path, _: int) -> tuple[str, ...]:
     return tuple(target.id for node in assigned for target in node.targets if isinstance(target, ast.Name))
 
 
-def _run_notebook(s: Spec, timeout: float | None) -> dict | None:
+def _run_notebook(s: Spec, timeout: float | None, threads: int | None) -> dict | None:
     """Execute and keep the notebook; None when its last cell wrote the result, else what went wrong."""
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -369,7 +382,7 @@ def _run_notebook(s: Spec, timeout: float | None) -> dict | None:
         ):
             papermill.execute_notebook(
                 str(s.notebook), str(new), s.parameters(), cwd=str(s.notebook.parent), progress_bar=False, stdout_file=text, stderr_file=text,
-                kernel_name="python3", kernel_manager_class=_kernel_manager(text, sockets, kernel.started),
+                kernel_name="python3", kernel_manager_class=_kernel_manager(text, sockets, kernel.started, threads),
             )  # fmt: skip
     except PapermillExecutionError as error:
         what = f"{error.ename}: {error.evalue}"
@@ -430,7 +443,9 @@ class _Kernel:
                 self.timer.cancel()
 
 
-def _kernel_manager(log_file: TextIO, sockets: str, started: Callable[[Popen], None]) -> type:
+def _kernel_manager(
+    log_file: TextIO, sockets: str, started: Callable[[Popen], None], threads: int | None = None
+) -> type:
     """A kernel manager over ipc sockets in a folder of their own (TCP ports race when many kernels start at once).
 
     What the kernel process itself says on its way out goes to the run's log. started: called with the kernel's process.
@@ -461,6 +476,7 @@ def _kernel_manager(log_file: TextIO, sockets: str, started: Callable[[Popen], N
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options) -> None:
             env = dict(options.get("env", os.environ))
             env["TQDM_DISABLE"] = "1"  # nobody watches: no dead bars in the notebook
+            env |= _thread_environment(threads) if threads else {}
             env.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask's, to give memory back at once: training took twice the time
             cmd = [
                 *kernel_cmd,
@@ -493,8 +509,9 @@ def _client(scheduler: str | None, *, most: int, devices: int):
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
     quietly = {
-        "distributed.worker.profile.enabled": False
-    }  # it asks each process a hundred times a second what it does
+        "distributed.worker.profile.enabled": False,  # it asks each process a hundred times a second what it does
+        "distributed.nanny.pre-spawn-environ": {},  # one thread each: would be set in this process, too, and stay
+    }
     dask.config.set({"distributed.scheduler.allowed-failures": LOST_WORKER_RETRIES} | quietly)
     if scheduler:
         try:
@@ -538,8 +555,8 @@ def worker_environments(most: int, devices: int = 1) -> list[dict[str, str]]:
     """Environment of each local worker, for `most` runs at the same time: `devices` GPUs each where there are GPUs, else an equal share of the cores.
 
     On the CPU many workers of one thread waste less than one worker of many (loading and drawing use one thread), but each needs its
-    memory. `OMP_NUM_THREADS` overrides the number of threads. Raises `InputError` when more devices are asked for than there are, here or
-    in `CUDA_VISIBLE_DEVICES`.
+    memory; a run beside which nothing can start has all cores (`run`). `OMP_NUM_THREADS` overrides the number of threads. Raises `InputError`
+    when more devices are asked for than there are, here or in `CUDA_VISIBLE_DEVICES`.
     """
     import psutil
     import torch
@@ -558,8 +575,12 @@ def worker_environments(most: int, devices: int = 1) -> list[dict[str, str]]:
     memory = int(psutil.virtual_memory().total / MEMORY_PER_WORKER)
     count = len(groups) or max(1, min(most, cores() // devices, memory))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))  # who sets it has a reason
-    env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    env = _thread_environment(threads)
     return [env | ({"CUDA_VISIBLE_DEVICES": groups[i]} if groups else {}) for i in range(count)]
+
+
+def _thread_environment(threads: int | str) -> dict[str, str]:
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
 
 
 def prepare_data(p: Plan) -> None:

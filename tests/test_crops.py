@@ -59,7 +59,9 @@ def finished(tiny_dataset, tmp_path_factory):
 def test_the_mean_of_the_logits_is_what_is_tested(finished, tiny_dataset):
     (run, single), test = finished, finished[0].data.test
     model = run.model()
-    torch.testing.assert_close(dict(model.state_dict()), {k: v.cpu() for k, v in single.state_dict().items()})  # trained alike
+    torch.testing.assert_close(
+        dict(model.state_dict()), {k: v.cpu() for k, v in single.state_dict().items()}
+    )  # trained alike
     paths = [images_root(tiny_dataset) / p for p in test.table["path"]]
     views = [fit_crops(Image.open(p).convert("RGB"), size=32, mode="center_crop", crops=3) for p in paths]
     x = torch.from_numpy(np.concatenate(views)).permute(0, 3, 1, 2) / 255

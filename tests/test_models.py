@@ -97,6 +97,12 @@ def test_a_student_for_any_rate_meets_it_within_a_percent(rate, size):
     assert [d.dropout for d in arch.head] == [d.dropout for d in like.head]
 
 
+@pytest.mark.parametrize("rate", [0.6, 0.75, 0.9])
+@pytest.mark.parametrize("size", [32, 64, 224])
+def test_a_students_channels_come_in_sixteens(rate, size):
+    assert all(b.width % 16 == 0 and b.mid % 16 == 0 for b in student(rate, size=size).blocks)
+
+
 @settings(max_examples=5)
 @given(rate=st.floats(0.3, 0.97), size=st.sampled_from([32, 64]))
 def test_scaled_students_compute(rate, size):

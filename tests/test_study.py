@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from data_prep.errors import InputError
+from data_prep.manifest import cores
 from dflib import methods, runs, study
 from dflib.runs import spec
 
@@ -176,6 +178,30 @@ def _undisturbed(name: str, outputs: Path, more: tuple[str, ...]) -> list[float]
         command(name, *more), env=os.environ | {"DFLIB_OUTPUTS": str(fresh)}, check=True, stdout=subprocess.DEVNULL
     )
     return _scores(fresh, "CPF")
+
+
+def test_a_run_beside_which_nothing_can_start_has_all_cores(tiny_dataset, outputs, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    found, ended = {}, threading.Event()
+
+    def look(started: list[runs.Spec]) -> None:
+        while not ended.wait(0.05):
+            for kernel in kernels_below(os.getpid()):
+                with contextlib.suppress(psutil.Error):
+                    found.setdefault(kernel.pid, (len(started), kernel.environ()["OMP_NUM_THREADS"]))
+
+    started: list[runs.Spec] = []
+    watcher = threading.Thread(target=look, args=(started,))
+    watcher.start()
+    p = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=(0.6, 0.9))
+    try:
+        outcomes = study.run(p, on_start=started.append)
+    finally:
+        ended.set()
+        watcher.join()
+    assert [o["status"] for o in outcomes.values()] == ["done"] * 3
+    assert {threads for n, threads in found.values() if n == 1} == {str(cores())}
+    assert {threads for n, threads in found.values() if n > 1} == {str(max(1, cores() // min(3, cores())))}
 
 
 def test_two_processes_that_want_the_same_run_make_it_once(tiny_dataset, outputs):
