@@ -72,7 +72,8 @@ def profile(path: Path, *, runs: int = 50, threads: int = 1) -> dict:
     Returns {"latency_ms": {p50, p95, runtime, threads, cpu}, "peak_rss_mb", "throughput": {images_per_s, batch}}.
     Raises `InputError` when the file cannot be run.
     """
-    env = os.environ | {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+    usual = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}  # as whoever has the file would run it
+    env = usual | {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     with alone():
         command = [sys.executable, "-m", "dflib.measure", str(path), str(runs), *map(str, idlest_cores(threads))]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
