@@ -293,7 +293,7 @@ def _lost(future) -> str:
     return f"lost with its worker {LOST_WORKER_RETRIES + 1} times ({future.status})"
 
 
-def _node(s: Spec, retry_failed: bool, timeout: float | None, budget: float | None, threads: int | None) -> dict:
+def _node(s: Spec, retry_failed: bool, timeout: float | None, budget: float | None, threads: int | None = None) -> dict:
     """One node of the graph, in its worker."""
     if (here := _told(lambda: replace(s).run_id)) != s.run_id:  # a worker that came after `check_workers`
         from distributed import get_worker
