@@ -12,15 +12,29 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from data_prep import deepfake_real, dogs_vs_cats, faces_140k, folder, forensynths, manifest, paths, raise_, synthbuster
+from data_prep import (
+    deepfake_real,
+    dogs_vs_cats,
+    faces_140k,
+    folder,
+    forensynths,
+    manifest,
+    paths,
+    raise_,
+    synthbuster,
+)
 from data_prep.errors import command_line
 
 MODULES = (synthbuster, raise_, forensynths, faces_140k, deepfake_real, dogs_vs_cats)
 SOURCES = {module.SOURCE.name: module.SOURCE for module in MODULES}
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False
+)
 From = Annotated[Path | None, typer.Option("--from", help="folder where the files already are")]
-Name = Annotated[str | None, typer.Option(help="what to call the dataset; its usual name by default")]
+Name = Annotated[
+    str | None, typer.Option(help="what to call the dataset; its usual name by default")
+]
 console = Console(width=None if sys.stdout.isatty() else 160)
 
 
@@ -34,7 +48,9 @@ def demo(seed: int = 0) -> None:
 
 
 @app.command("folder")
-def folder_(path: Path, name: Annotated[str, typer.Option(help="what to call the dataset")]) -> None:
+def folder_(
+    path: Path, name: Annotated[str, typer.Option(help="what to call the dataset")]
+) -> None:
     """Your own images: real/ and fake/<generator>/, optionally below train/, val/, test/."""
     _show(folder.prepare(path, name=name), name)
 
@@ -52,13 +68,21 @@ for _module in MODULES:
         _add(_module)
 
 
-@app.command("forensynths", help=f"{forensynths.SOURCE.title}: {forensynths.SOURCE.size}. {forensynths.SOURCE.address}")
+@app.command(
+    "forensynths",
+    help=f"{forensynths.SOURCE.title}: {forensynths.SOURCE.size}. {forensynths.SOURCE.address}",
+)
 def forensynths_(
     given: From = None,
     name: Name = None,
-    everything: Annotated[bool, typer.Option("--all", help="all 13 test generators, all ProGAN classes")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="all 13 test generators, all ProGAN classes")
+    ] = False,
 ) -> None:
-    _show(forensynths.prepare(given, name=name, everything=everything), name or forensynths.SOURCE.name)
+    _show(
+        forensynths.prepare(given, name=name, everything=everything),
+        name or forensynths.SOURCE.name,
+    )
 
 
 @app.command("list")
@@ -67,10 +91,14 @@ def list_() -> None:
     name_, address = (
         Column(title, overflow="fold") for title in ("dataset", "address")
     )  # never cut what a user will copy
-    table = Table(name_, "here", "images per split and generator", "licence", "size", address, show_lines=True)
+    table = Table(
+        name_, "here", "images per split and generator", "licence", "size", address, show_lines=True
+    )
     for name in sorted({*paths.present(), *paths.HOW_TO_GET}):
         source, here = SOURCES.get(name), name in paths.present()
-        licence = source.licence if source else paths.describe(name).get("licence", "") if here else ""
+        licence = (
+            source.licence if source else paths.describe(name).get("licence", "") if here else ""
+        )
         table.add_row(
             name,
             "yes" if here else "no",
@@ -84,7 +112,8 @@ def list_() -> None:
 
 @app.command("audit")
 def audit_(
-    name: str, sample: Annotated[int, typer.Option(min=20, help="images looked at per generator")] = 300
+    name: str,
+    sample: Annotated[int, typer.Option(min=20, help="images looked at per generator")] = 300,
 ) -> None:
     """Look for give-aways, copies and shared scenes: outputs/audit-NAME.html and .json, and a verdict."""
     from data_prep import audit  # here, because it loads scipy, scikit-learn and matplotlib
@@ -104,7 +133,10 @@ def _per_generator(rows: pd.DataFrame) -> str:
 def _show(rows: pd.DataFrame, name: str) -> None:
     counts = manifest.counts(rows)
     table = Table(
-        "label", "generator", *map(str, counts.columns), title=f"{name}: {paths.data_root() / name / 'manifest.csv'}"
+        "label",
+        "generator",
+        *map(str, counts.columns),
+        title=f"{name}: {paths.data_root() / name / 'manifest.csv'}",
     )
     for (label, generator), row in counts.iterrows():
         table.add_row(str(label), generator, *map(str, row))

@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 SAMPLE = 300  # images looked at per generator; reals as many as all generators together, up to
 MOST = 1200
-WEAK, STRONG = 0.6, 0.75  # AUROC of the probe (the interval's lower end) from which on it is called so
+WEAK, STRONG = (
+    0.6,
+    0.75,
+)  # AUROC of the probe (the interval's lower end) from which on it is called so
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,17 @@ class Audit:
             "images_probed": len(self.looked),
             "equaliser": {"side": self.alike.side, "jpeg": self.alike.jpeg} if self.alike else None,
             "images": {g: int(n) for g, n in ok["generator"].value_counts().items()},
-            "quarantined": {s: int(n) for s, n in self.table.loc[self.table["status"] != "ok", "status"].value_counts().items()},
+            "quarantined": {
+                s: int(n)
+                for s, n in self.table.loc[self.table["status"] != "ok", "status"]
+                .value_counts()
+                .items()
+            },
             "scenes": int(ok["group"].nunique()),
             "scene_overlap": self.overlap,
             "duplicates": self.copies,
             "licence": self.about.get("licence", ""),
-        }  # fmt: skip
+        }
 
 
 def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Audit:
@@ -83,7 +91,13 @@ def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Aud
     chosen = _sample(ok, sample)
     root = paths.images_root(name)
     task = partial(_look, alike=alike)
-    found = manifest.parallel(task, [(root / p, s) for p, s in zip(chosen["path"], chosen["sha256"], strict=True)], desc=f"auditing {name}", workers=workers, serial=64)  # fmt: skip
+    found = manifest.parallel(
+        task,
+        [(root / p, s) for p, s in zip(chosen["path"], chosen["sha256"], strict=True)],
+        desc=f"auditing {name}",
+        workers=workers,
+        serial=64,
+    )
     readable = np.array([f is not None for f in found])
     if not readable.all():
         raise InputError(
@@ -91,17 +105,26 @@ def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Aud
         )
     sets = {kind: pd.DataFrame([f[kind] for f in found]) for kind in ("raw", "equalised")}
     chosen = chosen[["path", "label", "generator", "group"]].reset_index(drop=True)
-    probes = {k: shortcut.probe(x, chosen["label"].to_numpy(), chosen["group"].to_numpy()) for k, x in sets.items()}
+    probes = {
+        k: shortcut.probe(x, chosen["label"].to_numpy(), chosen["group"].to_numpy())
+        for k, x in sets.items()
+    }
     spectra = np.stack([f["spectrum"] for f in found])
     splits = {p: s for p in PROTOCOLS if (s := _split(table, p)) is not None}
     return Audit(
-        name, about, table,
+        name,
+        about,
+        table,
         looked=chosen.join([x.add_prefix(f"{k}_") for k, x in sets.items()]),
-        spectra={g: spectra[rows].mean(axis=0) for g, rows in chosen.groupby("generator").indices.items()},
-        raw=probes["raw"], equalised=probes["equalised"], alike=alike,
+        spectra={
+            g: spectra[rows].mean(axis=0) for g, rows in chosen.groupby("generator").indices.items()
+        },
+        raw=probes["raw"],
+        equalised=probes["equalised"],
+        alike=alike,
         copies={p: duplicates.report(table, s) for p, s in splits.items()},
         overlap={p: _overlap(table, s) for p, s in splits.items()},
-    )  # fmt: skip
+    )
 
 
 def write(name: str, *, sample: int = SAMPLE) -> tuple[Audit, Path]:
@@ -123,7 +146,9 @@ def _look(item: tuple[Path, str], *, alike: transform.Equaliser | None) -> dict 
 
 def _sample(ok: pd.DataFrame, most: int) -> pd.DataFrame:
     """Up to `most` of each generator, as many reals as fakes; of the same scenes as far as there are any in common."""
-    order = ok.assign(key=pd.util.hash_array(ok["group"].to_numpy(dtype=object))).sort_values(["key", "path"])
+    order = ok.assign(key=pd.util.hash_array(ok["group"].to_numpy(dtype=object))).sort_values(
+        ["key", "path"]
+    )
     fakes = order[order["label"] == 1].groupby("generator").head(most)
     return pd.concat([fakes, order[order["label"] == 0].head(min(MOST, max(most, len(fakes))))])
 
@@ -147,13 +172,19 @@ def _verdict(raw: Probe, equalised: Probe, alike: transform.Equaliser | None) ->
 
     low = raw.ci95[0]
     if low < WEAK and raw.auroc < STRONG:
-        start = f"No strong give-away: metadata and trivial statistics alone reach AUROC {words(raw)}."
+        start = (
+            f"No strong give-away: metadata and trivial statistics alone reach AUROC {words(raw)}."
+        )
     else:
-        tell = ", ".join(f"{f.replace('_', ' ')} ({a:.2f})" for f, a in list(raw.single.items())[:3])
+        tell = ", ".join(
+            f"{f.replace('_', ' ')} ({a:.2f})" for f, a in list(raw.single.items())[:3]
+        )
         kind = "Weak give-aways" if low < STRONG else "Strong give-aways"
         start = f"{kind}: metadata and trivial statistics alone reach AUROC {words(raw)}. The best alone: {tell}."
     if alike is None:
-        return f"{start} Sizes and JPEG qualities are the same in both classes: nothing to equalise."
+        return (
+            f"{start} Sizes and JPEG qualities are the same in both classes: nothing to equalise."
+        )
     if equalised.ci95[0] < WEAK and equalised.auroc < STRONG:
         rest = "little is left"
     elif equalised.ci95[0] < STRONG:

@@ -27,9 +27,16 @@ log = logging.getLogger(__name__)
 
 
 def build(
-    name: str, *, size: int, mode: str = "resize", equalise: bool = False, perturb: str = "", crops: int = 1, only: Iterable[str] | None = None,
+    name: str,
+    *,
+    size: int,
+    mode: str = "resize",
+    equalise: bool = False,
+    perturb: str = "",
+    crops: int = 1,
+    only: Iterable[str] | None = None,
     workers: int | None = None,
-) -> tuple[np.memmap, pd.DataFrame]:  # fmt: skip
+) -> tuple[np.memmap, pd.DataFrame]:
     """The decoded images of a dataset (uint8, N x size x size x 3, read-only) and the manifest rows they stand for.
 
     equalise: make the classes alike in size and JPEG quality first (`transform.equaliser`). perturb: then make each image worse, such as
@@ -68,7 +75,9 @@ def build(
                     name,
                     table,
                     size,
-                    partial(_prepared, size=size, mode=mode, alike=alike, worse=perturb, crops=crops),
+                    partial(
+                        _prepared, size=size, mode=mode, alike=alike, worse=perturb, crops=crops
+                    ),
                     workers,
                     crops,
                 )
@@ -84,12 +93,21 @@ def _beside(folder: Path, suffix: str) -> Path:
 
 
 def _prepared(
-    data: bytes, sha256: str, *, size: int, mode: str, alike: Equaliser | None, worse: str, crops: int
+    data: bytes,
+    sha256: str,
+    *,
+    size: int,
+    mode: str,
+    alike: Equaliser | None,
+    worse: str,
+    crops: int,
 ) -> np.ndarray:
     """From a file's bytes to the pixels of its rows."""
     image = to_rgb(open_image(data))
     image = alike(image, sha256) if alike else image
-    return fit_crops(transform.perturb(image, worse) if worse else image, size=size, mode=mode, crops=crops)
+    return fit_crops(
+        transform.perturb(image, worse) if worse else image, size=size, mode=mode, crops=crops
+    )
 
 
 def fit_crops(image: Image.Image, *, size: int, mode: str, crops: int = 1) -> np.ndarray:
@@ -113,7 +131,8 @@ def fit(image: Image.Image, *, size: int, mode: str = "resize", crop: int = 0) -
     if short < size:
         scale = size / short
         image = image.resize(
-            (max(size, round(image.width * scale)), max(size, round(image.height * scale))), Image.Resampling.BICUBIC
+            (max(size, round(image.width * scale)), max(size, round(image.height * scale))),
+            Image.Resampling.BICUBIC,
         )
     pixels = np.asarray(image)
     if mode == "center_crop":
@@ -131,7 +150,12 @@ def _richest_tile(pixels: np.ndarray, size: int, rank: int = 0) -> tuple[int, in
     total = np.pad(energy, ((1, 1), (1, 1))).cumsum(0).cumsum(1)
     tops, lefts = (np.unique([*range(0, n - size, size // 2), n - size]) for n in pixels.shape[:2])
     tops, lefts = tops[:, None], lefts[None, :]
-    sums = total[tops + size, lefts + size] - total[tops, lefts + size] - total[tops + size, lefts] + total[tops, lefts]
+    sums = (
+        total[tops + size, lefts + size]
+        - total[tops, lefts + size]
+        - total[tops + size, lefts]
+        + total[tops, lefts]
+    )
     order = np.argsort(-sums, axis=None, kind="stable")
     row, column = np.unravel_index(order[min(rank, len(order) - 1)], sums.shape)
     return int(tops[row, 0]), int(lefts[0, column])
@@ -143,7 +167,8 @@ def _remove_stale(parent: Path, contents: str) -> None:
         if contents not in partial_folder.name:
             try:
                 with FileLock(
-                    partial_folder.with_name(partial_folder.name.rpartition(".")[0] + ".lock"), timeout=0
+                    partial_folder.with_name(partial_folder.name.rpartition(".")[0] + ".lock"),
+                    timeout=0,
                 ):  # held: someone is at it
                     shutil.rmtree(partial_folder, ignore_errors=True)
             except Timeout:
@@ -151,7 +176,13 @@ def _remove_stale(parent: Path, contents: str) -> None:
 
 
 def _fill(
-    folder: Path, name: str, table: pd.DataFrame, size: int, prepared: Callable, workers: int | None, crops: int
+    folder: Path,
+    name: str,
+    table: pd.DataFrame,
+    size: int,
+    prepared: Callable,
+    workers: int | None,
+    crops: int,
 ) -> None:
     shape = (crops * len(table), size, size, 3)
     partial_folder = _beside(folder, ".partial")
@@ -164,17 +195,28 @@ def _fill(
         fresh = _beside(folder, ".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
-        np.lib.format.open_memmap(fresh / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
+        np.lib.format.open_memmap(
+            fresh / "images.npy", mode="w+", dtype=np.uint8, shape=shape
+        ).flush()
         np.save(fresh / "done.npy", np.zeros(len(table), dtype=bool))
         fresh.rename(partial_folder)
     root = images_root(name)
     todo = np.flatnonzero(~np.load(partial_folder / "done.npy"))
     chunks = [
-        (rows, [str(root / p) for p in table["path"].to_numpy()[rows]], table["sha256"].to_numpy()[rows])
+        (
+            rows,
+            [str(root / p) for p in table["path"].to_numpy()[rows]],
+            table["sha256"].to_numpy()[rows],
+        )
         for rows in np.split(todo, range(_CHUNK, len(todo), _CHUNK))
     ]
     task = partial(_decode, folder=partial_folder, prepared=prepared)
-    problems = sum(manifest.parallel(task, chunks, desc=f"decoding {name} at {size} px", workers=workers, serial=2), [])
+    problems = sum(
+        manifest.parallel(
+            task, chunks, desc=f"decoding {name} at {size} px", workers=workers, serial=2
+        ),
+        [],
+    )
     if problems:
         raise InputError(
             f"{len(problems)} images of {name!r} changed since they were scanned (e.g. {problems[0]}): scan again with python -m data_prep"
@@ -183,7 +225,9 @@ def _fill(
     (folder / "done.npy").unlink()
 
 
-def _decode(chunk: tuple[np.ndarray, list[str], np.ndarray], *, folder: Path, prepared: Callable) -> list[str]:
+def _decode(
+    chunk: tuple[np.ndarray, list[str], np.ndarray], *, folder: Path, prepared: Callable
+) -> list[str]:
     """Decode some images into their rows; returns what went wrong."""
     images = np.load(folder / "images.npy", mmap_mode="r+")
     done = np.load(folder / "done.npy", mmap_mode="r+")

@@ -39,10 +39,18 @@ PHOTOS = {
     "retina": "skimage/data/retina.jpg",
     "rocket": "skimage/data/rocket.jpg",
 }
-NATURE = ("chelsea", "flower", "hubble", "ihc", "retina")  # the source task's class 0; the others are man-made
+NATURE = (
+    "chelsea",
+    "flower",
+    "hubble",
+    "ihc",
+    "retina",
+)  # the source task's class 0; the others are man-made
 LONGEST = 703  # pixels: the large photographs are shrunk to this first, lest retina and hubble outnumber the rest
 SCALES = (1.3, 1.7, 2.3)  # no integer factor: the photographs' own 8x8 JPEG grids do not survive
-STRIDE = 12  # pixels between patches of one tile; they overlap, but stay inside one group and one class
+STRIDE = (
+    12  # pixels between patches of one tile; they overlap, but stay inside one group and one class
+)
 MIN_STD = 10  # grey levels: a flat patch shows nothing to tell real from fake by
 FAMILIES = ("deconv", "nearest", "bilinear", "subpixel")
 UNSEEN = "nearest"  # only in test: the family of the four whose traces the other three teach least about (as measured)
@@ -102,7 +110,12 @@ def prepare(*, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def build(
-    folder: Path, *, seed: int = 0, size: int = 32, counts: Mapping[str, int] = COUNTS, steps: int = STEPS
+    folder: Path,
+    *,
+    seed: int = 0,
+    size: int = 32,
+    counts: Mapping[str, int] = COUNTS,
+    steps: int = STEPS,
 ) -> list[Row]:
     """Write the real-or-fake set below `folder` and return one row per image (label 1 is fake).
 
@@ -114,7 +127,9 @@ def build(
     """
     rng = np.random.default_rng(seed)
     patches = cut(seed=seed, size=size)
-    chosen = [[_pick(patches, split, role, n, rng) for split, n in counts.items()] for role in (0, 1)]
+    chosen = [
+        [_pick(patches, split, role, n, rng) for split, n in counts.items()] for role in (0, 1)
+    ]
     rows = [_save(folder, p, p.pixels, 0, "real") for part in chosen[0] for p in part]
     train = _to_tensor([p.pixels for p in patches if (p.split, p.role) == ("train", 1)])
     seen = [family for family in FAMILIES if family != UNSEEN]
@@ -148,7 +163,10 @@ def build_source(
     for label, name in enumerate(("nature", "man-made")):
         mine = [p for p in patches if (p.photo not in NATURE) == bool(label)]
         for split, n in counts.items():
-            rows += [_save(folder, p, _grey(p.pixels), label, name) for p in _pick(mine, split, None, n, rng)]
+            rows += [
+                _save(folder, p, _grey(p.pixels), label, name)
+                for p in _pick(mine, split, None, n, rng)
+            ]
     return rows
 
 
@@ -160,7 +178,9 @@ def cut(*, seed: int, size: int) -> list[Patch]:
     >>> patches = cut(seed=0, size=32)
     """
     if size < 16 or size % 2:
-        raise ValueError(f"size={size}: the demo's patches need an even size of at least 16 pixels, such as 32")
+        raise ValueError(
+            f"size={size}: the demo's patches need an even size of at least 16 pixels, such as 32"
+        )
     rng = np.random.default_rng(seed)
     tile, patches = 3 * size, []
     for photo, file in PHOTOS.items():
@@ -194,7 +214,9 @@ def _patches(
         for v in range(0, side - size + 1, STRIDE):
             for u in range(0, side - size + 1, STRIDE):
                 edges = (u, v, u + size, v + size)
-                box = tuple(corner[i % 2] + int(edge * square.width / side) for i, edge in enumerate(edges))
+                box = tuple(
+                    corner[i % 2] + int(edge * square.width / side) for i, edge in enumerate(edges)
+                )
                 found.append((box, small[v : v + size, u : u + size]))
     return found
 
@@ -207,10 +229,14 @@ def _open(file: str) -> Image.Image:
     return image
 
 
-def _pick(patches: Sequence[Patch], split: str, role: int | None, n: int, rng: np.random.Generator) -> list[Patch]:
+def _pick(
+    patches: Sequence[Patch], split: str, role: int | None, n: int, rng: np.random.Generator
+) -> list[Patch]:
     pool = [p for p in patches if p.split == split and role in (None, p.role)]
     if not 0 < n <= len(pool):
-        raise ValueError(f"{n} {split} images per class asked for; the photographs hold 1 to {len(pool)} of this size")
+        raise ValueError(
+            f"{n} {split} images per class asked for; the photographs hold 1 to {len(pool)} of this size"
+        )
     return [pool[i] for i in rng.permutation(len(pool))[:n]]
 
 
@@ -232,7 +258,9 @@ class Up(nn.Module):
         super().__init__()
         self.family = family
         if family == "deconv":
-            self.conv: nn.Module = nn.ConvTranspose2d(c, d, 3, stride=2, padding=1, output_padding=1)
+            self.conv: nn.Module = nn.ConvTranspose2d(
+                c, d, 3, stride=2, padding=1, output_padding=1
+            )
         else:
             self.conv = nn.Conv2d(c, 4 * d if family == "subpixel" else d, 3, padding=1)
 
@@ -244,7 +272,11 @@ class Up(nn.Module):
 
 
 def _autoencoder(family: str, latent: int = 12, width: int = 24) -> nn.Sequential:
-    encoder = [nn.Conv2d(3, width, 4, 2, 1), nn.SiLU(), nn.Conv2d(width, latent, 3, 1, 1)]  # as many numbers as pixels
+    encoder = [
+        nn.Conv2d(3, width, 4, 2, 1),
+        nn.SiLU(),
+        nn.Conv2d(width, latent, 3, 1, 1),
+    ]  # as many numbers as pixels
     decoder = [
         nn.Conv2d(latent, width, 3, 1, 1),
         nn.SiLU(),
@@ -285,16 +317,22 @@ def render(model: nn.Module, x: Tensor) -> Tensor:
     y, size = torch.empty_like(x), x.shape[-1]
     for phase in (0, 1):
         a, b = 8 + phase, 10 - phase
-        y[phase::2] = model(F.pad(x[phase::2], (a, b, a, b), mode="reflect"))[..., a : a + size, a : a + size]
+        y[phase::2] = model(F.pad(x[phase::2], (a, b, a, b), mode="reflect"))[
+            ..., a : a + size, a : a + size
+        ]
     pairs = zip(y.split(128), x.split(128), strict=True)
-    return torch.cat([_match_looks(_match_spectrum(fake, source), source) for fake, source in pairs])
+    return torch.cat(
+        [_match_looks(_match_spectrum(fake, source), source) for fake, source in pairs]
+    )
 
 
 def _match_spectrum(y: Tensor, x: Tensor) -> Tensor:
     """Give each fake its source's energy at every spatial frequency (all directions together), in luma and chroma; the phases stay its own."""
     n = x.shape[-1]
     fy, fx = torch.fft.fftfreq(2 * n) * n, torch.fft.rfftfreq(2 * n) * n
-    rings = F.one_hot((fy[:, None].square() + fx.square()).sqrt().round().long()).float().flatten(0, 1)
+    rings = (
+        F.one_hot((fy[:, None].square() + fx.square()).sqrt().round().long()).float().flatten(0, 1)
+    )
     target = _mirrored_spectrum(x).abs().square().flatten(2) @ rings
     for _ in range(2):  # once more, for what clamping took
         spectrum = _mirrored_spectrum(y)
@@ -319,9 +357,15 @@ def _match_looks(y: Tensor, x: Tensor) -> Tensor:
     for _ in range(6):  # each step disturbs the others a little
         low, luma, chroma = _bands(y)
         grey_x, grey_y = (_laplacian(z.mean(1, keepdim=True)) for z in (x, y))
-        y = low + (grey_x / grey_y).clamp(0.3, 3) * luma + (chroma_x / _rms(chroma)).clamp(0.1, 3) * chroma
+        y = (
+            low
+            + (grey_x / grey_y).clamp(0.3, 3) * luma
+            + (chroma_x / _rms(chroma)).clamp(0.1, 3) * chroma
+        )
         mean, std = y.mean((2, 3), keepdim=True), y.std((2, 3), keepdim=True).clamp_min(1e-4)
-        y = ((y - mean) / std * x.std((2, 3), keepdim=True) + x.mean((2, 3), keepdim=True)).clamp(-1, 1)
+        y = ((y - mean) / std * x.std((2, 3), keepdim=True) + x.mean((2, 3), keepdim=True)).clamp(
+            -1, 1
+        )
     return y
 
 
@@ -363,4 +407,10 @@ def _save(folder: Path, patch: Patch, pixels: np.ndarray, label: int, generator:
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     # JPEG once, alike for both classes, as detectors meet images; q95 4:4:4 keeps the decoders' traces (q80 cost 0.1 of AUROC)
     Image.fromarray(pixels).save(folder / path, quality=95, subsampling=0)
-    return {"path": path, "label": label, "generator": generator, "split": patch.split, "group": patch.group}
+    return {
+        "path": path,
+        "label": label,
+        "generator": generator,
+        "split": patch.split,
+        "group": patch.group,
+    }

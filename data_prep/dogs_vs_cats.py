@@ -22,7 +22,9 @@ def entries(root: Path) -> Iterator[dict]:
     """Rows of `{train,test}/{cats,dogs}` (Kaggle salader), of `PetImages/{Cat,Dog}` (Microsoft), or of `train/cat.0.jpg` (the competition)."""
     if (root / "PetImages").is_dir():
         for entry in classes(root, root / "PetImages", split="", read=_folder_label):
-            yield entry | {"group": f"{entry['generator']}.{entry['group']}"}  # Cat/1.jpg and Dog/1.jpg are two scenes
+            yield entry | {
+                "group": f"{entry['generator']}.{entry['group']}"
+            }  # Cat/1.jpg and Dog/1.jpg are two scenes
     elif (root / "train" / "cats").is_dir():
         for split in ("train", "test"):
             yield from classes(root, root / split, split=split, read=_folder_label)
@@ -52,7 +54,9 @@ def _folder_label(parts: tuple[str, ...]) -> tuple[int, str]:
 
 def _name_label(file: Path) -> tuple[int, str]:
     if not (match := re.match(r"(cat|dog)\.\d+\.", file.name)):
-        raise InputError(f"{file}: no label in its name; the competition's files are called cat.0.jpg and dog.0.jpg")
+        raise InputError(
+            f"{file}: no label in its name; the competition's files are called cat.0.jpg and dog.0.jpg"
+        )
     return _LABELS[match[1]]
 
 

@@ -51,7 +51,9 @@ def fetch(url: str, target: Path, *, md5: str | None = None, sha256: str | None 
     return target
 
 
-def unpack(archive: Path, folder: Path, *, wanted: Callable[[str], bool] = lambda name: True) -> Path:
+def unpack(
+    archive: Path, folder: Path, *, wanted: Callable[[str], bool] = lambda name: True
+) -> Path:
     """Unpack the wanted members of a zip into `folder`, which appears only when all of them are there; returns it.
 
     Raises `InputError`, with nothing unpacked, for a damaged archive, a member with an absolute path, `..` or a link, or a disk too full.
@@ -65,16 +67,22 @@ def unpack(archive: Path, folder: Path, *, wanted: Callable[[str], bool] = lambd
         with zipfile.ZipFile(archive) as opened:
             members = _members(opened, str(archive), wanted)
             _room(sum(m.file_size for m in members), folder.parent, str(archive))
-            for member in tqdm(members, desc=f"unpacking {Path(archive).name}", leave=False, disable=None):
+            for member in tqdm(
+                members, desc=f"unpacking {Path(archive).name}", leave=False, disable=None
+            ):
                 opened.extract(member, fresh)
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise InputError(f"{archive} cannot be unpacked ({error}): remove it and download it again") from error
+        raise InputError(
+            f"{archive} cannot be unpacked ({error}): remove it and download it again"
+        ) from error
     fresh.rename(folder)
     return folder
 
 
-def fetch_members(url: str, folder: Path, *, wanted: Callable[[str], bool], threads: int = 8) -> Path:
+def fetch_members(
+    url: str, folder: Path, *, wanted: Callable[[str], bool], threads: int = 8
+) -> Path:
     """Fetch only the wanted members of a zip on a server into `folder` by range requests; returns it.
 
     Each member is checked by its CRC-32 and written in one step, so a cut call goes on with the missing ones. Where the server
@@ -93,10 +101,13 @@ def fetch_members(url: str, folder: Path, *, wanted: Callable[[str], bool], thre
     if missing:
         with (
             ThreadPoolExecutor(threads) as pool,
-            tqdm(total=len(missing), desc=f"fetching {folder.name}", leave=False, disable=None) as bar,
+            tqdm(
+                total=len(missing), desc=f"fetching {folder.name}", leave=False, disable=None
+            ) as bar,
         ):
             for done in [
-                pool.submit(_fetch_some, url, folder, missing[i::threads], bar.update) for i in range(threads)
+                pool.submit(_fetch_some, url, folder, missing[i::threads], bar.update)
+                for i in range(threads)
             ]:
                 done.result()
     return folder
@@ -114,7 +125,11 @@ def _receive_all(url: str, part: Path) -> None:
                 raise InputError(
                     f"{url} does not answer ({error.__class__.__name__}): {_size(part):,} bytes are kept in {part}; the same command goes on from there"
                 ) from error
-            log.info("connection lost after %d bytes (%s): going on", _size(part), error.__class__.__name__)
+            log.info(
+                "connection lost after %d bytes (%s): going on",
+                _size(part),
+                error.__class__.__name__,
+            )
             time.sleep(WAIT * 2**failures / 2)
 
 
@@ -127,7 +142,9 @@ def _receive(url: str, part: Path) -> None:
     elif have:
         headers |= {"Range": f"bytes={have}-"}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # nothing after what we have: either all is here, or the file became shorter
+        if (
+            answer.status_code == 416
+        ):  # nothing after what we have: either all is here, or the file became shorter
             if answer.headers.get("Content-Range", "").endswith(f"/{have}"):
                 return
             part.unlink()
@@ -135,18 +152,36 @@ def _receive(url: str, part: Path) -> None:
         if answer.status_code >= 500:
             raise requests.ConnectionError(f"status {answer.status_code}")
         if answer.status_code not in (200, 206):
-            raise InputError(f"{url} answers {answer.status_code} {answer.reason}: see whether the address has changed")
-        start = int(re.match(r"bytes (\d+)-", answer.headers["Content-Range"])[1]) if answer.status_code == 206 else 0
+            raise InputError(
+                f"{url} answers {answer.status_code} {answer.reason}: see whether the address has changed"
+            )
+        start = (
+            int(re.match(r"bytes (\d+)-", answer.headers["Content-Range"])[1])
+            if answer.status_code == 206
+            else 0
+        )
         if start not in (0, have):
-            raise InputError(f"{url} answers with bytes from {start} on instead of {have}: remove {part} and try again")
+            raise InputError(
+                f"{url} answers with bytes from {start} on instead of {have}: remove {part} and try again"
+            )
         rest = int(answer.headers.get("Content-Length", 0))
         _room(rest - (have - start), part.parent, url)
-        _etag_file(part).write_text(json.dumps({"url": url, "etag": answer.headers.get("ETag", "")}))
+        _etag_file(part).write_text(
+            json.dumps({"url": url, "etag": answer.headers.get("ETag", "")})
+        )
         bar = tqdm(
-            total=start + rest, initial=start, unit="B", unit_scale=True, desc=part.stem, leave=False, disable=None
+            total=start + rest,
+            initial=start,
+            unit="B",
+            unit_scale=True,
+            desc=part.stem,
+            leave=False,
+            disable=None,
         )
         with part.open("ab" if start else "wb") as file, bar:
-            while block := answer.raw.read1(_BLOCK):  # what has come: a whole block would be lost with the connection
+            while block := answer.raw.read1(
+                _BLOCK
+            ):  # what has come: a whole block would be lost with the connection
                 file.write(block)
                 bar.update(len(block))
 
@@ -164,11 +199,17 @@ def _check(part: Path, url: str, **checksums: str | None) -> None:
                 )
 
 
-def _members(opened: zipfile.ZipFile, where: str, wanted: Callable[[str], bool]) -> list[zipfile.ZipInfo]:
+def _members(
+    opened: zipfile.ZipFile, where: str, wanted: Callable[[str], bool]
+) -> list[zipfile.ZipInfo]:
     """The wanted files of an archive; one unsafe member anywhere refuses it all."""
     for member in opened.infolist():
         name, mode = member.filename, member.external_attr >> 16
-        unsafe = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in re.split(r"[/\\]", name)
+        unsafe = (
+            PurePosixPath(name).is_absolute()
+            or PureWindowsPath(name).anchor
+            or ".." in re.split(r"[/\\]", name)
+        )
         if unsafe or (mode & 0o170000) == 0o120000:
             raise InputError(
                 f"{where}: member {name!r} would be written outside the folder, or is a link: refused, nothing unpacked"
@@ -181,7 +222,9 @@ def _list_remote(url: str, wanted: Callable[[str], bool]) -> list[zipfile.ZipInf
         return _members(remote, url, wanted)
 
 
-def _fetch_some(url: str, folder: Path, members: list[zipfile.ZipInfo], advance: Callable[[], object]) -> None:
+def _fetch_some(
+    url: str, folder: Path, members: list[zipfile.ZipInfo], advance: Callable[[], object]
+) -> None:
     def go_on() -> None:
         with RemoteZip(url, initial_buffer_size=_BLOCK, timeout=TIMEOUT) as remote:
             for member in members:

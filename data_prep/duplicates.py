@@ -31,7 +31,9 @@ def near_pairs(hashes: np.ndarray, *, distance: int = DISTANCE) -> tuple[np.ndar
             first = first[band[first] == band[first + step]]
             if not len(first):
                 break
-            near = first[np.bitwise_count(sorted_hashes[first] ^ sorted_hashes[first + step]) <= distance]
+            near = first[
+                np.bitwise_count(sorted_hashes[first] ^ sorted_hashes[first + step]) <= distance
+            ]
             found.append(np.sort(np.stack([order[near], order[near + step]]), axis=0))
             step += 1
     if not found:
@@ -42,7 +44,9 @@ def near_pairs(hashes: np.ndarray, *, distance: int = DISTANCE) -> tuple[np.ndar
 
 def clusters(phash: pd.Series, *, distance: int = DISTANCE) -> np.ndarray:
     """A cluster number for each perceptual hash (hexadecimal, n): those linked by near pairs share one."""
-    unique, where = np.unique(np.array([int(h, 16) for h in phash], dtype=np.uint64), return_inverse=True)
+    unique, where = np.unique(
+        np.array([int(h, 16) for h in phash], dtype=np.uint64), return_inverse=True
+    )
     i, j = near_pairs(unique, distance=distance)
     links = coo_matrix((np.ones(len(i)), (i, j)), shape=(len(unique),) * 2)
     return connected_components(links, directed=False)[1][where]
@@ -69,5 +73,11 @@ def _summary(rows: pd.DataFrame) -> dict:
         "sets": int(sets.ngroups),
         "across_splits": int(torn.sum()),
         "across_labels": int((sets["label"].nunique() > 1).sum()),
-        "example": rows.loc[rows["same"] == (torn.idxmax() if torn.any() else rows["same"].iloc[0]), "path"].head(4).tolist() if len(rows) else [],
-    }  # fmt: skip
+        "example": rows.loc[
+            rows["same"] == (torn.idxmax() if torn.any() else rows["same"].iloc[0]), "path"
+        ]
+        .head(4)
+        .tolist()
+        if len(rows)
+        else [],
+    }

@@ -33,7 +33,9 @@ def check_rate(rate: float) -> float:
     """`rate` itself when it lies in (0, 1); raises an `InputError` that says what was probably meant."""
     if not 0 < rate < 1:
         meant = f", did you mean {rate / 100:g}?" if 1 < rate < 100 else ";"
-        raise InputError(f"rate {rate:g} is outside (0, 1){meant} it is the share of parameters removed, e.g. 0.9")
+        raise InputError(
+            f"rate {rate:g} is outside (0, 1){meant} it is the share of parameters removed, e.g. 0.9"
+        )
     return rate
 
 

@@ -20,7 +20,10 @@ def entries(root: Path) -> Iterator[dict]:
 
 def _label(parts: tuple[str, ...]) -> tuple[int, str]:
     kind = choose(
-        "class folder", parts[0] if parts else "", ["real", "fake"], hint="Layout: {train,valid,test}/{real,fake}."
+        "class folder",
+        parts[0] if parts else "",
+        ["real", "fake"],
+        hint="Layout: {train,valid,test}/{real,fake}.",
     )
     return (0, "real") if kind == "real" else (1, "stylegan")
 

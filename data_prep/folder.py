@@ -13,7 +13,23 @@ from data_prep import manifest
 from data_prep.errors import InputError, choose
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-STRAY = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf", ".md5", ".sha1", ".sha256", ".db", ".ini", ".log", ".py", ".zip")  # fmt: skip
+STRAY = (
+    ".txt",
+    ".md",
+    ".csv",
+    ".json",
+    ".xml",
+    ".html",
+    ".pdf",
+    ".md5",
+    ".sha1",
+    ".sha256",
+    ".db",
+    ".ini",
+    ".log",
+    ".py",
+    ".zip",
+)
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +75,13 @@ def classes(
         start = "" if below == "." else f"{below}/"
         for file in files:  # strings, no paths: this loop is most of what a repeated scan costs
             group = scene + (file.rpartition(".")[0] or file)
-            yield {"path": start + file, "label": label, "generator": generator, "split": split, "group": group}
+            yield {
+                "path": start + file,
+                "label": label,
+                "generator": generator,
+                "split": split,
+                "group": group,
+            }
 
 
 def row(root: Path, file: Path, label: int, generator: str, split: str, group: str) -> dict:
@@ -89,9 +111,15 @@ def _listed(folder: Path, *, classes_only: bool = False) -> Iterator[tuple[Path,
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         beside = classes_only and Path(here) == folder and bool(folders)
-        kept = [] if beside else [f for f in files if not f.startswith(".") and not f.lower().endswith(STRAY)]
+        kept = (
+            []
+            if beside
+            else [f for f in files if not f.startswith(".") and not f.lower().endswith(STRAY)]
+        )
         if len(kept) < len(files):
-            strays += [str((Path(here) / f).relative_to(folder)) for f in sorted({*files} - {*kept})]
+            strays += [
+                str((Path(here) / f).relative_to(folder)) for f in sorted({*files} - {*kept})
+            ]
         if kept:
             yield Path(here), sorted(kept)
     _report(strays, folder)
@@ -104,7 +132,9 @@ def _report(strays: list[str], folder: Path) -> None:
 
 def subfolders(folder: Path) -> list[Path]:
     """Folders directly below, hidden ones left out, sorted."""
-    with os.scandir(folder) as found:  # knows folders from files without asking about each of 100,000
+    with os.scandir(
+        folder
+    ) as found:  # knows folders from files without asking about each of 100,000
         return sorted(Path(f.path) for f in found if f.is_dir() and not f.name.startswith("."))
 
 

@@ -18,12 +18,28 @@ log = logging.getLogger(__name__)
 
 BASE = "https://huggingface.co/datasets/sywang/CNNDetection/resolve/main/"
 HUMAN = ("progan/person", "stargan", "whichfaceisreal", "deepfake")
-ALL = ("progan", "stylegan", "stylegan2", "cyclegan", "biggan", "stargan", "gaugan", "crn", "imle", "seeingdark", "san", "deepfake", "whichfaceisreal")  # fmt: skip
+ALL = (
+    "progan",
+    "stylegan",
+    "stylegan2",
+    "cyclegan",
+    "biggan",
+    "stargan",
+    "gaugan",
+    "crn",
+    "imle",
+    "seeingdark",
+    "san",
+    "deepfake",
+    "whichfaceisreal",
+)
 TRAINS = {"progan_train": "train", "progan_val": "val"}
 _LABELS = {"0_real": 0, "1_fake": 1}
 
 
-def prepare(given: Path | str | None = None, *, name: str | None = None, everything: bool = False) -> pd.DataFrame:
+def prepare(
+    given: Path | str | None = None, *, name: str | None = None, everything: bool = False
+) -> pd.DataFrame:
     """As `source.prepare`. everything: all 13 test generators and all 20 classes of ProGAN, instead of the human ones.
 
     progan_train (74 GB in seven 7z parts) is used where it is present; without it, progan_val is what there is to train on.
@@ -35,7 +51,9 @@ def entries(root: Path, *, everything: bool = False) -> Iterator[dict]:
     """Rows of `progan_train/<class>/{0_real,1_fake}`, `progan_val/…` and `CNN_synth_testset/<generator>[/<class>]/{0_real,1_fake}`."""
     present = [t for t in TRAINS if _inner(root, t)]
     if "progan_train" not in present:
-        log.warning("progan_train is not there: the few images of progan_val train instead. %s", BY_HAND)
+        log.warning(
+            "progan_train is not there: the few images of progan_val train instead. %s", BY_HAND
+        )
     for archive in present:
         split = TRAINS[archive] if len(present) == 2 else "train"
         folder = _inner(root, archive)
@@ -54,7 +72,9 @@ def _below(root: Path, folders: list[Path], split: str, generator: str) -> Itera
             path = (
                 file.relative_to(root).with_suffix("").as_posix()
             )  # the same number in two folders is not the same scene
-            yield row(root, file, _LABELS[kind], generator if _LABELS[kind] else "real", split, path)
+            yield row(
+                root, file, _LABELS[kind], generator if _LABELS[kind] else "real", split, path
+            )
 
 
 def _inner(root: Path, archive: str) -> Path | None:
@@ -64,7 +84,9 @@ def _inner(root: Path, archive: str) -> Path | None:
         inner = subfolders(folder)
         return (
             inner[0]
-            if len(inner) == 1 and inner[0].name.startswith(archive.split("_")[0]) and inner[0].name not in ALL
+            if len(inner) == 1
+            and inner[0].name.startswith(archive.split("_")[0])
+            and inner[0].name not in ALL
             else folder
         )
     return None
@@ -91,9 +113,13 @@ EVERYTHING = replace(
     size="some 100,000 images, 21 GB",
     entries=lambda root: entries(root, everything=True),
     archives=(
-        Archive(f"{BASE}progan_val.zip", sha256="7bce9385bde5407875bb829e321f812db53587e59611e105caf6175cf323f002"),
         Archive(
-            f"{BASE}CNN_synth_testset.zip", sha256="d87eeff4eb6d1061f57620aa1bd54e699a18cc9860fcdc6a55bf4cf643008d85"
+            f"{BASE}progan_val.zip",
+            sha256="7bce9385bde5407875bb829e321f812db53587e59611e105caf6175cf323f002",
+        ),
+        Archive(
+            f"{BASE}CNN_synth_testset.zip",
+            sha256="d87eeff4eb6d1061f57620aa1bd54e699a18cc9860fcdc6a55bf4cf643008d85",
         ),
     ),
 )

@@ -13,9 +13,75 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 89 megapixels
 # Luminance table of the JPEG standard (ITU T.81, K.1), which the usual encoders scale by quality, and its sum at each quality.
 _LUMINANCE = np.array(
-    [16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62]
-    + [18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99]
-)  # fmt: skip
+    [
+        16,
+        11,
+        10,
+        16,
+        24,
+        40,
+        51,
+        61,
+        12,
+        12,
+        14,
+        19,
+        26,
+        58,
+        60,
+        55,
+        14,
+        13,
+        16,
+        24,
+        40,
+        57,
+        69,
+        56,
+        14,
+        17,
+        22,
+        29,
+        51,
+        87,
+        80,
+        62,
+    ]
+    + [
+        18,
+        22,
+        37,
+        56,
+        68,
+        109,
+        103,
+        77,
+        24,
+        35,
+        55,
+        64,
+        81,
+        104,
+        113,
+        92,
+        49,
+        64,
+        78,
+        87,
+        103,
+        121,
+        120,
+        101,
+        72,
+        92,
+        95,
+        98,
+        112,
+        100,
+        103,
+        99,
+    ]
+)
 _SCALES = [5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101)]
 _LUMINANCE_SUMS = np.array([np.clip((_LUMINANCE * s + 50) // 100, 1, 255).sum() for s in _SCALES])
 
@@ -65,8 +131,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = _upright(image)
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(image, dtype=np.float64)
-        scale = 257.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 1.0  # 65535 / 255
-        return Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8)).convert("RGB")
+        scale = (
+            257.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 1.0
+        )  # 65535 / 255
+        return Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8)).convert(
+            "RGB"
+        )
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -96,13 +166,20 @@ def inspect_file(path: Path) -> dict:
     """The manifest's facts of one file: width, height, mode, format, jpeg_quality, bytes, sha256, phash, status."""
     import imagehash  # here, because it loads scipy
 
-    facts: dict = dict.fromkeys(("width", "height", "mode", "format", "jpeg_quality", "sha256", "phash"))
+    facts: dict = dict.fromkeys(
+        ("width", "height", "mode", "format", "jpeg_quality", "sha256", "phash")
+    )
     facts |= {"bytes": 0, "status": "ok"}
     try:
         data = Path(path).read_bytes()
         facts |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         image = open_image(data)
-        facts |= {"width": image.width, "height": image.height, "mode": image.mode, "format": image.format}
+        facts |= {
+            "width": image.width,
+            "height": image.height,
+            "mode": image.mode,
+            "format": image.format,
+        }
         facts |= {"jpeg_quality": jpeg_quality(image), "phash": str(imagehash.phash(to_rgb(image)))}
     except BadImage as error:
         facts["status"] = str(error)

@@ -27,7 +27,9 @@ ENTRY = ["path", "label", "generator", "split", "group"]  # what the folders tel
 FACTS = ["width", "height", "mode", "format", "jpeg_quality", "bytes", "sha256", "phash", "status"]
 COLUMNS = ENTRY + FACTS
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
-_TEXT = dict.fromkeys(("path", "generator", "split", "group", "mode", "format", "sha256", "phash", "status"), "str")
+_TEXT = dict.fromkeys(
+    ("path", "generator", "split", "group", "mode", "format", "sha256", "phash", "status"), "str"
+)
 DECODING = 2  # version of how images are decoded, made alike and fitted: a change makes new caches, and new runs
 _SCAN = 2  # version of what `inspect_file` finds: a change makes every file read again
 _SERIAL = 256  # fewer files than this are not worth starting processes for
@@ -38,17 +40,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def parallel(function, items: list, *, desc: str, workers: int | None = None, serial: int = _SERIAL) -> list:
+def parallel(
+    function, items: list, *, desc: str, workers: int | None = None, serial: int = _SERIAL
+) -> list:
     """`[function(i) for i in items]` over all cores, in order, with a progress bar; fewer than `serial` items run here."""
     workers = workers or cores()
     if len(items) < serial or workers == 1:
         results = map(function, items)
     else:  # joblib's own processes: safe beside the threads of torch and Jupyter, and a script needs no `if __name__` guard
-        results = Parallel(n_jobs=workers, return_as="generator")(delayed(function)(item) for item in items)
+        results = Parallel(n_jobs=workers, return_as="generator")(
+            delayed(function)(item) for item in items
+        )
     return list(tqdm(results, total=len(items), desc=desc, leave=False, disable=None))
 
 
-def make(name: str, root: Path, entries: Iterable[dict], *, kind: str = "deepfake", licence: str = "") -> pd.DataFrame:
+def make(
+    name: str, root: Path, entries: Iterable[dict], *, kind: str = "deepfake", licence: str = ""
+) -> pd.DataFrame:
     """Scan the files of `entries` and write `<data root>/<name>/manifest.csv` and `dataset.json`.
 
     entries: one dict per image with path (relative to `root`), label (0 real, 1 fake), generator, split ("" = none given), group.
@@ -66,17 +74,27 @@ def make(name: str, root: Path, entries: Iterable[dict], *, kind: str = "deepfak
     folder.mkdir(parents=True, exist_ok=True)
     root = Path(root).resolve()
     seen = pd.DataFrame(entries, columns=ENTRY)
-    seen["size"], seen["mtime_ns"] = zip(*(_stamp(f"{root}{os.sep}{p}") for p in seen["path"].tolist()), strict=True)
+    seen["size"], seen["mtime_ns"] = zip(
+        *(_stamp(f"{root}{os.sep}{p}") for p in seen["path"].tolist()), strict=True
+    )
     last, csv = _last_scan(folder, root), folder / "manifest.csv"
-    same = last is not None and last.attrs["manifest"] == [*_stamp(csv)] and seen.equals(last[seen.columns])
+    same = (
+        last is not None
+        and last.attrs["manifest"] == [*_stamp(csv)]
+        and seen.equals(last[seen.columns])
+    )
     scan = last if same else _scan(root, seen, last)
     read = scan.attrs.pop("read", 0)
-    log.info("%d files: %d read, %d unchanged since the last scan", len(seen), read, len(seen) - read)
+    log.info(
+        "%d files: %d read, %d unchanged since the last scan", len(seen), read, len(seen) - read
+    )
     table = scan[COLUMNS]
     relative = os.path.relpath(root, folder.resolve())
     where = str(root) if relative.startswith("..") else relative
     about = {"name": name, "kind": kind, "root": where, "licence": licence}
-    about["classes"] = {label: sorted(rows.unique()) for label, rows in table.groupby("label")["generator"]}
+    about["classes"] = {
+        label: sorted(rows.unique()) for label, rows in table.groupby("label")["generator"]
+    }
     write_text(folder / "dataset.json", json.dumps(about, indent=1))
     if not same:
         write_text(csv, table.to_csv(index=False))  # its presence means prepared
@@ -90,7 +108,9 @@ def make(name: str, root: Path, entries: Iterable[dict], *, kind: str = "deepfak
 def check_name(name: str) -> str:
     """The name, if it can be a dataset's; else `InputError`."""
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(f"{name!r} cannot be a dataset's name: letters, digits, - _ . only, and no dot first")
+        raise InputError(
+            f"{name!r} cannot be a dataset's name: letters, digits, - _ . only, and no dot first"
+        )
     return name
 
 
@@ -101,7 +121,9 @@ def load(name: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=_TEXT, keep_default_na=False, na_values=numbers)
     except ValueError as error:  # not UTF-8, not a table, or empty
-        raise InputError(f"{path} is damaged ({error}): make it again with python -m data_prep") from error
+        raise InputError(
+            f"{path} is damaged ({error}): make it again with python -m data_prep"
+        ) from error
     missing = [c for c in COLUMNS if c not in table]
     if missing:
         raise InputError(
@@ -115,7 +137,12 @@ def check(table: pd.DataFrame, name: str, *, kind: str = "deepfake") -> None:
     bad = table[table["status"] != "ok"]
     for (generator, status), rows in bad.groupby(["generator", "status"]):
         log.warning(
-            "%s: %d file(s) of %s quarantined: %s (e.g. %s)", name, len(rows), generator, status, rows["path"].iloc[0]
+            "%s: %d file(s) of %s quarantined: %s (e.g. %s)",
+            name,
+            len(rows),
+            generator,
+            status,
+            rows["path"].iloc[0],
         )
     for label in (0,) if kind == "reals" else (0, 1):
         rows = table[table["label"] == label]
@@ -137,7 +164,9 @@ def check(table: pd.DataFrame, name: str, *, kind: str = "deepfake") -> None:
 def fingerprint(table: pd.DataFrame) -> str:
     """Hash of all that decides what a detector sees: paths, labels, generators, splits, groups, contents, status, and how they are decoded."""
     columns = ["path", "label", "generator", "split", "group", "sha256", "status"]
-    return hashlib.sha256(f"{DECODING}\n{table[columns].to_csv(index=False)}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{DECODING}\n{table[columns].to_csv(index=False)}".encode()).hexdigest()[
+        :16
+    ]
 
 
 def fingerprint_of(name: str) -> str:
@@ -162,7 +191,9 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
         index=["label", "generator"], columns="split", values="path", aggfunc="count", fill_value=0
     )
     quarantined = (table["status"] != "ok").groupby([table["label"], table["generator"]]).sum()
-    return result.reindex(quarantined.index, fill_value=0).assign(quarantined=quarantined).astype(int)
+    return (
+        result.reindex(quarantined.index, fill_value=0).assign(quarantined=quarantined).astype(int)
+    )
 
 
 def _scan(root: Path, seen: pd.DataFrame, last: pd.DataFrame | None) -> pd.DataFrame:
@@ -176,9 +207,15 @@ def _scan(root: Path, seen: pd.DataFrame, last: pd.DataFrame | None) -> pd.DataF
     fresh = [key[0] for key in keys if key not in known]
     found = parallel(inspect_file, [root / p for p in fresh], desc="scanning")
     facts = dict(zip(fresh, found, strict=True))
-    scan = seen.join(pd.DataFrame([facts[key[0]] if key[0] in facts else known[key] for key in keys], columns=FACTS))
+    scan = seen.join(
+        pd.DataFrame(
+            [facts[key[0]] if key[0] in facts else known[key] for key in keys], columns=FACTS
+        )
+    )
     scan = scan.astype(dict.fromkeys(("width", "height", "jpeg_quality"), "Int64"))
-    scan.loc[scan["status"].str.startswith("unreadable"), "mtime_ns"] = -2  # to be tried again next time
+    scan.loc[
+        scan["status"].str.startswith("unreadable"), "mtime_ns"
+    ] = -2  # to be tried again next time
     scan.attrs["read"] = len(fresh)
     return scan
 
@@ -189,7 +226,9 @@ def _last_scan(folder: Path, root: Path) -> pd.DataFrame | None:
         last = pd.read_parquet(folder / "scan.parquet")
     except (OSError, ValueError):  # none yet, or damaged: every file is read
         return None
-    return last if (last.attrs.get("version"), last.attrs.get("root")) == (_SCAN, str(root)) else None
+    return (
+        last if (last.attrs.get("version"), last.attrs.get("root")) == (_SCAN, str(root)) else None
+    )
 
 
 def _stamp(path: Path | str) -> tuple[int, int]:

@@ -47,7 +47,9 @@ def attached_roots() -> list[Path]:
     given = [Path(part) for part in os.environ.get("DFLIB_ATTACHED", "").split(os.pathsep) if part]
     for folder in given:
         if not folder.is_dir():
-            raise InputError(f"$DFLIB_ATTACHED names {folder}, which is no folder: mend it, or unset it")
+            raise InputError(
+                f"$DFLIB_ATTACHED names {folder}, which is no folder: mend it, or unset it"
+            )
     return [root for base in (*given, KAGGLE) for root in _outputs_below(base)]
 
 
@@ -58,7 +60,12 @@ def _outputs_below(base: Path) -> list[Path]:
         deeper = []
         for folder in level:
             below = [Path(f.path) for f in islice(os.scandir(folder), 1000) if f.is_dir()]
-            if any(True for f in below for p in ("strict", "paper") for _ in (f / p).glob("*/*/result.json")):
+            if any(
+                True
+                for f in below
+                for p in ("strict", "paper")
+                for _ in (f / p).glob("*/*/result.json")
+            ):
                 found.append(folder)
             else:
                 deeper += below
@@ -94,7 +101,9 @@ def describe(name: str) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged ({error}): make it again with python -m data_prep") from error
+        raise InputError(
+            f"{path} is missing or damaged ({error}): make it again with python -m data_prep"
+        ) from error
 
 
 def images_root(name: str) -> Path:

@@ -9,12 +9,19 @@ from data_prep.errors import InputError, choose
 
 PROTOCOLS = ("strict", "paper")
 FOLDS = 10
-SHARES = {"strict": {"test": 3, "val": 1}, "paper": {"test": 4, "val": 0}}  # tenths of the images; the rest trains
+SHARES = {
+    "strict": {"test": 3, "val": 1},
+    "paper": {"test": 4, "val": 0},
+}  # tenths of the images; the rest trains
 VAL_TENTHS = 1  # taken from train where the dataset has no validation part of its own
 
 
 def assign(
-    table: pd.DataFrame, protocol: str = "strict", *, seed: int = 0, whole_scenes: bool | None = None
+    table: pd.DataFrame,
+    protocol: str = "strict",
+    *,
+    seed: int = 0,
+    whole_scenes: bool | None = None,
 ) -> pd.Series:
     """Split of every row of a manifest ("train", "val", "test"; "" for quarantined rows).
 
@@ -34,7 +41,9 @@ def assign(
     else:
         fold = _folds(ok, group, seed)
         tests = SHARES[protocol]["test"]
-        split[ok.index] = np.select([fold < tests, fold < tests + SHARES[protocol]["val"]], ["test", "val"], "train")
+        split[ok.index] = np.select(
+            [fold < tests, fold < tests + SHARES[protocol]["val"]], ["test", "val"], "train"
+        )
     if not (split == "val").any():
         train = ok[split[ok.index] == "train"]
         split[train.index[_folds(train, group[train.index], seed + 1) < VAL_TENTHS]] = "val"
@@ -46,13 +55,18 @@ def _folds(ok: pd.DataFrame, group: pd.Series, seed: int) -> np.ndarray:
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     single = group.is_unique
-    sizes = {"images in the smallest class": ok.groupby("generator").size().min(), "scenes": group.nunique()}
+    sizes = {
+        "images in the smallest class": ok.groupby("generator").size().min(),
+        "scenes": group.nunique(),
+    }
     for what, number in sizes.items():
         if number < FOLDS:
             raise InputError(
                 f"{number} {what} are too few to split: at least {FOLDS} are needed, or folders train/, val/ and test/"
             )
-    splitter = (StratifiedKFold if single else StratifiedGroupKFold)(FOLDS, shuffle=True, random_state=seed)
+    splitter = (StratifiedKFold if single else StratifiedGroupKFold)(
+        FOLDS, shuffle=True, random_state=seed
+    )
     fold = np.empty(len(ok), dtype=int)
     for i, (_, test) in enumerate(splitter.split(ok, ok["generator"], None if single else group)):
         fold[test] = i

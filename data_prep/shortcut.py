@@ -14,7 +14,21 @@ from scipy.ndimage import gaussian_filter
 from data_prep.integrity import BadImage, jpeg_quality, open_image, to_rgb
 from data_prep.transform import Equaliser, centre_square
 
-FEATURES = ("width", "height", "aspect", "bytes_per_pixel", "format", "mode", "jpeg_quality", "pixel_quality", "blockiness", "red", "green", "blue", "contrast")  # fmt: skip
+FEATURES = (
+    "width",
+    "height",
+    "aspect",
+    "bytes_per_pixel",
+    "format",
+    "mode",
+    "jpeg_quality",
+    "pixel_quality",
+    "blockiness",
+    "red",
+    "green",
+    "blue",
+    "contrast",
+)
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
 MODES = ("RGB", "L", "RGBA", "P", "CMYK", "LA")
 FOLDS = 5
@@ -40,7 +54,9 @@ def features(image: Image.Image, n_bytes: int) -> dict[str, float]:
     """Metadata and trivial statistics of an opened image: the columns `FEATURES`, nan where one does not apply."""
     rgb = to_rgb(image)
     side = min(_LOOK, *rgb.size)
-    left, top = ((n - side) // 2 // 8 * 8 for n in rgb.size)  # on the 8 x 8 grid that a JPEG would have had
+    left, top = (
+        (n - side) // 2 // 8 * 8 for n in rgb.size
+    )  # on the 8 x 8 grid that a JPEG would have had
     middle = np.asarray(rgb.crop((left, top, left + side, top + side)), dtype=np.float32)
     red, green, blue = middle.mean(axis=(0, 1))
     luma = middle @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -55,8 +71,11 @@ def features(image: Image.Image, n_bytes: int) -> dict[str, float]:
         "jpeg_quality": np.nan if quality is None else quality,
         "pixel_quality": pixel_quality(luma),
         "blockiness": blockiness(luma),
-        "red": red, "green": green, "blue": blue, "contrast": luma.std(),
-    }  # fmt: skip
+        "red": red,
+        "green": green,
+        "blue": blue,
+        "contrast": luma.std(),
+    }
 
 
 def pixel_quality(luma: np.ndarray) -> float:
@@ -68,7 +87,9 @@ def pixel_quality(luma: np.ndarray) -> float:
     blocks = _blocks(luma)
     if blocks is None:
         return np.nan
-    coefficients = dctn(blocks - 128, axes=(2, 3), norm="ortho")[:, :, :4, :4].reshape(-1, 16)[:, 1:]
+    coefficients = dctn(blocks - 128, axes=(2, 3), norm="ortho")[:, :, :4, :4].reshape(-1, 16)[
+        :, 1:
+    ]
     scores = np.zeros(len(_QUALITIES))
     for n, quality in enumerate(_QUALITIES):
         scale = 5000 // quality if quality < 50 else 200 - 2 * quality
@@ -77,7 +98,11 @@ def pixel_quality(luma: np.ndarray) -> float:
         if used.sum() >= 50:
             scores[n] = np.cos(2 * np.pi * coefficients / steps)[used].mean()
     fits = scores > 0.45
-    return float(_QUALITIES[fits.argmax() + scores[fits.argmax() :][:4].argmax()]) if fits.any() else np.nan
+    return (
+        float(_QUALITIES[fits.argmax() + scores[fits.argmax() :][:4].argmax()])
+        if fits.any()
+        else np.nan
+    )
 
 
 def blockiness(luma: np.ndarray) -> float:
@@ -115,7 +140,11 @@ def look(path: Path, sha256: str, *, alike: Equaliser | None) -> dict | None:
     if alike is None:
         return {"raw": raw, "equalised": raw, "spectrum": residual_spectrum(rgb)}
     encoded = alike.encoded(rgb, sha256)
-    return {"raw": raw, "equalised": features(open_image(encoded), len(encoded)), "spectrum": residual_spectrum(rgb)}
+    return {
+        "raw": raw,
+        "equalised": features(open_image(encoded), len(encoded)),
+        "spectrum": residual_spectrum(rgb),
+    }
 
 
 def probe(table: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> Probe:
@@ -129,18 +158,31 @@ def probe(table: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, *, seed: 
 
     x = table[list(FEATURES)].fillna(-1).to_numpy(dtype=float)  # "none" is a value like any other
     score = np.empty(len(x))
-    for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(x, labels, groups):
-        trees = HistGradientBoostingClassifier(max_iter=60, max_depth=3, min_samples_leaf=10, class_weight="balanced", early_stopping=False, random_state=seed)  # fmt: skip
+    for train, test in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(
+        x, labels, groups
+    ):
+        trees = HistGradientBoostingClassifier(
+            max_iter=60,
+            max_depth=3,
+            min_samples_leaf=10,
+            class_weight="balanced",
+            early_stopping=False,
+            random_state=seed,
+        )
         score[test] = trees.fit(x[train], labels[train]).predict_proba(x[test])[:, 1]
     codes, rng = pd.factorize(groups)[0], np.random.default_rng(seed)
     draws = []
     for _ in range(DRAWS):
-        weight = np.bincount(rng.integers(codes.max() + 1, size=codes.max() + 1), minlength=codes.max() + 1)[codes]
+        weight = np.bincount(
+            rng.integers(codes.max() + 1, size=codes.max() + 1), minlength=codes.max() + 1
+        )[codes]
         if weight[labels == 0].any() and weight[labels == 1].any():
             draws.append(roc_auc_score(labels, score, sample_weight=weight))
     single = {f: roc_auc_score(labels, x[:, i]) for i, f in enumerate(FEATURES)}
     low, high = np.percentile(draws, [2.5, 97.5])
-    single = {f: max(a, 1 - a) for f, a in sorted(single.items(), key=lambda item: -abs(item[1] - 0.5))}
+    single = {
+        f: max(a, 1 - a) for f, a in sorted(single.items(), key=lambda item: -abs(item[1] - 0.5))
+    }
     return Probe(float(roc_auc_score(labels, score)), (float(low), float(high)), single)
 
 

@@ -52,7 +52,9 @@ class Source:
     kind: str = "deepfake"
 
 
-def prepare(source: Source, given: Path | str | None = None, *, name: str | None = None) -> pd.DataFrame:
+def prepare(
+    source: Source, given: Path | str | None = None, *, name: str | None = None
+) -> pd.DataFrame:
     """The manifest of a known dataset: of the files below `given`, else of what Kaggle mounts or was downloaded before, else after downloading.
 
     Raises `InputError` that says what was looked for, where, and how to get it.
@@ -84,13 +86,17 @@ def find(source: Source, base: Path) -> Path | None:
 
 def fetch(source: Source, home: Path) -> Path:
     """Download the source's archives below `home`, saying first what they are and under which licence; returns `home`."""
-    log.warning("%s, %s, from %s. Licence: %s", source.title, source.size, source.address, source.licence)
+    log.warning(
+        "%s, %s, from %s. Licence: %s", source.title, source.size, source.address, source.licence
+    )
     for archive in source.archives:
         if archive.members:
             wanted = download.names_below(*archive.members)
             download.fetch_members(archive.url, home / archive.name, wanted=wanted)
         elif not (home / archive.name).exists():
-            zipped = download.fetch(archive.url, home / f"{archive.name}.zip", md5=archive.md5, sha256=archive.sha256)
+            zipped = download.fetch(
+                archive.url, home / f"{archive.name}.zip", md5=archive.md5, sha256=archive.sha256
+            )
             download.unpack(zipped, home / archive.name)
             zipped.unlink()  # its members are all there
     return home

@@ -17,10 +17,14 @@ REALS = ("real_RAISE_1k", "RAISE", "raise")  # the pairs, or the full RAISE of o
 
 def entries(root: Path) -> Iterator[dict]:
     """Rows of `synthbuster/<generator>/<RAISE id>.png` (fake) and `real_RAISE_1k/<RAISE id>.png` (real); no splits of its own."""
-    fakes = next(f for f in (root / "synthbuster" / "synthbuster", root / "synthbuster") if f.is_dir())
+    fakes = next(
+        f for f in (root / "synthbuster" / "synthbuster", root / "synthbuster") if f.is_dir()
+    )
     reals = next((f for f in (root / r for r in REALS) if f.is_dir()), None)
     if reals is None:
-        raise InputError(f"{root} holds no photographs: put one of the folders {', '.join(REALS)} beside synthbuster/")
+        raise InputError(
+            f"{root} holds no photographs: put one of the folders {', '.join(REALS)} beside synthbuster/"
+        )
     found = [(file, 1, folder.name) for folder in subfolders(fakes) for file in walk(folder)]
     found += [(file, 0, "real") for file in walk(reals)]
     scene = bursts(file.stem for file, _, _ in found)
@@ -37,7 +41,10 @@ SOURCE = Source(
     layouts=tuple(("synthbuster", reals) for reals in REALS),
     entries=entries,
     archives=(
-        Archive("https://zenodo.org/records/10066460/files/synthbuster.zip", md5="0695bd328e16ea21c5c9cc2ae1d994ff"),
+        Archive(
+            "https://zenodo.org/records/10066460/files/synthbuster.zip",
+            md5="0695bd328e16ea21c5c9cc2ae1d994ff",
+        ),
         ARCHIVE,
     ),
 )

@@ -64,7 +64,10 @@ def centre_square(image: Image.Image, side: int) -> Image.Image:
     """The middle side x side pixels, unscaled; smaller images are scaled up first."""
     short = min(image.size)
     if short < side:
-        size = (max(side, round(image.width * side / short)), max(side, round(image.height * side / short)))
+        size = (
+            max(side, round(image.width * side / short)),
+            max(side, round(image.height * side / short)),
+        )
         image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
@@ -94,7 +97,9 @@ def _cropped(image: Image.Image, share: float) -> Image.Image:
 def _noisy(image: Image.Image, sigma: float) -> Image.Image:
     pixels = np.asarray(image)
     rng = np.random.default_rng(zlib.crc32(pixels.tobytes()))  # the same image has the same noise
-    return Image.fromarray(np.uint8(np.clip(np.rint(pixels + rng.normal(0, sigma, pixels.shape)), 0, 255)))
+    return Image.fromarray(
+        np.uint8(np.clip(np.rint(pixels + rng.normal(0, sigma, pixels.shape)), 0, 255))
+    )
 
 
 def _screenshot(image: Image.Image, factor: float) -> Image.Image:
@@ -114,7 +119,18 @@ _PERTURBATIONS = {  # name -> (function of image and amount, least, most)
     "screenshot": (_screenshot, 0.05, 4),
 }
 GRID = (
-    *("jpeg-95", "jpeg-90", "jpeg-75", "jpeg-50", "jpeg-30", "webp-80", "webp-50", "blur-1", "blur-2", "blur-4"),
+    *(
+        "jpeg-95",
+        "jpeg-90",
+        "jpeg-75",
+        "jpeg-50",
+        "jpeg-30",
+        "webp-80",
+        "webp-50",
+        "blur-1",
+        "blur-2",
+        "blur-4",
+    ),
     *("resize-0.75", "resize-0.5", "crop-0.9", "crop-0.75", "noise-2", "noise-5", "noise-10"),
     *("screenshot-0.75", "screenshot-0.5"),
 )
@@ -147,7 +163,9 @@ def _parsed(how: str) -> tuple[Callable[[Image.Image, float], Image.Image], floa
     try:
         amount = float(text)
     except ValueError as error:
-        raise InputError(f"perturbation {how!r} has no amount: e.g. {kind}-{most if most > 4 else 0.5}") from error
+        raise InputError(
+            f"perturbation {how!r} has no amount: e.g. {kind}-{most if most > 4 else 0.5}"
+        ) from error
     if not least <= amount <= most:
         raise InputError(f"perturbation {how!r}: {kind} takes {least} to {most}")
     return function, amount

@@ -18,7 +18,10 @@ from data_prep.errors import InputError, choose
 from dflib import models, train
 from dflib.models import Architecture, Detector
 
-FORMS = ("serial", "residual")  # the paper's, randomly initialised; and one that starts as the identity
+FORMS = (
+    "serial",
+    "residual",
+)  # the paper's, randomly initialised; and one that starts as the identity
 
 
 def layers(model: Detector) -> list[str]:
@@ -27,7 +30,11 @@ def layers(model: Detector) -> list[str]:
     >>> layers(Detector(models.architecture("S90", size=32)))[:4]
     ['all', 'norms', 'features', 'features.0']
     """
-    return ["all", "norms", *(name for name, m in model.named_modules() if name and any(True for _ in m.parameters()))]
+    return [
+        "all",
+        "norms",
+        *(name for name, m in model.named_modules() if name and any(True for _ in m.parameters())),
+    ]
 
 
 def select(model: Detector, names: str) -> int:
@@ -43,7 +50,11 @@ def select(model: Detector, names: str) -> int:
     valid = layers(model)
     for name in names.split(","):
         name = choose("layer", name.strip(), valid)
-        chosen = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] if name == "norms" else [model if name == "all" else model.get_submodule(name)]  # fmt: skip
+        chosen = (
+            [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+            if name == "norms"
+            else [model if name == "all" else model.get_submodule(name)]
+        )
         for module in chosen:
             module.requires_grad_(True)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -58,7 +69,9 @@ def place(arch: Architecture, after: str = "") -> str:
     ('features.3', 'features.4')
     """
     if not arch.blocks:
-        raise InputError(f"adapters stand behind the blocks of our own stacks; backbone {arch.backbone!r} has none")
+        raise InputError(
+            f"adapters stand behind the blocks of our own stacks; backbone {arch.backbone!r} has none"
+        )
     student = arch.name.startswith(tuple(models.STUDENT_RATES.values()))
     papers = f"features.{len(arch.blocks) - 1 if student else (len(arch.blocks) - 1) // 2}"
     return choose("block", after or papers, [f"features.{i}" for i in range(len(arch.blocks))])
@@ -164,7 +177,10 @@ def save_delta(model: Detector, base: Detector, path: Path) -> Path:
     A tensor whose numbers all fit into 16 bits (`halve`) is stored in them. Raises `InputError` for a model that is not the base but for its
     adapters, its classes and its weights.
     """
-    changes = {"adapters": ",".join(block.adapter for block in model.arch.blocks), "classes": str(model.arch.classes)}
+    changes = {
+        "adapters": ",".join(block.adapter for block in model.arch.blocks),
+        "classes": str(model.arch.classes),
+    }
     same_depth = len(model.arch.blocks) == len(base.arch.blocks)
     if not same_depth or _changed_arch(base.arch, **changes) != model.arch:
         raise InputError(
@@ -172,7 +188,9 @@ def save_delta(model: Detector, base: Detector, path: Path) -> Path:
         )
     tensors = {k: v.detach().cpu().contiguous() for k, v in _changed(model, base).items()}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and torch.equal((half := tensor.half()).to(tensor.dtype), tensor):
+        if tensor.is_floating_point() and torch.equal(
+            (half := tensor.half()).to(tensor.dtype), tensor
+        ):
             tensors[name] = half
     new = Path(path).with_name(Path(path).name + ".new")
     save_file(tensors, new, metadata={"format": models.DELTA, "base": fingerprint(base)} | changes)
@@ -189,10 +207,14 @@ def load_delta(path: Path, base: Detector) -> Detector:
     """
     metadata, tensors = models.read(path)
     if metadata.get("format") != models.DELTA:
-        raise InputError(f"{path} is no delta of this version: dflib.models.load reads whole checkpoints")
+        raise InputError(
+            f"{path} is no delta of this version: dflib.models.load reads whole checkpoints"
+        )
     found = fingerprint(base)
     if metadata.get("base") != found:
-        raise InputError(f"{path} belongs to the base {metadata.get('base')}, not to this one ({found}): load it on the run that it was trained on")  # fmt: skip
+        raise InputError(
+            f"{path} belongs to the base {metadata.get('base')}, not to this one ({found}): load it on the run that it was trained on"
+        )
     try:
         arch = _changed_arch(base.arch, metadata["adapters"], metadata["classes"]).to_json()
     except (KeyError, ValueError) as error:
@@ -203,10 +225,18 @@ def load_delta(path: Path, base: Detector) -> Detector:
 def _changed(model: Detector, base: Detector) -> dict[str, Tensor]:
     """The tensors in which the model differs from its base, bit by bit."""
     before = base.state_dict()
-    return {k: v for k, v in model.state_dict().items() if k not in before or not torch.equal(v.cpu(), before[k].cpu())}
+    return {
+        k: v
+        for k, v in model.state_dict().items()
+        if k not in before or not torch.equal(v.cpu(), before[k].cpu())
+    }
 
 
 def _changed_arch(base: Architecture, adapters: str, classes: str) -> Architecture:
     """The base's shape with an adapter's form (or nothing) behind each block, separated by commas, and so many classes."""
     blocks = zip(base.blocks, adapters.split(",") if base.blocks else (), strict=True)
-    return replace(base, blocks=tuple(replace(block, adapter=form) for block, form in blocks), classes=int(classes))
+    return replace(
+        base,
+        blocks=tuple(replace(block, adapter=form) for block, form in blocks),
+        classes=int(classes),
+    )

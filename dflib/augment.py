@@ -25,13 +25,21 @@ def augmented(images: Tensor) -> Tensor:
     images = torch.where(flip, images.flip(3), images)
     reach = height // 8
     top, left = torch.randint(0, 2 * reach + 1, (2,)).tolist()
-    images = F.pad(images, (reach,) * 4, mode="reflect")[:, :, top : top + height, left : left + width]
+    images = F.pad(images, (reach,) * 4, mode="reflect")[
+        :, :, top : top + height, left : left + width
+    ]
     gain, shift = 1 + 0.2 * (torch.rand(2, n, 1, 1, 1, device=images.device) - 0.5)
     centre = images.mean(dim=(1, 2, 3), keepdim=True)
-    return ((images - centre) * gain + centre * shift).clamp(0, 1).contiguous(memory_format=torch.channels_last)
+    return (
+        ((images - centre) * gain + centre * shift)
+        .clamp(0, 1)
+        .contiguous(memory_format=torch.channels_last)
+    )
 
 
-def blended(images: Tensor, labels: Tensor, *, mixup: float = 0.0, cutmix: float = 0.0) -> tuple[Tensor, Tensor]:
+def blended(
+    images: Tensor, labels: Tensor, *, mixup: float = 0.0, cutmix: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Pairs of images blended (mix-up) or pasted into each other (CutMix), and the shares of the classes in each, N x 2; with both, a coin decides.
 
     mixup, cutmix: of the Beta distribution of the shares; 0: not this one. arXiv 1710.09412, arXiv 1905.04899.
@@ -41,8 +49,14 @@ def blended(images: Tensor, labels: Tensor, *, mixup: float = 0.0, cutmix: float
     """
     from torchvision.transforms import v2
 
-    ways = [way(alpha=alpha, num_classes=2) for way, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha]
-    images, shares = v2.RandomChoice(ways)(images, labels) if len(ways) > 1 else ways[0](images, labels)
+    ways = [
+        way(alpha=alpha, num_classes=2)
+        for way, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+        if alpha
+    ]
+    images, shares = (
+        v2.RandomChoice(ways)(images, labels) if len(ways) > 1 else ways[0](images, labels)
+    )
     return images.contiguous(memory_format=torch.channels_last), shares
 
 
@@ -76,7 +90,10 @@ def _gaussian(side: int, sigma: Tensor) -> Tensor:
     i = torch.arange(side, device=sigma.device)
     sigma = sigma.clamp(min=1e-3)[:, None, None]
     weight = lambda d: torch.exp(-((d / sigma) ** 2) / 2) * (d.abs() <= (4 * sigma + 0.5).floor())
-    apart, over = i[:, None] - i, i[:, None] + i + 1  # the distance to a pixel, and to its mirror image before the edge
+    apart, over = (
+        i[:, None] - i,
+        i[:, None] + i + 1,
+    )  # the distance to a pixel, and to its mirror image before the edge
     total = weight(apart) + weight(over) + weight(2 * side - over)
     return total / total.sum(2, keepdim=True)
 

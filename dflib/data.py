@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,44 +17,15 @@ from data_prep.paths import describe
 from data_prep.protocol import assign
 
 
-class _Buffers:
-    """Memory for batches, used again once nobody holds a tensor on it: clearing fresh pages takes longer than the copy into them."""
-
-    def __init__(self) -> None:
-        self._known: list[tuple[np.ndarray, weakref.ref]] = []
-
-    def take(self, rows: int, words: int, *, pinned: bool) -> Tensor:
-        if pinned:  # torch keeps pinned memory for the next time by itself
-            return torch.empty(rows, words, dtype=torch.int64, pin_memory=True)
-        free = [memory for memory, user in self._known if user() is None and memory.size >= rows * words]
-        memory = free[0] if free else np.empty(rows * words, dtype=np.int64)
-        view = memory[: rows * words].reshape(rows, words)  # lives as long as any tensor on it
-        self._known = [*(k for k in self._known if k[0] is not memory), (memory, weakref.ref(view))][-2:]
-        return torch.from_numpy(view)
-
-
 @dataclass(frozen=True)
 class Part:
     """Some images of a dataset: rows of the memory map, with their labels, generators and scenes."""
 
     pixels: np.memmap  # uint8, N x H x W x 3, the whole dataset
     table: pd.DataFrame  # the rows of this part; column `row` points into `pixels`
-    balanced: bool = False  # shuffled batches hold both classes equally often, whatever their numbers
-    paired: bool = False  # and each real image together with a fake of its scene
-
-    def __getstate__(self) -> dict:
-        """For another process: a memory map goes as its file, not as its contents."""
-        state = {k: self.__dict__[k] for k in self.__dataclass_fields__}
-        file = getattr(self.pixels, "filename", None)
-        return state | ({"pixels": Path(file)} if file else {})
-
-    def __setstate__(self, state: dict) -> None:
-        file = state["pixels"]
-        self.__dict__.update(state | ({"pixels": np.load(file, mmap_mode="r")} if isinstance(file, Path) else {}))
-
-    @cached_property
-    def _buffers(self) -> _Buffers:
-        return _Buffers()
+    balanced: bool = (
+        False  # shuffled batches hold both classes equally often, whatever their numbers
+    )
 
     def __len__(self) -> int:
         return len(self.table)
@@ -81,60 +49,39 @@ class Part:
         *,
         device: torch.device | str = "cpu",
         shuffle: torch.Generator | None = None,
-        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (uint8 images N x 3 x H x W in channels_last memory, int64 labels N) on the device.
 
-        shuffle: a generator for the order; None keeps the manifest's. share: which part (i, n) of each batch; (0, 2) is every other image.
-        Raises `InputError` for pairs in batches of an odd size.
+        shuffle: a generator for the order; None keeps the manifest's.
         """
-        pairs = self.paired and shuffle is not None
-        if pairs and size % 2:
-            raise InputError(
-                f"batch {size} is odd: with pairs=true every real image has a fake beside it; take {size + 1}"
-            )
-        rows, labels = (torch.tensor(self.table[c].to_numpy(), dtype=torch.int64) for c in ("row", "label"))
+        rows, labels = (
+            torch.tensor(self.table[c].to_numpy(), dtype=torch.int64) for c in ("row", "label")
+        )
         order = torch.arange(len(self)) if shuffle is None else self._shuffled(labels, shuffle)
         cuda = torch.device(device).type == "cuda"
         words = _words(self.pixels)
         for index in order.split(size):
-            index = index[torch.randperm(len(index), generator=shuffle)] if pairs else index
-            index = index[share[0] :: share[1]]
-            images = self._buffers.take(len(index), words.shape[1], pinned=cuda)
+            images = torch.empty(len(index), words.shape[1], dtype=torch.int64, pin_memory=cuda)
             torch.index_select(words, 0, rows[index], out=images)
             images = images.view(torch.uint8).view(-1, *self.pixels.shape[1:])
-            yield images.to(device, non_blocking=cuda).permute(0, 3, 1, 2), labels[index].to(device, non_blocking=cuda)
+            yield (
+                images.to(device, non_blocking=cuda).permute(0, 3, 1, 2),
+                labels[index].to(device, non_blocking=cuda),
+            )
 
     def _shuffled(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """As many images as there are, in random order; balanced: half of each class, each of a class's images as often as any other, or once more."""
-        if self.paired:
-            return self._pairs(labels, generator)
         counts = labels.bincount(minlength=2)
         if not self.balanced or counts.unique().numel() == 1 or not counts.all():
             return torch.randperm(len(labels), generator=generator)
         half = len(labels) // 2
         picked = torch.cat(
-            [_drawn(labels == label, n, generator) for label, n in enumerate((half, len(labels) - half))]
+            [
+                _drawn(labels == label, n, generator)
+                for label, n in enumerate((half, len(labels) - half))
+            ]
         )
         return picked[torch.randperm(len(picked), generator=generator)]
-
-    def _pairs(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """As many images as there are: each real one as often as any other, followed by the next of its scene's fakes, those in random order.
-
-        A real image of a scene without fakes is followed by any fake of a scene without real images, or else by any fake.
-        """
-        table = self.table.assign(scene=self.groups)
-        shared = table.groupby("scene")["label"].transform("nunique") == 2
-        scene = torch.tensor(pd.factorize(table["scene"].where(shared, ""))[0])
-        reals = _drawn(labels == 0, (len(labels) + 1) // 2, generator)
-        fakes = _drawn(labels == 1, int((labels == 1).sum()), generator)
-        fakes = fakes[scene[fakes].argsort(stable=True)]
-        number = scene[fakes].bincount(minlength=int(scene.max()) + 1)
-        first, mine = number.cumsum(0) - number, scene[reals]
-        turn = torch.tensor(pd.Series(mine).groupby(mine.numpy()).cumcount().to_numpy())
-        found = fakes[(first[mine] + turn % number[mine].clamp(min=1)).clamp(max=len(fakes) - 1)]
-        other = fakes[torch.randint(len(fakes), found.shape, generator=generator)]
-        return torch.stack([reals, torch.where(number[mine] > 0, found, other)], 1).flatten()[: len(labels)]
 
     def image(self, i: int) -> np.ndarray:
         """One decoded image, uint8 H x W x 3."""
@@ -157,17 +104,25 @@ class Dataset:
 
 
 def open(  # noqa: A001 (the design's name)
-    name: str, *, size: int, protocol: str = "strict", mode: str = "resize", limit: int | None = None, train_generators: str = "", hold_out: str = "",
-    pairs: bool = False, equalise: bool | None = None, whole_scenes: bool | None = None, split_seed: int = 0,
-) -> Dataset:  # fmt: skip
+    name: str,
+    *,
+    size: int,
+    protocol: str = "strict",
+    mode: str = "resize",
+    limit: int | None = None,
+    train_generators: str = "",
+    hold_out: str = "",
+    equalise: bool | None = None,
+    whole_scenes: bool | None = None,
+    split_seed: int = 0,
+) -> Dataset:
     """Open a prepared dataset; decodes it on the first call.
 
     Protocol strict makes real and fake alike in size and JPEG quality first, and balances the classes in shuffled training batches.
     size: pixels a side, a multiple of 32. mode: resize | center_crop | texture_crop. limit: at most so many images of each class in each part.
     train_generators, hold_out: see `trained_on`; the test part keeps the fakes of every generator, and all reals stay.
-    pairs: shuffled training batches hold each real image together with a fake of its scene.
     equalise, whole_scenes: None leaves it to the protocol. split_seed: of the split, where the dataset gives none.
-    Raises `InputError` for a missing dataset, an unknown protocol or mode, a part without one of the classes, or pairs where no scene has both.
+    Raises `InputError` for a missing dataset, an unknown protocol or mode, or a part without one of the classes.
 
     >>> open("demo", size=32).train.batches(64)                    # doctest: +SKIP
     """
@@ -177,20 +132,28 @@ def open(  # noqa: A001 (the design's name)
     split = assign(table, protocol, seed=split_seed, whole_scenes=whole_scenes)
     table = table.assign(row=np.arange(len(table)), split=split)
     if train_generators or hold_out:
-        known = trained_on(name, protocol=protocol, train_generators=train_generators, hold_out=hold_out)
-        table = table[(table["label"] == 0) | (table["split"] == "test") | table["generator"].isin(known)]
+        known = trained_on(
+            name, protocol=protocol, train_generators=train_generators, hold_out=hold_out
+        )
+        table = table[
+            (table["label"] == 0) | (table["split"] == "test") | table["generator"].isin(known)
+        ]
     balanced = {"train": protocol == "strict", "val": False, "test": False}
     parts = {
-        s: _part(pixels, table[table["split"] == s], limit, balanced=b, paired=pairs and s == "train")
-        for s, b in balanced.items()
+        s: _part(pixels, table[table["split"] == s], limit, balanced=b) for s, b in balanced.items()
     }
-    names = tuple(", ".join(sorted(table.loc[table["label"] == label, "generator"].unique())) for label in (0, 1))
+    names = tuple(
+        ", ".join(sorted(table.loc[table["label"] == label, "generator"].unique()))
+        for label in (0, 1)
+    )
     if deepfake:
         names = ("real", "fake")
     return Dataset(name, size, protocol, mode, class_names=names, equalised=alike, **parts)
 
 
-def trained_on(name: str, *, protocol: str = "strict", train_generators: str = "", hold_out: str = "") -> list[str]:
+def trained_on(
+    name: str, *, protocol: str = "strict", train_generators: str = "", hold_out: str = ""
+) -> list[str]:
     """The generators whose fakes train and validate: all that the dataset has there, those named, or all but those held out (comma-separated).
 
     Raises `InputError` for a name that is not among them, both settings at once, or a hold-out that leaves none.
@@ -201,14 +164,20 @@ def trained_on(name: str, *, protocol: str = "strict", train_generators: str = "
     table = manifest.load(name)
     fakes = table[(assign(table, protocol) == "train") & (table["label"] == 1)]
     known = sorted(fakes["generator"].unique())
-    only, without = ([n.strip() for n in text.split(",") if n.strip()] for text in (train_generators, hold_out))
+    only, without = (
+        [n.strip() for n in text.split(",") if n.strip()] for text in (train_generators, hold_out)
+    )
     for generator in (*only, *without):
         choose("generator", generator, known, hint=f"{name} has these in training.")
     if only and without:
-        raise InputError(f"train_generators={train_generators} and hold_out={hold_out}: give one of the two")
+        raise InputError(
+            f"train_generators={train_generators} and hold_out={hold_out}: give one of the two"
+        )
     left = [n for n in known if n in (only or known) and n not in without]
     if not left:
-        raise InputError(f"hold_out={hold_out} leaves no fakes to train on: {name} has {', '.join(known)}")
+        raise InputError(
+            f"hold_out={hold_out} leaves no fakes to train on: {name} has {', '.join(known)}"
+        )
     return left
 
 
@@ -217,46 +186,33 @@ def few(whole: Dataset, images: int) -> Dataset:
 
     >>> few(open("demo", size=32), 25)                              # doctest: +SKIP
     """
-    return replace(whole, train=_part(whole.train.pixels, whole.train.table, images, paired=whole.train.paired))
-
-
-def crops(whole: Dataset, part: Part, number: int) -> list[Part]:
-    """The part as it is under each of so many crops of its images (`cache.fit`): the first is the part itself.
-
-    >>> crops(dataset, dataset.test, 5)                             # doctest: +SKIP
-    """
-    options = {"size": whole.size, "mode": whole.mode, "equalise": whole.equalised}
-    pixels, table = cache.build(whole.name, **options, crops=number, only=part.table["path"])
-    row = pd.Series(range(len(table)), index=table["path"])[part.table["path"]].to_numpy()
-    return [replace(part, pixels=pixels, table=part.table.assign(row=number * row + i)) for i in range(number)]
+    return replace(whole, train=_part(whole.train.pixels, whole.train.table, images))
 
 
 def _words(pixels: np.ndarray) -> Tensor:
     """One row of 8-byte words per image, not copied: torch gathers them on all cores, NumPy gathers bytes on one."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
+        warnings.filterwarnings(
+            "ignore", message="The given NumPy array is not writable"
+        )  # nobody writes to it
         return torch.from_numpy(pixels.reshape(len(pixels), -1).view(np.int64))
 
 
 def _drawn(these: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
     """So many of the images of a mask in random order, each as often as any other, or once more."""
     mine = these.nonzero().flatten()
-    rounds = [mine[torch.randperm(len(mine), generator=generator)] for _ in range(-(-wanted // len(mine)))]
+    rounds = [
+        mine[torch.randperm(len(mine), generator=generator)] for _ in range(-(-wanted // len(mine)))
+    ]
     return torch.cat(rounds)[:wanted]
 
 
 def _part(
-    pixels: np.memmap, table: pd.DataFrame, limit: int | None, *, balanced: bool = False, paired: bool = False
+    pixels: np.memmap, table: pd.DataFrame, limit: int | None, *, balanced: bool = False
 ) -> Part:
     if limit is not None:
         if limit < 1:
             raise InputError(f"limit {limit}: at least one image of each class is needed")
         order = table.sample(frac=1, random_state=0)  # the same images for every run
-        if paired:  # scene after scene
-            order = order.iloc[order.groupby("group", sort=False).ngroup().argsort(kind="stable")]
         table = order.groupby("label", group_keys=False).head(limit).sort_index()
-    if paired and not (table.groupby("group")["label"].nunique() == 2).any():
-        raise InputError(
-            "pairs=true: no scene of the training part has a real image and a fake (Synthbuster and demo have them); leave it out"
-        )
-    return Part(pixels, table.reset_index(drop=True), balanced, paired)
+    return Part(pixels, table.reset_index(drop=True), balanced)

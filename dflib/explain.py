@@ -29,18 +29,30 @@ def gradcam(model: nn.Module, images: Tensor, *, target: int = 1) -> np.ndarray:
     from captum.attr import LayerGradCam
 
     if not isinstance(model, nn.Module):
-        raise InputError(f"{type(model).__name__} has no gradients: Grad-CAM needs the run's weights, run.model()")
+        raise InputError(
+            f"{type(model).__name__} has no gradients: Grad-CAM needs the run's weights, run.model()"
+        )
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     if not convolutions:
-        raise InputError(f"{type(model).__name__} has no convolution: Grad-CAM has nothing to look at")
+        raise InputError(
+            f"{type(model).__name__} has no convolution: Grad-CAM has nothing to look at"
+        )
     device, training = next(model.parameters()).device, model.training
-    x = (pixels(images) if images.dtype == torch.uint8 else images.detach()).to(device).requires_grad_()
+    x = (
+        (pixels(images) if images.dtype == torch.uint8 else images.detach())
+        .to(device)
+        .requires_grad_()
+    )
     try:
         with torch.enable_grad():  # also inside no_grad
-            maps = LayerGradCam(model.eval(), convolutions[-1]).attribute(x, target=target, relu_attributions=True)
+            maps = LayerGradCam(model.eval(), convolutions[-1]).attribute(
+                x, target=target, relu_attributions=True
+            )
     finally:
         model.train(training)
-    maps = F.interpolate(maps.detach().float(), images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    maps = F.interpolate(
+        maps.detach().float(), images.shape[-2:], mode="bilinear", align_corners=False
+    )[:, 0]
     return (maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-37)).cpu().numpy()
 
 
@@ -57,7 +69,9 @@ def similarity(before: np.ndarray, after: np.ndarray, *, top: float = 0.2) -> di
     from scipy.stats import rankdata
 
     if before.shape != after.shape or before.ndim != 3:
-        raise InputError(f"heat maps have shapes {before.shape} and {after.shape}: expected N x H x W, both alike")
+        raise InputError(
+            f"heat maps have shapes {before.shape} and {after.shape}: expected N x H x W, both alike"
+        )
     ranks = [rankdata(maps.reshape(len(maps), -1), axis=1) for maps in (before, after)]
     a, b = (r - r.mean(axis=1, keepdims=True) for r in ranks)
     scale = np.sqrt((a**2).sum(1) * (b**2).sum(1))

@@ -63,12 +63,19 @@ class OnnxModel:
         if not Path(path).is_file():
             raise InputError(f"model file {path} is not there")
         try:
-            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # its exceptions have no common base of their own
-            raise InputError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+            raise InputError(
+                f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}"
+            ) from error
         nodes = (*self.session.get_inputs(), *self.session.get_outputs())
         side = nodes[0].shape[-1] if nodes[0].shape else None
-        if not isinstance(side, int) or [node.shape[1:] for node in nodes] != [[3, side, side], [2]]:
+        if not isinstance(side, int) or [node.shape[1:] for node in nodes] != [
+            [3, side, side],
+            [2],
+        ]:
             raise InputError(
                 f"{path} is not one of dflib's detectors: its inputs and outputs are {[node.shape for node in nodes]}, not batch x 3 x size x size and batch x 2"
             )
@@ -83,7 +90,12 @@ def parity(model: Detector, path: Path, part: Part, *, limit: int = 256) -> dict
     """Largest difference in logits, and share of equal decisions, between a model and its file on up to `limit` images."""
     session, model = OnnxModel(path), model.eval()
     images = torch.from_numpy(
-        np.stack([part.image(i) for i in np.linspace(0, len(part) - 1, min(limit, len(part))).astype(int)])
+        np.stack(
+            [
+                part.image(i)
+                for i in np.linspace(0, len(part) - 1, min(limit, len(part))).astype(int)
+            ]
+        )
     )
     x = pixels(images.permute(0, 3, 1, 2))
     device = next(model.parameters()).device

@@ -75,7 +75,10 @@ def factorise(model: Detector, ranks: Ranks) -> Detector:
 
     >>> small = factorise(model, choose_ranks(model, rate=0.9))     # doctest: +SKIP
     """
-    layers, state = factorisable(model), {k: v.detach().cpu() for k, v in model.state_dict().items()}
+    layers, state = (
+        factorisable(model),
+        {k: v.detach().cpu() for k, v in model.state_dict().items()},
+    )
     for name, rank in ranks.items():
         choose("layer", name, layers)
         for i, factor in enumerate(decompose(layers[name], rank)):
@@ -83,7 +86,9 @@ def factorise(model: Detector, ranks: Ranks) -> Detector:
         for key in ("weight", "bias"):
             state.pop(f"{name}.{key}", None)
     thin = tuple((name, *rank) for name, rank in ranks.items())
-    small = Detector(replace(model.arch, name=f"{model.arch.name}-lowrank", ranks=(*model.arch.ranks, *thin)))
+    small = Detector(
+        replace(model.arch, name=f"{model.arch.name}-lowrank", ranks=(*model.arch.ranks, *thin))
+    )
     small.load_state_dict(state)
     return small.eval()
 
@@ -103,7 +108,9 @@ def decompose(
     weight = layer.weight.detach()
     most = tuple(min(u.shape) for u in _unfoldings(weight))
     if len(ranks) != len(most) or not all(1 <= r <= m for r, m in zip(ranks, most, strict=True)):
-        raise InputError(f"ranks {tuple(ranks)} of a layer of shape {tuple(weight.shape)}: 1 to {most} can be had")
+        raise InputError(
+            f"ranks {tuple(ranks)} of a layer of shape {tuple(weight.shape)}: 1 to {most} can be had"
+        )
     product = factors(layer, ranks)
     found = _svd(weight, *ranks) if weight.ndim == 2 else _tucker2(weight, *ranks)
     with torch.no_grad():

@@ -23,7 +23,18 @@ import numpy as np
 
 from data_prep.errors import InputError
 
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
+FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
 BATCH = 32  # for throughput
 _WARM_UP = 5
 
@@ -48,7 +59,9 @@ def macs(model) -> int:
     return counter.get_total_flops() // 2
 
 
-def cost(model, deployed: Path, *, checkpoint: Path | None = None, runs: int = 50, threads: int = 1) -> dict:
+def cost(
+    model, deployed: Path, *, checkpoint: Path | None = None, runs: int = 50, threads: int = 1
+) -> dict:
     """The `cost` part of a result: params, nonzero, macs, file_bytes, gzip_bytes, and `profile` of the deployed file.
 
     checkpoint: a safetensors file to time in PyTorch as well (`latency_torch_ms`, `throughput_torch`): another runtime, see `speedup`.
@@ -57,7 +70,12 @@ def cost(model, deployed: Path, *, checkpoint: Path | None = None, runs: int = 5
 
     data = Path(deployed).read_bytes()
     measured = profile(deployed, runs=runs, threads=threads)
-    result = {"params": parameters(model), "nonzero": nonzero(model), "macs": macs(model), "file_bytes": len(data)}
+    result = {
+        "params": parameters(model),
+        "nonzero": nonzero(model),
+        "macs": macs(model),
+        "file_bytes": len(data),
+    }
     result |= {"gzip_bytes": len(gzip.compress(data, compresslevel=6)), **measured}
     if checkpoint is not None:
         other = profile(checkpoint, runs=runs, threads=threads)
@@ -72,13 +90,24 @@ def profile(path: Path, *, runs: int = 50, threads: int = 1) -> dict:
     Returns {"latency_ms": {p50, p95, runtime, threads, cpu}, "peak_rss_mb", "throughput": {images_per_s, batch}}.
     Raises `InputError` when the file cannot be run.
     """
-    usual = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}  # as whoever has the file would run it
+    usual = {
+        k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")
+    }  # as whoever has the file would run it
     env = usual | {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     with alone():
-        command = [sys.executable, "-m", "dflib.measure", str(path), str(runs), *map(str, idlest_cores(threads))]
+        command = [
+            sys.executable,
+            "-m",
+            "dflib.measure",
+            str(path),
+            str(runs),
+            *map(str, idlest_cores(threads)),
+        ]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InputError(f"{path} could not be measured: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
+        raise InputError(
+            f"{path} could not be measured: {(done.stderr.strip() or 'killed').splitlines()[-1]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -90,24 +119,14 @@ def preprocessing(images: Iterable[Path], *, size: int, mode: str = "resize") ->
     from data_prep.cache import fit
     from data_prep.integrity import open_image, to_rgb
 
-    steps = [lambda path=path: fit(to_rgb(open_image(path)), size=size, mode=mode) for path in images]
+    steps = [
+        lambda path=path: fit(to_rgb(open_image(path)), size=size, mode=mode) for path in images
+    ]
     with alone():
         steps[0]()
         times = [_milliseconds(step) for step in steps]
     p50, p95 = np.percentile(times, [50, 95])
     return {"p50": float(p50), "p95": float(p95), "images": len(times)}
-
-
-def times(cost: dict, crops: int) -> dict:
-    """A `cost` for a detector that looks at so many crops of each image: MACs and times are as often as large, throughput is as much lower.
-
-    >>> times({"macs": 7, "latency_ms": {"p50": 1.0, "p95": 2.0}}, 5)
-    {'macs': 35, 'latency_ms': {'p50': 5.0, 'p95': 10.0}, 'crops': 5}
-    """
-    factor = {"p50": crops, "p95": crops, "images_per_s": 1 / crops}
-    scaled = lambda v: {k: factor[k] * x if k in factor else x for k, x in v.items()}
-    timed = {k: scaled(v) for k, v in cost.items() if k.startswith(("latency", "throughput"))}
-    return cost if crops == 1 else cost | timed | {"macs": crops * cost["macs"], "crops": crops}
 
 
 def speedup(base: dict, other: dict) -> float:
@@ -121,7 +140,9 @@ def speedup(base: dict, other: dict) -> float:
     """
     for key in ("runtime", "threads", "cpu"):
         if base[key] != other[key]:
-            raise InputError(f"no speed-up from {key} {base[key]!r} to {other[key]!r}: measure both under the same")
+            raise InputError(
+                f"no speed-up from {key} {base[key]!r} to {other[key]!r}: measure both under the same"
+            )
     return base["p50"] / other["p50"]
 
 
@@ -159,11 +180,17 @@ def _peak_rss_mb() -> float:
     """Peak resident memory of this process in 10^6 bytes (not `ru_maxrss` on Linux: that starts at the parent's)."""
     status = Path("/proc/self/status")
     if status.exists():
-        high_water = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        high_water = next(
+            line for line in status.read_text().splitlines() if line.startswith("VmHWM")
+        )
         return int(high_water.split()[1]) * 1024 / 1e6
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / 1e6
+    )
 
 
 # pixels -> logits, shape of one image, the runtime's name
@@ -179,7 +206,11 @@ def _onnx(path: Path, threads: int) -> Runner:
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     node = session.get_inputs()[0]
-    return (lambda x: session.run(None, {node.name: x})), node.shape[1:], f"onnxruntime {ort.__version__}"
+    return (
+        (lambda x: session.run(None, {node.name: x})),
+        node.shape[1:],
+        f"onnxruntime {ort.__version__}",
+    )
 
 
 def _torch(path: Path, threads: int) -> Runner:
@@ -200,7 +231,7 @@ def _executorch(path: Path, threads: int) -> Runner:
 
     import torch
 
-    from dflib.edge import ExecutorchModel, need_executorch
+    from dflib.edge.files import ExecutorchModel, need_executorch
 
     need_executorch()
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
@@ -228,7 +259,13 @@ def _main(path: Path, runs: int, cores: list[int]) -> None:
     for _ in range(_WARM_UP):
         run(one)
     p50, p95 = np.percentile([_milliseconds(lambda: run(one)) for _ in range(runs)], [50, 95])
-    latency = {"p50": float(p50), "p95": float(p95), "runtime": runtime, "threads": len(cores), "cpu": cpu_name()}
+    latency = {
+        "p50": float(p50),
+        "p95": float(p95),
+        "runtime": runtime,
+        "threads": len(cores),
+        "cpu": cpu_name(),
+    }
     result = {"latency_ms": latency, "peak_rss_mb": _peak_rss_mb()}
     run(many)
     batch_ms = np.median([_milliseconds(lambda: run(many)) for _ in range(max(1, runs // 16))])

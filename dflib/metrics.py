@@ -13,7 +13,19 @@ from numbers import Real
 import numpy as np
 from numpy.typing import ArrayLike
 
-INTERVALS = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr", "ap", "auroc", "eer", "brier", "ece")
+INTERVALS = (
+    "accuracy",
+    "balanced_accuracy",
+    "f1",
+    "precision",
+    "recall",
+    "tnr",
+    "ap",
+    "auroc",
+    "eer",
+    "brier",
+    "ece",
+)
 PAIRED = ("auroc", "accuracy", "balanced_accuracy")  # what `paired` compares
 RATES = ("0.01", "0.05", "0.10")  # false positive rates of tpr_at_fpr
 BINS = 15  # of the reliability diagram
@@ -22,9 +34,15 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(
-    labels: ArrayLike, scores: ArrayLike, generators: ArrayLike,
-    *, threshold: float, groups: ArrayLike | None = None, draws: int = 1000, seed: int = 0,
-) -> dict[str, dict]:  # fmt: skip
+    labels: ArrayLike,
+    scores: ArrayLike,
+    generators: ArrayLike,
+    *,
+    threshold: float,
+    groups: ArrayLike | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict]:
     """All metrics: for each generator (its fakes, all reals), "all", and "macro" (mean over generators, if several).
 
     labels, scores, generators ("real" for reals), groups (None: each image its own): (n,) each. Values are fractions,
@@ -44,9 +62,13 @@ def evaluate(
     fakes = single | {"all": ~real}
     values = _bootstrap(scores, real, fakes, threshold, codes, draws, seed)
     if len(single) > 1:
-        values["macro"] = {key: np.mean([values[name][key] for name in single], axis=0) for key in values["all"]}
+        values["macro"] = {
+            key: np.mean([values[name][key] for name in single], axis=0) for key in values["all"]
+        }
     n_real, n_fake = int(real.sum()), {name: int(fake.sum()) for name, fake in fakes.items()}
-    return {name: _entry(each, n_real, n_fake.get(name, n_fake["all"])) for name, each in values.items()}
+    return {
+        name: _entry(each, n_real, n_fake.get(name, n_fake["all"])) for name, each in values.items()
+    }
 
 
 def best_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -62,16 +84,28 @@ def best_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     real, fake, seen = np.sort(scores[labels == 0]), np.sort(scores[labels == 1]), np.unique(scores)
     low, high = np.append(0.0, seen), np.append(seen, 1.0)
     middle = (low + high) / 2
-    middle = np.where(middle > low, middle, high)  # adjacent floats have none between them; `low` is to be called real
-    right = np.searchsorted(real, middle) * fake.size + (fake.size - np.searchsorted(fake, middle)) * real.size  # exact
+    middle = np.where(
+        middle > low, middle, high
+    )  # adjacent floats have none between them; `low` is to be called real
+    right = (
+        np.searchsorted(real, middle) * fake.size
+        + (fake.size - np.searchsorted(fake, middle)) * real.size
+    )  # exact
     best = middle[right == right.max()]
     return float(best[np.abs(best - 0.5).argmin()])
 
 
 def paired(
-    labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike,
-    *, threshold_a: float, threshold_b: float, groups: ArrayLike | None = None, draws: int = 1000, seed: int = 0,
-) -> dict[str, dict]:  # fmt: skip
+    labels: ArrayLike,
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    *,
+    threshold_a: float,
+    threshold_b: float,
+    groups: ArrayLike | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict]:
     """Two detectors on the same images: differences (b minus a) with paired clustered intervals, and McNemar's test.
 
     labels, scores_a, scores_b, groups: (n,) each. auroc, accuracy, balanced_accuracy: {a, b, difference, ci95}.
@@ -83,23 +117,39 @@ def paired(
     {'b': 0, 'c': 2, 'p': 0.5, 'test': 'exact'}
     """
     values, right = [], []
-    for name, scores, threshold in (("scores_a", scores_a, threshold_a), ("scores_b", scores_b, threshold_b)):
+    for name, scores, threshold in (
+        ("scores_a", scores_a, threshold_a),
+        ("scores_b", scores_b, threshold_b),
+    ):
         y, p = _check(labels, scores, name)
         fakes, codes = {"all": y == 1}, _codes(groups, len(y))
-        values.append(_bootstrap(p, y == 0, fakes, threshold, codes, draws, seed, brief=True)["all"])
+        values.append(
+            _bootstrap(p, y == 0, fakes, threshold, codes, draws, seed, brief=True)["all"]
+        )
         right.append((p >= threshold) == (y == 1))
     result = {"mcnemar": _mcnemar(*right)}
     for metric in PAIRED:
         a, b = values[0][metric], values[1][metric]
         change = b - a  # draw by draw: the same images in both
-        result[metric] = {"a": float(a[0]), "b": float(b[0]), "difference": float(change[0]), "ci95": _interval(change)}
+        result[metric] = {
+            "a": float(a[0]),
+            "b": float(b[0]),
+            "difference": float(change[0]),
+            "ci95": _interval(change),
+        }
     return result
 
 
 def resample(
-    labels: ArrayLike, scores: ArrayLike, sets: Mapping[str, ArrayLike] | None = None,
-    *, threshold: float, groups: ArrayLike | None = None, draws: int = 1000, seed: int = 0,
-) -> dict[str, dict[str, np.ndarray]]:  # fmt: skip
+    labels: ArrayLike,
+    scores: ArrayLike,
+    sets: Mapping[str, ArrayLike] | None = None,
+    *,
+    threshold: float,
+    groups: ArrayLike | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, np.ndarray]]:
     """The metrics of INTERVALS and of RATES as they are and in each draw, {set: {metric: (1 + draws,)}}; NaN: undefined.
 
     sets: which fakes count beside all reals, {name: (n,) of bool}; None: {"all": every fake}. Calls with the same groups and
@@ -112,8 +162,12 @@ def resample(
     labels, scores = _check(labels, scores)
     fakes = {"all": labels == 1} if sets is None else {}
     for name, members in (sets or {}).items():
-        fakes[name] = _column(f"sets[{name!r}]", members, len(labels), lambda x: x <= (labels == 1), "a fake", bool)
-    return _bootstrap(scores, labels == 0, fakes, threshold, _codes(groups, len(labels)), draws, seed)
+        fakes[name] = _column(
+            f"sets[{name!r}]", members, len(labels), lambda x: x <= (labels == 1), "a fake", bool
+        )
+    return _bootstrap(
+        scores, labels == 0, fakes, threshold, _codes(groups, len(labels)), draws, seed
+    )
 
 
 def combine(values: Sequence[ArrayLike]) -> dict:
@@ -133,18 +187,28 @@ def combine(values: Sequence[ArrayLike]) -> dict:
     from scipy import stats
 
     if not len(values) or len({np.shape(each) for each in values}) > 1 or np.ndim(values) != 2:
-        raise ValueError(f"values: expected one array (1 + draws,) per seed, got {[np.shape(each) for each in values]}")
+        raise ValueError(
+            f"values: expected one array (1 + draws,) per seed, got {[np.shape(each) for each in values]}"
+        )
     values = np.asarray(values, float)
     mean, n = values.mean(axis=0), len(values)
-    images, span = np.nanstd(mean[1:], ddof=1) if np.isfinite(mean[1:]).sum() > 1 else np.nan, _interval(mean)
+    images, span = (
+        np.nanstd(mean[1:], ddof=1) if np.isfinite(mean[1:]).sum() > 1 else np.nan,
+        _interval(mean),
+    )
     between = values[:, 0].std(ddof=1) if n > 1 else np.nan
     if span and n > 1:
         variance = images**2 + between**2 / n
         freedom = (n - 1) * (variance / (between**2 / n)) ** 2 if between else np.inf
-        half = variance**0.5 * (stats.t.ppf(0.975, freedom) if np.isfinite(freedom) else stats.norm.ppf(0.975))
+        half = variance**0.5 * (
+            stats.t.ppf(0.975, freedom) if np.isfinite(freedom) else stats.norm.ppf(0.975)
+        )
         span = [float(mean[0] - half), float(mean[0] + half)]
     known = {"mean": mean[0], "std_seeds": between, "std_images": images}
-    return {k: float(x) if np.isfinite(x) else None for k, x in known.items()} | {"ci95": span, "seeds": n}
+    return {k: float(x) if np.isfinite(x) else None for k, x in known.items()} | {
+        "ci95": span,
+        "seeds": n,
+    }
 
 
 def non_inferior(difference_ci: Sequence[float] | None, margin: float) -> bool:
@@ -158,8 +222,12 @@ def non_inferior(difference_ci: Sequence[float] | None, margin: float) -> bool:
     (True, False)
     """
     if not 0 < margin < np.inf:
-        raise ValueError(f"margin = {margin}: expected a positive number, such as 0.02 for two points of accuracy")
-    if difference_ci is not None and (len(difference_ci) != 2 or not difference_ci[0] <= difference_ci[1]):
+        raise ValueError(
+            f"margin = {margin}: expected a positive number, such as 0.02 for two points of accuracy"
+        )
+    if difference_ci is not None and (
+        len(difference_ci) != 2 or not difference_ci[0] <= difference_ci[1]
+    ):
         raise ValueError(f"difference_ci = {difference_ci}: expected [low, high] or None")
     return difference_ci is not None and bool(difference_ci[0] > -margin)
 
@@ -167,7 +235,9 @@ def non_inferior(difference_ci: Sequence[float] | None, margin: float) -> bool:
 def with_interval(values: dict, name: str) -> str:
     """A metric of `evaluate` for a sentence: "0.912 (0.880 to 0.940)", or that there is no interval."""
     span = values["ci95"][name]
-    return f"{values[name]:.3f} " + (f"({span[0]:.3f} to {span[1]:.3f})" if span else "(no interval: too few scenes)")
+    return f"{values[name]:.3f} " + (
+        f"({span[0]:.3f} to {span[1]:.3f})" if span else "(no interval: too few scenes)"
+    )
 
 
 def overlap(a: Sequence[float] | None, b: Sequence[float] | None) -> str:
@@ -186,7 +256,13 @@ def verdict(difference_ci: Sequence[float] | None) -> str:
     if difference_ci is None:
         return "not known"
     low, high = difference_ci
-    return "a loss" if high < 0 else "a gain" if low > 0 else "no difference that these test images can show"
+    return (
+        "a loss"
+        if high < 0
+        else "a gain"
+        if low > 0
+        else "no difference that these test images can show"
+    )
 
 
 def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = BINS) -> dict[str, np.ndarray]:
@@ -203,7 +279,9 @@ def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = BINS) -> dict[
     labels, scores = _check(labels, scores, both=False)
     edges = np.linspace(0, 1, _whole("bins", bins, 1) + 1)
     where = np.searchsorted(edges[1:-1], scores)
-    count, score, fake = (np.bincount(where, weight, minlength=bins) for weight in (None, scores, labels))
+    count, score, fake = (
+        np.bincount(where, weight, minlength=bins) for weight in (None, scores, labels)
+    )
     filled = np.where(count > 0, count, np.nan)
     return {"edges": edges, "score": score / filled, "observed": fake / filled, "count": count}
 
@@ -221,7 +299,9 @@ def fit_temperature(labels: ArrayLike, logit_difference: ArrayLike) -> float:
     from scipy import optimize, special
 
     labels, z = _check(labels, logit_difference, "logit_difference", np.inf)
-    slope = lambda sharpness: np.mean(z * (special.expit(sharpness * z) - labels))  # NLL's, convex in 1 / T
+    slope = lambda sharpness: np.mean(
+        z * (special.expit(sharpness * z) - labels)
+    )  # NLL's, convex in 1 / T
     if slope(0.01) < 0 < slope(100):
         return float(1 / optimize.brentq(slope, 0.01, 100, xtol=1e-10))
     end = 100.0 if slope(0.01) >= 0 else 0.01
@@ -239,7 +319,9 @@ def at_temperature(scores: ArrayLike, temperature: float) -> np.ndarray:
     [0.25, 0.5, 0.75]
     """
     if not 0 < temperature < np.inf:
-        raise ValueError(f"temperature = {temperature}: expected a positive number, such as fit_temperature gives")
+        raise ValueError(
+            f"temperature = {temperature}: expected a positive number, such as fit_temperature gives"
+        )
     return 1 / (1 + np.exp(-logits(scores) / temperature))
 
 
@@ -263,10 +345,17 @@ def over_seeds(values: Sequence[dict]) -> dict:
     >>> over_seeds([{"auroc": .5}, {"auroc": .75}])["auroc"]["mean"], over_seeds([{"auroc": .5}])["auroc"]["ci95"]
     (0.625, None)
     """
-    if not values or any(not isinstance(each, dict) or each.keys() != values[0].keys() for each in values):
-        raise ValueError(f"values = {str(values)[:200]}: expected one dict per seed, all with the same keys")
+    if not values or any(
+        not isinstance(each, dict) or each.keys() != values[0].keys() for each in values
+    ):
+        raise ValueError(
+            f"values = {str(values)[:200]}: expected one dict per seed, all with the same keys"
+        )
     columns = {key: [each[key] for each in values] for key in values[0] if key != "ci95"}
-    return {key: over_seeds(x) if isinstance(x[0], dict) else _combine(key, x) for key, x in columns.items()}
+    return {
+        key: over_seeds(x) if isinstance(x[0], dict) else _combine(key, x)
+        for key, x in columns.items()
+    }
 
 
 def _bootstrap(
@@ -281,13 +370,20 @@ def _bootstrap(
     for counts in _counts(codes, _whole("draws", draws, 0), seed):
         weight = counts[codes[reals]]
         for name, i in members.items():
-            parts[name].append(_weighted(scores[reals], scores[i], weight, counts[codes[i]], threshold, brief))
-    values = {name: {key: np.concatenate([p[key] for p in part]) for key in part[0]} for name, part in parts.items()}
+            parts[name].append(
+                _weighted(scores[reals], scores[i], weight, counts[codes[i]], threshold, brief)
+            )
+    values = {
+        name: {key: np.concatenate([p[key] for p in part]) for key in part[0]}
+        for name, part in parts.items()
+    }
     for name, i in members.items():
         if not brief:  # chance alone makes gaps, in the images and again in each draw: off as often as it was put on
             ece = values[name]["ece"]
             ece[1:] = np.maximum(2 * ece[0] - ece[1:], 0)
-        if min(len(set(codes[reals])), len(set(codes[i]))) < 2:  # one scene cannot tell how scenes vary
+        if (
+            min(len(set(codes[reals])), len(set(codes[i]))) < 2
+        ):  # one scene cannot tell how scenes vary
             for drawn in values[name].values():
                 drawn[1:] = np.nan
     return values
@@ -300,16 +396,28 @@ def _counts(codes: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
     for start in range(0, draws, step):
         width = min(step, draws - start)
         cell = rng.integers(groups, size=(groups, width)) * width + np.arange(width)
-        yield np.bincount(cell.ravel(), minlength=groups * width).reshape(groups, width).astype(float)
+        yield (
+            np.bincount(cell.ravel(), minlength=groups * width).reshape(groups, width).astype(float)
+        )
 
 
-def _weighted(real, fake, weight_real, weight_fake, threshold, brief=False) -> dict[str, np.ndarray]:
+def _weighted(
+    real, fake, weight_real, weight_fake, threshold, brief=False
+) -> dict[str, np.ndarray]:
     """All metrics (brief: PAIRED alone), (draws,) each, from sorted scores (n,) and whole-numbered weights (n, draws) of either class."""
     below_real, below_fake = map(_summed, (weight_real, weight_fake))
-    n_real, n_fake = (np.where(below[-1] > 0, below[-1], np.nan) for below in (below_real, below_fake))
-    tn, tp = below_real[np.searchsorted(real, threshold)], n_fake - below_fake[np.searchsorted(fake, threshold)]
+    n_real, n_fake = (
+        np.where(below[-1] > 0, below[-1], np.nan) for below in (below_real, below_fake)
+    )
+    tn, tp = (
+        below_real[np.searchsorted(real, threshold)],
+        n_fake - below_fake[np.searchsorted(fake, threshold)],
+    )
     called = tp + n_real - tn
-    lower, upto = below_real[np.searchsorted(real, fake)], below_real[np.searchsorted(real, fake, "right")]
+    lower, upto = (
+        below_real[np.searchsorted(real, fake)],
+        below_real[np.searchsorted(real, fake, "right")],
+    )
     wins = np.einsum("fd,fd->d", weight_fake, lower + upto) / 2  # half of a tie
     values = {
         "accuracy": (tp + tn) / (n_real + n_fake),
@@ -318,15 +426,25 @@ def _weighted(real, fake, weight_real, weight_fake, threshold, brief=False) -> d
     }
     if brief:
         return values
-    hits = below_fake[-1] - below_fake[np.searchsorted(fake, fake)]  # called fake, with this fake's score as threshold
-    precisions = hits / np.maximum(hits + below_real[-1] - lower, 1)  # the maximum guards 0 / 0 only
+    hits = (
+        below_fake[-1] - below_fake[np.searchsorted(fake, fake)]
+    )  # called fake, with this fake's score as threshold
+    precisions = hits / np.maximum(
+        hits + below_real[-1] - lower, 1
+    )  # the maximum guards 0 / 0 only
 
-    corners = np.unique(np.concatenate([real, fake]))  # of the ROC curve, as thresholds; beyond them nothing is fake
-    at_real, at_fake = (np.append(np.searchsorted(each, corners), len(each)) for each in (real, fake))
+    corners = np.unique(
+        np.concatenate([real, fake])
+    )  # of the ROC curve, as thresholds; beyond them nothing is fake
+    at_real, at_fake = (
+        np.append(np.searchsorted(each, corners), len(each)) for each in (real, fake)
+    )
     column = np.arange(len(tn))
     alarms = lambda corner: n_real - below_real[at_real[corner], column]
     misses = lambda corner: below_fake[at_fake[corner], column]
-    gap = lambda corner: alarms(corner) * n_fake - misses(corner) * n_real  # FPR - FNR in whole numbers, falling
+    gap = lambda corner: (
+        alarms(corner) * n_fake - misses(corner) * n_real
+    )  # FPR - FNR in whole numbers, falling
     k = _last(lambda corner: gap(corner) >= 0, len(corners), len(tn))
     share = gap(k) / (gap(k) - gap(k + 1))
     values |= {
@@ -336,14 +454,21 @@ def _weighted(real, fake, weight_real, weight_fake, threshold, brief=False) -> d
         "tnr": tn / n_real,
         "ap": np.einsum("fd,fd->d", weight_fake, precisions) / n_fake,
         "eer": (misses(k) + share * (misses(k + 1) - misses(k))) / n_fake,
-        "brier": (np.square(real) @ weight_real + np.square(1 - fake) @ weight_fake) / (n_real + n_fake),
-        "ece": np.abs(_binned(real, real, weight_real) + _binned(fake, fake - 1, weight_fake)).sum(0)
+        "brier": (np.square(real) @ weight_real + np.square(1 - fake) @ weight_fake)
+        / (n_real + n_fake),
+        "ece": np.abs(_binned(real, real, weight_real) + _binned(fake, fake - 1, weight_fake)).sum(
+            0
+        )
         / (n_real + n_fake),
     }
     for rate in RATES:
-        k = _last(lambda corner, limit=float(rate): alarms(corner) / n_real > limit, len(corners), len(tn))
+        k = _last(
+            lambda corner, limit=float(rate): alarms(corner) / n_real > limit, len(corners), len(tn)
+        )
         values[rate] = 1 - misses(k + 1) / n_fake
-    return {key: np.where(np.isfinite(n_real * n_fake), value, np.nan) for key, value in values.items()}
+    return {
+        key: np.where(np.isfinite(n_real * n_fake), value, np.nan) for key, value in values.items()
+    }
 
 
 def _summed(weight: np.ndarray) -> np.ndarray:
@@ -369,7 +494,9 @@ def _last(holds: Callable, size: int, draws: int) -> np.ndarray:
 
 
 def _entry(values: dict[str, np.ndarray], n_real: int, n_fake: int) -> dict:
-    point = {key: float(drawn[0]) if np.isfinite(drawn[0]) else None for key, drawn in values.items()}
+    point = {
+        key: float(drawn[0]) if np.isfinite(drawn[0]) else None for key, drawn in values.items()
+    }
     span = {key: _interval(drawn) for key, drawn in values.items()}
     for each in (point, span):
         each["tpr_at_fpr"] = {rate: each.pop(rate) for rate in RATES}
@@ -387,8 +514,18 @@ def _mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict:
 
     b, c = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     if b + c < 25:
-        return {"b": b, "c": c, "p": float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0, "test": "exact"}
-    return {"b": b, "c": c, "p": float(stats.chi2.sf((abs(b - c) - 1) ** 2 / (b + c), 1)), "test": "chi2"}
+        return {
+            "b": b,
+            "c": c,
+            "p": float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0,
+            "test": "exact",
+        }
+    return {
+        "b": b,
+        "c": c,
+        "p": float(stats.chi2.sf((abs(b - c) - 1) ** 2 / (b + c), 1)),
+        "test": "chi2",
+    }
 
 
 def _combine(key: str, values: list) -> dict:
@@ -407,8 +544,17 @@ def _combine(key: str, values: list) -> dict:
 
 
 def _check(labels, scores, name="scores", most=1.0, both=True) -> tuple[np.ndarray, np.ndarray]:
-    least, expected = (0, "a probability of fake in [0, 1]") if most == 1 else (-most, "a finite number")
-    labels = _column("labels", labels, np.size(labels), lambda y: np.isin(y, (0, 1)), "0 (real) or 1 (fake)", float)
+    least, expected = (
+        (0, "a probability of fake in [0, 1]") if most == 1 else (-most, "a finite number")
+    )
+    labels = _column(
+        "labels",
+        labels,
+        np.size(labels),
+        lambda y: np.isin(y, (0, 1)),
+        "0 (real) or 1 (fake)",
+        float,
+    )
     inside = lambda x: np.isfinite(x) & (x >= least) & (x <= most)
     scores = _column(name, scores, len(labels), inside, expected, float)
     if len(set(labels)) < 1 + both:
@@ -427,19 +573,27 @@ def _codes(groups, n: int) -> np.ndarray:  # 0, 1, … for names of any kind
 
 
 def _names(labels: np.ndarray, generators) -> np.ndarray:
-    fits = lambda g, label: isinstance(g, str) and g not in ("all", "macro") and (g == "real") == (label == 0)
+    fits = lambda g, label: (
+        isinstance(g, str) and g not in ("all", "macro") and (g == "real") == (label == 0)
+    )
     expected = '"real" for label 0, a generator\'s name (not "real", "all", "macro") for 1'
-    return _column("generators", generators, len(labels), lambda x: list(map(fits, x, labels)), expected)
+    return _column(
+        "generators", generators, len(labels), lambda x: list(map(fits, x, labels)), expected
+    )
 
 
-def _column(name: str, values, n: int, good: Callable, expected: str, dtype: type = object) -> np.ndarray:
+def _column(
+    name: str, values, n: int, good: Callable, expected: str, dtype: type = object
+) -> np.ndarray:
     values = np.asarray(values, dtype)
     if values.shape != (n,):
         raise ValueError(f"{name} has shape {values.shape}: expected ({n},), one for each label")
     wrong = ~np.asarray(good(values), bool)
     if wrong.any():
         i = wrong.argmax()
-        raise ValueError(f"{name}[{i}] = {str(values[i])[:80]}: expected {expected} ({wrong.sum()} of {n} are not)")
+        raise ValueError(
+            f"{name}[{i}] = {str(values[i])[:80]}: expected {expected} ({wrong.sum()} of {n} are not)"
+        )
     return values
 
 

@@ -54,12 +54,22 @@ class Architecture:
     blocks: tuple[Block, ...]
     head: tuple[Dense, ...]
     classes: int = 2
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # pixels in [0, 1] are normalised inside the model:
+    mean: tuple[float, float, float] = (
+        0.5,
+        0.5,
+        0.5,
+    )  # pixels in [0, 1] are normalised inside the model:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # the deployed file takes plain pixels
     backbone: str = "vgg"  # ours, which blocks and head describe; else one of torchvision's
-    shapes: tuple[tuple[str, int, int], ...] = ()  # torchvision's layers that pruning changed: name, inputs, outputs
-    ranks: tuple[tuple, ...] = ()  # layers that are products of thin ones: name, then the ranks (see `factors`)
-    front: str = ""  # srm | npr: the network sees a high-frequency residual instead of the pixels (see `residual`)
+    shapes: tuple[
+        tuple[str, int, int], ...
+    ] = ()  # torchvision's layers that pruning changed: name, inputs, outputs
+    ranks: tuple[
+        tuple, ...
+    ] = ()  # layers that are products of thin ones: name, then the ranks (see `factors`)
+    front: str = (
+        ""  # srm: the network sees a high-frequency residual instead of the pixels (see `residual`)
+    )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -82,11 +92,17 @@ class ConvBlock(nn.Sequential):
         same = block.kernel // 2  # an integer: quantized padding='same' is wrong in some runtimes
         if block.separable:
             convs = {
-                "depthwise": nn.Conv2d(inputs, block.mid, block.kernel, padding=same, groups=block.groups),
+                "depthwise": nn.Conv2d(
+                    inputs, block.mid, block.kernel, padding=same, groups=block.groups
+                ),
                 "pointwise": nn.Conv2d(block.mid, block.width, 1),
             }
         else:
-            convs = {"conv": nn.Conv2d(inputs, block.width, block.kernel, padding=same, groups=block.groups)}
+            convs = {
+                "conv": nn.Conv2d(
+                    inputs, block.width, block.kernel, padding=same, groups=block.groups
+                )
+            }
         super().__init__()
         layers = {**convs, "norm": nn.BatchNorm2d(block.width), "relu": nn.ReLU()}
         if block.pool:
@@ -124,7 +140,9 @@ class Detector(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         if arch.size % 32 or arch.size < 32:
-            raise InputError(f"image size {arch.size} is not a multiple of 32: the detectors halve it five times")
+            raise InputError(
+                f"image size {arch.size} is not a multiple of 32: the detectors halve it five times"
+            )
         self.set_front(arch)
         self.register_buffer("mean", torch.tensor(arch.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(arch.std).view(1, 3, 1, 1), persistent=False)
@@ -138,28 +156,25 @@ class Detector(nn.Module):
         """Take over the front end of an architecture that is otherwise this one's; it has no parameters, so no weight changes."""
         self.arch = arch
         srm = choose("front end", arch.front, FRONTS) == "srm"
-        self.register_buffer("filters", torch.tensor(SRM)[:, None] if srm else None, persistent=False)
+        self.register_buffer(
+            "filters", torch.tensor(SRM)[:, None] if srm else None, persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = residual(x, self.filters) if self.arch.front else (x - self.mean) / self.std
         return self.head(self.features(x).flatten(1))
 
 
-def residual(x: Tensor, filters: Tensor | None = None) -> Tensor:
+def residual(x: Tensor, filters: Tensor) -> Tensor:
     """High-frequency residual of pixels in [0, 1], N x 3 x H x W, in units of `REACH` grey levels and clamped to [-1, 1]: N x 3 x H x W.
 
     filters: three fixed high-pass filters on the grey image, `SRM` (Fridrich and Kodovsky 2012; in a network: Zhou et al. 2018, arXiv 1805.04953).
-    None: what each pixel of a 2 x 2 cell differs by from the cell's first (NPR, neighbouring pixel relationships: Tan et al. 2024, arXiv 2312.10461).
 
-    >>> residual(torch.full((1, 3, 32, 32), 0.7)).abs().max().item()
+    >>> residual(torch.full((1, 3, 32, 32), 0.7), torch.tensor(SRM)[:, None]).abs().max().round(decimals=4).item()
     0.0
     """
-    if filters is not None:
-        grey = nn.functional.pad(x.mean(1, keepdim=True), (2, 2, 2, 2), mode="reflect")
-        found = nn.functional.conv2d(grey, filters)
-    else:
-        cells = x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))  # N x 3 x H/2 x 2 x W/2 x 2
-        found = (cells - cells[:, :, :, :1, :, :1]).flatten(4, 5).flatten(2, 3)
+    grey = nn.functional.pad(x.mean(1, keepdim=True), (2, 2, 2, 2), mode="reflect")
+    found = nn.functional.conv2d(grey, filters)
     return (found * (255 / REACH)).clamp(-1, 1)
 
 
@@ -190,7 +205,9 @@ def _torchvision(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
     """torchvision's network without its weights, cut before the classifier."""
     import torchvision
 
-    net = getattr(torchvision.models, choose("backbone", arch.backbone, BACKBONES))(num_classes=arch.classes)
+    net = getattr(torchvision.models, choose("backbone", arch.backbone, BACKBONES))(
+        num_classes=arch.classes
+    )
     *body, head = net.children()
     return nn.Sequential(*body), head if isinstance(head, nn.Sequential) else nn.Sequential(head)
 
@@ -202,7 +219,12 @@ def _resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
     if isinstance(layer, nn.BatchNorm2d):
         return nn.BatchNorm2d(outputs, layer.eps, layer.momentum)
     groups = outputs if layer.groups > 1 else 1
-    options = {"stride": layer.stride, "padding": layer.padding, "groups": groups, "bias": layer.bias is not None}
+    options = {
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "groups": groups,
+        "bias": layer.bias is not None,
+    }
     return nn.Conv2d(inputs, outputs, layer.kernel_size, **options)
 
 
@@ -211,7 +233,10 @@ def factors(layer: nn.Module, ranks: Sequence[int]) -> nn.Sequential:
     bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
         (rank,) = ranks
-        return nn.Sequential(nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias))
+        return nn.Sequential(
+            nn.Linear(layer.in_features, rank, bias=False),
+            nn.Linear(rank, layer.out_features, bias),
+        )
     inputs, outputs = ranks
     core = nn.Conv2d(inputs, outputs, layer.kernel_size, layer.stride, layer.padding, bias=False)
     first = nn.Conv2d(layer.in_channels, inputs, 1, bias=False)
@@ -231,16 +256,44 @@ def _separable(name: str, size: int, head: tuple[Dense, ...]) -> Architecture:
     return Architecture(name, size, blocks, head)
 
 
-DELTA = "dflib-delta-2"  # the format of files that hold what differs from a base alone (dflib.adapters)
-FRONTS = ("", "srm", "npr")
+DELTA = (
+    "dflib-delta-2"  # the format of files that hold what differs from a base alone (dflib.adapters)
+)
+FRONTS = ("", "srm")
 REACH = 16.0  # grey levels: traces are small, edges need not be larger, and int8 then still tells an eighth of a level
 SRM = [  # second differences along a line, in a 3 x 3 and in a 5 x 5 neighbourhood
     [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0.5, -1, 0.5, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
-    [[0, 0, 0, 0, 0], [0, -0.25, 0.5, -0.25, 0], [0, 0.5, -1, 0.5, 0], [0, -0.25, 0.5, -0.25, 0], [0, 0, 0, 0, 0]],
-    [[n / 12 for n in row] for row in ([-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2, -6, 8, -6, 2], [-1, 2, -2, 2, -1])],
-]  # fmt: skip
-NAMES = ("BL", "S60", "S70", "S80", "S90")  # the baseline, and the student for each of the paper's rates
-BACKBONES = ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")  # of BL; all but ours are torchvision's
+    [
+        [0, 0, 0, 0, 0],
+        [0, -0.25, 0.5, -0.25, 0],
+        [0, 0.5, -1, 0.5, 0],
+        [0, -0.25, 0.5, -0.25, 0],
+        [0, 0, 0, 0, 0],
+    ],
+    [
+        [n / 12 for n in row]
+        for row in (
+            [-1, 2, -2, 2, -1],
+            [2, -6, 8, -6, 2],
+            [-2, 8, -12, 8, -2],
+            [2, -6, 8, -6, 2],
+            [-1, 2, -2, 2, -1],
+        )
+    ],
+]
+NAMES = (
+    "BL",
+    "S60",
+    "S70",
+    "S80",
+    "S90",
+)  # the baseline, and the student for each of the paper's rates
+BACKBONES = (
+    "vgg",
+    "resnet18",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+)  # of BL; all but ours are torchvision's
 STUDENT_RATES = {0.6: "S60", 0.7: "S70", 0.8: "S80", 0.9: "S90"}
 
 
@@ -258,8 +311,12 @@ def architecture(name: str, *, size: int = 224, backbone: str = "vgg") -> Archit
         return Architecture(name, size, (), (), backbone=backbone)
     half = 0.5
     return {
-        "BL": lambda: _vgg(name, size, "64 64M 128 128M 256 256M 512M 128M", (Dense(256, half), Dense(256, half))),
-        "S60": lambda: _vgg(name, size, "32M 64M 128M 256M 128M 128 128", (Dense(128, half), Dense(128, half))),
+        "BL": lambda: _vgg(
+            name, size, "64 64M 128 128M 256 256M 512M 128M", (Dense(256, half), Dense(256, half))
+        ),
+        "S60": lambda: _vgg(
+            name, size, "32M 64M 128M 256M 128M 128 128", (Dense(128, half), Dense(128, half))
+        ),
         "S70": lambda: _vgg(name, size, "32M 64M 128M 128M 128M 128", (Dense(128, half),)),
         "S80": lambda: _vgg(name, size, "32M 64M 128M 128M 128M 64 64", (Dense(128, half),)),
         "S90": lambda: _separable(name, size, (Dense(128, half),)),
@@ -321,12 +378,21 @@ def scaled(arch: Architecture, factor: float, step: int = 1) -> Architecture:
         ):  # `mid` is a whole multiple of the groups, which are the input's channels
             groups = channels
             blocks.append(
-                replace(block, groups=groups, mid=groups * (block.mid // block.groups), width=width(block.width))
+                replace(
+                    block,
+                    groups=groups,
+                    mid=groups * (block.mid // block.groups),
+                    width=width(block.width),
+                )
             )
         else:
-            blocks.append(replace(block, mid=width(block.mid) if block.mid else 0, width=width(block.width)))
+            blocks.append(
+                replace(block, mid=width(block.mid) if block.mid else 0, width=width(block.width))
+            )
         channels = blocks[-1].width
-    return replace(arch, blocks=tuple(blocks), head=tuple(replace(d, width=width(d.width)) for d in arch.head))
+    return replace(
+        arch, blocks=tuple(blocks), head=tuple(replace(d, width=width(d.width)) for d in arch.head)
+    )
 
 
 def _with_hidden(arch: Architecture, target: float) -> Architecture:
@@ -347,12 +413,18 @@ def fitted(arch: Architecture, tensors: dict[str, Tensor]) -> Architecture:
     >>> fitted(model.arch, model.state_dict()) == model.arch
     True
     """
-    shape = {k.removesuffix(".weight"): tuple(v.shape) for k, v in tensors.items() if k.endswith(".weight")}
+    shape = {
+        k.removesuffix(".weight"): tuple(v.shape)
+        for k, v in tensors.items()
+        if k.endswith(".weight")
+    }
     if arch.backbone != "vgg":
         with torch.device("meta"):
             full = Detector(replace(arch, shapes=())).named_modules()
         found = {
-            n: _channels(layer, shape[n]) for n, layer in full if _channels(layer, shape.get(n)) != _channels(layer)
+            n: _channels(layer, shape[n])
+            for n, layer in full
+            if _channels(layer, shape.get(n)) != _channels(layer)
         }
         return replace(arch, shapes=tuple((name, *size) for name, size in found.items()))
     blocks, channels = [], 3
@@ -362,7 +434,9 @@ def fitted(arch: Architecture, tensors: dict[str, Tensor]) -> Architecture:
             block = replace(block, mid=shape[f"features.{i}.depthwise"][0], groups=groups)
         channels = shape[f"features.{i}.norm"][0]
         blocks.append(replace(block, width=channels))
-    head = tuple(replace(dense, width=shape[f"head.{3 * i + 1}"][0]) for i, dense in enumerate(arch.head))
+    head = tuple(
+        replace(dense, width=shape[f"head.{3 * i + 1}"][0]) for i, dense in enumerate(arch.head)
+    )
     return replace(arch, blocks=tuple(blocks), head=head)
 
 
@@ -411,7 +485,9 @@ def load(path: Path) -> Detector:
             f"{path} holds only what differs from the model {metadata.get('base')}: dflib.adapters.load_delta(path, base)"
         )
     if metadata.get("format") != "dflib-1":
-        raise InputError(f"checkpoint {path} is not one of dflib's: its metadata has no architecture")
+        raise InputError(
+            f"checkpoint {path} is not one of dflib's: its metadata has no architecture"
+        )
     return build(path, metadata.get("architecture"), tensors)
 
 
@@ -419,7 +495,9 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file; raises `InputError` when it is missing or damaged."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"checkpoint {path} is not there: python -m dflib results lists the finished runs")
+        raise InputError(
+            f"checkpoint {path} is not there: python -m dflib results lists the finished runs"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)

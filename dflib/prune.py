@@ -44,8 +44,13 @@ def magnitude_masks(model: nn.Module, *, rate: float, scope: str = "layer") -> M
     check_rate(rate)
     choose("scope", scope, SCOPES)
     weights = prunable(model)
-    total, available = sum(p.numel() for p in model.parameters()), sum(w.numel() for w in weights.values())
-    share = rate * total / available  # biases, BatchNorm and the last layer stay, so the others give a little more
+    total, available = (
+        sum(p.numel() for p in model.parameters()),
+        sum(w.numel() for w in weights.values()),
+    )
+    share = (
+        rate * total / available
+    )  # biases, BatchNorm and the last layer stay, so the others give a little more
     if share >= 1:
         raise InputError(
             f"rate {rate:g} cannot be met: only {available / total:.4f} of the parameters are prunable weights; take a rate below that"
@@ -53,10 +58,15 @@ def magnitude_masks(model: nn.Module, *, rate: float, scope: str = "layer") -> M
     if scope == "layer":
         return {name: _largest(w.detach().abs(), share) for name, w in weights.items()}
     floor = 1 - FLOOR * (1 - share)
-    safe = [w.detach().abs().masked_fill(_largest(w.detach().abs(), floor), torch.inf) for w in weights.values()]
+    safe = [
+        w.detach().abs().masked_fill(_largest(w.detach().abs(), floor), torch.inf)
+        for w in weights.values()
+    ]
     together = _largest(torch.cat([magnitude.flatten() for magnitude in safe]), share)
     pieces = together.split([w.numel() for w in weights.values()])
-    return {name: piece.view_as(w) for (name, w), piece in zip(weights.items(), pieces, strict=True)}
+    return {
+        name: piece.view_as(w) for (name, w), piece in zip(weights.items(), pieces, strict=True)
+    }
 
 
 def masks_of(model: nn.Module) -> Masks:
@@ -73,7 +83,10 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
 
 
 def sensitivity(
-    model: nn.Module, score: Callable[[nn.Module], float], *, shares: Iterable[float] = (0.5, 0.75, 0.9)
+    model: nn.Module,
+    score: Callable[[nn.Module], float],
+    *,
+    shares: Iterable[float] = (0.5, 0.75, 0.9),
 ) -> dict[str, list[float]]:
     """`score(model)` with one layer at a time pruned by magnitude: layer -> a value for each share of its weights removed.
 
@@ -117,9 +130,18 @@ class Group:
 
 
 def structured(
-    model: Detector, *, rate: float, importance: str = "l1", scope: str = "layer", round_to: int = 8, least: int = 8,
-    keep: tuple[str, ...] = (), batches: Iterable[tuple[Tensor, Tensor]] = (), of: int | None = None, within: float = 0.01,
-) -> Detector:  # fmt: skip
+    model: Detector,
+    *,
+    rate: float,
+    importance: str = "l1",
+    scope: str = "layer",
+    round_to: int = 8,
+    least: int = 8,
+    keep: tuple[str, ...] = (),
+    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    of: int | None = None,
+    within: float = 0.01,
+) -> Detector:
     """A new, smaller detector without the least important channels: a share `rate` of all parameters gone, to within 1 %.
 
     importance: "l1" (group magnitude, as DepGraph, arXiv 2301.12900), "taylor" (arXiv 1906.10771; needs `batches` of uint8 images N x 3 x H x W
@@ -145,8 +167,15 @@ def structured(
     widths = _widths(groups, count, target, scope, round_to, least)
     left = int(count(widths[None]))
     if abs(left / target - 1) > within:
-        most, here = (1 - n / target * (1 - rate) for n in (int(count(torch.full((1, len(groups)), least))), left))
-        hint = f"rates up to {most:.4f} can" if rate > most else f"the nearest is {here:.4f}; a smaller round_to helps"
+        most, here = (
+            1 - n / target * (1 - rate)
+            for n in (int(count(torch.full((1, len(groups)), least))), left)
+        )
+        hint = (
+            f"rates up to {most:.4f} can"
+            if rate > most
+            else f"the nearest is {here:.4f}; a smaller round_to helps"
+        )
         raise InputError(
             f"rate {rate:g} cannot be met within {within:.0%} with {least} channels or more in each layer: {hint}"
         )
@@ -163,12 +192,16 @@ def gradually(
     check_rate(rate)
     total = parameters(model)
     for i in range(1, steps):
-        model = structured(model, rate=1 - (1 - rate) ** (i / steps), of=total, within=0.1, **options)
+        model = structured(
+            model, rate=1 - (1 - rate) ** (i / steps), of=total, within=0.1, **options
+        )
         tune(model, i)
     return structured(model, rate=rate, of=total, **options)
 
 
-def _groups(model: Detector, importance: str, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Group]:
+def _groups(
+    model: Detector, importance: str, batches: Iterable[tuple[Tensor, Tensor]]
+) -> list[Group]:
     """The dependency graph's groups of channels with their scores, by torch-pruning; the classifier's outputs are in none."""
     import torch_pruning as tp
 
@@ -178,8 +211,12 @@ def _groups(model: Detector, importance: str, batches: Iterable[tuple[Tensor, Te
     image = torch.rand(2, 3, model.arch.size, model.arch.size, device=device)
     graph = tp.DependencyGraph().build_dependency(twin, example_inputs=image)
     magnitude = tp.importance.GroupMagnitudeImportance(p=1)
-    score = {"l1": magnitude, "taylor": tp.importance.GroupTaylorImportance(), "bn": tp.importance.BNScaleImportance(),
-             "random": lambda group: torch.rand(len(group[0].idxs))}[importance]  # fmt: skip
+    score = {
+        "l1": magnitude,
+        "taylor": tp.importance.GroupTaylorImportance(),
+        "bn": tp.importance.BNScaleImportance(),
+        "random": lambda group: torch.rand(len(group[0].idxs)),
+    }[importance]
     if importance == "taylor" and not _backward(twin, batches, device):
         raise InputError('importance "taylor" needs batches: a few of data.train.batches(64), say')
     found = []
@@ -187,7 +224,9 @@ def _groups(model: Detector, importance: str, batches: Iterable[tuple[Tensor, Te
         members, scored = {}, tp.dependency.Group()
         for item in group:
             if (layer := item.dep.target.module) in names:
-                own = isinstance(layer, nn.BatchNorm2d) or getattr(layer, "groups", 1) == len(layer.weight)  # in is out
+                own = isinstance(layer, nn.BatchNorm2d) or getattr(layer, "groups", 1) == len(
+                    layer.weight
+                )  # in is out
                 dim = int(not own and graph.is_in_channel_pruning_fn(item.dep.handler))
                 follows = torch.empty(len(item.idxs), dtype=torch.int64)
                 follows[item.idxs] = torch.tensor(item.root_idxs)
@@ -198,11 +237,15 @@ def _groups(model: Detector, importance: str, batches: Iterable[tuple[Tensor, Te
                     scored.add_dep(item.dep, item.idxs)
                     scored[-1].root_idxs = item.root_idxs
         scores = score(scored)
-        found.append(Group((magnitude(scored) if scores is None else scores).detach().cpu(), members))
+        found.append(
+            Group((magnitude(scored) if scores is None else scores).detach().cpu(), members)
+        )
     return _tied(twin, found)
 
 
-def _backward(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> int:
+def _backward(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> int:
     """Add up the gradients of the loss over some batches; returns how many there were."""
     n = 0
     for images, labels in batches:
@@ -221,7 +264,9 @@ def _tied(model: nn.Module, groups: list[Group]) -> list[Group]:
                 each = len(other) // len(group)  # filters a channel
                 group.scores = group.scores + other.scores.view(-1, each).mean(1)
                 del group.members[name, 1]  # its weight has one input a group
-                group.members |= {member: follows // each for member, follows in other.members.items()}
+                group.members |= {
+                    member: follows // each for member, follows in other.members.items()
+                }
                 groups = [g for g in groups if g is not other]
     return groups
 
@@ -232,7 +277,9 @@ def _counter(model: Detector, groups: list[Group]) -> Callable[[Tensor], Tensor]
     size = torch.tensor([[s[0], s[1] if len(s) > 1 else 1, s[2:].numel()] for _, s in tensors]).T
     tied = lambda group, *member: len(group.members.get(member, ())) // len(group)
     each = [
-        torch.tensor([[tied(g, layer, dim) if len(s) > dim else 0 for g in groups] for layer, s in tensors])
+        torch.tensor(
+            [[tied(g, layer, dim) if len(s) > dim else 0 for g in groups] for layer, s in tensors]
+        )
         for dim in (0, 1)
     ]
     full = torch.tensor([len(g) for g in groups])
@@ -245,13 +292,20 @@ def _counter(model: Detector, groups: list[Group]) -> Callable[[Tensor], Tensor]
 
 
 def _widths(
-    groups: list[Group], count: Callable[[Tensor], Tensor], target: float, scope: str, round_to: int, least: int
+    groups: list[Group],
+    count: Callable[[Tensor], Tensor],
+    target: float,
+    scope: str,
+    round_to: int,
+    least: int,
 ) -> Tensor:
     """Channels to keep in each group: bisect the share removed on the *rounded* widths, then fill what the rounding left over."""
     full = torch.tensor([len(g) for g in groups])
     scores = torch.cat([g.scores / g.scores.mean().clamp_min(1e-12) for g in groups])
     rank = torch.empty_like(scores)
-    rank[scores.argsort(stable=True)] = torch.arange(len(scores)) / len(scores)  # so that equal scores are cut as well
+    rank[scores.argsort(stable=True)] = torch.arange(len(scores)) / len(
+        scores
+    )  # so that equal scores are cut as well
 
     def at(share: float) -> Tensor:
         together = torch.stack([(r >= share).sum() for r in rank.split(full.tolist())])
@@ -263,7 +317,10 @@ def _widths(
         middle = (low + high) / 2
         low, high = (middle, high) if count(at(middle)[None]) > most else (low, middle)
     widths = at(high)
-    for step in (round_to, 1):  # single channels only where the coarse steps do not come within half a percent
+    for step in (
+        round_to,
+        1,
+    ):  # single channels only where the coarse steps do not come within half a percent
         while count(widths[None]) < 0.995 * target:
             wider = widths + step * torch.eye(len(groups), dtype=torch.int64)
             left = count(wider)
@@ -274,20 +331,26 @@ def _widths(
     return widths
 
 
-def _cut(model: Detector, groups: list[Group], widths: list[int], left: int, rate: float) -> Detector:
+def _cut(
+    model: Detector, groups: list[Group], widths: list[int], left: int, rate: float
+) -> Detector:
     """The detector of the kept channels, its weights copied; `load_state_dict` and the count make sure that nothing was skipped."""
     stay: dict[tuple[str, int], Tensor] = {}
     for group, width in zip(groups, widths, strict=True):
         kept = torch.zeros(len(group), dtype=torch.bool)
         kept[group.scores.topk(width).indices] = True
-        stay |= {member: kept[follows].nonzero().flatten() for member, follows in group.members.items()}
+        stay |= {
+            member: kept[follows].nonzero().flatten() for member, follows in group.members.items()
+        }
     tensors = {}
     for name, tensor in model.state_dict().items():
         for dim in range(min(tensor.ndim, 2)):
             index = stay.get((name.rpartition(".")[0], dim))
             tensor = tensor if index is None else tensor.index_select(dim, index.to(tensor.device))
         tensors[name] = tensor.clone()
-    small = Detector(replace(fitted(model.arch, tensors), name=f"{model.arch.name.partition('-r')[0]}-r{rate:g}"))
+    small = Detector(
+        replace(fitted(model.arch, tensors), name=f"{model.arch.name.partition('-r')[0]}-r{rate:g}")
+    )
     small.load_state_dict(tensors)
     assert parameters(small) == left
     return small.to(next(model.parameters()).device)

@@ -37,7 +37,11 @@ def dynamic_linear(source: Path, target: Path) -> Path:
 
     with _written(source, target) as (own, new):
         quantize_dynamic(
-            own, new, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True
+            own,
+            new,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
         )
         if not any(node.op_type == "MatMulInteger" for node in onnx.load(new).graph.node):
             raise InputError(f"{source} has no linear layer to quantize")
@@ -45,8 +49,14 @@ def dynamic_linear(source: Path, target: Path) -> Path:
 
 
 def static_int8(
-    source: Path, target: Path, part: Part, *, calibration: str = "minmax", images: int = 128, keep_float: Sequence[str] = ()
-) -> Path:  # fmt: skip
+    source: Path,
+    target: Path,
+    part: Part,
+    *,
+    calibration: str = "minmax",
+    images: int = 128,
+    keep_float: Sequence[str] = (),
+) -> Path:
     """Quantize convolutions and linear layers of an fp32 ONNX file to int8: QDQ, weights per channel, activations by calibration.
 
     part: *training* images, of which up to `images` (as many of each class, always the same) give each activation its range: by its
@@ -73,10 +83,23 @@ def static_int8(
                 f"{source} has no layer left to quantize: {len(nodes)} in all, {len(keep_float)} kept in float"
             )
         quantize_static(
-            own, new, reader, quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-            calibrate_method=methods[CALIBRATIONS.index(calibration)], nodes_to_exclude=[*_before(source, next(iter(nodes.values()))), *(nodes[name] for name in (*keep_float, *last))],
-            extra_options={"CalibTensorRangeSymmetric": False, "CalibStridedMinMax": 1},  # the stride (of all methods) bounds the memory
-        )  # fmt: skip
+            own,
+            new,
+            reader,
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=methods[CALIBRATIONS.index(calibration)],
+            nodes_to_exclude=[
+                *_before(source, next(iter(nodes.values()))),
+                *(nodes[name] for name in (*keep_float, *last)),
+            ],
+            extra_options={
+                "CalibTensorRangeSymmetric": False,
+                "CalibStridedMinMax": 1,
+            },  # the stride (of all methods) bounds the memory
+        )
     return Path(target)
 
 
@@ -87,7 +110,9 @@ def layers(source: Path) -> dict[str, str]:
     graph = onnx.load(source).graph
     weights = {t.name for t in graph.initializer}
     weights.discard("filters")  # of the front end
-    found = [n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul") and n.input[1] in weights]
+    found = [
+        n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul") and n.input[1] in weights
+    ]
     return {n.input[1].removesuffix(".weight"): n.name for n in found}
 
 
@@ -113,7 +138,9 @@ def calibration_images(part: Part, images: int) -> np.ndarray:
     return np.ascontiguousarray(chosen.transpose(0, 3, 1, 2), dtype=np.float32) / 255
 
 
-def signal_to_noise(source: Path, quantized: Path, part: Part, *, images: int = FEWEST) -> pd.DataFrame:
+def signal_to_noise(
+    source: Path, quantized: Path, part: Part, *, images: int = FEWEST
+) -> pd.DataFrame:
     """What each layer lost, in decibels (20: the noise is a tenth of the signal; 40: a hundredth). One row a layer, in order.
 
     Columns: weights (its own rounding), output (what it puts out in `quantized` against `source`: all noise up to here, on images of `part`).
@@ -135,10 +162,14 @@ def signal_to_noise(source: Path, quantized: Path, part: Part, *, images: int = 
         for path, file in zip(copies, files, strict=True):
             debug.modify_model_output_intermediate_tensors(path, file)
         for i in range(len(batch)):  # one at a time: all activations of both graphs are in memory
-            both = [debug.collect_activations(str(file), _Reader(batch[i : i + 1])) for file in files]
+            both = [
+                debug.collect_activations(str(file), _Reader(batch[i : i + 1])) for file in files
+            ]
             for name, tensors in debug.create_activation_matching(*both).items():
                 exact, noisy = (tensors[k][0].astype(np.float64) for k in ("float", "post_qdq"))
-                energy[name] = energy.get(name, 0) + np.array([(exact**2).sum(), ((noisy - exact) ** 2).sum()])
+                energy[name] = energy.get(name, 0) + np.array(
+                    [(exact**2).sum(), ((noisy - exact) ** 2).sum()]
+                )
         weights = debug.create_weight_matching(*map(str, reversed(copies)))
     decibel = lambda signal, noise: 10 * np.log10(signal / noise) if noise else np.inf
     rounding = {
@@ -152,8 +183,13 @@ def signal_to_noise(source: Path, quantized: Path, part: Part, *, images: int = 
     )
     for layer, node in layers(source).items():
         tensor = activation.get(output[node], output[node])
-        rows[layer] = [rounding.get(f"{layer}.weight"), decibel(*energy[tensor]) if tensor in energy else None]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["weights", "output"], dtype=float).rename_axis("layer")
+        rows[layer] = [
+            rounding.get(f"{layer}.weight"),
+            decibel(*energy[tensor]) if tensor in energy else None,
+        ]
+    return pd.DataFrame.from_dict(
+        rows, orient="index", columns=["weights", "output"], dtype=float
+    ).rename_axis("layer")
 
 
 class _Reader:
@@ -190,7 +226,10 @@ def _written(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
         raise InputError(f"{source} is not there: export the model first, dflib.export.to_onnx")
     new = Path(target).with_name(Path(target).name + ".new")
     root = logging.getLogger()
-    level, root.level = root.level, logging.ERROR  # it recommends a step that shape-infers, which the exporter has done
+    level, root.level = (
+        root.level,
+        logging.ERROR,
+    )  # it recommends a step that shape-infers, which the exporter has done
     try:
         # the calibration prints its progress
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):

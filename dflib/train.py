@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
@@ -24,7 +24,9 @@ from dflib.data import Dataset, Part
 
 log = logging.getLogger(__name__)
 
-_VISIBLE = {"disable": None} if tqdm.__module__ == "tqdm.asyncio" else {}  # a terminal or a notebook, not a log file
+_VISIBLE = (
+    {"disable": None} if tqdm.__module__ == "tqdm.asyncio" else {}
+)  # a terminal or a notebook, not a log file
 
 Loss = Callable[
     [Tensor, Tensor, Tensor], Tensor
@@ -41,20 +43,12 @@ class Recipe:
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
     label_smoothing: float = 0.0
-    patience: int = (
-        0  # epochs without a better validation AUROC before stopping; then the best epoch's weights count. 0: never
-    )
+    patience: int = 0  # epochs without a better validation AUROC before stopping; then the best epoch's weights count. 0: never
     augment: bool = True
-    mixup: float = (
-        0.0  # of the Beta distribution that blends pairs of images and their labels (arXiv 1710.09412); 0: none
-    )
-    cutmix: float = (
-        0.0  # the same for a rectangle of one image pasted into another (arXiv 1905.04899); with both, a coin decides
-    )
+    mixup: float = 0.0  # of the Beta distribution that blends pairs of images and their labels (arXiv 1710.09412); 0: none
+    cutmix: float = 0.0  # the same for a rectangle of one image pasted into another (arXiv 1905.04899); with both, a coin decides
     blur_jpeg: float = 0.0  # probability of a blur, and of a JPEG, of each image (arXiv 1912.11035)
-    ema: float = (
-        0.0  # decay a step of an average of the weights, which is what is validated and kept; 0: the last weights
-    )
+    ema: float = 0.0  # decay a step of an average of the weights, which is what is validated and kept; 0: the last weights
     amp: bool = True
     seed: int = 0
 
@@ -70,10 +64,14 @@ def precision(device: torch.device) -> torch.dtype:
     `torch.cuda.is_bf16_supported()` is not asked: it says yes on a T4, by emulation.
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return (
+            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        )
     flags = torch.cpu.get_capabilities()
     return (
-        torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("arm_bf16") else torch.float32
+        torch.bfloat16
+        if flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("arm_bf16")
+        else torch.float32
     )
 
 
@@ -92,37 +90,36 @@ def fit(
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
     checkpoint: Path | None = None,
     device: torch.device | None = None,
-    devices: int = 1,
 ) -> pd.DataFrame:
     """Train `model` in place on `data.train`, watching `data.val`; returns the history, one row an epoch.
 
     loss: cross-entropy unless given (distillation passes its own). after_step: called after each step (pruning puts its zeros back).
     checkpoint: a file written after each epoch; where it exists, training goes on from it to the same result as without the interruption.
-    devices: how many share each batch (`parallel.fit`): GPUs, or processes on the CPU.
     Columns: epoch, lr, loss, accuracy (training batches), val_loss, val_accuracy, val_auroc, seconds.
     Raises `InputError` when the checkpoint is damaged or belongs to another recipe or model, for a batch of 1, or when the loss is no longer finite.
 
     >>> fit(model, data, Recipe(epochs=3))                          # doctest: +SKIP
     """
-    if recipe.batch < 2 * devices:
-        raise InputError(f"batch {recipe.batch}: BatchNorm needs at least 2 images in a batch, on each device")
-    if devices > 1:
-        from dflib import parallel
-
-        return parallel.fit(model, data, recipe, devices=devices, loss=loss, after_step=after_step, on_epoch=on_epoch, checkpoint=checkpoint)  # fmt: skip
-    rank, world = _share()
+    if recipe.batch < 2:
+        raise InputError(f"batch {recipe.batch}: BatchNorm needs at least 2 images in a batch")
     device = device or best_device()
     model.to(device, memory_format=torch.channels_last)
     loss = loss or (
-        lambda logits, labels, images: F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        lambda logits, labels, images: F.cross_entropy(
+            logits, labels, label_smoothing=recipe.label_smoothing
+        )
     )
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
-        raise InputError("every parameter of the model is frozen: select layers to train, dflib.adapters.select")
+        raise InputError(
+            "every parameter of the model is frozen: select layers to train, dflib.adapters.select"
+        )
     optimizer = torch.optim.AdamW(trainable, lr=recipe.lr, weight_decay=recipe.weight_decay)
     steps = -(-len(data.train) // recipe.batch)
     schedule = _warmup_cosine(optimizer, recipe, steps)
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp and precision(device) == torch.float16)
+    scaler = torch.amp.GradScaler(
+        device.type, enabled=recipe.amp and precision(device) == torch.float16
+    )
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     ema = averaged(model, recipe.ema) if recipe.ema else None
     parts |= {"ema": ema} if ema else {}
@@ -136,29 +133,38 @@ def fit(
         "best_epoch": 0,
     }
 
-    network = nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    visible = {"disable": True} if rank else _VISIBLE
-    bar = tqdm(total=recipe.epochs, initial=state["epoch"], desc="training", unit="epoch", leave=False, **visible)
+    bar = tqdm(
+        total=recipe.epochs,
+        initial=state["epoch"],
+        desc="training",
+        unit="epoch",
+        leave=False,
+        **_VISIBLE,
+    )
     with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         while state["epoch"] < recipe.epochs and not _out_of_patience(state, recipe):
             epoch = state["epoch"]
-            seed = recipe.seed * 100_003 + epoch  # each epoch starts from its own: a resumed one is the same
-            torch.manual_seed(seed + rank * 2**32)
+            seed = (
+                recipe.seed * 100_003 + epoch
+            )  # each epoch starts from its own: a resumed one is the same
+            torch.manual_seed(seed)
             started = time.perf_counter()
             row = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0]}
-            row |= _train_epoch(network, data.train, recipe, loss, optimizer, schedule, scaler, keep, device, seed)
-            row |= {} if rank else _validate(kept, data.val, device, amp=recipe.amp)
+            row |= _train_epoch(
+                model, data.train, recipe, loss, optimizer, schedule, scaler, keep, device, seed
+            )
+            row |= _validate(kept, data.val, device, amp=recipe.amp)
             row["seconds"] = time.perf_counter() - started
-            row = _told(row)
             state["history"].append(row)
             state["epoch"] += 1
             if row["val_auroc"] > state["best_auroc"]:
                 state |= {"best_auroc": row["val_auroc"], "best_epoch": state["epoch"]}
                 state["best"] = (
-                    {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()} if recipe.patience else None
+                    {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()}
+                    if recipe.patience
+                    else None
                 )
-            if rank == 0:
-                _save(checkpoint, parts, state, recipe)
+            _save(checkpoint, parts, state, recipe)
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.3f}", val_auroc=f"{row['val_auroc']:.3f}")
             if on_epoch:
@@ -170,7 +176,11 @@ def fit(
 
 
 def predict(
-    forward: Callable[[Tensor], Tensor], part: Part, *, batch: int = 256, device: torch.device | str | None = None
+    forward: Callable[[Tensor], Tensor],
+    part: Part,
+    *,
+    batch: int = 256,
+    device: torch.device | str | None = None,
 ) -> np.ndarray:
     """Probability of fake for each image of a part, in order (float64, N), in full precision.
 
@@ -180,14 +190,21 @@ def predict(
 
 
 def logits(
-    forward: Callable[[Tensor], Tensor], part: Part, *, batch: int = 256, device: torch.device | str | None = None
+    forward: Callable[[Tensor], Tensor],
+    part: Part,
+    *,
+    batch: int = 256,
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """The logits (float64, N x 2) behind `predict`."""
     if isinstance(forward, nn.Module):
         device = device or next(forward.parameters()).device
         forward.eval()
     with torch.inference_mode(), full_precision():
-        found = [forward(pixels(images)).double().cpu() for images, _ in part.batches(batch, device=device or "cpu")]
+        found = [
+            forward(pixels(images)).double().cpu()
+            for images, _ in part.batches(batch, device=device or "cpu")
+        ]
     return torch.cat(found)
 
 
@@ -228,7 +245,9 @@ def _warmup_cosine(
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, total - warm))
     if not warm:
         return cosine
-    linear = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / (warm + 1), total_iters=warm)
+    linear = torch.optim.lr_scheduler.LinearLR(
+        optimizer, start_factor=1 / (warm + 1), total_iters=warm
+    )
     return torch.optim.lr_scheduler.SequentialLR(optimizer, [linear, cosine], milestones=[warm])
 
 
@@ -241,46 +260,31 @@ def _train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def _share() -> tuple[int, int]:
-    """Which process this is of how many that train one model together (see `parallel`)."""
-    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-
-
-def _told(row: dict) -> dict:
-    """The first process's row, in all of them."""
-    box = [row]
-    if _share()[1] > 1:
-        distributed.broadcast_object_list(box)
-    return box[0]
-
-
-def _train_epoch(network, part, recipe, loss, optimizer, schedule, scaler, after_step, device, seed) -> dict:
-    _train_mode(network)
-    order, (rank, world) = torch.Generator().manual_seed(seed), _share()
+def _train_epoch(
+    model, part, recipe, loss, optimizer, schedule, scaler, after_step, device, seed
+) -> dict:
+    _train_mode(model)
+    order = torch.Generator().manual_seed(seed)
     sums = torch.zeros(2, device=device)  # of the loss, of right decisions
-    batches = part.batches(recipe.batch, device=device, shuffle=order, share=(rank, world))
-    for start, (images, labels) in zip(range(0, len(part), recipe.batch), batches, strict=True):
-        whole = min(recipe.batch, len(part) - start)  # on all devices together
-        if whole < 2 * world:
+    for images, labels in part.batches(recipe.batch, device=device, shuffle=order):
+        if len(images) < 2:
             continue  # BatchNorm cannot normalise a single image
         x = pixels(augment.blur_jpeg(images, recipe.blur_jpeg) if recipe.blur_jpeg else images)
         x, targets = augment.augmented(x) if recipe.augment else x, labels
         if recipe.mixup or recipe.cutmix:
             x, targets = augment.blended(x, labels, mixup=recipe.mixup, cutmix=recipe.cutmix)
         with _autocast(device, recipe.amp):
-            logits = network(x)
+            logits = model(x)
             value = loss(logits.float(), targets, x)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(
-            value * (len(labels) * world / whole)
-        ).backward()  # whose mean over the devices is that of the images
+        scaler.scale(value).backward()
         scaler.step(optimizer)
         scaler.update()
         schedule.step()
         after_step()
-        sums += torch.stack([value.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()])
-    if world > 1:
-        distributed.all_reduce(sums)
+        sums += torch.stack(
+            [value.detach() * len(labels), (logits.detach().argmax(1) == labels).sum()]
+        )
     total, correct = sums
     if not torch.isfinite(total):
         raise InputError(
@@ -302,7 +306,9 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     @torch.no_grad()
     def mean(averages: list[Tensor], current: list[Tensor], t: Tensor) -> None:
         if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, current, 1 - min(decay, (1 + t.item()) / (10 + t.item())))
+            torch._foreach_lerp_(
+                averages, current, 1 - min(decay, (1 + t.item()) / (10 + t.item()))
+            )
         else:  # counters
             torch._foreach_copy_(averages, current)
 
@@ -312,13 +318,18 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 def _validate(model: nn.Module, part: Part, device: torch.device, *, amp: bool) -> dict:
     model.eval()
     with torch.inference_mode(), _autocast(device, amp):
-        outputs = [(model(pixels(images)).float(), labels) for images, labels in part.batches(256, device=device)]
+        outputs = [
+            (model(pixels(images)).float(), labels)
+            for images, labels in part.batches(256, device=device)
+        ]
     logits, labels = (torch.cat(t).cpu() for t in zip(*outputs, strict=True))
     score = logits[:, 1] - logits[:, 0]
     return {
         "val_loss": F.cross_entropy(logits, labels).item(),
         "val_accuracy": (logits.argmax(1) == labels).float().mean().item(),
-        "val_auroc": float(roc_auc_score(labels.numpy(), score.numpy())) if score.isfinite().all() else 0.0,
+        "val_auroc": float(roc_auc_score(labels.numpy(), score.numpy()))
+        if score.isfinite().all()
+        else 0.0,
     }
 
 
@@ -335,7 +346,14 @@ def _save(path: Path | None, parts: dict, state: dict, recipe: Recipe) -> None:
     if path is None:
         return
     new = Path(path).with_name(Path(path).name + ".new")
-    torch.save({"parts": {k: v.state_dict() for k, v in parts.items()}, "state": state, "recipe": asdict(recipe)}, new)
+    torch.save(
+        {
+            "parts": {k: v.state_dict() for k, v in parts.items()},
+            "state": state,
+            "recipe": asdict(recipe),
+        },
+        new,
+    )
     new.replace(path)
 
 
@@ -346,13 +364,19 @@ def _resume(path: Path | None, parts: dict, recipe: Recipe, device: torch.device
         saved = torch.load(path, map_location=device, weights_only=True)
         theirs = Recipe(**saved["recipe"])  # what an older version did not write has its default
     except Exception as error:  # torch, pickle and zip have their own kinds
-        raise InputError(f"checkpoint {path} is damaged or not one of dflib's: remove it to start anew") from error
+        raise InputError(
+            f"checkpoint {path} is damaged or not one of dflib's: remove it to start anew"
+        ) from error
     if theirs != recipe:
-        raise InputError(f"checkpoint {path} belongs to another recipe ({asdict(theirs)}): remove it to start anew")
+        raise InputError(
+            f"checkpoint {path} belongs to another recipe ({asdict(theirs)}): remove it to start anew"
+        )
     try:
         for name, part in parts.items():
             part.load_state_dict(saved["parts"][name])
     except (KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"checkpoint {path} belongs to another model: remove it to start anew") from error
+        raise InputError(
+            f"checkpoint {path} belongs to another model: remove it to start anew"
+        ) from error
     log.info("going on after epoch %d of %d", saved["state"]["epoch"], recipe.epochs)
     return saved["state"]

@@ -18,11 +18,11 @@ def line(stem: str, address: str = PLACEHOLDER) -> str:
     kaggle = colab = "../README.md#one-notebook-online"
     first = ""
     if address != PLACEHOLDER:
-        kaggle = f"https://kaggle.com/kernels/welcome?src={address}/blob/main/notebooks/{stem}.ipynb"
-        colab = f"https://colab.research.google.com/{address.removeprefix('https://').replace('.com', '', 1)}/blob/main/notebooks/{stem}.ipynb"
-        first = (
-            f" There, first run `!git clone {address} workbook`, `%cd workbook`, `%pip install -q -r requirements.txt`."
+        kaggle = (
+            f"https://kaggle.com/kernels/welcome?src={address}/blob/main/notebooks/{stem}.ipynb"
         )
+        colab = f"https://colab.research.google.com/{address.removeprefix('https://').replace('.com', '', 1)}/blob/main/notebooks/{stem}.ipynb"
+        first = f" There, first run `!git clone {address} workbook`, `%cd workbook`, `%pip install -q -r requirements.txt`."
     return f"[![Open in Kaggle](badges/kaggle.svg)]({kaggle}) [![Open in Colab](badges/colab.svg)]({colab}){first}"
 
 
@@ -44,6 +44,10 @@ def fill(root: Path, new: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not re.fullmatch(rf"{PLACEHOLDER}|https://github\.com/[\w.-]+/[\w.-]+", sys.argv[1]):
-        sys.exit("the address of the repository, please: make address URL=https://github.com/you/name")
+    if len(sys.argv) != 2 or not re.fullmatch(
+        rf"{PLACEHOLDER}|https://github\.com/[\w.-]+/[\w.-]+", sys.argv[1]
+    ):
+        sys.exit(
+            "the address of the repository, please: make address URL=https://github.com/you/name"
+        )
     fill(FOLDER.parent, sys.argv[1])

@@ -23,13 +23,22 @@ from rich.table import Table
 
 from data_prep.errors import choose, command_line
 from dflib.measure import cpu_name
-from dflib.runs import outputs_root
+from dflib.study.runs import outputs_root
 
 Record = dict  # name, value, unit, bar, holds, conditions
 
 
-def record(name: str, value: float, unit: str, bar: str, holds: bool | None, conditions: str) -> Record:
-    return {"name": name, "value": round(value, 3), "unit": unit, "bar": bar, "holds": holds, "conditions": conditions}
+def record(
+    name: str, value: float, unit: str, bar: str, holds: bool | None, conditions: str
+) -> Record:
+    return {
+        "name": name,
+        "value": round(value, 3),
+        "unit": unit,
+        "bar": bar,
+        "holds": holds,
+        "conditions": conditions,
+    }
 
 
 def seconds(step: Callable[[], object], *, repeat: int = 5) -> float:
@@ -68,7 +77,12 @@ def import_time() -> Iterator[Record]:
 
     value = run("import dflib") - run("pass")
     yield record(
-        "import dflib", value, "s", "< 0.3", value < 0.3, "median of 5 fresh processes, an empty one's time taken off"
+        "import dflib",
+        value,
+        "s",
+        "< 0.3",
+        value < 0.3,
+        "median of 5 fresh processes, an empty one's time taken off",
     )
 
 
@@ -89,7 +103,10 @@ def batches() -> Iterator[Record]:
             (root / "images" / kind).mkdir(parents=True)
             for i in range(200 if kind.startswith("train") else 4):
                 photo = [photos.astronaut(), photos.coffee(), photos.chelsea()][i % 3]
-                top, left = rng.integers(0, photo.shape[0] - 256), rng.integers(0, photo.shape[1] - 256)
+                top, left = (
+                    rng.integers(0, photo.shape[0] - 256),
+                    rng.integers(0, photo.shape[1] - 256),
+                )
                 Image.fromarray(photo[top : top + 256, left : left + 256]).save(
                     root / "images" / kind / f"{i}.jpg", quality=75
                 )
@@ -97,12 +114,16 @@ def batches() -> Iterator[Record]:
         for size in (64, 224):
             transform = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), antialias=True)])
             theirs = torch.utils.data.DataLoader(
-                datasets.ImageFolder(root / "images" / "train", transform), batch_size=64, shuffle=True
+                datasets.ImageFolder(root / "images" / "train", transform),
+                batch_size=64,
+                shuffle=True,
             )
             ours = open_data("bench", size=size).train
             slow, fast = in_turns(
                 lambda loader=theirs: [None for _ in loader],
-                lambda part=ours: [None for _ in part.batches(64, shuffle=torch.Generator().manual_seed(0))],
+                lambda part=ours: [
+                    None for _ in part.batches(64, shuffle=torch.Generator().manual_seed(0))
+                ],
             )
             ratio = slow / fast
             yield record(
@@ -123,7 +144,9 @@ def training_step() -> Iterator[Record]:
     from dflib import models, train
 
     device = train.best_device()
-    images = torch.randint(0, 256, (32, 128, 128, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+    images = torch.randint(0, 256, (32, 128, 128, 3), dtype=torch.uint8, device=device).permute(
+        0, 3, 1, 2
+    )
     labels = torch.arange(32, device=device) % 2
 
     def stepper(*, channels_last: bool, amp: bool) -> Callable[[], None]:
@@ -163,56 +186,86 @@ def compressed() -> Iterator[Record]:
     import pandas as pd
     import torch
 
-    from dflib import edge, export, lowrank, measure, models, prune, quantize, train
+    from dflib import export, lowrank, measure, models, prune, quantize, train
     from dflib.data import Part
+    from dflib.edge import files
 
     executorch = find_spec("executorch") is not None  # an extra
 
     rng = np.random.default_rng(0)
     part = Part(
-        rng.integers(0, 256, (32, 224, 224, 3), dtype=np.uint8), pd.DataFrame({"row": range(32), "label": [0, 1] * 16})
+        rng.integers(0, 256, (32, 224, 224, 3), dtype=np.uint8),
+        pd.DataFrame({"row": range(32), "label": [0, 1] * 16}),
     )
     with train.seeded(0), tempfile.TemporaryDirectory() as folder:
         full, masked = (models.Detector(models.architecture("BL")).eval() for _ in range(2))
         prune.apply_masks(masked, prune.magnitude_masks(masked, rate=0.9))
-        shapes = {"BL": full, "CPF": masked, "CPF-S": prune.structured(full, rate=0.9, round_to=16).eval()}
+        shapes = {
+            "BL": full,
+            "CPF": masked,
+            "CPF-S": prune.structured(full, rate=0.9, round_to=16).eval(),
+        }
         shapes["LRF"] = lowrank.factorise(full, lowrank.choose_ranks(full, rate=0.9))
         files = {}
         for name, model in shapes.items():
             files[name, "eager"] = models.save(model, Path(folder) / f"{name}.safetensors")
             files[name, "ONNX Runtime"] = export.to_onnx(model, Path(folder) / f"{name}.onnx")
             if executorch:
-                files[name, "ExecuTorch"] = edge.to_executorch(model, Path(folder) / f"{name}.pte")
+                files[name, "ExecuTorch"] = files.to_executorch(model, Path(folder) / f"{name}.pte")
         int8 = Path(folder) / "CPKDQ.onnx"
-        files["CPKDQ", "ONNX Runtime"] = quantize.static_int8(files["CPF-S", "ONNX Runtime"], int8, part, images=32)
+        files["CPKDQ", "ONNX Runtime"] = quantize.static_int8(
+            files["CPF-S", "ONNX Runtime"], int8, part, images=32
+        )
         for name, quantized in (
             ("CQ", quantize.dynamic_linear),
             ("CQ-S", partial(quantize.static_int8, part=part, images=32)),
         ):
-            files[name, "ONNX Runtime"] = quantized(files["BL", "ONNX Runtime"], Path(folder) / f"{name}.onnx")
+            files[name, "ONNX Runtime"] = quantized(
+                files["BL", "ONNX Runtime"], Path(folder) / f"{name}.onnx"
+            )
         turns = [
-            {key: measure.profile(path, runs=15)["latency_ms"]["p50"] for key, path in files.items()} for _ in range(3)
+            {
+                key: measure.profile(path, runs=15)["latency_ms"]["p50"]
+                for key, path in files.items()
+            }
+            for _ in range(3)
         ]
         ms = {key: float(np.median([turn[key] for turn in turns])) for key in files}
         size = {key: path.stat().st_size for key, path in files.items()}
     about = "224 px, batch 1, one pinned thread, untrained weights, median of 3 processes in turns"
     for name, runtime, bar in (
-        ("CPF", "eager", None), ("CPF", "ONNX Runtime", None), ("CPF-S", "eager", 7), ("CPF-S", "ONNX Runtime", 8), ("CPKDQ", "ONNX Runtime", 20),
-        ("LRF", "eager", None), ("LRF", "ONNX Runtime", None), ("CQ", "ONNX Runtime", None), ("CQ-S", "ONNX Runtime", 2.5),
+        ("CPF", "eager", None),
+        ("CPF", "ONNX Runtime", None),
+        ("CPF-S", "eager", 7),
+        ("CPF-S", "ONNX Runtime", 8),
+        ("CPKDQ", "ONNX Runtime", 20),
+        ("LRF", "eager", None),
+        ("LRF", "ONNX Runtime", None),
+        ("CQ", "ONNX Runtime", None),
+        ("CQ-S", "ONNX Runtime", 2.5),
         *((name, "ExecuTorch", None) for name in ("CPF", "CPF-S", "LRF") if executorch),
-    ):  # fmt: skip
+    ):
         old, new = ms["BL", runtime], ms[name, runtime]
         yield record(
-            f"{name} 90 % against BL, {runtime}".replace("CQ 90 %", "CQ").replace("CQ-S 90 %", "CQ-S"), old / new, "x faster",
-            f">= {bar}" if bar else "" if name == "LRF" or runtime == "ExecuTorch" else "about 1", old / new >= bar if bar else None,
+            f"{name} 90 % against BL, {runtime}".replace("CQ 90 %", "CQ").replace(
+                "CQ-S 90 %", "CQ-S"
+            ),
+            old / new,
+            "x faster",
+            f">= {bar}" if bar else "" if name == "LRF" or runtime == "ExecuTorch" else "about 1",
+            old / new >= bar if bar else None,
             f"{about}: {old:.1f} against {new:.1f} ms, {runtime} {torch.__version__ if runtime == 'eager' else ''}".strip(),
-        )  # fmt: skip
+        )
     for name, bar in (("CPF", None), ("CPF-S", 9.5), ("CPKDQ", 33), ("LRF", 9.5), ("CQ-S", 3.5)):
         old, new = size["BL", "ONNX Runtime"], size[name, "ONNX Runtime"]
         yield record(
-            f"file of {name} 90 % against BL".replace("CQ-S 90 %", "CQ-S"), old / new, "x smaller", f">= {bar}" if bar else "about 1", old / new >= bar if bar else None,
+            f"file of {name} 90 % against BL".replace("CQ-S 90 %", "CQ-S"),
+            old / new,
+            "x smaller",
+            f">= {bar}" if bar else "about 1",
+            old / new >= bar if bar else None,
             f"deployed ONNX files: {old / 1e6:.2f} against {new / 1e6:.3f} MB",
-        )  # fmt: skip
+        )
 
 
 def study() -> Iterator[Record]:
@@ -232,7 +285,14 @@ def study() -> Iterator[Record]:
         times[0] < 480,
         "demo data, demo grid and report; set-up of .venv excluded",
     )
-    yield record("make study again", times[1], "s", "", None, "every run found finished; the report written anew")
+    yield record(
+        "make study again",
+        times[1],
+        "s",
+        "",
+        None,
+        "every run found finished; the report written anew",
+    )
 
 
 def setup_again() -> Iterator[Record]:
@@ -273,13 +333,29 @@ def scanning() -> Iterator[Record]:
         again = _clocked(lambda: folder.prepare(images, name="scan"))
         times = {
             n: _clocked(lambda n=n: manifest.parallel(inspect_file, files, desc="scan", workers=n))
-            + _clocked(lambda n=n: cache.build("scan", size=64, perturb=f"jpeg-{90 + n}", workers=n))
+            + _clocked(
+                lambda n=n: cache.build("scan", size=64, perturb=f"jpeg-{90 + n}", workers=n)
+            )
             for n in (2, 1)
         }
     ratio = times[1] / times[2]
     what = "10,000 JPEGs of 128 px"
-    yield record("scan and decode, 2 processes against 1", ratio, "x", ">= 1.8", ratio >= 1.8, f"{what}: {times[2]:.1f} s against {times[1]:.1f} s")  # fmt: skip
-    yield record("scan again, unchanged", first / again, "x", ">= 30", first / again >= 30, f"{what}: {first:.1f} s, then {again:.2f} s")  # fmt: skip
+    yield record(
+        "scan and decode, 2 processes against 1",
+        ratio,
+        "x",
+        ">= 1.8",
+        ratio >= 1.8,
+        f"{what}: {times[2]:.1f} s against {times[1]:.1f} s",
+    )
+    yield record(
+        "scan again, unchanged",
+        first / again,
+        "x",
+        ">= 30",
+        first / again >= 30,
+        f"{what}: {first:.1f} s, then {again:.2f} s",
+    )
 
 
 def _peak_mb(code: str) -> float:
@@ -310,9 +386,18 @@ def memory() -> Iterator[Record]:
         peaks = {}
         for n in (1_000, 8_000):
             folder.prepare(_jpegs(root / f"images{n}", n), name=f"n{n}")
-            peaks[n] = _peak_mb(f"from data_prep import cache; cache.build('n{n}', size=128, workers=2)")
+            peaks[n] = _peak_mb(
+                f"from data_prep import cache; cache.build('n{n}', size=128, workers=2)"
+            )
     growth = peaks[8_000] / peaks[1_000]
-    yield record("memory of a build, 8,000 images against 1,000", growth, "x", "< 1.2", growth < 1.2, f"private memory of all processes together: {peaks[8_000]:.0f} against {peaks[1_000]:.0f} MB, 128 px, 2 workers")  # fmt: skip
+    yield record(
+        "memory of a build, 8,000 images against 1,000",
+        growth,
+        "x",
+        "< 1.2",
+        growth < 1.2,
+        f"private memory of all processes together: {peaks[8_000]:.0f} against {peaks[1_000]:.0f} MB, 128 px, 2 workers",
+    )
 
 
 def many_files() -> Iterator[Record]:
@@ -330,7 +415,14 @@ def many_files() -> Iterator[Record]:
             started = time.perf_counter()
             peak = _peak_mb(step + code)
             took = time.perf_counter() - started
-            yield record(f"100,000 files: {name}", took, "s", "", None, f"JPEGs of 32 px; at most {peak:.0f} MB of private memory, all processes together")  # fmt: skip
+            yield record(
+                f"100,000 files: {name}",
+                took,
+                "s",
+                "",
+                None,
+                f"JPEGs of 32 px; at most {peak:.0f} MB of private memory, all processes together",
+            )
 
 
 def evaluation() -> Iterator[Record]:
@@ -338,24 +430,35 @@ def evaluation() -> Iterator[Record]:
     from dflib import metrics
 
     rng = np.random.default_rng(0)
-    generators = np.where(rng.random(10_000) < 0.5, "real", rng.choice(["a", "b", "c", "d"], 10_000)).astype(object)
+    generators = np.where(
+        rng.random(10_000) < 0.5, "real", rng.choice(["a", "b", "c", "d"], 10_000)
+    ).astype(object)
     labels, scenes = (generators != "real").astype(int), rng.integers(2_500, size=10_000)
     a, b = (1 / (1 + np.exp(-(rng.normal(size=10_000) + labels))) for _ in range(2))
 
     def block() -> None:
         threshold = metrics.best_threshold(labels, a)
         metrics.evaluate(labels, a, generators, threshold=threshold, groups=scenes, draws=2_000)
-        metrics.paired(labels, a, b, threshold_a=threshold, threshold_b=0.5, groups=scenes, draws=2_000)
+        metrics.paired(
+            labels, a, b, threshold_a=threshold, threshold_b=0.5, groups=scenes, draws=2_000
+        )
         metrics.fit_temperature(labels, np.log(a / (1 - a)))
 
     value = seconds(block, repeat=3)
-    yield record("evaluation of 10,000 predictions", value, "s", "< 5", value < 5, "4 generators, all metrics with 2,000 draws by scene, and the paired test against another run; one core")  # fmt: skip
+    yield record(
+        "evaluation of 10,000 predictions",
+        value,
+        "s",
+        "< 5",
+        value < 5,
+        "4 generators, all metrics with 2,000 draws by scene, and the paired test against another run; one core",
+    )
 
 
 def finished_runs() -> Iterator[Record]:
     """A study and the table of runs where 5,000 runs are finished: one real result, copied with the ids of 5,000 requests."""
     from data_prep import folder
-    from dflib import study as engine
+    from dflib.study import engine
 
     with roots() as root:
         folder.prepare(_jpegs(root / "images", 240), name="many")
@@ -365,50 +468,116 @@ def finished_runs() -> Iterator[Record]:
         assert engine.execute(first)["status"] == "done"
         template = json.loads((first.folder / "result.json").read_text())
         for s in plan:
-            own = {"run_id": s.run_id, "method": s.method, "rate": s.rate, "seed": s.seed, "command": s.command()}
+            own = {
+                "run_id": s.run_id,
+                "method": s.method,
+                "rate": s.rate,
+                "seed": s.seed,
+                "command": s.command(),
+            }
             s.folder.mkdir(parents=True, exist_ok=True)
-            (s.folder / "result.json").write_text(json.dumps(template | own | {"parents": [p.run_id for p in s.parents]}, indent=1))  # fmt: skip
-        ask = ["--preset", "tiny", "--dataset", "many", "--methods", "BL,CPF", "--rates", "0.9", "--seeds", ",".join(map(str, range(2502)))]  # fmt: skip
-        for name, words in (("planning a study", ["study", *ask, "--dry-run"]), ("the table of runs", ["results"])):
+            (s.folder / "result.json").write_text(
+                json.dumps(template | own | {"parents": [p.run_id for p in s.parents]}, indent=1)
+            )
+        ask = [
+            "--preset",
+            "tiny",
+            "--dataset",
+            "many",
+            "--methods",
+            "BL,CPF",
+            "--rates",
+            "0.9",
+            "--seeds",
+            ",".join(map(str, range(2502))),
+        ]
+        for name, words in (
+            ("planning a study", ["study", *ask, "--dry-run"]),
+            ("the table of runs", ["results"]),
+        ):
             command = [sys.executable, "-m", "dflib", *words]
-            value = seconds(lambda command=command: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), repeat=3)  # fmt: skip
-            yield record(f"{name}, 5,000 finished", value, "s", "< 3", value < 3, f"whole process: python -m dflib {words[0]}{' --dry-run' * ('--dry-run' in words)}")  # fmt: skip
+            value = seconds(
+                lambda command=command: subprocess.run(
+                    command, check=True, stdout=subprocess.DEVNULL
+                ),
+                repeat=3,
+            )
+            yield record(
+                f"{name}, 5,000 finished",
+                value,
+                "s",
+                "< 3",
+                value < 3,
+                f"whole process: python -m dflib {words[0]}{' --dry-run' * ('--dry-run' in words)}",
+            )
 
 
 def scheduling() -> Iterator[Record]:
     """The paper's methods and rates over as many seeds as make 10,000 runs, on 64 workers; durations are drawn, no run is made."""
     from data_prep import folder
-    from dflib import methods
-    from dflib import study as engine
-    from dflib.schedule import simulate, utilisation
+    from dflib.study import engine, methods
+    from dflib.study.schedule import simulate, utilisation
 
     with roots() as root:
         for name in ("target", "source"):
             folder.prepare(_jpegs(root / name, 240), name=name)
-        plan = engine.plan(preset="tiny", dataset="target", source="source", methods_=methods.PAPER, rates=methods.preset("paper").rates, seeds=range(264))  # fmt: skip
+        plan = engine.plan(
+            preset="tiny",
+            dataset="target",
+            source="source",
+            methods_=methods.PAPER,
+            rates=methods.preset("paper").rates,
+            seeds=range(264),
+        )
     specs = plan.specs[:10_000]
     rng, kinds = np.random.default_rng(0), sorted({(s.method, s.dataset) for s in specs})
-    typical = dict(zip(kinds, rng.lognormal(6.5, 1.0, len(kinds)).tolist(), strict=True))  # seconds: minutes to an hour
+    typical = dict(
+        zip(kinds, rng.lognormal(6.5, 1.0, len(kinds)).tolist(), strict=True)
+    )  # seconds: minutes to an hour
     guess = {s.run_id: typical[s.method, s.dataset] for s in specs}
     takes = {run: seconds * float(rng.lognormal(0, 0.5)) for run, seconds in guess.items()}
     parents = {s.run_id: [p.run_id for p in s.parents] for s in specs}
-    value = 100 * utilisation(simulate(parents, takes, guess.get, workers=64, between=5), workers=64)
-    yield record(f"{len(specs):,} runs on 64 workers, simulated", value, "% of the time at work", ">= 95", value >= 95, f"events in virtual time, the engine's own Schedule decides; durations log-normal around the estimate that it is given (sigma 0.5), {sum(takes.values()) / 3600 / 64:.0f} h a worker, 5 s between two runs counted as idle")  # fmt: skip
+    value = 100 * utilisation(
+        simulate(parents, takes, guess.get, workers=64, between=5), workers=64
+    )
+    yield record(
+        f"{len(specs):,} runs on 64 workers, simulated",
+        value,
+        "% of the time at work",
+        ">= 95",
+        value >= 95,
+        f"events in virtual time, the engine's own Schedule decides; durations log-normal around the estimate that it is given (sigma 0.5), {sum(takes.values()) / 3600 / 64:.0f} h a worker, 5 s between two runs counted as idle",
+    )
 
 
-TWO_CORES = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))] if hasattr(os, "sched_getaffinity") else []  # fmt: skip
+TWO_CORES = (
+    ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))]
+    if hasattr(os, "sched_getaffinity")
+    else []
+)
 
 
 def engine() -> Iterator[Record]:
     """16 tiny runs of BL: the engine, its table and its report among it, against a shell loop around papermill, on the same two cores."""
     from data_prep import demo
-    from dflib.runs import NOTEBOOKS
+    from dflib.study.runs import NOTEBOOKS
 
     loop = 'for seed in $(seq 0 15); do "$0" -m papermill --no-progress-bar -p preset tiny -p seed $seed 02_baseline.ipynb "$1/$seed.ipynb" || exit; done'
     with roots() as root:
         demo.prepare()
         seeds = ",".join(map(str, range(16)))
-        ours = [sys.executable, "-m", "dflib", "study", "--preset", "tiny", "--methods", "BL", "--seeds", seeds]
+        ours = [
+            sys.executable,
+            "-m",
+            "dflib",
+            "study",
+            "--preset",
+            "tiny",
+            "--methods",
+            "BL",
+            "--seeds",
+            seeds,
+        ]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": True}
         first = [sys.executable, "-c", "from dflib.data import open; open('demo', size=32)"]
         subprocess.run(first, **quiet)  # decoded once, for both
@@ -417,7 +586,14 @@ def engine() -> Iterator[Record]:
         (root / "loop").mkdir()
         theirs = [*TWO_CORES, "bash", "-c", loop, sys.executable, f"{root}/loop"]
         slow = _clocked(lambda: subprocess.run(theirs, cwd=NOTEBOOKS, **quiet))
-    yield record("16 tiny runs, engine against a papermill loop", slow / fast, "x", ">= 1.6", slow / fast >= 1.6, f"BL, preset tiny, seeds 0 to 15, the same two cores: {fast:.0f} s with table and report, against {slow:.0f} s")  # fmt: skip
+    yield record(
+        "16 tiny runs, engine against a papermill loop",
+        slow / fast,
+        "x",
+        ">= 1.6",
+        slow / fast >= 1.6,
+        f"BL, preset tiny, seeds 0 to 15, the same two cores: {fast:.0f} s with table and report, against {slow:.0f} s",
+    )
 
 
 FIRST_STEP = """
@@ -434,9 +610,8 @@ def overhead() -> Iterator[Record]:
     import nbformat
 
     from data_prep import demo
-    from dflib import runs
-    from dflib import study as engine
     from dflib.data import open as open_data
+    from dflib.study import engine, runs
 
     book = nbformat.read(runs.NOTEBOOKS / "02_baseline.ipynb", as_version=4)
     book.cells.insert(
@@ -448,7 +623,9 @@ def overhead() -> Iterator[Record]:
         os.environ["FIRST_STEP"] = f"{root}/first-step"
         nbformat.write(book, root / "02_baseline.ipynb")
         code = [c.source for c in book.cells if c.cell_type == "code"]
-        (root / "script.py").write_text("\n".join(code).replace('preset = "demo"', 'preset = "tiny"'))
+        (root / "script.py").write_text(
+            "\n".join(code).replace('preset = "demo"', 'preset = "tiny"')
+        )
         usual, times = runs.NOTEBOOKS, {"notebook": [], "script": []}
         (s,) = engine.plan(preset="tiny", methods_=("BL",))
         runs.NOTEBOOKS = root
@@ -458,13 +635,26 @@ def overhead() -> Iterator[Record]:
                 if kind == "notebook":
                     assert engine.execute(s)["status"] == "failed"  # at its first step
                 else:
-                    subprocess.run([sys.executable, "script.py"], cwd=root, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+                    subprocess.run(
+                        [sys.executable, "script.py"],
+                        cwd=root,
+                        check=True,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                    )
                 times[kind].append(float((root / "first-step").read_text()) - started)
         finally:
             runs.NOTEBOOKS = usual
             del os.environ["FIRST_STEP"]
     notebook, script = (float(np.median(times[kind])) for kind in ("notebook", "script"))
-    yield record("overhead of a run", notebook - script, "s", "< 3", notebook - script < 3, f"start to first training step of BL, preset tiny, median of 3: {notebook:.1f} s as a notebook by the engine, {script:.1f} s as a script")  # fmt: skip
+    yield record(
+        "overhead of a run",
+        notebook - script,
+        "s",
+        "< 3",
+        notebook - script < 3,
+        f"start to first training step of BL, preset tiny, median of 3: {notebook:.1f} s as a notebook by the engine, {script:.1f} s as a script",
+    )
 
 
 BENCHES = {
@@ -498,10 +688,16 @@ def main(wanted: list[str]) -> None:
     for name, bench in BENCHES.items():
         for r in bench() if name in (wanted or BENCHES) else ():
             records.append(r)
-            path.write_text(json.dumps(records, indent=1))  # what is measured stands, whatever comes next
+            path.write_text(
+                json.dumps(records, indent=1)
+            )  # what is measured stands, whatever comes next
             holds = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[r["holds"]]
-            console.print(f"{r['name']}: {r['value']:g} {r['unit']} {holds and f'({holds})'}", highlight=False)
-            table.add_row(r["name"], f"{r['value']:g} {r['unit']}", r["bar"], holds, r["conditions"])
+            console.print(
+                f"{r['name']}: {r['value']:g} {r['unit']} {holds and f'({holds})'}", highlight=False
+            )
+            table.add_row(
+                r["name"], f"{r['value']:g} {r['unit']}", r["bar"], holds, r["conditions"]
+            )
     console.print(table, f"written to {path}")
 
 

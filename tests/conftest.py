@@ -27,7 +27,18 @@ PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.pn
 CELL = 48  # pixels: each cell of a photograph gives one patch, real or fake
 
 
-LONGEST = ("notebooks", "study", "faults", "progress", "chain", "edge", "backbones", "parallel", "browser", "cluster")
+LONGEST = (
+    "notebooks",
+    "study",
+    "faults",
+    "progress",
+    "chain",
+    "edge",
+    "backbones",
+    "parallel",
+    "browser",
+    "cluster",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,13 +68,17 @@ def tiny_dataset(roots) -> str:
     rng = np.random.default_rng(0)
     cells = [(p, x, y) for p in PHOTOGRAPHS for x in range(9) for y in range(6)]
     chosen = [cells[i] for i in rng.permutation(len(cells))[:240]]
-    photographs = {p: Image.open(str(files("skimage") / "data" / p)).convert("RGB") for p in PHOTOGRAPHS}
+    photographs = {
+        p: Image.open(str(files("skimage") / "data" / p)).convert("RGB") for p in PHOTOGRAPHS
+    }
     for i, (photograph, x, y) in enumerate(chosen):
         side = int(rng.integers(16, 25)) * 2
         patch = photographs[photograph].crop((x * CELL, y * CELL, x * CELL + side, y * CELL + side))
         where = ("real", "fake/nearest", "real", "fake/blurred")[i % 4]
         if where == "fake/nearest":
-            patch = patch.resize((side // 2,) * 2, Image.Resampling.BOX).resize((side,) * 2, Image.Resampling.NEAREST)
+            patch = patch.resize((side // 2,) * 2, Image.Resampling.BOX).resize(
+                (side,) * 2, Image.Resampling.NEAREST
+            )
         elif where == "fake/blurred":
             patch = patch.filter(ImageFilter.GaussianBlur(1.5))
         path = base / where / f"{Path(photograph).stem}-{x}-{y}.{('jpg', 'png')[i // 4 % 2]}"
@@ -120,7 +135,9 @@ def server(monkeypatch) -> Iterator[Server]:
         yield served
 
 
-def _picture(path: Path, *, seed: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB", **options) -> Path:
+def _picture(
+    path: Path, *, seed: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB", **options
+) -> Path:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).convert(mode).save(path, **options)
@@ -137,12 +154,18 @@ def picture() -> Callable[..., Path]:
 def tree() -> Callable[..., Path]:
     """tree(root, {"real": 10, "fake/gan": 10}, suffix=".png"): write so many different small images into each folder."""
 
-    def make(root: Path, counts: dict[str, int], *, suffix: str = ".png", size: tuple[int, int] = (12, 9)) -> Path:
+    def make(
+        root: Path, counts: dict[str, int], *, suffix: str = ".png", size: tuple[int, int] = (12, 9)
+    ) -> Path:
         seed = 0
         for where, n in counts.items():
             for i in range(n):
                 seed += 1
-                _picture(root / where / f"{where.replace('/', '-')}-{i:03d}{suffix}", seed=seed, size=size)
+                _picture(
+                    root / where / f"{where.replace('/', '-')}-{i:03d}{suffix}",
+                    seed=seed,
+                    size=size,
+                )
         return root
 
     return make
@@ -158,11 +181,18 @@ def toy() -> Callable[..., object]:
         labels = np.arange(n) % 2
         images = rng.integers(0, 200, (n, size, size, 3), dtype=np.uint8)
         images[labels == 1, :, ::2] += 50
-        table = pd.DataFrame({"row": np.arange(n), "label": labels, "generator": np.where(labels, "stripes", "camera")})
+        table = pd.DataFrame(
+            {
+                "row": np.arange(n),
+                "label": labels,
+                "generator": np.where(labels, "stripes", "camera"),
+            }
+        )
         table["path"] = table["group"] = [f"i{i}" for i in range(n)]
         cut = (n * 6 // 10, n * 8 // 10)
         parts = [
-            Part(images, t.reset_index(drop=True)) for t in (table[: cut[0]], table[cut[0] : cut[1]], table[cut[1] :])
+            Part(images, t.reset_index(drop=True))
+            for t in (table[: cut[0]], table[cut[0] : cut[1]], table[cut[1] :])
         ]
         return Dataset("toy", size, "strict", "resize", *parts, ("real", "fake"))
 
@@ -178,10 +208,15 @@ def exported(tmp_path_factory) -> dict:
 
     folder_ = tmp_path_factory.mktemp("exported")
     arch = models.Architecture(
-        "t", 32,
-        (models.Block(8, pool=True), models.Block(16, pool=True, separable=True, mid=16, groups=8), models.Block(16)),
+        "t",
+        32,
+        (
+            models.Block(8, pool=True),
+            models.Block(16, pool=True, separable=True, mid=16, groups=8),
+            models.Block(16),
+        ),
         (models.Dense(256, 0.5), models.Dense(32, 0.5)),
-    )  # fmt: skip
+    )
     with train.seeded(0):
         model = models.Detector(arch)
         for _ in range(5):
@@ -199,10 +234,15 @@ def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
     """An outputs root with finished runs of a network that was not trained: BL, CPF at one rate, CPF-S at two."""
     import torch
 
-    from dflib import models, prune, runs, train
+    from dflib import models, prune, train
+    from dflib.study import runs
 
     folder_ = tmp_path_factory.mktemp("explorer-outputs")
-    request = {"preset": "tiny", "dataset": tiny_dataset, "settings": {"latency_runs": 1, "weight_decay": 0.3}}
+    request = {
+        "preset": "tiny",
+        "dataset": tiny_dataset,
+        "settings": {"latency_runs": 1, "weight_decay": 0.3},
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(folder_))
         with train.seeded(0):
@@ -210,7 +250,9 @@ def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
             base(torch.rand(16, 3, 32, 32))
         runs.Run(runs.spec("BL", **request)).finish(base)
         for rate in (0.6, 0.9):
-            runs.Run(runs.spec("CPF-S", rate=rate, **request)).finish(prune.structured(base, rate=rate))
+            runs.Run(runs.spec("CPF-S", rate=rate, **request)).finish(
+                prune.structured(base, rate=rate)
+            )
         prune.apply_masks(base, prune.magnitude_masks(base, rate=0.6))
         runs.Run(runs.spec("CPF", rate=0.6, **request)).finish(base)
     return folder_

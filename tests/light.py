@@ -23,8 +23,8 @@ rate = 0.9
 settings = {{}}"""
 RESULT = """import json, os, time
 from pathlib import Path
-from dflib import methods
-from dflib.runs import spec
+from dflib.study import methods
+from dflib.study.runs import spec
 
 asked = {{"preset": preset, "dataset": dataset, "source": source, "protocol": protocol, "seed": seed, "settings": settings}}
 s = spec(method, rate=rate if methods.method(method).rated else None, **asked)
@@ -39,16 +39,31 @@ result |= {{"parents": [p.run_id for p in s.parents], "params": methods.relevant
 def project(folder: Path, template: dict) -> Path:
     """Make the copy below `folder`; template: the `result.json` that its runs leave, with their own names."""
     for name in ("dflib", "data_prep", "notebooks"):
-        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        shutil.copytree(
+            PROJECT / name, folder / name, ignore=shutil.ignore_patterns(".*", "__pycache__")
+        )
     shutil.copy(PROJECT / "pyproject.toml", folder)
     (folder / "template.json").write_text(json.dumps(template))
-    from dflib import methods
+    from dflib.study import methods
 
     for stem in {m.notebook for m in methods.METHODS.values()}:
-        cells = [nbformat.v4.new_code_cell(PARAMETERS.format(method=methods.made_by(stem)[0]), metadata={"tags": ["parameters"]})]  # fmt: skip
-        cells.append(nbformat.v4.new_code_cell(RESULT.format(template=folder / "template.json"), metadata={"tags": ["result"]}))  # fmt: skip
+        cells = [
+            nbformat.v4.new_code_cell(
+                PARAMETERS.format(method=methods.made_by(stem)[0]),
+                metadata={"tags": ["parameters"]},
+            )
+        ]
+        cells.append(
+            nbformat.v4.new_code_cell(
+                RESULT.format(template=folder / "template.json"), metadata={"tags": ["result"]}
+            )
+        )
         book = nbformat.v4.new_notebook(cells=cells)
-        book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        book.metadata.kernelspec = {
+            "name": "python3",
+            "display_name": "Python 3",
+            "language": "python",
+        }
         nbformat.write(book, folder / "notebooks" / f"{stem}.ipynb")
     return folder
 
@@ -64,4 +79,12 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
     """Run `python -m dflib WORDS` of the copy."""
-    return subprocess.run(command(*words), cwd=folder, env=environment(folder, **more), capture_output=True, text=True, check=False, timeout=900)  # fmt: skip
+    return subprocess.run(
+        command(*words),
+        cwd=folder,
+        env=environment(folder, **more),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )

@@ -14,8 +14,16 @@ from dflib import adapters, export, models, train
 from dflib.models import Architecture, Block, Dense, Detector
 
 ODD = Architecture(  # as structured pruning leaves a model: odd widths, and a depthwise block
-    "BL", 32, (Block(5, pool=True), Block(11), Block(13, pool=True, separable=True, mid=11, groups=11), Block(7, pool=True)), (Dense(9, 0.5),)
-)  # fmt: skip
+    "BL",
+    32,
+    (
+        Block(5, pool=True),
+        Block(11),
+        Block(13, pool=True, separable=True, mid=11, groups=11),
+        Block(7, pool=True),
+    ),
+    (Dense(9, 0.5),),
+)
 BLOCKS = [f"features.{i}" for i in range(4)]
 
 
@@ -60,7 +68,10 @@ def test_an_adapter_computes_its_equation(after, form, seed):
     x = torch.rand(2, 3, 32, 32)
     h = base.features[: i + 1]((x - 0.5) / 0.5)
     y = F.conv2d(h, adapter.depthwise.weight, adapter.depthwise.bias, padding=1, groups=h.shape[1])
-    y = torch.einsum("oi,nihw->nohw", adapter.pointwise.weight[:, :, 0, 0], y) + adapter.pointwise.bias[:, None, None]
+    y = (
+        torch.einsum("oi,nihw->nohw", adapter.pointwise.weight[:, :, 0, 0], y)
+        + adapter.pointwise.bias[:, None, None]
+    )
     y = (y - adapter.norm.running_mean[:, None, None]) / (
         adapter.norm.running_var[:, None, None] + adapter.norm.eps
     ).sqrt()
@@ -87,7 +98,13 @@ def test_the_residual_form_can_learn_from_its_start():
 
 @pytest.mark.parametrize(
     ("name", "place"),
-    [("BL", "features.3"), ("S60", "features.6"), ("S70", "features.5"), ("S80", "features.6"), ("S90", "features.4")],
+    [
+        ("BL", "features.3"),
+        ("S60", "features.6"),
+        ("S70", "features.5"),
+        ("S80", "features.6"),
+        ("S90", "features.4"),
+    ],
 )
 def test_the_place_is_the_papers(name, place):
     arch = models.architecture(name, size=32)
@@ -125,15 +142,22 @@ def test_only_the_adapter_trains(form, after, toy):
     adapted = adapters.insert(lived_in(), after, form=form)
     moved = fitted(adapted, toy, lr=0.01, weight_decay=0.1)
     inside = {k for k in adapted.state_dict() if k.startswith(f"{after}.adapter.")}
-    still = {f"{after}.adapter.{conv}.bias" for conv in ("depthwise", "pointwise")}  # BatchNorm takes biases out again
+    still = {
+        f"{after}.adapter.{conv}.bias" for conv in ("depthwise", "pointwise")
+    }  # BatchNorm takes biases out again
     assert inside - still <= moved <= inside
 
 
 @pytest.mark.parametrize(
     ("names", "prefixes"),
-    [("head", ("head.",)), ("features.2", ("features.2.",)), ("features.3, head.3", ("features.3.", "head.3.")),
-     ("all", ("",)), ("norms", tuple(f"features.{i}.norm." for i in range(4)))],
-)  # fmt: skip
+    [
+        ("head", ("head.",)),
+        ("features.2", ("features.2.",)),
+        ("features.3, head.3", ("features.3.", "head.3.")),
+        ("all", ("",)),
+        ("norms", tuple(f"features.{i}.norm." for i in range(4))),
+    ],
+)
 def test_only_the_selected_layers_train(names, prefixes, toy):
     model = lived_in()
     count = adapters.select(model, names)
@@ -158,7 +182,15 @@ def test_dropout_sleeps_in_a_frozen_head_and_wakes_in_a_trained_one():
 def test_layers_lists_what_select_takes():
     model = adapters.insert(lived_in(), "features.1")
     names = adapters.layers(model)
-    assert {"all", "norms", "head", "head.3", "features.1", "features.1.adapter", "features.2.depthwise"} <= set(names)
+    assert {
+        "all",
+        "norms",
+        "head",
+        "head.3",
+        "features.1",
+        "features.1.adapter",
+        "features.2.depthwise",
+    } <= set(names)
     assert "features.0.relu" not in names
     for name in names:
         assert adapters.select(model, name) > 0
@@ -216,9 +248,13 @@ def test_a_delta_on_the_wrong_base_is_refused(tmp_path):
     path = adapters.save_delta(adapters.insert(base), base, tmp_path / "delta.safetensors")
     other = lived_in()
     other.features[0].norm.running_mean[0] += 1e-6
-    with pytest.raises(InputError, match=rf"belongs to the base {adapters.fingerprint(base)}, not to this one"):
+    with pytest.raises(
+        InputError, match=rf"belongs to the base {adapters.fingerprint(base)}, not to this one"
+    ):
         adapters.load_delta(path, other)
-    with pytest.raises(InputError, match="holds only what differs from the model .*: dflib.adapters.load_delta"):
+    with pytest.raises(
+        InputError, match="holds only what differs from the model .*: dflib.adapters.load_delta"
+    ):
         models.load(path)
 
 
@@ -226,13 +262,22 @@ def test_rounding_the_adapter_halves_its_file_and_gives_back_what_was_evaluated(
     base = lived_in()
     adapted = adapters.insert(base, "features.2")
     fitted(adapted, toy)
-    whole, exact = adapters.save_delta(adapted, base, tmp_path / "float32.safetensors"), tensors(adapted)
-    half = adapters.save_delta(adapters.halve(adapted, base), base, tmp_path / "float16.safetensors")
+    whole, exact = (
+        adapters.save_delta(adapted, base, tmp_path / "float32.safetensors"),
+        tensors(adapted),
+    )
+    half = adapters.save_delta(
+        adapters.halve(adapted, base), base, tmp_path / "float16.safetensors"
+    )
     rounded = tensors(adapted)
     assert not changed(rounded, tensors(adapters.load_delta(half, base)))
-    assert changed(exact, rounded) and not changed(tensors(base), {k: rounded[k] for k in tensors(base)})
+    assert changed(exact, rounded) and not changed(
+        tensors(base), {k: rounded[k] for k in tensors(base)}
+    )
     for k, tensor in exact.items():
-        assert torch.equal(rounded[k], tensor.half().to(tensor.dtype) if ".adapter." in k else tensor)
+        assert torch.equal(
+            rounded[k], tensor.half().to(tensor.dtype) if ".adapter." in k else tensor
+        )
     saved = {f: sum(t.nbytes for t in load_file(f).values() if t.ndim) for f in (whole, half)}
     assert saved[half] * 2 == saved[whole]
 
@@ -253,7 +298,10 @@ def test_an_adapter_ships_under_5_percent_of_its_students_file(size, rate, tmp_p
     base = Detector(models.student(rate, size=size)).eval()
     whole = models.save(base, tmp_path / "base.safetensors").stat().st_size
     adapted = adapters.halve(adapters.insert(base), base)
-    assert adapters.save_delta(adapted, base, tmp_path / "delta.safetensors").stat().st_size < 0.05 * whole
+    assert (
+        adapters.save_delta(adapted, base, tmp_path / "delta.safetensors").stat().st_size
+        < 0.05 * whole
+    )
 
 
 def test_a_model_of_another_shape_is_no_delta(tmp_path):
@@ -271,7 +319,12 @@ def test_a_model_of_other_classes_comes_back_from_its_delta(tmp_path):
     assert again.arch == other.arch and not changed(tensors(other), tensors(again))
 
 
-META = {"format": models.DELTA, "base": adapters.fingerprint(lived_in()), "adapters": ",,,", "classes": "2"}
+META = {
+    "format": models.DELTA,
+    "base": adapters.fingerprint(lived_in()),
+    "adapters": ",,,",
+    "classes": "2",
+}
 
 
 @pytest.mark.parametrize(
@@ -280,13 +333,21 @@ META = {"format": models.DELTA, "base": adapters.fingerprint(lived_in()), "adapt
         (lambda p: None, "is not there"),
         (lambda p: p.write_bytes(b"garbage"), "damaged"),
         (lambda p: save_file({"w": torch.zeros(2)}, p), "is no delta of this version"),
-        (lambda p: models.save(lived_in(), p), "is no delta of this version: dflib.models.load reads whole checkpoints"),
-        (lambda p: save_file({}, p, {"format": models.DELTA, "base": adapters.fingerprint(lived_in())}), "metadata do not fit the base"),
+        (
+            lambda p: models.save(lived_in(), p),
+            "is no delta of this version: dflib.models.load reads whole checkpoints",
+        ),
+        (
+            lambda p: save_file(
+                {}, p, {"format": models.DELTA, "base": adapters.fingerprint(lived_in())}
+            ),
+            "metadata do not fit the base",
+        ),
         (lambda p: save_file({}, p, META | {"adapters": ","}), "metadata do not fit the base"),
         (lambda p: save_file({}, p, META | {"classes": "two"}), "metadata do not fit the base"),
         (lambda p: save_file({"x": torch.zeros(1)}, p, META), "do not fit"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_delta_is_named(write, message, tmp_path):
     write(path := tmp_path / "delta.safetensors")
     with pytest.raises(InputError, match=message):
@@ -299,16 +360,36 @@ def test_a_file_that_is_no_delta_is_named(write, message, tmp_path):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda m: adapters.select(m, "feature.3"), r"unknown layer 'feature.3', did you mean 'features.3'\? Valid: all, norms, "),
-        (lambda m: adapters.select(m, "features.3,haed"), "unknown layer 'haed', did you mean 'head'"),
+        (
+            lambda m: adapters.select(m, "feature.3"),
+            r"unknown layer 'feature.3', did you mean 'features.3'\? Valid: all, norms, ",
+        ),
+        (
+            lambda m: adapters.select(m, "features.3,haed"),
+            "unknown layer 'haed', did you mean 'head'",
+        ),
         (lambda m: adapters.select(m, ""), "unknown layer ''"),
-        (lambda m: adapters.insert(m, "features.9"), r"unknown block 'features.9', did you mean 'features.\d'\? Valid: features.0, "),
-        (lambda m: adapters.insert(m, form="seriel"), "unknown form of adapter 'seriel', did you mean 'serial'"),
-        (lambda m: adapters.insert(adapters.insert(m, "features.1"), "features.1"), "features.1 has an adapter already"),
-        (lambda m: adapters.insert(Detector(models.architecture("BL", size=32, backbone="resnet18"))), "backbone 'resnet18' has none"),
+        (
+            lambda m: adapters.insert(m, "features.9"),
+            r"unknown block 'features.9', did you mean 'features.\d'\? Valid: features.0, ",
+        ),
+        (
+            lambda m: adapters.insert(m, form="seriel"),
+            "unknown form of adapter 'seriel', did you mean 'serial'",
+        ),
+        (
+            lambda m: adapters.insert(adapters.insert(m, "features.1"), "features.1"),
+            "features.1 has an adapter already",
+        ),
+        (
+            lambda m: adapters.insert(
+                Detector(models.architecture("BL", size=32, backbone="resnet18"))
+            ),
+            "backbone 'resnet18' has none",
+        ),
         (lambda m: adapters.low_rank(m, rank=0), "rank 0: at least 1"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_named(ask, message):
     with pytest.raises(InputError, match=message):
         ask(lived_in())
@@ -326,4 +407,6 @@ def test_another_number_of_classes_gets_a_new_last_layer_and_keeps_the_rest():
     other = adapters.with_classes(base, 5)
     assert other(torch.rand(2, 3, 32, 32)).shape == (2, 5)
     theirs, ours = tensors(base), tensors(other)
-    assert {k for k in ours if theirs[k].shape != ours[k].shape or not torch.equal(theirs[k], ours[k])} == {"head.3.weight", "head.3.bias"}  # fmt: skip
+    assert {
+        k for k in ours if theirs[k].shape != ours[k].shape or not torch.equal(theirs[k], ours[k])
+    } == {"head.3.weight", "head.3.bias"}

@@ -20,22 +20,34 @@ from data_prep import __main__ as command
 from data_prep import audit, duplicates, folder, shortcut
 from data_prep.errors import InputError
 
-PHOTOS = [Image.fromarray(p) for p in (photographs.astronaut(), photographs.coffee(), photographs.chelsea())]
+PHOTOS = [
+    Image.fromarray(p)
+    for p in (photographs.astronaut(), photographs.coffee(), photographs.chelsea())
+]
 
 
 def patches(
-    root: Path, *, n: int = 100, side: dict | None = None, suffix: dict | None = None, quality: dict | None = None
+    root: Path,
+    *,
+    n: int = 100,
+    side: dict | None = None,
+    suffix: dict | None = None,
+    quality: dict | None = None,
 ) -> Path:
     """n patches of photographs in each class, told apart by nothing but what is given per class."""
     rng = np.random.default_rng(0)
     for i in range(2 * n):
         kind = ("real", "fake/gan")[i % 2]
         edge = (side or {}).get(kind, 64)
-        photo = PHOTOS[int(rng.integers(3))].resize((330, 330), Image.Resampling.LANCZOS)  # no JPEG history survives
+        photo = PHOTOS[int(rng.integers(3))].resize(
+            (330, 330), Image.Resampling.LANCZOS
+        )  # no JPEG history survives
         left, top = rng.integers(0, 330 - 96, 2).tolist()
         (root / kind).mkdir(parents=True, exist_ok=True)
         path = root / kind / f"{kind[:4]}-{i:03d}{(suffix or {}).get(kind, '.jpg')}"
-        photo.crop((left, top, left + edge, top + edge)).save(path, quality=(quality or {}).get(kind, 85))
+        photo.crop((left, top, left + edge, top + edge)).save(
+            path, quality=(quality or {}).get(kind, 85)
+        )
     return root
 
 
@@ -58,7 +70,10 @@ def test_planted_give_aways_are_caught(tmp_path, data_root, planted, tell):
     folder.prepare(patches(tmp_path / "set", **planted), name="mine")
     found = audit.audit("mine")
     assert found.raw.auroc > 0.98 and found.raw.single[tell] == 1.0
-    assert found.verdict.startswith("Strong give-aways") and "After equalising (protocol strict)" in found.verdict
+    assert (
+        found.verdict.startswith("Strong give-aways")
+        and "After equalising (protocol strict)" in found.verdict
+    )
     assert found.equalised.single[tell] < 0.6  # this one is gone
     assert found.equalised.auroc < found.raw.auroc - 0.2
     if "quality" not in planted:  # what q75 took from the reals does not come back
@@ -72,7 +87,8 @@ def test_jpeg_history_is_found_in_pixels(quality, photo):
     buffer = io.BytesIO()
     clean.save(buffer, "JPEG", quality=quality)
     before, after = (
-        np.asarray(Image.open(b).convert("L") if b else clean.convert("L"), dtype=np.float32) for b in (None, buffer)
+        np.asarray(Image.open(b).convert("L") if b else clean.convert("L"), dtype=np.float32)
+        for b in (None, buffer)
     )
     assert np.isnan(shortcut.pixel_quality(before))
     assert abs(shortcut.pixel_quality(after) - quality) <= 3
@@ -91,9 +107,13 @@ def test_the_probe_holds_whole_scenes_out():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(60), 8)
     labels = rng.integers(0, 2, 60)[groups]
-    table = pd.DataFrame(rng.normal(size=(60, len(shortcut.FEATURES)))[groups], columns=list(shortcut.FEATURES))
+    table = pd.DataFrame(
+        rng.normal(size=(60, len(shortcut.FEATURES)))[groups], columns=list(shortcut.FEATURES)
+    )
     assert shortcut.probe(table, labels, groups).auroc < 0.75
-    assert shortcut.probe(table, labels, np.arange(480)).auroc > 0.95  # a careless split would be fooled
+    assert (
+        shortcut.probe(table, labels, np.arange(480)).auroc > 0.95
+    )  # a careless split would be fooled
 
 
 # ---- copies
@@ -102,7 +122,9 @@ def test_the_probe_holds_whole_scenes_out():
 @settings(max_examples=60)
 @given(
     seeds=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=25),
-    flips=st.lists(st.tuples(st.integers(0, 24), st.lists(st.integers(0, 63), max_size=7)), max_size=25),
+    flips=st.lists(
+        st.tuples(st.integers(0, 24), st.lists(st.integers(0, 63), max_size=7)), max_size=25
+    ),
     distance=st.integers(0, 8),
 )
 def test_near_pairs_are_those_of_brute_force(seeds, flips, distance):
@@ -113,7 +135,12 @@ def test_near_pairs_are_those_of_brute_force(seeds, flips, distance):
             value ^= 1 << bit
         hashes.add(value)
     values = np.array(sorted(hashes), dtype=np.uint64)
-    expected = {(i, j) for i in range(len(values)) for j in range(i) if (int(values[i]) ^ int(values[j])).bit_count() <= distance}  # fmt: skip
+    expected = {
+        (i, j)
+        for i in range(len(values))
+        for j in range(i)
+        if (int(values[i]) ^ int(values[j])).bit_count() <= distance
+    }
     i, j = duplicates.near_pairs(values, distance=distance)
     assert {(max(a, b), min(a, b)) for a, b in zip(i.tolist(), j.tolist(), strict=True)} == expected
     assert len(i) == len(expected)
@@ -124,14 +151,18 @@ def test_a_hundred_thousand_hashes_are_compared_without_a_quadratic_loop():
     values = rng.integers(0, 2**63, 100_000, dtype=np.uint64)
     values[1::1000] = values[::1000] ^ np.uint64(0b1011)  # 100 near copies
     i, j = duplicates.near_pairs(values)
-    assert set(zip(i.tolist(), j.tolist(), strict=True)) == {(k, k + 1) for k in range(0, 100_000, 1000)}
+    assert set(zip(i.tolist(), j.tolist(), strict=True)) == {
+        (k, k + 1) for k in range(0, 100_000, 1000)
+    }
 
 
 def test_copies_across_splits_and_labels_are_found_and_kept(tmp_path, data_root):
     root = tmp_path / "set"
     for s, split in enumerate(("train", "val", "test")):
         patches(root / split, n=30)
-        for i, file in enumerate(sorted((root / split).rglob("*.jpg"))):  # other pictures in each split
+        for i, file in enumerate(
+            sorted((root / split).rglob("*.jpg"))
+        ):  # other pictures in each split
             noise = np.random.default_rng([s, i]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(noise).resize((64, 64)).save(file)
     first = root / "train" / "real" / "real-000.jpg"
@@ -147,8 +178,15 @@ def test_copies_across_splits_and_labels_are_found_and_kept(tmp_path, data_root)
         "across_labels": 0,
         "example": 0,
     }
-    assert found["near"]["across_splits"] == found["near"]["across_labels"] == 1 and found["near"]["images"] == 3
-    assert {Path(p).name for p in found["near"]["example"]} == {"real-000.jpg", "copied.jpg", "near.png"}
+    assert (
+        found["near"]["across_splits"] == found["near"]["across_labels"] == 1
+        and found["near"]["images"] == 3
+    )
+    assert {Path(p).name for p in found["near"]["example"]} == {
+        "real-000.jpg",
+        "copied.jpg",
+        "near.png",
+    }
     assert len(table) == 182 and (table["status"] == "ok").all()
 
 
@@ -156,11 +194,15 @@ def test_scenes_on_both_sides_are_counted(tmp_path, data_root):
     for i in range(60):
         for where in ("real", "fake/a", "fake/b"):
             (tmp_path / "set" / where).mkdir(parents=True, exist_ok=True)
-            PHOTOS[i % 3].crop((i * 5, i, i * 5 + 40, i + 40)).save(tmp_path / "set" / where / f"scene{i}.png")
+            PHOTOS[i % 3].crop((i * 5, i, i * 5 + 40, i + 40)).save(
+                tmp_path / "set" / where / f"scene{i}.png"
+            )
     folder.prepare(tmp_path / "set", name="mine")
     overlap = audit.audit("mine", sample=20).overlap
     assert overlap["strict"] == 0
-    assert overlap["paper"] == pytest.approx(1 - 0.46**2, abs=0.12)  # of two more images, 54 % each lie in train
+    assert overlap["paper"] == pytest.approx(
+        1 - 0.46**2, abs=0.12
+    )  # of two more images, 54 % each lie in train
 
 
 # ---- the page
@@ -169,9 +211,16 @@ def test_scenes_on_both_sides_are_counted(tmp_path, data_root):
 def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path, data_root, outputs_root):
     folder.prepare(patches(tmp_path / "set", n=40, suffix={"fake/gan": ".png"}), name="mine")
     done = CliRunner().invoke(command.app, ["audit", "mine", "--sample", "30"])
-    assert done.exit_code == 0 and "Strong give-aways" in done.output and "audit-mine.html" in done.output
+    assert (
+        done.exit_code == 0
+        and "Strong give-aways" in done.output
+        and "audit-mine.html" in done.output
+    )
     summary = json.loads((outputs_root / "audit-mine.json").read_text())
-    assert set(summary["shortcut_auroc"]) == {"raw", "equalised"} and summary["shortcut_auroc"]["raw"] > 0.95
+    assert (
+        set(summary["shortcut_auroc"]) == {"raw", "equalised"}
+        and summary["shortcut_auroc"]["raw"] > 0.95
+    )
     assert summary["verdict"] in " ".join(done.output.split()) or "Strong" in summary["verdict"]
     assert summary["images"] == {"gan": 40, "real": 40} and summary["images_probed"] == 60
     page = (outputs_root / "audit-mine.html").read_text()
@@ -183,5 +232,7 @@ def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path, data_root, 
 @pytest.mark.parametrize("name", ["nothing", "small"])
 def test_what_cannot_be_audited_is_said(tmp_path, data_root, tree, name):
     folder.prepare(tree(tmp_path / "set", {"real": 9, "fake/gan": 20}), name="small")
-    with pytest.raises(InputError, match="unknown dataset 'nothing'|'small' has too few scenes to audit"):
+    with pytest.raises(
+        InputError, match="unknown dataset 'nothing'|'small' has too few scenes to audit"
+    ):
         audit.audit(name)

@@ -27,7 +27,9 @@ def test_the_blur_is_scipys_for_each_image_with_its_own_sigma(side):
     images, sigma = photographs(side=side), torch.tensor([0.0, 0.3, 0.7, 1.5, 2.2, 3.0])
     result = augment.blurred(images, sigma)
     assert result.dtype == torch.uint8 and torch.equal(result[0], images[0])
-    for image, s, found in zip(images.double().numpy()[1:], sigma.tolist()[1:], result.numpy()[1:], strict=True):
+    for image, s, found in zip(
+        images.double().numpy()[1:], sigma.tolist()[1:], result.numpy()[1:], strict=True
+    ):
         expected = np.stack([gaussian_filter(channel, s) for channel in image])
         assert np.abs(found - expected).max() <= 0.5 + 1e-3
 
@@ -38,7 +40,10 @@ def test_each_image_is_a_jpeg_of_its_own_quality():
     assert result.dtype == torch.uint8 and result.shape == images.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision is about to drop its own JPEG
-        again = [decode_jpeg(encode_jpeg(image, quality=q)) for image, q in zip(images, qualities, strict=True)]
+        again = [
+            decode_jpeg(encode_jpeg(image, quality=q))
+            for image, q in zip(images, qualities, strict=True)
+        ]
     difference = (result.int() - torch.stack(again).int()).abs()
     assert difference.max() <= 2  # two builds of libjpeg may round apart
     change = (result.float() - images.float()).square().mean((1, 2, 3))
@@ -86,7 +91,9 @@ def test_augmentation_shifts_mirrors_and_scales_but_never_resamples():
     for before, after in zip(images.numpy(), result.numpy(), strict=True):
         for flip in (False, True):
             padded = np.pad(
-                before[:, :, ::-1] if flip else before, ((0, 0), (reach, reach), (reach, reach)), mode="reflect"
+                before[:, :, ::-1] if flip else before,
+                ((0, 0), (reach, reach), (reach, reach)),
+                mode="reflect",
             )
             for top in range(2 * reach + 1):
                 for left in range(2 * reach + 1):
@@ -95,7 +102,9 @@ def test_augmentation_shifts_mirrors_and_scales_but_never_resamples():
                     offset = after.mean() - gain * crop.mean()
                     if np.abs(gain * crop + offset - after).max() < 1e-4:
                         found.append((flip, top, left, gain, after.mean() / crop.mean()))
-    assert len(found) == n  # each image is one crop of its mirrored or unmirrored self, brightness and contrast aside
+    assert (
+        len(found) == n
+    )  # each image is one crop of its mirrored or unmirrored self, brightness and contrast aside
     flips, tops, lefts, gains, shifts = zip(*found, strict=True)
     assert 4 <= sum(flips) <= 20
     assert len(set(tops)) == len(set(lefts)) == 1

@@ -56,7 +56,9 @@ def test_the_whole_way(name, toy, tmp_path):
     assert export.parity(small, onnx, data.test)["max_logit_difference"] < 1e-3
     int8 = quantize.static_int8(onnx, tmp_path / "int8.onnx", data.train)
     integers = [
-        t for t in onnx_.load(int8).graph.initializer if t.data_type == onnx_.TensorProto.INT8 and len(t.dims) > 1
+        t
+        for t in onnx_.load(int8).graph.initializer
+        if t.data_type == onnx_.TensorProto.INT8 and len(t.dims) > 1
     ]
     assert sum(math.prod(t.dims) for t in integers) > 0.85 * models.parameters(small)
     assert train.predict(export.OnnxModel(int8), data.test).shape == (len(data.test),)
@@ -67,12 +69,27 @@ def test_a_backbone_that_there_is_not():
         architecture("BL", backbone="resnet")
 
 
-@pytest.mark.parametrize("change", [{"shapes": [["features.1.nothing", 8, 8]]}, {"shapes": [["features.0", 3, 40]]}, {"backbone": "resnet50x"}, {"shapes": 3}])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shapes": [["features.1.nothing", 8, 8]]},
+        {"shapes": [["features.0", 3, 40]]},
+        {"backbone": "resnet50x"},
+        {"shapes": 3},
+    ],
+)
 def test_a_checkpoint_whose_shapes_do_not_fit_is_refused(change, tmp_path):
-    path = models.save(Detector(architecture("BL", size=32, backbone="mobilenet_v3_small")), tmp_path / "a.safetensors")
+    path = models.save(
+        Detector(architecture("BL", size=32, backbone="mobilenet_v3_small")),
+        tmp_path / "a.safetensors",
+    )
     with safe_open(path, framework="pt") as file:
         arch = json.loads(file.metadata()["architecture"])
-    save_file(load_file(path), path, metadata={"format": "dflib-1", "architecture": json.dumps(arch | change)})
+    save_file(
+        load_file(path),
+        path,
+        metadata={"format": "dflib-1", "architecture": json.dumps(arch | change)},
+    )
     with pytest.raises(InputError, match="do not fit|unknown backbone"):
         models.load(path)
 
@@ -80,8 +97,12 @@ def test_a_checkpoint_whose_shapes_do_not_fit_is_refused(change, tmp_path):
 def test_checkpoints_of_before_backbones_still_load(tmp_path):
     model = Detector(architecture("S90", size=32))
     path = models.save(model, tmp_path / "old.safetensors")
-    arch = {k: v for k, v in json.loads(model.arch.to_json()).items() if k not in ("backbone", "shapes")}
-    save_file(load_file(path), path, metadata={"format": "dflib-1", "architecture": json.dumps(arch)})
+    arch = {
+        k: v for k, v in json.loads(model.arch.to_json()).items() if k not in ("backbone", "shapes")
+    }
+    save_file(
+        load_file(path), path, metadata={"format": "dflib-1", "architecture": json.dumps(arch)}
+    )
     assert models.load(path).arch == model.arch
 
 

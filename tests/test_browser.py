@@ -22,17 +22,21 @@ from PIL import Image
 from test_webpage import CHROMIUM, FLAGS
 
 from data_prep.paths import PROJECT, images_root
-from dflib import explorer
-from dflib.methods import METHODS
-from dflib.predict import Predictor
+from dflib.edge.predict import Predictor
+from dflib.show import explorer
+from dflib.study.methods import METHODS
 
 SHOTS = PROJECT / "outputs" / "browser"  # not tracked
 CHECKOUT = ("Makefile", "requirements.txt", "pyproject.toml", "notebooks")
 WAIT = 120_000  # ms; on a busy machine the first answer takes its time
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, or your system's browser"),
-    pytest.mark.skipif(shutil.which("make") is None, reason="no make: the servers are started by the Makefile"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no Chromium: apt-get install chromium, or your system's browser"
+    ),
+    pytest.mark.skipif(
+        shutil.which("make") is None, reason="no make: the servers are started by the Makefile"
+    ),
 ]
 
 
@@ -60,12 +64,22 @@ def made(target: str, folder: Path) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {f"JUPYTER_{d}_DIR": str(folder / "jupyter" / d) for d in ("CONFIG", "DATA", "RUNTIME")}
-    env |= {"IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": str(PROJECT), "TMPDIR": str(folder / "tmp")}
-    arguments = f"--no-browser --port={port}" + " --allow-root" * (target == "lab" and os.geteuid() == 0)
+    env = os.environ | {
+        f"JUPYTER_{d}_DIR": str(folder / "jupyter" / d) for d in ("CONFIG", "DATA", "RUNTIME")
+    }
+    env |= {
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PYTHONPATH": str(PROJECT),
+        "TMPDIR": str(folder / "tmp"),
+    }
+    arguments = f"--no-browser --port={port}" + " --allow-root" * (
+        target == "lab" and os.geteuid() == 0
+    )
     command = ["make", target, f"PY={sys.executable}", "READY=.ready", f"ARGS={arguments}"]
     with (folder / "log.txt").open("w") as log:
-        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         yield _address(server, folder)
     finally:
@@ -111,7 +125,9 @@ class Watched:
     asked: list[str] = field(default_factory=list)
 
     def follow(self, page) -> None:
-        page.on("console", lambda m: m.type == "error" and self.errors.append(f"{m.text} {m.location}"))
+        page.on(
+            "console", lambda m: m.type == "error" and self.errors.append(f"{m.text} {m.location}")
+        )
         page.on("pageerror", lambda e: self.errors.append(str(e)))
         page.on("request", lambda r: self.asked.append(r.url))
         page.on("response", lambda r: r.status >= 400 and self.errors.append(f"{r.status} {r.url}"))
@@ -173,14 +189,18 @@ def play(page, name: str, own: Path) -> None:
     page.screenshot(path=SHOTS / f"{name}-upload.png")
     (own.parent / "text.png").write_text("no image")
     choose_file(page, own.parent / "text.png")
-    expect(page.locator(".dfx [role=alert]")).to_contain_text("This file cannot be used: the file is not an image")
+    expect(page.locator(".dfx [role=alert]")).to_contain_text(
+        "This file cannot be used: the file is not an image"
+    )
 
 
 @pytest.fixture
 def own(tiny_dataset, tmp_path) -> Path:
     """An image that is in no dataset, byte for byte."""
     path = explorer.predictions(explorer.studies()[0].base["folder"])["path"].iloc[0]
-    Image.open(images_root(tiny_dataset) / path).transpose(Image.Transpose.ROTATE_180).save(tmp_path / "own.png")
+    Image.open(images_root(tiny_dataset) / path).transpose(Image.Transpose.ROTATE_180).save(
+        tmp_path / "own.png"
+    )
     return tmp_path / "own.png"
 
 
@@ -224,8 +244,12 @@ SEND = """([url, code]) => new Promise((done, fail) => {
 
 def refuses_code(page, server: Server) -> bool:
     """The page's own kernel, asked over its own socket: it answers, but runs nothing."""
-    kernel = page.evaluate("JSON.parse(document.getElementById('jupyter-config-data').textContent).kernelId")
-    url = f"{server.address.replace('http', 'ws')}/api/kernels/{kernel}/channels?token={server.token}"
+    kernel = page.evaluate(
+        "JSON.parse(document.getElementById('jupyter-config-data').textContent).kernelId"
+    )
+    url = (
+        f"{server.address.replace('http', 'ws')}/api/kernels/{kernel}/channels?token={server.token}"
+    )
     marker = server.folder / "escaped"
     seen = page.evaluate(SEND, [url, f"open({str(marker)!r}, 'w').close()"])
     assert "execute_reply" not in seen and not marker.exists()
@@ -246,8 +270,15 @@ def test_jupyterlab_does_the_same(lab, own):
 def test_a_server_listens_on_this_machine_alone_and_asks_for_its_token(name, request):
     server = request.getfixturevalue(name)
     processes = [server.process, *server.process.children(recursive=True)]
-    heard = [c.laddr for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-    assert {a.ip for a in heard} == {"127.0.0.1"} and int(server.address.rpartition(":")[2]) in {a.port for a in heard}
+    heard = [
+        c.laddr
+        for p in processes
+        for c in p.net_connections("inet")
+        if c.status == psutil.CONN_LISTEN
+    ]
+    assert {a.ip for a in heard} == {"127.0.0.1"} and int(server.address.rpartition(":")[2]) in {
+        a.port for a in heard
+    }
     for path in ("", "lab", "api/contents", "api/kernels", "files/notebooks/16_explorer.ipynb"):
         for token in ("", "?token=wrong"):
             answer = httpx.get(f"{server.address}/{path}{token}", follow_redirects=True)
@@ -256,14 +287,33 @@ def test_a_server_listens_on_this_machine_alone_and_asks_for_its_token(name, req
 
 
 def test_the_page_opens_nothing_else_even_with_the_token(voila):
-    with httpx.Client(headers={"Authorization": f"token {voila.token}"}, follow_redirects=True) as client:
+    with httpx.Client(
+        headers={"Authorization": f"token {voila.token}"}, follow_redirects=True
+    ) as client:
         for path in (
-            "api/kernels", "api/contents", "api/contents/notebooks/03_prune.ipynb", "api/sessions", "api/terminals", "lab", "tree",
-            "files/16_explorer.ipynb", "voila/files/16_explorer.ipynb", "voila/files/voila.json", "voila/files/../README.md",
-            "voila/files/%2e%2e/Makefile", "voila/files/badges/kaggle.svg", "voila/render/03_prune.ipynb", "03_prune.ipynb", "voila/tree",
+            "api/kernels",
+            "api/contents",
+            "api/contents/notebooks/03_prune.ipynb",
+            "api/sessions",
+            "api/terminals",
+            "lab",
+            "tree",
+            "files/16_explorer.ipynb",
+            "voila/files/16_explorer.ipynb",
+            "voila/files/voila.json",
+            "voila/files/../README.md",
+            "voila/files/%2e%2e/Makefile",
+            "voila/files/badges/kaggle.svg",
+            "voila/render/03_prune.ipynb",
+            "03_prune.ipynb",
+            "voila/tree",
             "voila/static/..%2f..%2f..%2f..%2fconfig.json",
-        ):  # fmt: skip
+        ):
             assert client.get(f"{voila.address}/{path}").status_code in (403, 404), path
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             for path in ("api/kernels", "api/contents/x.ipynb", "api/sessions", "api/terminals"):
-                assert client.request(method, f"{voila.address}/{path}").status_code in (403, 404, 405), (method, path)
+                assert client.request(method, f"{voila.address}/{path}").status_code in (
+                    403,
+                    404,
+                    405,
+                ), (method, path)

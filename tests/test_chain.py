@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from data_prep.errors import InputError
-from dflib import chain, export, models, prune, train
-from dflib.runs import Run, spec
+from dflib import export, models, prune, train
+from dflib.study import chain
+from dflib.study.runs import Run, spec
 
 QUICK = {"epochs": 1, "limit": 24, "batch": 16, "latency_runs": 2, "draws": 20}
 
@@ -35,7 +36,9 @@ def start(baseline, tiny_dataset, tmp_path, monkeypatch):
     shutil.copytree(baseline, tmp_path / "outputs")
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
     settings = lambda steps, more: QUICK | {"steps": steps, "prune_steps": 2} | more
-    return lambda steps, **more: Run(spec("chain", preset="tiny", dataset=tiny_dataset, settings=settings(steps, more)))
+    return lambda steps, **more: Run(
+        spec("chain", preset="tiny", dataset=tiny_dataset, settings=settings(steps, more))
+    )
 
 
 def test_every_step_takes_its_share_of_the_baselines_parameters(start):
@@ -43,13 +46,16 @@ def test_every_step_takes_its_share_of_the_baselines_parameters(start):
     model, int8 = chain.make(run)
     full = models.parameters(run.parent("BL").model())
     assert [p.name for p in sorted(run.folder.glob("[0-9]-*"))] == [
-        f"{i}-{kind}.safetensors" for i, kind in enumerate(("prune", "finetune", "mask", "distill"), 1)
+        f"{i}-{kind}.safetensors"
+        for i, kind in enumerate(("prune", "finetune", "mask", "distill"), 1)
     ]
     stages = [models.load(p) for p in sorted(run.folder.glob("[0-9]-*"))]
     assert [models.parameters(m) / full for m in stages] == pytest.approx([0.4] * 4, rel=0.01)
     assert [models.nonzero(m) / full for m in stages[2:]] == pytest.approx([0.1, 0.1], rel=0.01)
     before, after = (prune.masks_of(m) for m in stages[2:])
-    assert all(torch.equal(before[name], after[name]) for name in before)  # zeros stay through distillation
+    assert all(
+        torch.equal(before[name], after[name]) for name in before
+    )  # zeros stay through distillation
     assert not torch.equal(stages[2].features[0].norm.bias, stages[3].features[0].norm.bias)
     assert all(torch.equal(v, stages[3].state_dict()[k]) for k, v in model.state_dict().items())
     float_file = run.folder / "model.onnx"
@@ -59,7 +65,9 @@ def test_every_step_takes_its_share_of_the_baselines_parameters(start):
         < 0.5 * (run.parent("BL").folder / "model.onnx").stat().st_size
     )
     x = train.pixels(next(run.data.test.batches(8))[0])
-    torch.testing.assert_close(export.OnnxModel(float_file)(x), model(x).detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        export.OnnxModel(float_file)(x), model(x).detach(), rtol=1e-3, atol=1e-3
+    )
     result = run.finish(model, deployed=int8)
     assert result["deployed"] == "model.int8.onnx"
     assert result["cost"]["params"] == models.parameters(model)
@@ -99,7 +107,9 @@ def test_a_chain_that_deploys_a_float_file_says_so(start):
 
 def test_a_finished_run_refuses_a_model_of_another_shape(start):
     finished = start("int8").parent("BL")
-    with pytest.raises(InputError, match="is finished with a model of another shape: load it with run.model()"):
+    with pytest.raises(
+        InputError, match="is finished with a model of another shape: load it with run.model()"
+    ):
         finished.fit(models.Detector(models.student(0.9, size=32)), finished.recipe())
 
 
@@ -114,13 +124,18 @@ def test_pruning_by_gradients_in_a_run(start, tiny_dataset):
     run = start("prune:0.7")
     run.settings["importance"] = "taylor"
     first, again = (chain.prune_in_steps(run, run.parent("BL").model(), 0.7) for _ in range(2))
-    assert models.parameters(first) == pytest.approx(0.3 * models.parameters(run.parent("BL").model()), rel=0.01)
+    assert models.parameters(first) == pytest.approx(
+        0.3 * models.parameters(run.parent("BL").model()), rel=0.01
+    )
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in first.state_dict().items())
 
 
 def test_a_chain_can_distil_from_teachers_of_different_generators(start):
     run = start("student:0.9,distill", ensemble="one-to-all")
-    with pytest.raises(InputError, match=r"BL-.* is not there yet: python -m dflib study .*train_generators=blurred"):
+    with pytest.raises(
+        InputError,
+        match=r"BL-.* is not there yet: python -m dflib study .*train_generators=blurred",
+    ):
         run.teacher()
     for teacher in map(Run, run.spec.teachers):
         assert len(set(teacher.data.train.generators)) == 2  # real, and one kind of fake
@@ -132,7 +147,9 @@ def test_a_chain_can_distil_from_teachers_of_different_generators(start):
     t = run.settings["temperature"]
     with torch.inference_mode():
         mean = torch.stack([(Run(s).model()(x) / t).softmax(1) for s in run.spec.teachers]).mean(0)
-        torch.testing.assert_close((run.teacher().eval()(x) / t).softmax(1).float(), mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            (run.teacher().eval()(x) / t).softmax(1).float(), mean, rtol=1e-4, atol=1e-5
+        )
     taught, _ = chain.make(run)
     alone, _ = chain.make(start("student:0.9,distill"))
     assert taught.arch == alone.arch

@@ -55,13 +55,31 @@ STUDY = ("dflib", "study", "--preset", "tiny", "--dataset", "mine")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("dflib", "study", "--preset", "tiny", "--dataset", "mien"), "unknown dataset 'mien', did you mean 'mine'?"),
-        (("dflib", "study", "--dataset", "faces-140k"), "Get it with: python -m data_prep faces-140k --from FOLDER"),
-        (("dflib", "study", "--preset", "paper"), "Get it with: python -m data_prep faces-140k --from FOLDER"),
-        (("dflib", "study", "--preset", "tinny", "--dataset", "mine"), "unknown preset 'tinny', did you mean 'tiny'?"),
-        ((*STUDY, "--methods", "BL,CPX"), "unknown method 'CPX', did you mean 'CPF'? Valid: BL, CPF, CPF-S, "),
+        (
+            ("dflib", "study", "--preset", "tiny", "--dataset", "mien"),
+            "unknown dataset 'mien', did you mean 'mine'?",
+        ),
+        (
+            ("dflib", "study", "--dataset", "faces-140k"),
+            "Get it with: python -m data_prep faces-140k --from FOLDER",
+        ),
+        (
+            ("dflib", "study", "--preset", "paper"),
+            "Get it with: python -m data_prep faces-140k --from FOLDER",
+        ),
+        (
+            ("dflib", "study", "--preset", "tinny", "--dataset", "mine"),
+            "unknown preset 'tinny', did you mean 'tiny'?",
+        ),
+        (
+            (*STUDY, "--methods", "BL,CPX"),
+            "unknown method 'CPX', did you mean 'CPF'? Valid: BL, CPF, CPF-S, ",
+        ),
         ((*STUDY, "--protocol", "strickt"), "unknown protocol 'strickt', did you mean 'strict'?"),
-        ((*STUDY, "--methods", "CPF", "--rates", "95"), "rate 95 is outside (0, 1), did you mean 0.95?"),
+        (
+            (*STUDY, "--methods", "CPF", "--rates", "95"),
+            "rate 95 is outside (0, 1), did you mean 0.95?",
+        ),
         ((*STUDY, "--methods", "CPF", "--rates", "0.6,nine"), "'0.6,nine' is not a list of floats"),
         ((*STUDY, "--seeds", "0,1.5"), "'0,1.5' is not a list of ints"),
         ((*STUDY, "--set", "epoch=3"), "unknown setting 'epoch', did you mean 'epochs'?"),
@@ -72,24 +90,54 @@ STUDY = ("dflib", "study", "--preset", "tiny", "--dataset", "mine")
         ((*STUDY, "--set", "size=33"), "image size 33 is not a multiple of 32"),
         ((*STUDY, "--set", "mode=crop"), "unknown input mode 'crop'"),
         ((*STUDY, "--methods", "CPF", "--set", "scope=all"), "unknown scope 'all'"),
-        ((*STUDY, "--timeout", "2"), "--timeout '2': expected a number with its unit, e.g. 90s, 30m, 8.5h"),
+        (
+            (*STUDY, "--timeout", "2"),
+            "--timeout '2': expected a number with its unit, e.g. 90s, 30m, 8.5h",
+        ),
         ((*STUDY, "--set", "devices=0"), "setting devices=0 is out of its range"),
         ((*STUDY, "--methods", "TL+FT", "--source", "mine"), "source 'mine' is the dataset itself"),
-        ((*STUDY, "--methods", "TL+FT", "--source", "mien"), "unknown dataset 'mien', did you mean 'mine'?"),
-        ((*STUDY, "--methods", "TL+FT", "--source", "dogs-vs-cats"), "Get it with: python -m data_prep dogs-vs-cats --from FOLDER"),
-        (("dflib", "study", "--methods", "CPX"), "unknown method 'CPX'"),  # the demo data are not made for it
+        (
+            (*STUDY, "--methods", "TL+FT", "--source", "mien"),
+            "unknown dataset 'mien', did you mean 'mine'?",
+        ),
+        (
+            (*STUDY, "--methods", "TL+FT", "--source", "dogs-vs-cats"),
+            "Get it with: python -m data_prep dogs-vs-cats --from FOLDER",
+        ),
+        (
+            ("dflib", "study", "--methods", "CPX"),
+            "unknown method 'CPX'",
+        ),  # the demo data are not made for it
         (("dflib", "study", "--set", "epoch=3"), "unknown setting 'epoch'"),
         (("dflib", "results", "--dataset", "mien"), "unknown dataset 'mien', did you mean 'mine'?"),
-        (("dflib", "predict", "images/real", "--run", "BL-s0"), "unknown run 'BL-s0'; Valid: none yet."),
-        (("dflib", "predict", "x.png", "--run", "nowhere.onnx"), "model file nowhere.onnx is not there"),
-        (("dflib", "predict", "x.png", "--run", "nowhere.safetensors"), "checkpoint nowhere.safetensors is not there"),
+        (
+            ("dflib", "predict", "images/real", "--run", "BL-s0"),
+            "unknown run 'BL-s0'; Valid: none yet.",
+        ),
+        (
+            ("dflib", "predict", "x.png", "--run", "nowhere.onnx"),
+            "model file nowhere.onnx is not there",
+        ),
+        (
+            ("dflib", "predict", "x.png", "--run", "nowhere.safetensors"),
+            "checkpoint nowhere.safetensors is not there",
+        ),
         (("data_prep", "folder", "nowhere", "--name", "new"), "nowhere is not a folder"),
-        (("data_prep", "folder", "images", "--name", "../new"), "'../new' cannot be a dataset's name"),
+        (
+            ("data_prep", "folder", "images", "--name", "../new"),
+            "'../new' cannot be a dataset's name",
+        ),
         (("data_prep", "folder", "images/fake", "--name", "new"), "unknown class folder 'gan'"),
-        (("data_prep", "faces-140k", "--from", "images"), "https://www.kaggle.com/datasets/xhlulu/140k-real-and-fake-faces"),
-        (("data_prep", "dogs-vs-cats", "--from", "images"), "python -m data_prep dogs-vs-cats --from FOLDER"),
+        (
+            ("data_prep", "faces-140k", "--from", "images"),
+            "https://www.kaggle.com/datasets/xhlulu/140k-real-and-fake-faces",
+        ),
+        (
+            ("data_prep", "dogs-vs-cats", "--from", "images"),
+            "python -m data_prep dogs-vs-cats --from FOLDER",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_and_nothing_is_written(place, words, message):
     before = everything(place)
     assert message in refused(*words)
@@ -100,7 +148,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(place):
     before = everything(place)
     done = call(*STUDY, "--methods", "CPF,CKD", "--rates", "0.6,0.9", "--seeds", "0,1", "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "14 runs" in done.stdout  # two BL, and three methods (CKD brings CKD-0) x two rates x two seeds
+    assert (
+        "14 runs" in done.stdout
+    )  # two BL, and three methods (CKD brings CKD-0) x two rates x two seeds
     assert done.stdout.count("to do") == 14
     for start in ("BL-s0-32px-", "BL-s1-32px-", "CPF-r60-s0-32px-", "CKD-r90-s1-32px-"):
         assert start in done.stdout
@@ -122,18 +172,26 @@ def test_preparing_a_folder_shows_what_was_found(place):
     assert "81 files: 81 read, 0 unchanged" in done.stderr
     assert "1 file(s) of real quarantined: zero-byte (e.g. real/broken.png)" in done.stderr
     table = [line.split("│")[1:-1] for line in done.stdout.splitlines() if "│" in line]
-    assert [[cell.strip() for cell in row] for row in table] == [["0", "real", "40", "1"], ["1", "gan", "40", "0"]]
+    assert [[cell.strip() for cell in row] for row in table] == [
+        ["0", "real", "40", "1"],
+        ["1", "gan", "40", "0"],
+    ]
     listed = call("data_prep", "list", COLUMNS="200")
     assert listed.returncode == 0, listed.stderr
     words = [line.split("│")[1:4] for line in listed.stdout.splitlines() if "│" in line]
-    found = {name.strip(): (here.strip(), images.strip()) for name, here, images in words if name.strip()}
+    found = {
+        name.strip(): (here.strip(), images.strip()) for name, here, images in words if name.strip()
+    }
     assert set(found) == {"mine", "other"} | set(HOW_TO_GET)
     assert found["mine"] == ("yes", "real: 40 (none given)") and found["demo"][0] == "no"
-    assert found["other"] == ("yes", "real: 40 (none given), 1")  # and, on the next line, quarantined
+    assert found["other"] == (
+        "yes",
+        "real: 40 (none given), 1",
+    )  # and, on the next line, quarantined
 
 
 def test_importing_is_light():
-    code = "import sys, dflib, data_prep, dflib.methods, dflib.runs, dflib.study; heavy = {'torch', 'pandas', 'sklearn', 'matplotlib', 'onnxruntime', 'distributed', 'papermill'}; sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    code = "import sys, dflib, data_prep, dflib.study.methods, dflib.study.runs, dflib.study.engine; heavy = {'torch', 'pandas', 'sklearn', 'matplotlib', 'onnxruntime', 'distributed', 'papermill'}; sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -11,7 +11,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from data_prep.errors import InputError
-from dflib import compare, methods, report
+from dflib.show import report
+from dflib.study import compare, methods
 
 LABELS = np.repeat([0, 1], [40, 80])
 GENERATORS = np.repeat(["real", "gan", "vae"], 40)
@@ -22,14 +23,29 @@ def write(tmp_path, monkeypatch):
     """Write a finished run whose scores part the classes by `skill`."""
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
 
-    def make(method, skill=1.0, seed=0, rate=None, parents=(), paths=range(120), noise=None, **settings):
+    def make(
+        method, skill=1.0, seed=0, rate=None, parents=(), paths=range(120), noise=None, **settings
+    ):
         values = methods.settings("tiny", settings)
         run_id = f"{method}-{seed}-{len(list(tmp_path.glob('*/*/*/*')))}"
         folder = tmp_path / "faces" / "strict" / method / run_id
         folder.mkdir(parents=True)
-        result = {"run_id": run_id, "method": method, "rate": rate, "seed": seed, "dataset": "faces", "protocol": "strict",
-                  "source": "dogs" if method.startswith("TL") else None, "params": methods.relevant(method, values), "parents": list(parents),
-                  "train_generators": sorted((settings.get("train_generators") or "gan,vae").split(",")), "threshold": 0.5, "metrics": dict.fromkeys(("all", "macro", "gan", "vae")), "cost": {"trainable_params": 10, "shipped_bytes": 5, "file_bytes": 100}, "timings": {"transfer_s": 2.0}}  # fmt: skip
+        result = {
+            "run_id": run_id,
+            "method": method,
+            "rate": rate,
+            "seed": seed,
+            "dataset": "faces",
+            "protocol": "strict",
+            "source": "dogs" if method.startswith("TL") else None,
+            "params": methods.relevant(method, values),
+            "parents": list(parents),
+            "train_generators": sorted((settings.get("train_generators") or "gan,vae").split(",")),
+            "threshold": 0.5,
+            "metrics": dict.fromkeys(("all", "macro", "gan", "vae")),
+            "cost": {"trainable_params": 10, "shipped_bytes": 5, "file_bytes": 100},
+            "timings": {"transfer_s": 2.0},
+        }
         (folder / "result.json").write_text(json.dumps(result))
         rng = np.random.default_rng(100 * seed + len(method) if noise is None else noise)
         score = 1 / (1 + np.exp(-(skill * (2 * LABELS - 1) + rng.normal(0, 1, 120))))
@@ -74,18 +90,32 @@ def test_the_budget_counts_epochs_on_the_target_alone(write):
     pruned = write("TL+P+FT", rate=0.9, parents=["CPF-on-the-source"], transfer_epochs=3)
     adapted = write("TL+P+A", rate=0.9, parents=[pruned], transfer_epochs=5)
     student = write("TL+KD", rate=0.9, parents=["BL-on-the-source", ft], epochs=7)
-    taught = write("TL+KD", rate=0.9, parents=["BL-on-the-source", ft], epochs=7, teacher="transferred")
+    taught = write(
+        "TL+KD", rate=0.9, parents=["BL-on-the-source", ft], epochs=7, teacher="transferred"
+    )
     behind = write("TL+KD+A", rate=0.9, parents=[student], transfer_epochs=3)
     lost = write("TL+KD+A", rate=0.9, parents=["gone"], transfer_epochs=3)
     every = loaded()
     epochs = {name: compare.budget(every[name], every) for name in every}
-    assert [epochs[i] for i in (ft, quantized, pruned, adapted, student, taught, behind)] == [3, 3, 3, 8, 7, 10, 10]
+    assert [epochs[i] for i in (ft, quantized, pruned, adapted, student, taught, behind)] == [
+        3,
+        3,
+        3,
+        8,
+        7,
+        10,
+        10,
+    ]
     assert math.isnan(epochs[lost])
 
 
 def test_a_run_is_held_against_the_bl_of_its_seed_images_and_budget(write):
     short, long = write("BL", epochs=3), write("BL", epochs=8)
-    write("BL", epochs=4, lr=0.5), write("BL", epochs=4, seed=1), write("BL", epochs=4, target_images=25)
+    (
+        write("BL", epochs=4, lr=0.5),
+        write("BL", epochs=4, seed=1),
+        write("BL", epochs=4, target_images=25),
+    )
     run = write("TL+FT")
     every = loaded()
     run = every[run]
@@ -101,11 +131,15 @@ def test_means_over_seeds_and_differences_from_bl(write):
     table = compare.over_seeds(every.values(), every).set_index("method")
     assert table["seeds"].tolist() == [3, 3]
     for method in ("BL", "CPF"):
-        files = [r["folder"] / "predictions.parquet" for r in every.values() if r["method"] == method]
+        files = [
+            r["folder"] / "predictions.parquet" for r in every.values() if r["method"] == method
+        ]
         use = LABELS * (GENERATORS != "vae") + (LABELS == 0) > 0
         mine = [roc_auc_score(LABELS[use], pd.read_parquet(f)["score"][use]) for f in files]
         assert table.loc[method, "gan/auroc"] == pytest.approx(np.mean(mine))
-        assert table.loc[method, "gan/auroc_low"] < np.mean(mine) < table.loc[method, "gan/auroc_high"]
+        assert (
+            table.loc[method, "gan/auroc_low"] < np.mean(mine) < table.loc[method, "gan/auroc_high"]
+        )
     change = table["all/auroc"].diff().iloc[-1]
     assert table.loc["CPF", "all/auroc-BL"] == pytest.approx(change)
     assert table.loc["CPF", "all/auroc-BL_low"] > 0
@@ -138,10 +172,14 @@ def test_runs_of_several_seeds_become_one_result(three_seeds):
     good, bad = three_seeds("BL", 1.5), three_seeds("CPF", 0.5)
     found = compare.combined(good)["all"]["accuracy"]
     tables = [pd.read_parquet(r["folder"] / "predictions.parquet") for r in good]
-    assert found["mean"] == pytest.approx(np.mean([((t["score"] >= 0.5) == t["label"]).mean() for t in tables]))
+    assert found["mean"] == pytest.approx(
+        np.mean([((t["score"] >= 0.5) == t["label"]).mean() for t in tables])
+    )
     assert found["seeds"] == 3 and found["ci95"][0] < found["mean"] < found["ci95"][1]
     unseen = compare.combined(good, sets={"unseen": ["vae"]})["unseen"]["recall"]["mean"]
-    assert unseen == pytest.approx(np.mean([(t["score"] >= 0.5)[t["generator"] == "vae"].mean() for t in tables]))
+    assert unseen == pytest.approx(
+        np.mean([(t["score"] >= 0.5)[t["generator"] == "vae"].mean() for t in tables])
+    )
     lost = compare.combined(bad[::-1], good)["all"]["auroc"]  # by seed, whatever the order
     means = [compare.combined(group)["all"]["auroc"]["mean"] for group in (bad, good)]
     assert lost["ci95"][1] < 0 and lost["mean"] == pytest.approx(means[0] - means[1])
@@ -174,25 +212,43 @@ def folds(write):
 def test_the_gap_is_the_mean_over_folds_and_seeds_of_seen_minus_unseen(folds, write):
     table = compare.gaps(folds)
     assert table[["method", "recipe", "folds", "seeds"]].to_numpy().tolist() == [
-        ["BL", "plain", 2, 2], ["CKD", "plain", 2, 2], ["CKD", "cutmix 1.0", 2, 2]
-    ]  # fmt: skip
+        ["BL", "plain", 2, 2],
+        ["CKD", "plain", 2, 2],
+        ["CKD", "cutmix 1.0", 2, 2],
+    ]
     expected = {}
     for method, how in (("BL", "plain"), ("CKD", "plain"), ("CKD", "cutmix 1.0")):
-        mine = [r for r in folds if r["method"] == method and compare.recipe(r["params"]) == how and len(r["train_generators"]) == 1]  # fmt: skip
+        mine = [
+            r
+            for r in folds
+            if r["method"] == method
+            and compare.recipe(r["params"]) == how
+            and len(r["train_generators"]) == 1
+        ]
         others = {"gan": "vae", "vae": "gan"}
         pairs = [(auroc(r, g), auroc(r, others[g])) for r in mine for g in r["train_generators"]]
         seen, unseen = np.mean(pairs, axis=0)
         row = table[(table["method"] == method) & (table["recipe"] == how)].iloc[0]
-        assert row[["seen", "unseen", "gap"]].tolist() == pytest.approx([seen, unseen, seen - unseen])
+        assert row[["seen", "unseen", "gap"]].tolist() == pytest.approx(
+            [seen, unseen, seen - unseen]
+        )
         assert row["gap_low"] < row["gap"] < row["gap_high"]
         expected[method, how] = row["gap"]
     bl, plain, cut = expected.values()
     assert table["gap-BL"].tolist() == pytest.approx([np.nan, plain - bl, np.nan], nan_ok=True)
     assert table["gap-plain"].tolist() == pytest.approx([np.nan, np.nan, cut - plain], nan_ok=True)
-    write("CKD", 0.6, 2, 0.9, train_generators="gan")  # a third seed with one of the folds: that fold counts
+    write(
+        "CKD", 0.6, 2, 0.9, train_generators="gan"
+    )  # a third seed with one of the folds: that fold counts
     row = compare.gaps(loaded().values()).query("method == 'CKD' and recipe == 'plain'").iloc[0]
     assert (row["folds"], row["seeds"]) == (1, 3)
-    mine = [r for r in loaded().values() if r["method"] == "CKD" and compare.recipe(r["params"]) == "plain" and r["train_generators"] == ["gan"]]  # fmt: skip
+    mine = [
+        r
+        for r in loaded().values()
+        if r["method"] == "CKD"
+        and compare.recipe(r["params"]) == "plain"
+        and r["train_generators"] == ["gan"]
+    ]
     assert row["gap"] == pytest.approx(np.mean([auroc(r, "gan") - auroc(r, "vae") for r in mine]))
 
 
@@ -207,8 +263,13 @@ def test_a_run_contrasted_with_itself_differs_in_nothing_and_one_that_saw_all_ha
 def test_the_matrix_has_a_cell_for_each_training_and_test_generator(folds):
     cells = compare.matrix(r for r in folds if r["method"] == "BL")
     assert {(c.train, c.test): (c.seen, c.seeds) for c in cells.itertuples()} == {
-        ("gan", "gan"): (True, 2), ("gan", "vae"): (False, 2), ("vae", "gan"): (False, 2), ("vae", "vae"): (True, 2), ("all", "gan"): (True, 1), ("all", "vae"): (True, 1),
-    }  # fmt: skip
+        ("gan", "gan"): (True, 2),
+        ("gan", "vae"): (False, 2),
+        ("vae", "gan"): (False, 2),
+        ("vae", "vae"): (True, 2),
+        ("all", "gan"): (True, 1),
+        ("all", "vae"): (True, 1),
+    }
     cell = cells[(cells["train"] == "gan") & (cells["test"] == "vae")].iloc[0]
     mine = [r for r in folds if r["method"] == "BL" and r["train_generators"] == ["gan"]]
     assert cell["auroc"] == pytest.approx(np.mean([auroc(r, "vae") for r in mine]))
@@ -218,7 +279,10 @@ def test_the_matrix_has_a_cell_for_each_training_and_test_generator(folds):
 def test_each_transfer_gets_a_verdict_against_scratch(write):
     for seed in range(3):
         write("BL", 1.0, seed, epochs=3), write("BL", 3.0, seed, epochs=30)
-        write("TL+FT", 3.0, seed, transfer_epochs=3), write("TL+FT", 3.0, seed, transfer_epochs=5, lr=0.5)
+        (
+            write("TL+FT", 3.0, seed, transfer_epochs=3),
+            write("TL+FT", 3.0, seed, transfer_epochs=5, lr=0.5),
+        )
         (
             write("TL+P+FT", 0.0, seed, rate=0.9, transfer_epochs=5),
             write("TL+P+FT", 0.0, seed, rate=0.6, transfer_epochs=2),
@@ -255,13 +319,20 @@ def test_runs_on_other_images_are_not_compared(write):
 def test_the_report_shows_seeds_and_verdicts_where_there_are_any(write):
     def shown() -> dict | None:
         every = loaded()
-        return report._over_seeds(pd.DataFrame({"record": list(every.values()), "folder": [r["folder"] for r in every.values()]}))  # fmt: skip
+        return report._over_seeds(
+            pd.DataFrame(
+                {"record": list(every.values()), "folder": [r["folder"] for r in every.values()]}
+            )
+        )
 
     write("BL", 1.0, 0, epochs=3)
     assert shown() is None
     write("TL+FT", 3.0, 0, transfer_epochs=3)
     table = shown()
-    lines = {row[0][0]: dict(zip(table["head"], (text for text, _ in row), strict=True)) for row in table["rows"]}
+    lines = {
+        row[0][0]: dict(zip(table["head"], (text for text, _ in row), strict=True))
+        for row in table["rows"]
+    }
     assert lines["BL"]["against scratch"] == "–" and lines["BL"]["AUROC minus BL"] == "–"
     assert lines["TL+FT"]["against scratch"].startswith("beats scratch (+0.")
     assert lines["TL+FT"]["to ship"] == "5.0%" and lines["TL+FT"]["seeds"] == "1"

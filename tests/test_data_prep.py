@@ -27,9 +27,7 @@ from PIL import Image
 from data_prep import cache, dogs_vs_cats, faces_140k, folder, integrity, manifest, paths, protocol
 from data_prep.errors import InputError, choose
 
-COLUMNS = (
-    "path,label,generator,split,group,width,height,mode,format,jpeg_quality,bytes,sha256,phash,status"  # design.md
-)
+COLUMNS = "path,label,generator,split,group,width,height,mode,format,jpeg_quality,bytes,sha256,phash,status"  # design.md
 
 
 def encoded(image: Image.Image, format_: str, **options) -> bytes:
@@ -42,14 +40,23 @@ def bomb() -> bytes:
     """A PNG of 60 bytes whose header promises 30,000 x 30,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 # ---- layouts and labels
@@ -61,7 +68,13 @@ def rows_of(table: pd.DataFrame) -> dict[str, tuple]:
 
 def test_folder_without_splits(tmp_path, data_root, picture):
     for i, path in enumerate(
-        ["real/a.png", "real/deep/er/b.png", "fake/gan/c.png", "fake/diffusion/x/d.png", "fake/e.png"]
+        [
+            "real/a.png",
+            "real/deep/er/b.png",
+            "fake/gan/c.png",
+            "fake/diffusion/x/d.png",
+            "fake/e.png",
+        ]
     ):
         picture(tmp_path / "set" / path, seed=i)
     assert rows_of(folder.prepare(tmp_path / "set", name="mine")) == {
@@ -78,8 +91,16 @@ def test_folder_with_splits_under_their_many_names(tmp_path, data_root, picture)
         picture(tmp_path / "set" / part / "Real" / f"r{i}.png", seed=2 * i)
         picture(tmp_path / "set" / part / "fake" / "gan" / f"f{i}.png", seed=2 * i + 1)
     table = folder.prepare(tmp_path / "set", name="mine")
-    by_top = table.groupby(table["path"].str.split("/").str[0])["split"].unique().map(list).to_dict()
-    assert by_top == {"Train": ["train"], "val": ["val"], "valid": ["val"], "validation": ["val"], "TEST": ["test"]}
+    by_top = (
+        table.groupby(table["path"].str.split("/").str[0])["split"].unique().map(list).to_dict()
+    )
+    assert by_top == {
+        "Train": ["train"],
+        "val": ["val"],
+        "valid": ["val"],
+        "validation": ["val"],
+        "TEST": ["test"],
+    }
     assert sorted(table["label"]) == [0] * 5 + [1] * 5
 
 
@@ -111,10 +132,18 @@ def solid(path: Path, grey: int) -> None:
 def test_fake_is_1_in_the_140k_layout_whatever_the_alphabet_says(tmp_path, data_root):
     for split in ("train", "valid", "test"):
         for i in range(3):
-            solid(tmp_path / "input" / "real_vs_fake" / "real-vs-fake" / split / "real" / f"{i}.png", 255)
-            solid(tmp_path / "input" / "real_vs_fake" / "real-vs-fake" / split / "fake" / f"{i}.png", i)
+            solid(
+                tmp_path / "input" / "real_vs_fake" / "real-vs-fake" / split / "real" / f"{i}.png",
+                255,
+            )
+            solid(
+                tmp_path / "input" / "real_vs_fake" / "real-vs-fake" / split / "fake" / f"{i}.png",
+                i,
+            )
     table = faces_140k.prepare(tmp_path / "input")
-    assert set(zip(table["path"].str.split("/").str[1], table["label"], table["generator"], strict=True)) == {
+    assert set(
+        zip(table["path"].str.split("/").str[1], table["label"], table["generator"], strict=True)
+    ) == {
         ("real", 0, "real"),
         ("fake", 1, "stylegan"),
     }
@@ -137,7 +166,8 @@ def test_dogs_vs_cats_is_a_source_task_with_cats_0(tmp_path, data_root):
 
 
 @pytest.mark.parametrize(
-    ("maker", "kaggle"), [(faces_140k, "xhlulu/140k-real-and-fake-faces"), (dogs_vs_cats, "salader/dogs-vs-cats")]
+    ("maker", "kaggle"),
+    [(faces_140k, "xhlulu/140k-real-and-fake-faces"), (dogs_vs_cats, "salader/dogs-vs-cats")],
 )
 def test_a_layout_that_is_not_there_tells_how_to_get_it(tmp_path, data_root, maker, kaggle):
     with pytest.raises(InputError) as caught:
@@ -151,9 +181,15 @@ def test_a_layout_that_is_not_there_tells_how_to_get_it(tmp_path, data_root, mak
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (("real", "fakes"), "unknown class folder 'fakes', did you mean 'fake'? Valid: real, fake."),
+        (
+            ("real", "fakes"),
+            "unknown class folder 'fakes', did you mean 'fake'? Valid: real, fake.",
+        ),
         (("reel", "fake"), "unknown class folder 'reel', did you mean 'real'?"),
-        (("train/real", "train/fake", "tset/real"), "unknown split folder 'tset', did you mean 'test'?"),
+        (
+            ("train/real", "train/fake", "tset/real"),
+            "unknown split folder 'tset', did you mean 'test'?",
+        ),
         (("train/real", "train/fak"), "unknown class folder 'fak', did you mean 'fake'?"),
         ((".",), "images stand directly in the folder"),
         (("real",), "no image with label 1; both classes are needed"),
@@ -171,7 +207,9 @@ def test_a_folder_that_is_not_understood_is_refused(tmp_path, data_root, picture
         assert not data_root.exists()
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".hidden", "two words", "comma,", "-dash", "line\n"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", ".hidden", "two words", "comma,", "-dash", "line\n"]
+)
 def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path, data_root, tree, name):
     tree(tmp_path / "set", {"train/real": 1, "train/fake": 1, "valid/real": 1, "test/real": 1})
     for prepare in (folder.prepare, faces_140k.prepare):
@@ -187,7 +225,9 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_choose_names_the_nearest_and_all():
     assert choose("method", "CPF", ["BL", "CPF"]) == "CPF"
-    with pytest.raises(InputError, match=r"^unknown method 'cpf', did you mean 'CPF'\? Valid: BL, CPF\. Look\.$"):
+    with pytest.raises(
+        InputError, match=r"^unknown method 'cpf', did you mean 'CPF'\? Valid: BL, CPF\. Look\.$"
+    ):
         choose("method", "cpf", ["BL", "CPF"], hint="Look.")
     with pytest.raises(InputError, match=r"^unknown method 'zzz'; Valid: none yet\.$"):
         choose("method", "zzz", [])
@@ -206,7 +246,9 @@ BROKEN = {
 }
 
 
-def test_broken_files_are_quarantined_with_their_reason_and_the_rest_goes_on(tmp_path, data_root, tree, caplog):
+def test_broken_files_are_quarantined_with_their_reason_and_the_rest_goes_on(
+    tmp_path, data_root, tree, caplog
+):
     root = tree(tmp_path / "set", {"real": 10, "fake/gan": 140})
     for name, (data, _) in BROKEN.items():
         (root / "fake" / "gan" / name).write_bytes(data)
@@ -221,7 +263,9 @@ def test_broken_files_are_quarantined_with_their_reason_and_the_rest_goes_on(tmp
     assert (table["status"] == "ok").sum() == 150
     images, rows = cache.build("mine", size=32)
     assert len(images) == len(rows) == 150
-    pd.testing.assert_frame_equal(manifest.load("mine")[["path", "status"]], table.reset_index()[["path", "status"]])
+    pd.testing.assert_frame_equal(
+        manifest.load("mine")[["path", "status"]], table.reset_index()[["path", "status"]]
+    )
     counts = manifest.counts(table.reset_index())
     assert counts.loc[(1, "gan")].to_dict() == {"(none given)": 140, "quarantined": 7}
 
@@ -235,7 +279,9 @@ def test_a_generator_of_nothing_but_broken_files_is_counted(tmp_path, data_root,
     assert counts["quarantined"].sum() == 1
 
 
-@pytest.mark.parametrize(("broken", "stops"), [(2, False), (3, True)])  # of 40 and a few: 5 % is allowed, more is not
+@pytest.mark.parametrize(
+    ("broken", "stops"), [(2, False), (3, True)]
+)  # of 40 and a few: 5 % is allowed, more is not
 def test_more_than_five_percent_of_a_class_stops(tmp_path, data_root, tree, broken, stops):
     root = tree(tmp_path / "set", {"real": 40 - broken, "fake/gan": 60})
     for i in range(broken):
@@ -244,7 +290,8 @@ def test_more_than_five_percent_of_a_class_stops(tmp_path, data_root, tree, brok
         assert len(folder.prepare(root, name="mine")) == 100
         return
     with pytest.raises(
-        InputError, match=r"3 of 40 images with label 0 cannot be used \(more than 5%\): \{'zero-byte': 3\}"
+        InputError,
+        match=r"3 of 40 images with label 0 cannot be used \(more than 5%\): \{'zero-byte': 3\}",
     ):
         folder.prepare(root, name="mine")
     assert (manifest.load("mine")["status"] == "zero-byte").sum() == 3
@@ -253,9 +300,15 @@ def test_more_than_five_percent_of_a_class_stops(tmp_path, data_root, tree, brok
 
 
 ORIENTATIONS = {  # EXIF: where the 0th row and 0th column of the stored image belong; what a viewer does to undo it
-    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: lambda a: np.rot90(a),
-}  # fmt: skip
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -265,7 +318,9 @@ def test_exif_rotation_is_undone(orientation):
     stored = noise(5, 3)
     for format_, options in (("PNG", {}), ("TIFF", {})):
         opened = integrity.open_image(encoded(stored, format_, exif=exif, **options))
-        assert np.array_equal(integrity.to_rgb(opened), ORIENTATIONS[orientation](np.asarray(stored)))
+        assert np.array_equal(
+            integrity.to_rgb(opened), ORIENTATIONS[orientation](np.asarray(stored))
+        )
 
 
 def test_damaged_exif_is_no_reason_to_lose_an_image():
@@ -319,19 +374,39 @@ def test_palettes_keep_their_colours_and_transparency():
     image.putpalette([255, 0, 0, 0, 255, 0, 1, 2, 3])
     image.putdata([0, 1, 2])
     for format_ in ("PNG", "GIF"):
-        assert np.asarray(integrity.to_rgb(integrity.open_image(encoded(image, format_))))[0].tolist() == [
+        assert np.asarray(integrity.to_rgb(integrity.open_image(encoded(image, format_))))[
+            0
+        ].tolist() == [
             [255, 0, 0],
             [0, 255, 0],
             [1, 2, 3],
         ]
     clear = integrity.open_image(encoded(image, "PNG", transparency=2))
-    assert np.asarray(integrity.to_rgb(clear))[0].tolist() == [[255, 0, 0], [0, 255, 0], [255, 255, 255]]
+    assert np.asarray(integrity.to_rgb(clear))[0].tolist() == [
+        [255, 0, 0],
+        [0, 255, 0],
+        [255, 255, 255],
+    ]
 
 
 def test_odd_modes_go_through_the_whole_way(tmp_path, data_root, picture):
-    makes = {"cmyk.jpg": "CMYK", "grey.jpg": "L", "grey.png": "L", "palette.png": "P", "palette.gif": "P", "alpha.png": "RGBA", "grey-alpha.png": "LA", "bits.png": "1", "cmyk.tif": "CMYK", "rgb.bmp": "RGB", "rgb.webp": "RGB"}  # fmt: skip
+    makes = {
+        "cmyk.jpg": "CMYK",
+        "grey.jpg": "L",
+        "grey.png": "L",
+        "palette.png": "P",
+        "palette.gif": "P",
+        "alpha.png": "RGBA",
+        "grey-alpha.png": "LA",
+        "bits.png": "1",
+        "cmyk.tif": "CMYK",
+        "rgb.bmp": "RGB",
+        "rgb.webp": "RGB",
+    }
     for i, (name, mode) in enumerate(makes.items()):
-        picture(tmp_path / "set" / ("real", "fake/gan")[i % 2] / name, seed=i, size=(40, 40), mode=mode)
+        picture(
+            tmp_path / "set" / ("real", "fake/gan")[i % 2] / name, seed=i, size=(40, 40), mode=mode
+        )
     table = folder.prepare(tmp_path / "set", name="mine")
     assert (table["status"] == "ok").all()
     found = {Path(r.path).name: r.mode for r in table.itertuples()}
@@ -340,7 +415,9 @@ def test_odd_modes_go_through_the_whole_way(tmp_path, data_root, picture):
 
 
 @settings(max_examples=60)
-@given(quality=st.integers(1, 100), grey=st.booleans(), side=st.integers(1, 40), optimize=st.booleans())
+@given(
+    quality=st.integers(1, 100), grey=st.booleans(), side=st.integers(1, 40), optimize=st.booleans()
+)
 def test_jpeg_quality_is_found_from_the_tables(quality, grey, side, optimize):
     image = noise(side, side).convert("L" if grey else "RGB")
     opened = integrity.open_image(encoded(image, "JPEG", quality=quality, optimize=optimize))
@@ -350,17 +427,31 @@ def test_jpeg_quality_is_found_from_the_tables(quality, grey, side, optimize):
 
 SEEDS = [
     encoded(noise(24, 24), f, **o)
-    for f, o in [("JPEG", {}), ("PNG", {}), ("GIF", {}), ("WEBP", {}), ("TIFF", {}), ("BMP", {}), ("AVIF", {})]
+    for f, o in [
+        ("JPEG", {}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("WEBP", {}),
+        ("TIFF", {}),
+        ("BMP", {}),
+        ("AVIF", {}),
+    ]
 ]
 SEEDS.append(
-    encoded(noise(24, 24), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
+    encoded(
+        noise(24, 24),
+        "JPEG",
+        exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
+    )
 )
 
 
 @settings(max_examples=400)
 @given(
     data=st.sampled_from(SEEDS),
-    edits=st.lists(st.tuples(st.integers(0, 5000), st.binary(max_size=4), st.integers(0, 9)), max_size=6),
+    edits=st.lists(
+        st.tuples(st.integers(0, 5000), st.binary(max_size=4), st.integers(0, 9)), max_size=6
+    ),
 )
 def test_no_file_whatever_its_bytes_breaks_a_scan(tmp_path_factory, data, edits):
     mangled = bytearray(data)
@@ -383,7 +474,26 @@ def integrity_of(data: bytes, factory) -> dict:
     return integrity.inspect_file(path)
 
 
-NAMES = ["a b.png", "ü-ñ-漢字-🙂.png", "many.dots.in.v1.2.name.png", 'quote".png', "comma,semi;.png", "two\nlines.png", "NA.png", "null.png", "1.png", "01.png", "1e5.png", "#hash.png", "per%20cent.png", "-dash.png", "trailing .png", "'.png", "UPPER.PNG", "noextension"]  # fmt: skip
+NAMES = [
+    "a b.png",
+    "ü-ñ-漢字-🙂.png",
+    "many.dots.in.v1.2.name.png",
+    'quote".png',
+    "comma,semi;.png",
+    "two\nlines.png",
+    "NA.png",
+    "null.png",
+    "1.png",
+    "01.png",
+    "1e5.png",
+    "#hash.png",
+    "per%20cent.png",
+    "-dash.png",
+    "trailing .png",
+    "'.png",
+    "UPPER.PNG",
+    "noextension",
+]
 
 
 def test_any_name_survives_the_manifest_and_the_decoding(tmp_path, data_root, picture):
@@ -392,7 +502,9 @@ def test_any_name_survives_the_manifest_and_the_decoding(tmp_path, data_root, pi
             picture(tmp_path / "set" / where / name, seed=seed, size=(32, 32), format="PNG")
     made = folder.prepare(tmp_path / "set", name="mine")
     read = manifest.load("mine")
-    assert sorted(read["path"]) == sorted([f"real/{n}" for n in NAMES] + [f"fake/my gan, v2/{n}" for n in NAMES])
+    assert sorted(read["path"]) == sorted(
+        [f"real/{n}" for n in NAMES] + [f"fake/my gan, v2/{n}" for n in NAMES]
+    )
     assert read["group"].tolist() == made["group"].tolist() == [Path(p).stem for p in made["path"]]
     images, rows = cache.build("mine", size=32)
     for image, row in zip(images, rows.itertuples(), strict=True):
@@ -428,13 +540,25 @@ def test_images_behind_a_link_are_found(tmp_path, data_root, tree):
 
 
 def test_stray_files_are_left_out_counted_and_named(tmp_path, data_root, tree, picture, caplog):
-    root = tree(tmp_path / "set", {"train/real": 2, "train/fake/gan": 2, "test/real": 2, "test/fake/gan": 2})
-    for stray in ("README.txt", "train/README", "train/real/checksums.md5", "train/.DS_Store", "test/fake/Thumbs.db"):
+    root = tree(
+        tmp_path / "set", {"train/real": 2, "train/fake/gan": 2, "test/real": 2, "test/fake/gan": 2}
+    )
+    for stray in (
+        "README.txt",
+        "train/README",
+        "train/real/checksums.md5",
+        "train/.DS_Store",
+        "test/fake/Thumbs.db",
+    ):
         (root / stray).write_bytes(b"stray")
     picture(root / "test" / "preview.png")
     assert len(folder.prepare(root, name="mine")) == 8
     found = [m for m in caplog.messages if "stray" in m]
-    assert [m.split(" below")[0] for m in found] == ["1 stray file(s)", "2 stray file(s)", "3 stray file(s)"]
+    assert [m.split(" below")[0] for m in found] == [
+        "1 stray file(s)",
+        "2 stray file(s)",
+        "3 stray file(s)",
+    ]
     assert "(e.g. README.txt)" in found[0] and "preview.png" in found[1] and ".DS_Store" in found[2]
     (root / "train" / "fakes").mkdir()
     picture(root / "train" / "fakes" / "x.png")
@@ -465,7 +589,11 @@ def test_a_second_scan_reads_only_what_changed(tmp_path, data_root, tree, pictur
     second = folder.prepare(root, name="mine")
     assert "51 files: 0 read, 51 unchanged" in caplog.text
     assert second.to_csv() == first.to_csv()
-    assert manifest.fingerprint(second) == manifest.fingerprint(manifest.load("mine")) == manifest.fingerprint(first)
+    assert (
+        manifest.fingerprint(second)
+        == manifest.fingerprint(manifest.load("mine"))
+        == manifest.fingerprint(first)
+    )
     caplog.clear()
     picture(root / "real" / "real-000.jpg", seed=999)
     third = folder.prepare(root, name="mine")
@@ -507,7 +635,10 @@ def test_a_removed_or_moved_file_is_noticed(tmp_path, data_root, tree, caplog):
     caplog.set_level(logging.INFO)
     table = folder.prepare(root, name="mine")
     assert "5 files: 3 read, 2 unchanged" in caplog.text
-    assert "real/real-001.png" not in set(table["path"]) and set(table["generator"]) == {"real", "other"}
+    assert "real/real-001.png" not in set(table["path"]) and set(table["generator"]) == {
+        "real",
+        "other",
+    }
     assert manifest.load("mine")["path"].tolist() == table["path"].tolist()
 
 
@@ -538,7 +669,11 @@ def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, data_root, tree,
     root = tree(tmp_path / "set", {"real": 30, "fake/gan": 2})
     read = Path.read_bytes
     locked = root / "real" / "real-000.png"
-    denied = lambda self: (_ for _ in ()).throw(PermissionError(13, "Permission denied")) if self == locked.resolve() else read(self)  # fmt: skip
+    denied = lambda self: (
+        (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        if self == locked.resolve()
+        else read(self)
+    )
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_bytes", denied)  # chmod does not stop root
         table = folder.prepare(root, name="mine").set_index("path")
@@ -552,7 +687,10 @@ def test_the_same_name_for_another_folder_is_scanned_anew(tmp_path, data_root, t
     for file in folder.walk(other):
         os.utime(file, ns=((tmp_path / "one" / file.relative_to(other)).stat().st_mtime_ns,) * 2)
     table = folder.prepare(other, name="mine").set_index("path")
-    assert table.loc["real/real-000.png", "sha256"] == integrity.inspect_file(other / "real" / "real-000.png")["sha256"]
+    assert (
+        table.loc["real/real-000.png", "sha256"]
+        == integrity.inspect_file(other / "real" / "real-000.png")["sha256"]
+    )
 
 
 def test_many_processes_find_what_one_finds(tmp_path, tree):
@@ -560,11 +698,15 @@ def test_many_processes_find_what_one_finds(tmp_path, tree):
     (root / "real" / "broken.jpg").write_bytes(b"x")
     files = list(folder.walk(root))
     serial = manifest.parallel(integrity.inspect_file, files, desc="one", workers=1)
-    assert manifest.parallel(integrity.inspect_file, files, desc="two", workers=2, serial=1) == serial
+    assert (
+        manifest.parallel(integrity.inspect_file, files, desc="two", workers=2, serial=1) == serial
+    )
     assert [f["status"] for f in serial].count("ok") == 40
 
 
-@pytest.mark.parametrize("contents", [b"", b"\xff\xfe\0", b"path,label\nx,1\n", b"a,b\n1\n2,3,4,5\n"])
+@pytest.mark.parametrize(
+    "contents", [b"", b"\xff\xfe\0", b"path,label\nx,1\n", b"a,b\n1\n2,3,4,5\n"]
+)
 def test_a_damaged_manifest_is_named(tmp_path, data_root, tree, contents):
     folder.prepare(tree(tmp_path / "set", {"real": 2, "fake/gan": 2}), name="mine")
     (data_root / "mine" / "manifest.csv").write_bytes(contents)
@@ -599,13 +741,23 @@ def test_a_dataset_that_is_not_there_tells_how_to_get_it(data_root):
 
 def scenes(sizes: list[tuple[int, int]], split: str = "") -> pd.DataFrame:
     """One scene per entry, with so many real and fake images."""
-    rows = [(f"g{g}", label) for g, pair in enumerate(sizes) for label in (0, 1) for _ in range(pair[label])]
+    rows = [
+        (f"g{g}", label)
+        for g, pair in enumerate(sizes)
+        for label in (0, 1)
+        for _ in range(pair[label])
+    ]
     table = pd.DataFrame(rows, columns=["group", "label"]).assign(split=split, status="ok")
-    return table.assign(generator=np.where(table["label"], "gan", "real"), path=[str(i) for i in range(len(table))])
+    return table.assign(
+        generator=np.where(table["label"], "gan", "real"), path=[str(i) for i in range(len(table))]
+    )
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
-@given(sizes=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60), seed=st.integers(0, 5))
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60),
+    seed=st.integers(0, 5),
+)
 def test_strict_never_cuts_a_scene(sizes, seed):
     table = scenes(sizes)
     assume(len(table))
@@ -623,7 +775,8 @@ def test_strict_never_cuts_a_scene(sizes, seed):
 
 @settings(max_examples=30)
 @given(
-    sizes=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=40, max_size=80), seed=st.integers(0, 5)
+    sizes=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=40, max_size=80),
+    seed=st.integers(0, 5),
 )
 def test_strict_always_finds_a_split_of_many_scenes_near_60_10_30(sizes, seed):
     table = scenes(sizes)
@@ -654,7 +807,10 @@ def test_strict_splits_single_images_where_no_scene_repeats():
 
 def test_splits_that_the_dataset_gives_are_kept():
     table = pd.concat(
-        [scenes([(1, 1)] * 12, s).assign(group=lambda t, s=s: s + t["group"]) for s in ("train", "val", "test")],
+        [
+            scenes([(1, 1)] * 12, s).assign(group=lambda t, s=s: s + t["group"])
+            for s in ("train", "val", "test")
+        ],
         ignore_index=True,
     )
     for name in protocol.PROTOCOLS:
@@ -663,7 +819,10 @@ def test_splits_that_the_dataset_gives_are_kept():
 
 def test_a_missing_validation_part_is_carved_out_of_train():
     table = pd.concat(
-        [scenes([(1, 1)] * 100, "train"), scenes([(1, 1)] * 20, "test").assign(group=lambda t: "t" + t["group"])],
+        [
+            scenes([(1, 1)] * 100, "train"),
+            scenes([(1, 1)] * 20, "test").assign(group=lambda t: "t" + t["group"]),
+        ],
         ignore_index=True,
     )
     split = protocol.assign(table, "strict")
@@ -673,9 +832,12 @@ def test_a_missing_validation_part_is_carved_out_of_train():
 
 
 def test_a_scene_on_both_sides_of_given_splits_is_refused_under_strict_only():
-    table = pd.concat([scenes([(1, 1)] * 12, s) for s in ("train", "val", "test")], ignore_index=True)
+    table = pd.concat(
+        [scenes([(1, 1)] * 12, s) for s in ("train", "val", "test")], ignore_index=True
+    )
     with pytest.raises(
-        InputError, match=r"12 scenes stand in more than one split \(e\.g\. 'g0'\): a leak\..*--protocol paper"
+        InputError,
+        match=r"12 scenes stand in more than one split \(e\.g\. 'g0'\): a leak\..*--protocol paper",
     ):
         protocol.assign(table, "strict")
     assert protocol.assign(table, "paper").tolist() == table["split"].tolist()
@@ -738,7 +900,8 @@ def test_centre_crop_takes_the_middle_unscaled(width, height):
     image = noise(width, height)
     top, left = (height - 32) // 2, (width - 32) // 2
     assert np.array_equal(
-        cache.fit(image, size=32, mode="center_crop"), np.asarray(image)[top : top + 32, left : left + 32]
+        cache.fit(image, size=32, mode="center_crop"),
+        np.asarray(image)[top : top + 32, left : left + 32],
     )
 
 
@@ -751,13 +914,20 @@ def test_small_images_are_scaled_up_with_their_proportions():
 
 
 @settings(max_examples=60)
-@given(width=st.integers(40, 140), height=st.integers(40, 140), right=st.booleans(), bottom=st.booleans())
+@given(
+    width=st.integers(40, 140),
+    height=st.integers(40, 140),
+    right=st.booleans(),
+    bottom=st.booleans(),
+)
 def test_texture_crop_finds_the_textured_corner(width, height, right, bottom):
     image = np.full((height, width, 3), 128, dtype=np.uint8)
     top, left = (height - 32) * bottom, (width - 32) * right
     image[top : top + 32, left : left + 32] = np.asarray(noise(32, 32))
     crop = cache.fit(Image.fromarray(image), size=32, mode="texture_crop")
-    assert (crop != 128).any(axis=2).mean() > 0.9  # all of it, but for a row or column where the next tile is as rich
+    assert (crop != 128).any(
+        axis=2
+    ).mean() > 0.9  # all of it, but for a row or column where the next tile is as rich
 
 
 @pytest.fixture
@@ -847,7 +1017,9 @@ def test_a_killed_build_goes_on_where_it_was(small, data_root):
     for path in rows[:-1]:
         (small / path).unlink()  # a build that began anew would miss them
     assert np.array_equal(cache.build("small", size=32)[0], direct)
-    assert not [name for name in caches(data_root) if not name.startswith("resize-32-") or "." in name]
+    assert not [
+        name for name in caches(data_root) if not name.startswith("resize-32-") or "." in name
+    ]
 
 
 def test_a_build_killed_in_its_very_last_step_is_whole(small, data_root):
@@ -856,7 +1028,9 @@ def test_a_build_killed_in_its_very_last_step_is_whole(small, data_root):
     folder_ = data_root / "small" / "cache" / name
     np.save(folder_ / "done.npy", np.ones(24, dtype=bool))
     folder_.rename(folder_.with_suffix(".partial"))  # all is decoded, nothing renamed
-    (folder_.with_suffix(".new")).mkdir()  # and a still earlier attempt died while it laid out the file
+    (
+        folder_.with_suffix(".new")
+    ).mkdir()  # and a still earlier attempt died while it laid out the file
     assert np.array_equal(cache.build("small", size=32)[0], images)
     assert caches(data_root) in ([name], [name, f"{name}.new"])
 
@@ -869,15 +1043,22 @@ def test_what_a_killed_build_of_other_contents_left_is_removed(small, data_root,
     shutil.copytree(parent / f"{old}.partial", parent / f"{old.replace('-32-', '-64-')}.partial")
     picture(small / "real" / "real-000.jpg", seed=5, size=(40, 36))  # and then the data changed
     folder.prepare(small, name="small")
-    with FileLock(parent / f"{old.replace('-32-', '-64-')}.lock"):  # but this one is still being built
+    with FileLock(
+        parent / f"{old.replace('-32-', '-64-')}.lock"
+    ):  # but this one is still being built
         cache.build("small", size=32)
-        assert [n for n in caches(data_root) if n.endswith(".partial")] == [f"{old.replace('-32-', '-64-')}.partial"]
+        assert [n for n in caches(data_root) if n.endswith(".partial")] == [
+            f"{old.replace('-32-', '-64-')}.partial"
+        ]
     cache.build("small", size=64)
     assert not [n for n in caches(data_root) if n.endswith(".partial")]
 
 
 def test_two_builds_at_once_make_one_good_cache(small, data_root):
-    both = [subprocess.Popen([sys.executable, "-c", BUILD], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", BUILD], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     assert [p.communicate(timeout=120)[1] for p in both] == ["", ""]
     assert [p.returncode for p in both] == [0, 0]
     assert len(caches(data_root)) == 1
@@ -894,7 +1075,8 @@ def test_files_that_changed_since_the_scan_are_an_error_until_scanned_again(smal
     elif change == "replaced":
         picture(path, seed=1234, size=(40, 36))
     with pytest.raises(
-        InputError, match=r"1 images of 'small' changed since they were scanned \(e\.g\. .*real-003\.jpg.*scan again"
+        InputError,
+        match=r"1 images of 'small' changed since they were scanned \(e\.g\. .*real-003\.jpg.*scan again",
     ):
         cache.build("small", size=32)
     if change == "replaced":
@@ -904,22 +1086,30 @@ def test_files_that_changed_since_the_scan_are_an_error_until_scanned_again(smal
         assert np.array_equal(images[place], directly(small, "real/real-003.jpg"))
 
 
-@pytest.mark.parametrize(("size", "near"), [(33, 32), (100, 96), (0, 32), (-32, 32), (31, 32), (225, 224)])
+@pytest.mark.parametrize(
+    ("size", "near"), [(33, 32), (100, 96), (0, 32), (-32, 32), (31, 32), (225, 224)]
+)
 def test_a_size_that_is_no_multiple_of_32_is_refused(small, data_root, size, near):
-    with pytest.raises(InputError, match=rf"image size {size} is not a multiple of 32 .*: try {near}"):
+    with pytest.raises(
+        InputError, match=rf"image size {size} is not a multiple of 32 .*: try {near}"
+    ):
         cache.build("small", size=size)
     assert not (data_root / "small" / "cache").exists()
 
 
 def test_unknown_input_mode(small):
-    with pytest.raises(InputError, match=r"unknown input mode 'centre_crop', did you mean 'center_crop'\?"):
+    with pytest.raises(
+        InputError, match=r"unknown input mode 'centre_crop', did you mean 'center_crop'\?"
+    ):
         cache.build("small", size=32, mode="centre_crop")
 
 
 def test_a_full_disk_is_seen_before_anything_is_written(small, data_root, monkeypatch):
     usage = shutil.disk_usage(data_root)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=24 * 32 * 32 * 3))
-    with pytest.raises(InputError, match=r"decoding 'small' at 32 px needs 0\.0 GB, 0\.0 GB are free"):
+    with pytest.raises(
+        InputError, match=r"decoding 'small' at 32 px needs 0\.0 GB, 0\.0 GB are free"
+    ):
         cache.build("small", size=32)
     assert caches(data_root) == []
     monkeypatch.undo()

@@ -41,7 +41,12 @@ def zip_of(folder: Path) -> bytes:
 
 
 def labels(table) -> dict:
-    return table.groupby(["generator", "split"])["label"].agg(["min", "max", "count"]).apply(tuple, axis=1).to_dict()
+    return (
+        table.groupby(["generator", "split"])["label"]
+        .agg(["min", "max", "count"])
+        .apply(tuple, axis=1)
+        .to_dict()
+    )
 
 
 # ---- Synthbuster and RAISE
@@ -73,7 +78,11 @@ def test_synthbuster_is_downloaded_checked_unpacked_and_found_again(
     server.cut = [900]
     local = replace(synthbuster.SOURCE, archives=tuple(archives))
     table = source.prepare(local)
-    assert labels(table) == {("dalle3", ""): (1, 1, 12), ("glide", ""): (1, 1, 12), ("real", ""): (0, 0, 12)}
+    assert labels(table) == {
+        ("dalle3", ""): (1, 1, 12),
+        ("glide", ""): (1, 1, 12),
+        ("real", ""): (0, 0, 12),
+    }
     assert (table.groupby("group").size() == 3).all()
     shown = [m for m in caplog.messages if "CC BY-NC-SA 4.0" in m]
     assert len(shown) == 1 and "zenodo.org" in shown[0]
@@ -86,7 +95,9 @@ def test_synthbuster_is_downloaded_checked_unpacked_and_found_again(
 
 def test_a_wrong_archive_of_a_dataset_leaves_no_manifest(server, data_root):
     server.files["synthbuster.zip"] = b"something else"
-    archives = (source.Archive(server.url("synthbuster.zip"), md5=synthbuster.SOURCE.archives[0].md5),)
+    archives = (
+        source.Archive(server.url("synthbuster.zip"), md5=synthbuster.SOURCE.archives[0].md5),
+    )
     with pytest.raises(InputError, match="expected 0695bd328e16ea21c5c9cc2ae1d994ff"):
         source.prepare(replace(synthbuster.SOURCE, archives=archives))
     assert not (data_root / "synthbuster" / "manifest.csv").exists()
@@ -139,9 +150,20 @@ def forensynths_files(tmp_path, picture) -> Path:
     seed = 0
     places = [f"progan_{part}/{c}" for part in ("train", "val") for c in ("person", "cat")]
     places += [
-        f"CNN_synth_testset/{g}" for g in forensynths.ALL if g not in ("progan", "stylegan", "stylegan2", "cyclegan")
+        f"CNN_synth_testset/{g}"
+        for g in forensynths.ALL
+        if g not in ("progan", "stylegan", "stylegan2", "cyclegan")
     ]
-    places += [f"CNN_synth_testset/{g}/{c}" for g, c in (("progan", "person"), ("progan", "cat"), ("stylegan", "car"), ("stylegan2", "car"), ("cyclegan", "horse"))]  # fmt: skip
+    places += [
+        f"CNN_synth_testset/{g}/{c}"
+        for g, c in (
+            ("progan", "person"),
+            ("progan", "cat"),
+            ("stylegan", "car"),
+            ("stylegan2", "car"),
+            ("cyclegan", "horse"),
+        )
+    ]
     for place in places:
         for kind in ("0_real", "1_fake"):
             for i in range(10 if place.startswith("progan") else 3):
@@ -155,7 +177,13 @@ def test_forensynths_trains_on_progan_persons_and_tests_per_generator(forensynth
     table = forensynths.prepare(forensynths_files)
     found = labels(table)
     assert found[("progan", "train")] == (1, 1, 10) and found[("progan", "val")] == (1, 1, 10)
-    assert {g for g, split in found if split == "test"} == {"real", "progan", "stargan", "whichfaceisreal", "deepfake"}
+    assert {g for g, split in found if split == "test"} == {
+        "real",
+        "progan",
+        "stargan",
+        "whichfaceisreal",
+        "deepfake",
+    }
     assert all(low == high == int(g != "real") for (g, _), (low, high, _) in found.items())
     assert not table["path"].str.contains("/cat/").any()
     split = protocol.assign(table, "strict")
@@ -174,7 +202,9 @@ def test_forensynths_fetches_only_the_human_folders_and_trains_on_what_is_there(
 ):
     for archive in ("progan_val", "CNN_synth_testset"):
         server.files[f"{archive}.zip"] = zip_of(forensynths_files / archive)
-    archives = tuple(replace(a, url=server.url(f"{a.name}.zip")) for a in forensynths.SOURCE.archives)
+    archives = tuple(
+        replace(a, url=server.url(f"{a.name}.zip")) for a in forensynths.SOURCE.archives
+    )
     table = source.prepare(replace(forensynths.SOURCE, archives=archives))
     assert set(table["split"]) == {"train", "test"} and "progan_train.7z.001" in caplog.text
     fetched = {p.parent.parent.name for p in (data_root / "forensynths" / "files").rglob("*.png")}
@@ -202,15 +232,30 @@ def mounts(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("mount", ["slug", "datasets/owner/slug"])
 def test_kaggle_sets_are_found_in_both_mount_styles_by_structure(mounts, mount, data_root, tree):
     tree(mounts / "another", {"train/a": 1, "train/b": 1})
-    tree(mounts / mount / "real_vs_fake/real-vs-fake", {f"{s}/{k}": 2 for s in ("train", "valid", "test") for k in ("real", "fake")})  # fmt: skip
-    tree(mounts / mount / "Dataset", {f"{s}/{k}": 2 for s in ("Train", "Validation", "Test") for k in ("Real", "Fake")})
-    for made, generator in ((faces_140k.prepare(), "stylegan"), (deepfake_real.prepare(), "deepfake")):
-        assert labels(made) == {(g, s): (y, y, 2) for g, y in (("real", 0), (generator, 1)) for s in ("train", "val", "test")}  # fmt: skip
+    tree(
+        mounts / mount / "real_vs_fake/real-vs-fake",
+        {f"{s}/{k}": 2 for s in ("train", "valid", "test") for k in ("real", "fake")},
+    )
+    tree(
+        mounts / mount / "Dataset",
+        {f"{s}/{k}": 2 for s in ("Train", "Validation", "Test") for k in ("Real", "Fake")},
+    )
+    for made, generator in (
+        (faces_140k.prepare(), "stylegan"),
+        (deepfake_real.prepare(), "deepfake"),
+    ):
+        assert labels(made) == {
+            (g, s): (y, y, 2)
+            for g, y in (("real", 0), (generator, 1))
+            for s in ("train", "val", "test")
+        }
     mounts.chmod(0o555)
 
 
 def test_input_folders_that_are_read_only_are_only_read(mounts, data_root, tree):
-    tree(mounts / "x", {f"{s}/{k}": 2 for s in ("train", "valid", "test") for k in ("real", "fake")})
+    tree(
+        mounts / "x", {f"{s}/{k}": 2 for s in ("train", "valid", "test") for k in ("real", "fake")}
+    )
     before = sorted(mounts.rglob("*"))
     for folder in [p for p in before if p.is_dir()]:
         folder.chmod(0o555)
@@ -259,7 +304,14 @@ def test_list_tells_of_each_set_whether_it_is_here(data_root, synthbuster_files,
     manifest.load("synthbuster")
     shown = CliRunner().invoke(command.app, ["list"]).output
     assert all(name in shown for name in paths.HOW_TO_GET)
-    for text in ("real: 12 (none given)", "dalle3: 12", "CC BY-NC-SA 4.0", "12.4 GB", "zenodo.org", "--from FOLDER"):
+    for text in (
+        "real: 12 (none given)",
+        "dalle3: 12",
+        "CC BY-NC-SA 4.0",
+        "12.4 GB",
+        "zenodo.org",
+        "--from FOLDER",
+    ):
         assert text in shown, text
 
 
@@ -268,7 +320,9 @@ def test_every_source_has_a_command_and_a_way_to_get_it():
     registered = {c.name or c.callback.__name__ for c in command.app.registered_commands}
     assert set(command.SOURCES) <= registered
     for known in command.SOURCES.values():
-        assert known.licence and known.address.startswith("http") and (known.archives or known.by_hand)
+        assert (
+            known.licence and known.address.startswith("http") and (known.archives or known.by_hand)
+        )
 
 
 def test_the_synthbuster_layout_of_real_files(real_data, data_root, caplog):

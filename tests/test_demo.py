@@ -55,7 +55,10 @@ def test_counts_per_split_and_generator(built):
 def test_the_unseen_family_is_only_in_test(built):
     _, rows = built
     assert {row["split"] for row in rows if row["generator"] == demo.UNSEEN} == {"test"}
-    assert {row["generator"] for row in rows if row["split"] == "train"} == {"real", *demo.FAMILIES} - {demo.UNSEEN}
+    assert {row["generator"] for row in rows if row["split"] == "train"} == {
+        "real",
+        *demo.FAMILIES,
+    } - {demo.UNSEEN}
 
 
 @pytest.mark.parametrize("which", ["built", "source"])
@@ -83,7 +86,9 @@ def test_both_classes_come_from_the_same_photographs(built):
     for split in demo.SHARES:
         shares = []
         for label in (0, 1):
-            photos = [box(row)[0] for row in rows if row["split"] == split and row["label"] == label]
+            photos = [
+                box(row)[0] for row in rows if row["split"] == split and row["label"] == label
+            ]
             shares.append([photos.count(photo) / len(photos) for photo in demo.PHOTOS])
         assert np.abs(np.diff(shares, axis=0)).max() < 0.12
 
@@ -99,9 +104,15 @@ def test_all_files_have_one_format_and_size(which, request):
     kinds = set()
     for row in rows:
         with Image.open(folder / row["path"]) as image:
-            kinds.add((image.format, image.size, image.mode, str(image.quantization), tuple(image.info)))
+            kinds.add(
+                (image.format, image.size, image.mode, str(image.quantization), tuple(image.info))
+            )
     assert len(kinds) == 1
-    assert len({row["path"] for row in rows}) == len(rows) == sum(1 for file in folder.rglob("*") if file.is_file())
+    assert (
+        len({row["path"] for row in rows})
+        == len(rows)
+        == sum(1 for file in folder.rglob("*") if file.is_file())
+    )
 
 
 def test_no_give_away(built):
@@ -117,14 +128,18 @@ def features(file):
     with Image.open(file) as image:
         pixels = np.asarray(image, dtype=float)
     grey = pixels.mean(2)
-    edges = grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
+    edges = (
+        grey[1:-1, :-2] + grey[1:-1, 2:] + grey[:-2, 1:-1] + grey[2:, 1:-1] - 4 * grey[1:-1, 1:-1]
+    )
     return [file.stat().st_size, *pixels.mean((0, 1)), *pixels.std((0, 1)), edges.var()]
 
 
 def probe(looks, label, group):
     model = HistGradientBoostingClassifier(max_iter=100, learning_rate=0.06, random_state=0)
     with threadpool_limits(1):  # threads that wait for each other are slow on a busy machine
-        score = cross_val_predict(model, looks, label, groups=group, cv=GroupKFold(5), method="predict_proba")[:, 1]
+        score = cross_val_predict(
+            model, looks, label, groups=group, cv=GroupKFold(5), method="predict_proba"
+        )[:, 1]
     return roc_auc_score(label, score)
 
 
@@ -135,7 +150,13 @@ def test_same_seed_same_bytes_and_global_randomness_untouched(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         rows = demo.build(tmp_path / name, seed=seed, counts=TINY, steps=4)
         digests.append(
-            [(row["path"], hashlib.sha256((tmp_path / name / row["path"]).read_bytes()).hexdigest()) for row in rows]
+            [
+                (
+                    row["path"],
+                    hashlib.sha256((tmp_path / name / row["path"]).read_bytes()).hexdigest(),
+                )
+                for row in rows
+            ]
         )
     assert digests[0] == digests[1] != digests[2]
     assert torch.get_num_threads() == threads
@@ -147,7 +168,9 @@ def test_same_seed_same_bytes_and_global_randomness_untouched(tmp_path):
 def test_training_brings_a_decoder_closer_to_its_source(family):
     patches = [p.pixels for p in demo.cut(seed=0, size=32) if p.split == "train"][::32]
     images = torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2) / 127.5 - 1
-    short, long = (demo.render(demo.fit(family, images, steps=steps, seed=0), images) for steps in (2, 60))
+    short, long = (
+        demo.render(demo.fit(family, images, steps=steps, seed=0), images) for steps in (2, 60)
+    )
     far, near = ((fake - images).abs().mean().item() for fake in (short, long))
     assert near < 0.75 * far
     assert torch.allclose(long.mean((2, 3)), images.mean((2, 3)), atol=0.03)
@@ -169,7 +192,8 @@ def test_another_size(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "hint"), [({"size": 33}, "even size"), ({"counts": {"train": 10**6}}, "1000000 train images")]
+    ("wrong", "hint"),
+    [({"size": 33}, "even size"), ({"counts": {"train": 10**6}}, "1000000 train images")],
 )
 def test_what_cannot_be_built_is_refused(tmp_path, wrong, hint):
     with pytest.raises(ValueError, match=hint):

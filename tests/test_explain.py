@@ -16,7 +16,10 @@ from dflib import adapters, explain, lowrank, models, prune, train
 ARCHITECTURES = {
     "BL": lambda: models.architecture("BL", size=32),
     "S90": lambda: models.architecture("S90", size=32),
-    **{name: lambda name=name: models.architecture("BL", size=64, backbone=name) for name in models.BACKBONES[1:]},
+    **{
+        name: lambda name=name: models.architecture("BL", size=64, backbone=name)
+        for name in models.BACKBONES[1:]
+    },
 }
 
 
@@ -26,7 +29,9 @@ def detector(name: str) -> models.Detector:
 
 
 def images(n: int, size: int) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -40,10 +45,14 @@ def test_gradcam_is_what_its_definition_gives(name):
     hook.remove()
     for target in (0, 1):
         (gradient,) = torch.autograd.grad(logits[:, target].sum(), kept["out"], retain_graph=True)
-        cam = (gradient.mean((2, 3), keepdim=True) * kept["out"]).sum(1, keepdim=True).relu().detach()
+        cam = (
+            (gradient.mean((2, 3), keepdim=True) * kept["out"]).sum(1, keepdim=True).relu().detach()
+        )
         cam = F.interpolate(cam, (model.arch.size,) * 2, mode="bilinear")[:, 0]
         expected = cam / cam.amax((1, 2), keepdim=True).clamp_min(1e-37)
-        np.testing.assert_allclose(explain.gradcam(model, batch, target=target), expected, atol=1e-4)
+        np.testing.assert_allclose(
+            explain.gradcam(model, batch, target=target), expected, atol=1e-4
+        )
         found.append(expected)
     assert np.max(found) == 1  # not all of it zero
 
@@ -105,12 +114,16 @@ def test_residual_of_a_wave_is_what_a_gaussian_leaves():
     wave = 0.5 + 0.25 * np.cos(2 * np.pi * f * x)
     found = explain.residual(torch.tensor(wave).expand(1, 3, 64, 64))[0]
     expected = 255 * 0.25 * np.cos(2 * np.pi * f * x) * (1 - np.exp(-2 * (np.pi * f) ** 2))
-    np.testing.assert_allclose(found[:, 8:-8], np.broadcast_to(expected, (64, 64))[:, 8:-8], atol=0.05)
+    np.testing.assert_allclose(
+        found[:, 8:-8], np.broadcast_to(expected, (64, 64))[:, 8:-8], atol=0.05
+    )
 
 
 def test_bytes_and_floats_give_the_same_residual():
     batch = images(2, 32)
-    np.testing.assert_allclose(explain.residual(batch), explain.residual(train.pixels(batch)), atol=1e-3)
+    np.testing.assert_allclose(
+        explain.residual(batch), explain.residual(train.pixels(batch)), atol=1e-3
+    )
 
 
 def test_spectrum_is_the_audits(picture, tmp_path):
@@ -124,7 +137,9 @@ def test_doubled_pixels_show_in_the_spectrum():
     doubled = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
     middle = 16
     plain, peaked = explain.spectrum(images(8, 32)), explain.spectrum(doubled)
-    assert peaked[middle, 0] < plain[middle, 0] - 2  # sinc: nothing at the Nyquist frequency of doubled pixels
+    assert (
+        peaked[middle, 0] < plain[middle, 0] - 2
+    )  # sinc: nothing at the Nyquist frequency of doubled pixels
 
 
 def test_the_shape_is_checked():
@@ -140,7 +155,9 @@ def test_similarity_is_scipys_rank_correlation_and_the_overlap_of_the_hottest_pi
     found = explain.similarity(before, after)
     for a, b, rank, iou in zip(before[:4], after[:4], found["rank"], found["iou"], strict=False):
         assert rank == pytest.approx(stats.spearmanr(a.ravel(), b.ravel()).statistic)
-        hot = [set(np.argsort(x.ravel())[-13:]) for x in (a, b)]  # 20 % of 64 pixels, the part of one counting as one
+        hot = [
+            set(np.argsort(x.ravel())[-13:]) for x in (a, b)
+        ]  # 20 % of 64 pixels, the part of one counting as one
         assert iou == pytest.approx(len(hot[0] & hot[1]) / len(hot[0] | hot[1]))
     assert found["rank"][4] == 0
     with pytest.raises(InputError, match=r"shapes \(5, 8, 8\) and \(4, 8, 8\)"):

@@ -16,8 +16,8 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from data_prep.errors import InputError
 from data_prep.paths import images_root
-from dflib import explorer, widgets
-from dflib.predict import Predictor
+from dflib.edge.predict import Predictor
+from dflib.show import explorer, widgets
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +54,8 @@ def test_cards_tell_ratios_and_paired_differences(study):
     cards = {c.title: c for c in explorer.cards(study, run["run_id"])}
     ratio = study.base["params"] / run["params"]
     assert (
-        cards["Parameters"].value == f"{run['params']:,}" and cards["Parameters"].against == f"{ratio:.1f} times fewer"
+        cards["Parameters"].value == f"{run['params']:,}"
+        and cards["Parameters"].against == f"{ratio:.1f} times fewer"
     )
     table = explorer.compared(study, run["run_id"])
     a, b = (roc_auc_score(table["label"], table[c]) for c in ("base_score", "score"))
@@ -65,13 +66,17 @@ def test_cards_tell_ratios_and_paired_differences(study):
 def test_flips_are_decisions_that_differ_at_each_runs_threshold(study):
     run = study.of("CPF-S").iloc[0]
     table = explorer.compared(study, run["run_id"])
-    differ = (table["base_score"] >= study.base["threshold"]) != (table["score"] >= run["threshold"])
+    differ = (table["base_score"] >= study.base["threshold"]) != (
+        table["score"] >= run["threshold"]
+    )
     assert set(explorer.chosen(table, "decisions that flipped")) == set(np.flatnonzero(differ))
     both = set(explorer.chosen(table, "got worse (BL was right)")) | set(
         explorer.chosen(table, "got better (BL was wrong)")
     )
     assert both == set(np.flatnonzero(differ))
-    assert table["generator"].iloc[explorer.chosen(table, "one of each generator")[:3]].nunique() == 3
+    assert (
+        table["generator"].iloc[explorer.chosen(table, "one of each generator")[:3]].nunique() == 3
+    )
 
 
 def test_confusion_and_cost_are_what_scikit_learn_counts(study):
@@ -85,7 +90,11 @@ def test_confusion_and_cost_are_what_scikit_learn_counts(study):
 
 def test_a_missing_run_is_answered_with_its_command(study, page):
     command = study.missing("CPF", 0.75)
-    assert "--methods CPF " in command and "--rates 0.75" in command and "--set weight_decay=0.3" in command
+    assert (
+        "--methods CPF " in command
+        and "--rates 0.75" in command
+        and "--set weight_decay=0.3" in command
+    )
     page.method.value = "CPF"
     shown = page.run_id
     page.wanted.value = 75
@@ -117,7 +126,9 @@ def test_controls_move_the_cards(page):
     assert "Page 2 of" in page.images.value
 
 
-def test_an_upload_gets_two_probabilities_and_stays_in_memory(page, study, tiny_dataset, roots, tmp_path, monkeypatch):
+def test_an_upload_gets_two_probabilities_and_stays_in_memory(
+    page, study, tiny_dataset, roots, tmp_path, monkeypatch
+):
     path = images_root(tiny_dataset) / explorer.predictions(study.base["folder"])["path"].iloc[0]
     monkeypatch.chdir(tmp_path)
     before = {p: p.stat().st_mtime_ns for root in (roots, tmp_path) for p in root.rglob("*")}
@@ -133,9 +144,14 @@ def test_an_upload_gets_two_probabilities_and_stays_in_memory(page, study, tiny_
         },
     )
     for run_id in (page.first.value, page.second.value):
-        assert f"P(fake) {Predictor(study.row(run_id)['folder'])(path)['probability']:.3f}" in page.answer.value
+        assert (
+            f"P(fake) {Predictor(study.row(run_id)['folder'])(path)['probability']:.3f}"
+            in page.answer.value
+        )
     assert page.upload.value == () and page.answer.value.count("data:image/png") == 4
-    assert before == {p: p.stat().st_mtime_ns for root in (roots, tmp_path) for p in root.rglob("*")}
+    assert before == {
+        p: p.stat().st_mtime_ns for root in (roots, tmp_path) for p in root.rglob("*")
+    }
 
 
 @pytest.mark.parametrize(
@@ -143,13 +159,16 @@ def test_an_upload_gets_two_probabilities_and_stays_in_memory(page, study, tiny_
     [
         (b"plain text", "not an image of a kind that is taken here: JPEG, PNG"),
         (b"", "not an image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),  # Pillow would start Ghostscript
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "not an image",
+        ),  # Pillow would start Ghostscript
         (written(Image.new("RGB", (9, 9)), "PPM"), "not an image"),
         (bytes(explorer.UPLOAD_BYTES + 1), "8.0 MB: at most 8 MB"),
         (written(Image.new("1", (9000, 5000))), "9000 x 5000 pixels: at most 40 million"),
         (written(Image.effect_noise((64, 64), 50), "JPEG")[:900], "truncated or damaged"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_upload_is_refused_with_its_reason(content, message, page):
     with pytest.raises(InputError, match=re.escape(message)):
         explorer.check_upload(content)
@@ -174,7 +193,11 @@ def test_a_rate_is_cancelled_or_made_on_the_spot_and_kept(explorer_outputs, tmp_
     page.progress.observe(cancel, "value")  # at the first step of the fine-tuning
     page.start()
     page.worker.join()
-    assert "Cancelled" in page.state.value and page.job.process.returncode < 0 and not page.job.folder.exists()
+    assert (
+        "Cancelled" in page.state.value
+        and page.job.process.returncode < 0
+        and not page.job.folder.exists()
+    )
     page.progress.unobserve(cancel, "value")
     page.start()
     page.worker.join()
@@ -190,7 +213,9 @@ def test_a_rate_is_cancelled_or_made_on_the_spot_and_kept(explorer_outputs, tmp_
 
 
 def test_names_from_outside_are_escaped():
-    assert "<script>" not in widgets.note("<script>", "<script>") + widgets.bar("<script>", 0.5, "red")
+    assert "<script>" not in widgets.note("<script>", "<script>") + widgets.bar(
+        "<script>", 0.5, "red"
+    )
 
 
 def test_without_runs_the_explorer_says_how_to_make_some(outputs_root):

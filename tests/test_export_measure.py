@@ -58,7 +58,9 @@ def test_parity_tells_a_file_from_another_models(exported, toy):
     different = export.parity(other, exported["onnx"], part)
     assert different["max_logit_difference"] == pytest.approx(1e3, rel=1e-3)
     x = pixels(torch.cat([images for images, _ in part.batches(100)]))
-    assert different["same_decisions"] == pytest.approx((exported["model"](x).argmax(1) == 1).float().mean().item())
+    assert different["same_decisions"] == pytest.approx(
+        (exported["model"](x).argmax(1) == 1).float().mean().item()
+    )
     assert different["images"] == 60
 
 
@@ -79,9 +81,15 @@ def test_a_file_that_is_no_detector_is_named(exported, tmp_path):
         ((), ()),
         (("n", 3, "h", "w"), ("n", 3, "h", "w")),
     ]:
-        x, y = helper.make_tensor_value_info("x", kind, shape), helper.make_tensor_value_info("y", kind, out)
+        x, y = (
+            helper.make_tensor_value_info("x", kind, shape),
+            helper.make_tensor_value_info("y", kind, out),
+        )
         graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
+            path,
+        )
         with pytest.raises(InputError, match=r"model\.onnx is not one of dflib's detectors"):
             export.OnnxModel(path)
 
@@ -93,7 +101,11 @@ def test_operations_are_those_of_the_formula():
     arch = Architecture(
         "t",
         64,
-        (Block(8, pool=True), Block(12, separable=True, mid=16, groups=8), Block(6, kernel=5, pool=True)),
+        (
+            Block(8, pool=True),
+            Block(12, separable=True, mid=16, groups=8),
+            Block(6, kernel=5, pool=True),
+        ),
         (Dense(10),),
     )
     convolutions = 9 * 3 * 8 * 64**2 + (9 * 1 * 16 + 16 * 12) * 32**2 + 25 * 12 * 6 * 32**2
@@ -107,7 +119,10 @@ def profiles(exported) -> dict[str, dict]:
 
 @pytest.mark.parametrize(
     ("kind", "runtime"),
-    [("onnx", f"onnxruntime {version('onnxruntime')}"), ("checkpoint", f"torch {version('torch')}")],
+    [
+        ("onnx", f"onnxruntime {version('onnxruntime')}"),
+        ("checkpoint", f"torch {version('torch')}"),
+    ],
 )
 def test_a_profile_says_how_it_was_taken(profiles, kind, runtime):
     latency = profiles[kind]["latency_ms"]
@@ -128,16 +143,17 @@ def test_throughput_is_that_of_a_batch(profiles, kind):
 def test_two_runs_are_never_timed_at_once(tmp_path):
     """Processes that hold the lock note when they came and went: the spans must not overlap."""
     code = "import sys, time; from dflib.measure import alone\nwith alone():\n a = time.time(); time.sleep(0.1); print(a, time.time())"
-    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     spans = sorted(tuple(map(float, run.communicate()[0].split())) for run in runs)
     assert all(run.returncode == 0 for run in runs)
     assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
 
 
 def test_a_profile_waits_for_the_lock(exported):
-    code = (
-        f"from pathlib import Path; from dflib import measure; measure.profile(Path({str(exported['onnx'])!r}), runs=1)"
-    )
+    code = f"from pathlib import Path; from dflib import measure; measure.profile(Path({str(exported['onnx'])!r}), runs=1)"
     with measure.alone():
         other = subprocess.Popen([sys.executable, "-c", code])
         with pytest.raises(subprocess.TimeoutExpired):
@@ -164,7 +180,9 @@ def test_speed_ups_stay_inside_one_runtime():
     here = {"runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU", "p95": 9.0}
     assert measure.speedup(here | {"p50": 6.0}, here | {"p50": 1.5}) == 4
     for key, other in (("runtime", "torch 2"), ("threads", 2), ("cpu", "another")):
-        with pytest.raises(InputError, match=f"no speed-up from {key} .*measure both under the same"):
+        with pytest.raises(
+            InputError, match=f"no speed-up from {key} .*measure both under the same"
+        ):
             measure.speedup(here | {"p50": 6.0}, here | {"p50": 1.5, key: other})
 
 

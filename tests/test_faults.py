@@ -17,7 +17,8 @@ import psutil
 import pytest
 from test_study import command, kernels_below, tiny, wait_for
 
-from dflib import report, runs, study
+from dflib.show import report
+from dflib.study import engine, runs
 
 CODES = ("BL", "CQ")
 
@@ -28,7 +29,7 @@ def undisturbed(tiny_dataset, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(root))
-        assert {study.execute(s)["status"] for s in tiny(tiny_dataset, *CODES)} == {"done"}
+        assert {engine.execute(s)["status"] for s in tiny(tiny_dataset, *CODES)} == {"done"}
     return root
 
 
@@ -49,7 +50,9 @@ def mounted(tmp_path) -> Iterator[Callable[..., Path]]:
     def mount(*arguments: str) -> Path:
         place = tmp_path / f"mount-{len(made)}" / "notebook" / "workbook" / "outputs"
         place.mkdir(parents=True)
-        done = subprocess.run(["mount", *arguments, str(place)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["mount", *arguments, str(place)], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             pytest.skip(f"mount needs root: {done.stderr.strip()}")
         made.append(place)
@@ -70,16 +73,23 @@ def table(root: Path) -> pd.DataFrame:
 def stamps(root: Path) -> dict[str, int]:
     """When each file of the baseline was last written, where it is finished."""
     finished = [p.parent for p in root.glob("*/*/BL/*/result.json")]
-    return {p.name: p.stat().st_mtime_ns for folder in finished for p in folder.iterdir() if p.name != "lock"}
+    return {
+        p.name: p.stat().st_mtime_ns
+        for folder in finished
+        for p in folder.iterdir()
+        if p.name != "lock"
+    }
 
 
 def completes(name: str, outputs: Path, undisturbed: Path, **options) -> None:
     """The same study makes the rest, and ends like the one that nothing disturbed."""
     before = stamps(outputs)
-    assert {study.execute(s, **options)["status"] for s in tiny(name, *CODES)} == {"done"}
+    assert {engine.execute(s, **options)["status"] for s in tiny(name, *CODES)} == {"done"}
     assert stamps(outputs).items() >= before.items()
     pd.testing.assert_frame_equal(table(outputs), table(undisturbed), check_exact=True)
-    assert not [p for p in outputs.rglob("*") if p.suffix in (".new", ".pt") or p.name == "failed.json"]
+    assert not [
+        p for p in outputs.rglob("*") if p.suffix in (".new", ".pt") or p.name == "failed.json"
+    ]
 
 
 def running(s: runs.Spec) -> bool:
@@ -88,10 +98,12 @@ def running(s: runs.Spec) -> bool:
     return book.exists() and '"running"' in book.read_text()
 
 
-def broken(s: runs.Spec, strike: Callable[[psutil.Process], None], *, when=lambda: True, **options) -> dict:
+def broken(
+    s: runs.Spec, strike: Callable[[psutil.Process], None], *, when=lambda: True, **options
+) -> dict:
     """The outcome of a run whose kernel is struck once it is there and `when()` is true."""
     outcome: dict = {}
-    worker = threading.Thread(target=lambda: outcome.update(study.execute(s, **options)))
+    worker = threading.Thread(target=lambda: outcome.update(engine.execute(s, **options)))
     worker.start()
     (kernel,) = wait_for(lambda: kernels_below(os.getpid()), 900)
     wait_for(when, 900)
@@ -108,12 +120,17 @@ def test_a_killed_kernel(tiny_dataset, undisturbed, outputs):
     completes(tiny_dataset, outputs, undisturbed)
 
 
-def test_a_notebook_that_hangs_is_stopped_and_tried_again_on_request(tiny_dataset, undisturbed, outputs):
+def test_a_notebook_that_hangs_is_stopped_and_tried_again_on_request(
+    tiny_dataset, undisturbed, outputs
+):
     s = tiny(tiny_dataset, *CODES).specs[-1]
     outcome = broken(s, psutil.Process.suspend, timeout=5)
-    assert outcome["error"] == "stopped after 5 s, the limit of --timeout" and s.failure()["kind"] == "timeout"
+    assert (
+        outcome["error"] == "stopped after 5 s, the limit of --timeout"
+        and s.failure()["kind"] == "timeout"
+    )
     assert not kernels_below(os.getpid())
-    again = study.execute(s, retry_failed=False)
+    again = engine.execute(s, retry_failed=False)
     assert again["status"] == "failed" and "--retry-failed" in again["error"]
     completes(tiny_dataset, outputs, undisturbed, retry_failed=True, timeout=3600)
 
@@ -122,7 +139,7 @@ def test_a_notebook_that_raises(tiny_dataset, undisturbed, outputs):
     baseline, s = tiny(tiny_dataset, *CODES)
     weights = baseline.folder / "model.safetensors"
     away = weights.rename(outputs.parent / weights.name)
-    outcome = study.execute(s)
+    outcome = engine.execute(s)
     assert outcome["status"] == "failed" and weights.name in outcome["error"]
     assert s.failure()["kind"] == "error" and not s.finished()
     away.rename(weights)
@@ -131,9 +148,14 @@ def test_a_notebook_that_raises(tiny_dataset, undisturbed, outputs):
 
 def test_two_studies_at_once_on_the_same_outputs(tiny_dataset, undisturbed, outputs):
     both = [
-        subprocess.Popen(command(tiny_dataset, "--methods", "BL,CQ"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            command(tiny_dataset, "--methods", "BL,CQ"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     said = [study_.communicate(timeout=900)[0] for study_ in both]
     assert [study_.returncode for study_ in both] == [0, 0], said
     assert all("2 of 2 done" in text for text in said)
@@ -158,7 +180,9 @@ def test_a_full_disk(tiny_dataset, undisturbed, outputs, mounted, monkeypatch):
     disk = mounted("-t", "tmpfs", "-o", f"size={used + 2_000_000}", "tmpfs")
     shutil.copytree(outputs, disk, dirs_exist_ok=True)
     monkeypatch.setenv("DFLIB_OUTPUTS", str(disk))
-    full = subprocess.run(command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False)
+    full = subprocess.run(
+        command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False
+    )
     assert full.returncode == 1 and full.stderr == ""
     assert "No space left on device" in full.stdout
     assert table(disk).index.tolist() == table(outputs).index.tolist()
@@ -170,7 +194,10 @@ def test_a_killed_worker_takes_its_kernel_with_it_and_the_run_is_made_elsewhere(
     tiny_dataset, undisturbed, outputs, request
 ):
     driver = subprocess.Popen(
-        command(tiny_dataset, "--methods", "BL,CQ"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(tiny_dataset, "--methods", "BL,CQ"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     request.addfinalizer(driver.kill)
     (kernel,) = wait_for(lambda: kernels_below(driver.pid), 900)

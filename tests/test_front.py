@@ -50,7 +50,9 @@ def test_npr_is_the_image_minus_its_halved_and_doubled_self():
     doubled = torch.nn.functional.interpolate(halved, scale_factor=2.0, mode="nearest")
     expected = ((images - doubled) * 255 / 16).clamp(-1, 1)
     torch.testing.assert_close(models.residual(images), expected)
-    assert not models.residual(doubled).any()  # what was enlarged by nearest neighbours leaves nothing
+    assert not models.residual(
+        doubled
+    ).any()  # what was enlarged by nearest neighbours leaves nothing
 
 
 @each_front
@@ -82,7 +84,13 @@ def test_the_exported_file_holds_it_and_int8_leaves_it_in_float(front, toy, tmp_
     file = export.to_onnx(model, tmp_path / "model.onnx")
     same = export.parity(model, file, images.test)
     assert same["max_logit_difference"] < 1e-4 and same["same_decisions"] == 1
-    assert list(quantize.layers(file)) == ["features.0.conv", "features.1.conv", "features.2.conv", "head.1", "head.3"]
+    assert list(quantize.layers(file)) == [
+        "features.0.conv",
+        "features.1.conv",
+        "features.2.conv",
+        "head.1",
+        "head.3",
+    ]
     int8 = quantize.static_int8(file, tmp_path / "int8.onnx", images.train)
     nodes = onnx.load(int8).graph.node
     first = [n.op_type for n in nodes].index("QuantizeLinear")
@@ -91,7 +99,9 @@ def test_the_exported_file_holds_it_and_int8_leaves_it_in_float(front, toy, tmp_
         front != "srm" or "Conv" in before
     )  # the residual is computed before anything is rounded
     assert sum(n.op_type == "DequantizeLinear" for n in nodes) >= 8
-    scale = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(int8).graph.initializer}[nodes[first].input[1]]
+    scale = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(int8).graph.initializer}[
+        nodes[first].input[1]
+    ]
     assert scale <= 2.01 / 255  # of 16 grey levels: an eighth of one
     assert quantize.signal_to_noise(file, int8, images.train)["output"].iloc[0] > 25
 
@@ -104,6 +114,8 @@ def test_compression_and_adapters_keep_it(front):
     thin = lowrank.factorise(model, lowrank.choose_ranks(model, rate=0.5))
     adapted = adapters.insert(model, "features.1", form="residual")
     for other in (small, thin, adapted):
-        assert other.arch.front == front and not any("filters" in name for name in other.state_dict())
+        assert other.arch.front == front and not any(
+            "filters" in name for name in other.state_dict()
+        )
     assert torch.equal(adapted(images), model(images))
     assert models.parameters(small) == pytest.approx(0.5 * models.parameters(model), rel=0.01)

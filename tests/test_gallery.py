@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.paths import PROJECT
-from dflib import compare
+from dflib.study import compare
 
 GALLERY = PROJECT / "outputs" / "gallery" / "real-faces"
 
@@ -39,21 +39,30 @@ def test_every_record_is_one_of_this_version_and_names_no_machine(records, faces
 
 @pytest.mark.parametrize("method", ["CPF-S", "CKD", "CPKDQ"])
 def test_the_pages_tables_are_those_of_the_records(faces, method):
-    mine = [r for r in faces.values() if r["params"]["size"] == 64 and not r["params"].get("target_images")]
+    mine = [
+        r
+        for r in faces.values()
+        if r["params"]["size"] == 64 and not r["params"].get("target_images")
+    ]
     group = [r for r in mine if (r["method"], r["rate"]) == (method, 0.9)]
     plain = [r for r in group if compare.recipe(r["params"]) == "plain"]
     (row,) = compare.over_seeds(plain, faces).to_dict("records")
     page, front = (GALLERY / "README.md").read_text(), (PROJECT / "README.md").read_text()
-    signed = [f"{row['all/auroc-BL' + end]:+.3f}".replace("-", "−") for end in ("", "_low", "_high")]
+    signed = [
+        f"{row['all/auroc-BL' + end]:+.3f}".replace("-", "−") for end in ("", "_low", "_high")
+    ]
     difference = f"{signed[0]} [{signed[1]}, {signed[2]}]"
     assert (
-        f"| {row['all/auroc']:.3f} [{row['all/auroc_low']:.3f}, {row['all/auroc_high']:.3f}] | {difference} |" in page
+        f"| {row['all/auroc']:.3f} [{row['all/auroc_low']:.3f}, {row['all/auroc_high']:.3f}] | {difference} |"
+        in page
     )
     assert f"| {difference} |" in front
     for name in ("front srm", "ema 0.99, front srm"):
         other = [r for r in group if compare.recipe(r["params"]) == name]
         (gap,) = compare.gaps(plain + other).query("recipe != 'plain'").to_dict("records")
-        change = f"{gap['gap-plain']:+.3f} [{gap['gap-plain_low']:+.3f}, {gap['gap-plain_high']:+.3f}]"
+        change = (
+            f"{gap['gap-plain']:+.3f} [{gap['gap-plain_low']:+.3f}, {gap['gap-plain_high']:+.3f}]"
+        )
         assert change.replace("-", "−") in page
     if method == "CKD":  # the one that is told in front
         assert gap["gap-plain_high"] < 0 and change.replace("-", "−") in front

@@ -10,7 +10,8 @@ from PIL import Image
 
 from data_prep import folder, protocol
 from data_prep.errors import InputError
-from dflib import data, leak, metrics, train
+from dflib import data, metrics, train
+from dflib.study import leak
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +20,18 @@ def found(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes")
     rng = np.random.default_rng(0)
     for scene in range(40):
-        base = np.asarray(Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((32, 32)), dtype=int)
+        base = np.asarray(
+            Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((32, 32)),
+            dtype=int,
+        )
         for copy in range(6):
             path = root / ("real", "fake")[scene % 2] / f"take{copy}" / f"scene{scene}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             noisy = base + rng.integers(-9, 10, base.shape)
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path)
-    with pytest.MonkeyPatch.context() as patch:  # ends here: what other tests prepare belongs elsewhere
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # ends here: what other tests prepare belongs elsewhere
         patch.setenv("DFLIB_DATA", str(root / "data-root"))
         patch.setenv("DFLIB_OUTPUTS", str(root / "outputs"))
         folder.prepare(root, name="scenes")
@@ -52,12 +58,19 @@ def test_gaps_are_differences_within_each_seed_with_an_interval(found):
 
 
 def test_the_arms_are_what_they_are_called(tiny_dataset):
-    opened = {arm: data.open(tiny_dataset, size=32, split_seed=3, **how) for arm, how in leak.ARMS.items()}
+    opened = {
+        arm: data.open(tiny_dataset, size=32, split_seed=3, **how) for arm, how in leak.ARMS.items()
+    }
     assert [o.equalised for o in opened.values()] == [False, False, True]
     scenes = {arm: set(o.train.groups) & set(o.test.groups) for arm, o in opened.items()}
     assert not scenes["grouped"] and not scenes["strict"]
-    assert abs(len(opened["grouped"].test) - len(opened["paper"].test)) < 0.1 * len(opened["paper"].test)
-    assert opened["strict"].test.table["path"].tolist() != data.open(tiny_dataset, size=32).test.table["path"].tolist()
+    assert abs(len(opened["grouped"].test) - len(opened["paper"].test)) < 0.1 * len(
+        opened["paper"].test
+    )
+    assert (
+        opened["strict"].test.table["path"].tolist()
+        != data.open(tiny_dataset, size=32).test.table["path"].tolist()
+    )
     assert set(leak.ARMS) >= set(protocol.PROTOCOLS)
 
 

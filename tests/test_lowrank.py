@@ -27,11 +27,19 @@ def error(product, layer, x) -> float:
         return ((product(x) - layer(x)).norm() / layer(x).norm()).item()
 
 
-@given(inputs=st.integers(2, 12), outputs=st.integers(2, 12), kernel=st.sampled_from([1, 3]), seed=st.integers(0, 99))
+@given(
+    inputs=st.integers(2, 12),
+    outputs=st.integers(2, 12),
+    kernel=st.sampled_from([1, 3]),
+    seed=st.integers(0, 99),
+)
 def test_full_rank_computes_the_same(inputs, outputs, kernel, seed):
     with train.seeded(seed):
         linear, x = nn.Linear(inputs, outputs), torch.randn(5, inputs)
-        conv, image = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), torch.randn(2, inputs, 6, 6)
+        conv, image = (
+            nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2),
+            torch.randn(2, inputs, 6, 6),
+        )
     assert error(lowrank.decompose(linear, (min(inputs, outputs),)), linear, x) < 1e-4
     full = (min(inputs, outputs * kernel**2), min(outputs, inputs * kernel**2))
     assert error(lowrank.decompose(conv, full), conv, image) < 1e-4
@@ -44,8 +52,12 @@ def test_a_truncated_svd_is_the_best_of_its_rank():
     weight = layer.weight.detach().double().numpy()
     singular = np.linalg.svd(weight, compute_uv=False)
     for rank in (1, 5, 11):
-        first, last = (f.weight.detach().double().numpy() for f in lowrank.decompose(layer, (rank,)))
-        assert np.linalg.norm(last @ first - weight) == pytest.approx(np.sqrt((singular[rank:] ** 2).sum()), rel=1e-4)
+        first, last = (
+            f.weight.detach().double().numpy() for f in lowrank.decompose(layer, (rank,))
+        )
+        assert np.linalg.norm(last @ first - weight) == pytest.approx(
+            np.sqrt((singular[rank:] ** 2).sum()), rel=1e-4
+        )
 
 
 def tucker_weight(product) -> torch.Tensor:
@@ -59,7 +71,9 @@ def test_tucker2_finds_a_convolution_that_has_low_ranks():
         a, core, b = torch.randn(3, 16), torch.randn(5, 3, 3, 3), torch.randn(24, 5)
     conv.weight.data = torch.einsum("ob,bahw,ai->oihw", b, core, a)
     exact = tucker_weight(lowrank.decompose(conv, (3, 5)))
-    torch.testing.assert_close(exact, conv.weight.detach(), rtol=0, atol=1e-4 * conv.weight.abs().max().item())
+    torch.testing.assert_close(
+        exact, conv.weight.detach(), rtol=0, atol=1e-4 * conv.weight.abs().max().item()
+    )
 
 
 @given(st.integers(1, 8), st.integers(1, 10))
@@ -69,7 +83,10 @@ def test_tucker2_lies_between_its_bounds(inputs, outputs):
         conv = nn.Conv2d(8, 10, 3)
     w = conv.weight.detach()
     lost = (w - tucker_weight(lowrank.decompose(conv, (inputs, outputs)))).square().sum().item()
-    cut = [torch.linalg.svdvals(w.transpose(0, 1).flatten(1))[inputs:], torch.linalg.svdvals(w.flatten(1))[outputs:]]
+    cut = [
+        torch.linalg.svdvals(w.transpose(0, 1).flatten(1))[inputs:],
+        torch.linalg.svdvals(w.flatten(1))[outputs:],
+    ]
     energies = [c.square().sum().item() for c in cut]
     assert max(energies) - 1e-4 <= lost <= sum(energies) + 1e-4
 
@@ -78,7 +95,9 @@ def test_a_relu_between_the_factors_is_no_approximation_at_any_rank():
     """What the literature's "low rank hurts" can come from: at full rank the product is exact, with a ReLU inside it is far off."""
     with train.seeded(0):
         layer, x = nn.Linear(512, 256), torch.randn(400, 512)
-    plain, broken = (error(lowrank.decompose(layer, (256,), between=b), layer, x) for b in (None, nn.ReLU))
+    plain, broken = (
+        error(lowrank.decompose(layer, (256,), between=b), layer, x) for b in (None, nn.ReLU)
+    )
     assert plain < 1e-5
     assert 0.6 < broken < 0.85
     kinds = [type(m) for m in lowrank.decompose(layer, (9,), between=nn.ReLU)]
@@ -92,12 +111,17 @@ def test_the_target_is_met_within_one_percent(name, rate):
     try:
         ranks = lowrank.choose_ranks(model, rate=rate)
     except InputError as told:
-        assert name == "S90" and "rates up to about" in str(told)  # its 1x1 convolutions have no thinner product here
+        assert name == "S90" and "rates up to about" in str(
+            told
+        )  # its 1x1 convolutions have no thinner product here
         return
     small = lowrank.factorise(model, ranks)
     stay = (1 - rate) * models.parameters(model)
     assert 0.99 * stay <= models.parameters(small) <= stay
-    assert all(models.parameters(small.get_submodule(n)) < models.parameters(model.get_submodule(n)) for n in ranks)
+    assert all(
+        models.parameters(small.get_submodule(n)) < models.parameters(model.get_submodule(n))
+        for n in ranks
+    )
     assert min(min(r) for r in ranks.values()) >= 1
 
 
@@ -140,13 +164,15 @@ def test_the_model_stays_as_it_is_and_the_product_is_close(baseline):
         ({"features.1.conv": (0, 3)}, r"ranks \(0, 3\) .*1 to \(64, 64\)"),
         ({"features.1.conv": (3,)}, r"ranks \(3,\)"),
     ],
-)  # fmt: skip
+)
 def test_ranks_that_cannot_be_are_named(baseline, ranks, message):
     with pytest.raises(InputError, match=message):
         lowrank.factorise(baseline, ranks)
 
 
-@pytest.mark.parametrize(("rate", "message"), [(1.5, "outside"), (0.9999, r"rates up to about 0\.99\d+ can")])
+@pytest.mark.parametrize(
+    ("rate", "message"), [(1.5, "outside"), (0.9999, r"rates up to about 0\.99\d+ can")]
+)
 def test_rates_that_cannot_be_met_are_told(baseline, rate, message):
     with pytest.raises(InputError, match=message):
         lowrank.choose_ranks(baseline, rate=rate)

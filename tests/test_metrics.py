@@ -18,7 +18,15 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.weightstats import DescrStatsW
 
 from dflib import metrics
-from dflib.metrics import best_threshold, evaluate, fit_temperature, non_inferior, over_seeds, paired, reliability
+from dflib.metrics import (
+    best_threshold,
+    evaluate,
+    fit_temperature,
+    non_inferior,
+    over_seeds,
+    paired,
+    reliability,
+)
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -49,8 +57,16 @@ def slow(labels, scores, threshold, weight=None) -> dict[str, float]:
 def binned_gaps(labels, scores, weight) -> float:
     """The expected calibration error from its definition: |share of fakes - mean score| of each bin, weighed by its images."""
     bins = pd.cut(scores, np.linspace(0, 1, 16), include_lowest=True)
-    table = pd.DataFrame({"y": labels * weight, "p": scores * weight, "w": weight}).groupby(bins, observed=True).sum()
-    return float((table["w"] / weight.sum() * (table["y"] / table["w"] - table["p"] / table["w"]).abs()).sum())
+    table = (
+        pd.DataFrame({"y": labels * weight, "p": scores * weight, "w": weight})
+        .groupby(bins, observed=True)
+        .sum()
+    )
+    return float(
+        (
+            table["w"] / weight.sum() * (table["y"] / table["w"] - table["p"] / table["w"]).abs()
+        ).sum()
+    )
 
 
 def flat(each: dict) -> dict:
@@ -75,7 +91,11 @@ def detector(rng, scenes: int, images: int, shift=1.0, noise=0.3):
     """Scenes with one real and one fake of each image; a scene moves all of its scores, so its images agree."""
     labels = np.tile([0, 1], scenes * images)
     groups = np.repeat(np.arange(scenes), 2 * images)
-    x = rng.normal(size=scenes)[groups] + noise * rng.normal(size=len(labels)) + shift * (labels - 0.5)
+    x = (
+        rng.normal(size=scenes)[groups]
+        + noise * rng.normal(size=len(labels))
+        + shift * (labels - 0.5)
+    )
     return labels, stats.norm.cdf(x), groups
 
 
@@ -88,7 +108,10 @@ def width(ci95) -> float:
 
 @quick
 @given(
-    st.integers(0, 10**6), st.integers(4, 80), st.sampled_from([1, 2, 5, 10**9]), st.sampled_from([0.0, 0.4, 0.5, 1.0])
+    st.integers(0, 10**6),
+    st.integers(4, 80),
+    st.sampled_from([1, 2, 5, 10**9]),
+    st.sampled_from([0.0, 0.4, 0.5, 1.0]),
 )
 def test_every_metric_equals_scikit_learn_with_ties(seed, n, levels, threshold):
     labels, scores, generators = random_set(seed, n, levels)
@@ -97,12 +120,17 @@ def test_every_metric_equals_scikit_learn_with_ties(seed, n, levels, threshold):
         used = (labels == 0) | (generators == name) | (name == "all")
         for metric, value in slow(labels[used], scores[used], threshold).items():
             assert same(flat(table[name])[metric], value), (name, metric)
-        assert (table[name]["n_real"], table[name]["n_fake"]) == ((labels == 0).sum(), labels[used].sum())
+        assert (table[name]["n_real"], table[name]["n_fake"]) == (
+            (labels == 0).sum(),
+            labels[used].sum(),
+        )
         assert table[name]["n"] == used.sum()
         assert all(interval is None for interval in flat(table[name]["ci95"]).values())
     for metric in flat(table["all"]):
         parts = [flat(table[name])[metric] for name in ("gan", "vae", "diffusion")]
-        assert same(flat(table["macro"])[metric], np.nan if None in parts else np.mean(parts)), metric
+        assert same(flat(table["macro"])[metric], np.nan if None in parts else np.mean(parts)), (
+            metric
+        )
 
 
 def test_auroc_is_mann_whitney_with_half_ties():
@@ -114,12 +142,16 @@ def test_auroc_is_mann_whitney_with_half_ties():
 
 def test_eer_of_known_curves():
     def eer(labels, scores):
-        return evaluate(labels, scores, np.where(labels, "gan", "real"), threshold=0.5, draws=0)["all"]["eer"]
+        return evaluate(labels, scores, np.where(labels, "gan", "real"), threshold=0.5, draws=0)[
+            "all"
+        ]["eer"]
 
     assert eer(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])) == 0
     assert eer(np.array([0, 0, 1, 1]), np.array([0.8, 0.9, 0.1, 0.2])) == 1
     assert eer(np.array([0, 0, 1, 1]), np.full(4, 0.3)) == 0.5
-    normal = stats.norm(0, 1).ppf((np.arange(2000) + 0.5) / 2000)  # exact quantiles: EER = Phi(-d / 2)
+    normal = stats.norm(0, 1).ppf(
+        (np.arange(2000) + 0.5) / 2000
+    )  # exact quantiles: EER = Phi(-d / 2)
     scores = stats.norm.cdf(np.concatenate([normal, normal + 1.5]))
     assert eer(np.repeat([0, 1], 2000), scores) == pytest.approx(stats.norm.cdf(-0.75), abs=1e-3)
 
@@ -133,14 +165,18 @@ def test_undefined_precision_is_none_and_the_table_is_json():
 
 
 def test_one_generator_needs_no_macro():
-    table = evaluate([0, 1, 0, 1], [0.2, 0.7, 0.3, 0.6], ["real", "gan", "real", "gan"], threshold=0.5, draws=20)
+    table = evaluate(
+        [0, 1, 0, 1], [0.2, 0.7, 0.3, 0.6], ["real", "gan", "real", "gan"], threshold=0.5, draws=20
+    )
     assert list(table) == ["gan", "all"] and table["gan"] == table["all"]
 
 
 # --- intervals
 
 
-@pytest.mark.parametrize(("n", "scenes", "levels"), [(120, 25, 10**9), (60, None, 4), (9, 5, 10**9)])
+@pytest.mark.parametrize(
+    ("n", "scenes", "levels"), [(120, 25, 10**9), (60, None, 4), (9, 5, 10**9)]
+)
 def test_intervals_equal_an_explicit_loop_with_the_same_weights(monkeypatch, n, scenes, levels):
     """The set of 9 has draws without reals or without some generator: they are left out."""
     monkeypatch.setattr(metrics, "CELLS", 13 * n)  # several pieces, the last one shorter
@@ -158,7 +194,9 @@ def test_intervals_equal_an_explicit_loop_with_the_same_weights(monkeypatch, n, 
         few = min(len(set(codes[labels == 0])), len(set(codes[used & (labels == 1)]))) < 2
         for values in drawn[name].values():
             values[:] = np.nan if few else values
-    drawn["macro"] = {m: np.mean([drawn[g][m] for g in ("gan", "vae", "diffusion")], axis=0) for m in drawn["all"]}
+    drawn["macro"] = {
+        m: np.mean([drawn[g][m] for g in ("gan", "vae", "diffusion")], axis=0) for m in drawn["all"]
+    }
     for name, each in drawn.items():
         for metric, values in each.items():
             values = values[~np.isnan(values)]
@@ -195,9 +233,9 @@ def test_auroc_interval_covers_the_known_value():
     truth, inside = stats.norm.cdf(1.2 / np.sqrt(2)), 0
     for _ in range(200):
         scores = stats.norm.cdf(rng.normal(size=160) + 1.2 * labels)
-        low, high = evaluate(labels, scores, np.where(labels, "gan", "real"), threshold=0.5, draws=200)["all"]["ci95"][
-            "auroc"
-        ]
+        low, high = evaluate(
+            labels, scores, np.where(labels, "gan", "real"), threshold=0.5, draws=200
+        )["all"]["ci95"]["auroc"]
         inside += low <= truth <= high
     assert 0.90 <= inside / 200 <= 0.99
 
@@ -205,7 +243,10 @@ def test_auroc_interval_covers_the_known_value():
 def test_the_interval_of_the_calibration_error_covers_what_the_value_overstates():
     """Overconfident scores, at T = 1.5: the truth from a million images; chance adds half of it again on 300."""
     rng = np.random.default_rng(3)
-    draw = lambda n: (p := rng.beta(0.7, 0.7, n), rng.random(n) < special.expit(special.logit(p) / 1.5))
+    draw = lambda n: (
+        p := rng.beta(0.7, 0.7, n),
+        rng.random(n) < special.expit(special.logit(p) / 1.5),
+    )
     p, y = draw(1_000_000)
     truth, inside, values = binned_gaps(y, p, np.ones(len(p))), 0, []
     for _ in range(60):
@@ -224,7 +265,9 @@ def test_only_the_clustered_interval_covers_when_scenes_agree():
     for _ in range(120):
         labels, scores, groups = detector(rng, scenes=40, images=5)
         for i, by in enumerate((groups, None)):
-            table = evaluate(labels, scores, np.where(labels, "gan", "real"), threshold=0.5, groups=by, draws=200)
+            table = evaluate(
+                labels, scores, np.where(labels, "gan", "real"), threshold=0.5, groups=by, draws=200
+            )
             low, high = table["all"]["ci95"]["recall"]
             covered[i] += (low <= truth <= high) / 120
             widths[i] += (high - low) / 120
@@ -236,9 +279,14 @@ def test_only_the_clustered_interval_covers_when_scenes_agree():
 def test_all_generators_share_the_draws():
     labels, scores, groups = detector(np.random.default_rng(2), scenes=30, images=1)
     fake = labels == 1
-    labels, scores = np.append(labels, labels[fake]), np.append(scores, scores[fake])  # "vae" is a copy of "gan"
+    labels, scores = (
+        np.append(labels, labels[fake]),
+        np.append(scores, scores[fake]),
+    )  # "vae" is a copy of "gan"
     generators = np.append(np.where(fake, "gan", "real"), np.full(fake.sum(), "vae"))
-    table = evaluate(labels, scores, generators, threshold=0.5, groups=np.append(groups, groups[fake]), draws=200)
+    table = evaluate(
+        labels, scores, generators, threshold=0.5, groups=np.append(groups, groups[fake]), draws=200
+    )
     assert table["gan"] == table["vae"]
     assert table["macro"]["ci95"] == table["gan"]["ci95"]
 
@@ -246,16 +294,24 @@ def test_all_generators_share_the_draws():
 def test_seed_decides_and_group_names_do_not_matter():
     labels, scores, groups = detector(np.random.default_rng(3), scenes=20, images=2)
     names = np.where(labels, "gan", "real")
-    first, again, other = (evaluate(labels, scores, names, threshold=0.5, groups=groups, seed=s) for s in (0, 0, 1))
+    first, again, other = (
+        evaluate(labels, scores, names, threshold=0.5, groups=groups, seed=s) for s in (0, 0, 1)
+    )
     assert first == again and first["all"]["ci95"] != other["all"]["ci95"]
-    assert first == evaluate(labels, scores, names, threshold=0.5, groups=[f"scene {g}" for g in groups])
+    assert first == evaluate(
+        labels, scores, names, threshold=0.5, groups=[f"scene {g}" for g in groups]
+    )
 
 
 def test_no_interval_from_a_single_scene():
     labels, scores, generators = random_set(4, 60, 10**9, names=("gan", "vae"))
     groups = np.where(generators == "gan", -1, np.arange(60))
     table = evaluate(labels, scores, generators, threshold=0.5, groups=groups, draws=200)
-    assert set(flat(table["gan"]["ci95"]).values()) == {None} == set(flat(table["macro"]["ci95"]).values())
+    assert (
+        set(flat(table["gan"]["ci95"]).values())
+        == {None}
+        == set(flat(table["macro"]["ci95"]).values())
+    )
     assert None not in flat(table["vae"]["ci95"]).values() and table["gan"]["auroc"] is not None
 
 
@@ -285,8 +341,12 @@ def test_best_threshold_is_not_beaten(seed, n, levels):
 
 def test_best_threshold_takes_the_midpoint_nearest_to_a_half():
     assert best_threshold([0, 1], [0.2, 0.4]) == pytest.approx(0.3)
-    assert best_threshold([0, 1, 0, 1], [0.1, 0.3, 0.6, 0.7]) == pytest.approx(0.65)  # 0.2 and 0.65 are as good
-    assert best_threshold([1, 0], [0.2, 0.4]) == pytest.approx(0.7)  # useless: all real, as 0.7 is no farther than 0.1
+    assert best_threshold([0, 1, 0, 1], [0.1, 0.3, 0.6, 0.7]) == pytest.approx(
+        0.65
+    )  # 0.2 and 0.65 are as good
+    assert best_threshold([1, 0], [0.2, 0.4]) == pytest.approx(
+        0.7
+    )  # useless: all real, as 0.7 is no farther than 0.1
     below, above = 0.5, np.nextafter(0.5, 1)
     assert best_threshold([0, 1], [below, above]) == above  # no float lies between
 
@@ -297,24 +357,33 @@ def test_mcnemar_equals_statsmodels(right):
     right_a, right_b = np.array([(True, True), (True, True), *right]).T
     labels = np.arange(len(right_a)) % 2
     scores_a, scores_b = (np.where(each, labels, 1 - labels) for each in (right_a, right_b))
-    result = paired(labels, scores_a, scores_b, threshold_a=0.5, threshold_b=0.5, draws=0)["mcnemar"]
+    result = paired(labels, scores_a, scores_b, threshold_a=0.5, threshold_b=0.5, draws=0)[
+        "mcnemar"
+    ]
     b, c = (right_a & ~right_b).sum(), (~right_a & right_b).sum()
     table = [[(right_a & right_b).sum(), b], [c, (~right_a & ~right_b).sum()]]
     exact = b + c < 25
     assert (result["b"], result["c"], result["test"]) == (b, c, "exact" if exact else "chi2")
-    assert result["p"] == pytest.approx(mcnemar(table, exact=exact, correction=True).pvalue if b + c else 1.0)
+    assert result["p"] == pytest.approx(
+        mcnemar(table, exact=exact, correction=True).pvalue if b + c else 1.0
+    )
 
 
 @pytest.mark.parametrize(
-    ("b", "c", "test"), [(24, 0, "exact"), (12, 12, "exact"), (20, 5, "chi2"), (60, 41, "chi2"), (13, 13, "chi2")]
+    ("b", "c", "test"),
+    [(24, 0, "exact"), (12, 12, "exact"), (20, 5, "chi2"), (60, 41, "chi2"), (13, 13, "chi2")],
 )
 def test_mcnemar_on_either_side_of_25(b, c, test):
     right_a, right_b = np.repeat([[1, 0], [0, 1], [1, 1]], [b, c, 30], axis=0).T
     labels = np.arange(len(right_a)) % 2
     scores_a, scores_b = (np.where(each, labels, 1 - labels) for each in (right_a, right_b))
-    result = paired(labels, scores_a, scores_b, threshold_a=0.5, threshold_b=0.5, draws=0)["mcnemar"]
+    result = paired(labels, scores_a, scores_b, threshold_a=0.5, threshold_b=0.5, draws=0)[
+        "mcnemar"
+    ]
     assert result["test"] == test
-    assert result["p"] == pytest.approx(mcnemar([[30, b], [c, 0]], exact=test == "exact", correction=True).pvalue)
+    assert result["p"] == pytest.approx(
+        mcnemar([[30, b], [c, 0]], exact=test == "exact", correction=True).pvalue
+    )
 
 
 def test_paired_differences_equal_an_explicit_loop():
@@ -329,7 +398,9 @@ def test_paired_differences_equal_an_explicit_loop():
         assert result[metric]["ci95"] == pytest.approx(expected, abs=1e-9)
         assert result[metric]["a"] == pytest.approx(slow(labels, a, 0.5)[metric])
         assert result[metric]["b"] == pytest.approx(slow(labels, b, 0.4)[metric])
-        assert result[metric]["difference"] == pytest.approx(result[metric]["b"] - result[metric]["a"])
+        assert result[metric]["difference"] == pytest.approx(
+            result[metric]["b"] - result[metric]["a"]
+        )
     json.dumps(result, allow_nan=False)
 
 
@@ -337,11 +408,17 @@ def test_pairing_narrows_the_interval_and_equals_have_none():
     rng = np.random.default_rng(7)
     labels, a, groups = detector(rng, scenes=60, images=2)
     b = np.clip(a + 0.02 * rng.normal(size=len(a)), 0, 1)
-    alone = evaluate(labels, a, np.where(labels, "gan", "real"), threshold=0.5, groups=groups)["all"]["ci95"]["auroc"]
+    alone = evaluate(labels, a, np.where(labels, "gan", "real"), threshold=0.5, groups=groups)[
+        "all"
+    ]["ci95"]["auroc"]
     together = paired(labels, a, b, threshold_a=0.5, threshold_b=0.5, groups=groups)
     assert width(together["auroc"]["ci95"]) < width(alone) / 3
     equal = paired(labels, a, a, threshold_a=0.5, threshold_b=0.5, groups=groups)
-    assert equal["auroc"]["difference"] == 0 and equal["auroc"]["ci95"] == [0, 0] and equal["mcnemar"]["p"] == 1
+    assert (
+        equal["auroc"]["difference"] == 0
+        and equal["auroc"]["ci95"] == [0, 0]
+        and equal["mcnemar"]["p"] == 1
+    )
 
 
 @quick
@@ -365,24 +442,41 @@ def test_non_inferior():
 
 
 @quick
-@given(st.integers(0, 10**6), st.integers(4, 100), st.sampled_from([1, 15, 30, 10**9]), st.integers(1, 20))
+@given(
+    st.integers(0, 10**6),
+    st.integers(4, 100),
+    st.sampled_from([1, 15, 30, 10**9]),
+    st.integers(1, 20),
+)
 def test_reliability_equals_scikit_learn(seed, n, levels, bins):
     labels, scores, generators = random_set(seed, n, levels)
     ours = reliability(labels, scores, bins)
     observed, score = calibration_curve(labels, scores, n_bins=bins)
     filled = ours["count"] > 0
-    assert ours["observed"][filled] == pytest.approx(observed) and ours["score"][filled] == pytest.approx(score)
-    assert np.isnan(ours["observed"][~filled]).all() and ours["count"].sum() == n and len(ours["edges"]) == bins + 1
+    assert ours["observed"][filled] == pytest.approx(observed) and ours["score"][
+        filled
+    ] == pytest.approx(score)
+    assert (
+        np.isnan(ours["observed"][~filled]).all()
+        and ours["count"].sum() == n
+        and len(ours["edges"]) == bins + 1
+    )
     fifteen = reliability(labels, scores)
     ece = sum(
-        c / n * abs(o - s) for c, o, s in zip(fifteen["count"], fifteen["observed"], fifteen["score"], strict=True) if c
+        c / n * abs(o - s)
+        for c, o, s in zip(fifteen["count"], fifteen["observed"], fifteen["score"], strict=True)
+        if c
     )
-    assert evaluate(labels, scores, generators, threshold=0.5, draws=0)["all"]["ece"] == pytest.approx(ece)
+    assert evaluate(labels, scores, generators, threshold=0.5, draws=0)["all"][
+        "ece"
+    ] == pytest.approx(ece)
 
 
 def test_ece_of_known_cases():
     def ece(labels, scores):
-        return evaluate(labels, scores, np.where(labels, "gan", "real"), threshold=0.5, draws=0)["all"]["ece"]
+        return evaluate(labels, scores, np.where(labels, "gan", "real"), threshold=0.5, draws=0)[
+            "all"
+        ]["ece"]
 
     labels = np.array([0, 1, 1, 1])
     assert ece(labels, np.full(4, 0.75)) == pytest.approx(0)
@@ -396,7 +490,9 @@ def test_temperature_equals_logistic_regression_without_intercept(seed, temperat
     rng = np.random.default_rng(seed)
     z = 4 * rng.normal(size=300)
     labels = (rng.random(300) < 1 / (1 + np.exp(-z / temperature))).astype(int)
-    assert fit_temperature(labels, z) == pytest.approx(1 / Logit(labels, z).fit(disp=0).params[0], rel=1e-4)
+    assert fit_temperature(labels, z) == pytest.approx(
+        1 / Logit(labels, z).fit(disp=0).params[0], rel=1e-4
+    )
 
 
 def test_temperature_recovers_the_true_one_and_says_where_there_is_none(caplog):
@@ -423,7 +519,9 @@ def test_a_temperature_fitted_from_scores_calibrates_them_and_keeps_their_order(
     assert sk.log_loss(labels, cooler) <= sk.log_loss(labels, scores) + 1e-12
     assert sk.roc_auc_score(labels, cooler) == pytest.approx(sk.roc_auc_score(labels, scores))
     threshold = best_threshold(labels, scores)
-    assert ((cooler >= metrics.at_temperature(threshold, found)) == (scores >= threshold)).mean() > 0.997  # rounding
+    assert (
+        (cooler >= metrics.at_temperature(threshold, found)) == (scores >= threshold)
+    ).mean() > 0.997  # rounding
 
 
 # --- seeds
@@ -432,13 +530,19 @@ def test_a_temperature_fitted_from_scores_calibrates_them_and_keeps_their_order(
 def test_over_seeds_equals_statsmodels_and_keeps_the_shape():
     labels, scores, generators = random_set(0, 80, 10**9)
     tables = [
-        evaluate(labels, np.clip(scores + shift, 0, 1), generators, threshold=0.5, draws=20) for shift in (0, 0.1, 0.3)
+        evaluate(labels, np.clip(scores + shift, 0, 1), generators, threshold=0.5, draws=20)
+        for shift in (0, 0.1, 0.3)
     ]
     combined = over_seeds(tables)
     values = np.array([table["vae"]["accuracy"] for table in tables])
     found = combined["vae"]["accuracy"]
-    assert found["mean"] == pytest.approx(values.mean()) and found["std"] == pytest.approx(values.std(ddof=1))
-    assert found["ci95"] == pytest.approx(DescrStatsW(values).tconfint_mean(0.05)) and found["seeds"] == 3
+    assert found["mean"] == pytest.approx(values.mean()) and found["std"] == pytest.approx(
+        values.std(ddof=1)
+    )
+    assert (
+        found["ci95"] == pytest.approx(DescrStatsW(values).tconfint_mean(0.05))
+        and found["seeds"] == 3
+    )
     assert combined["all"]["tpr_at_fpr"]["0.05"]["mean"] == pytest.approx(
         np.mean([t["all"]["tpr_at_fpr"]["0.05"] for t in tables])
     )
@@ -448,7 +552,12 @@ def test_over_seeds_equals_statsmodels_and_keeps_the_shape():
 
 def test_over_seeds_with_one_seed_and_with_undefined_values():
     assert over_seeds([{"f1": 0.5}]) == {"f1": {"mean": 0.5, "std": None, "ci95": None, "seeds": 1}}
-    assert over_seeds([{"precision": None}])["precision"] == {"mean": None, "std": None, "ci95": None, "seeds": 0}
+    assert over_seeds([{"precision": None}])["precision"] == {
+        "mean": None,
+        "std": None,
+        "ci95": None,
+        "seeds": 0,
+    }
     some = over_seeds([{"precision": None}, {"precision": 0.4}, {"precision": 0.6}])["precision"]
     assert some["mean"] == pytest.approx(0.5) and some["seeds"] == 2
 
@@ -463,34 +572,50 @@ def test_resampled_sets_hold_the_values_of_scikit_learn_and_of_evaluate(seed, n,
     sets = {"two": np.isin(generators, ["gan", "vae"]), "vae": generators == "vae"}
     drawn = metrics.resample(labels, scores, sets, threshold=0.4, draws=30, seed=3)
     for name, fakes in sets.items():
-        for metric, value in slow(labels[fakes | (labels == 0)], scores[fakes | (labels == 0)], 0.4).items():
+        for metric, value in slow(
+            labels[fakes | (labels == 0)], scores[fakes | (labels == 0)], 0.4
+        ).items():
             found = drawn[name][metric][0]
             assert same(None if np.isnan(found) else found, value), (name, metric)
-    interval = evaluate(labels, scores, generators, threshold=0.4, draws=30, seed=3)["vae"]["ci95"]["auroc"]
+    interval = evaluate(labels, scores, generators, threshold=0.4, draws=30, seed=3)["vae"]["ci95"][
+        "auroc"
+    ]
     assert metrics.combine([drawn["vae"]["auroc"]])["ci95"] == interval
     every = metrics.resample(labels, scores, threshold=0.4, draws=30, seed=3)["all"]
     other = metrics.resample(labels, scores**2, threshold=0.16, draws=30, seed=3)["all"]
     assert (
-        paired(labels, scores, scores**2, threshold_a=0.4, threshold_b=0.16, draws=30, seed=3)["auroc"]["ci95"]
+        paired(labels, scores, scores**2, threshold_a=0.4, threshold_b=0.16, draws=30, seed=3)[
+            "auroc"
+        ]["ci95"]
         == (metrics.combine([other["auroc"] - every["auroc"]])["ci95"])
     )
 
 
 def test_a_set_without_fakes_has_no_values():
-    found = metrics.resample([0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], {"none": [False] * 4}, threshold=0.5, draws=9)["none"]
+    found = metrics.resample(
+        [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], {"none": [False] * 4}, threshold=0.5, draws=9
+    )["none"]
     assert np.isnan(found["auroc"]).all()
     assert metrics.combine([found["auroc"]]) == {
-        "mean": None, "std_seeds": None, "std_images": None, "ci95": None, "seeds": 1
-    }  # fmt: skip
+        "mean": None,
+        "std_seeds": None,
+        "std_images": None,
+        "ci95": None,
+        "seeds": 1,
+    }
 
 
 @quick
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6, unique=True))
 def test_seeds_alone_are_students_and_images_alone_are_normal(values):
-    alone = metrics.combine([np.full(50, v) for v in values])  # every draw alike: images do not matter
+    alone = metrics.combine(
+        [np.full(50, v) for v in values]
+    )  # every draw alike: images do not matter
     assert alone["std_images"] == pytest.approx(0, abs=1e-12)
     assert alone["ci95"] == pytest.approx(DescrStatsW(values).tconfint_mean(0.05), abs=1e-6)
-    assert alone["std_seeds"] == pytest.approx(np.std(values, ddof=1)) and alone["seeds"] == len(values)
+    assert alone["std_seeds"] == pytest.approx(np.std(values, ddof=1)) and alone["seeds"] == len(
+        values
+    )
     drawn = np.append(values[0], values[0] + 0.1 * np.random.default_rng(0).normal(size=400))
     images = metrics.combine([drawn] * len(values))  # every seed alike
     spread = drawn[1:].std(ddof=1)
@@ -504,9 +629,15 @@ def test_the_combined_interval_covers_what_new_seeds_and_new_images_would_give()
     for _ in range(150):
         image = rng.normal(size=120) * 0.8
         values = []
-        for shift in rng.normal(0, 0.25, 3):  # of the fakes: recall and AUROC differ from seed to seed
-            scores = stats.norm.cdf(labels - 0.5 + labels * shift + image + 0.6 * rng.normal(size=120))
-            values.append(metrics.resample(labels, scores, threshold=0.5, draws=150)["all"]["recall"])
+        for shift in rng.normal(
+            0, 0.25, 3
+        ):  # of the fakes: recall and AUROC differ from seed to seed
+            scores = stats.norm.cdf(
+                labels - 0.5 + labels * shift + image + 0.6 * rng.normal(size=120)
+            )
+            values.append(
+                metrics.resample(labels, scores, threshold=0.5, draws=150)["all"]["recall"]
+            )
         points = [v[0] for v in values]
         target = stats.norm.cdf(0.5 / np.sqrt(1 + 0.25**2))  # of the mean over all seeds
         images = metrics._interval(np.mean(values, axis=0))
@@ -535,40 +666,97 @@ Y, P, G = [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], ["real", "gan", "real", "gan"]
     ("call", "message"),
     [
         (lambda: evaluate(Y, P[:3], G, threshold=0.5), r"scores has shape \(3,\): expected \(4,\)"),
-        (lambda: evaluate(Y, P, G[:2], threshold=0.5), r"generators has shape \(2,\): expected \(4,\)"),
-        (lambda: evaluate(Y, P, G, threshold=0.5, groups=[1]), r"groups has shape \(1,\): expected \(4,\)"),
-        (lambda: evaluate(Y, [P] * 4, G, threshold=0.5), r"scores has shape \(4, 4\): expected \(4,\)"),
-        (lambda: evaluate(Y, [0.1, np.nan, 0.2, 0.8], G, threshold=0.5), r"scores\[1\] = nan: expected a probability"),
-        (lambda: evaluate(Y, [0.1, 0.9, 1.5, 0.8], G, threshold=0.5), r"scores\[2\] = 1.5: expected .* in \[0, 1\]"),
+        (
+            lambda: evaluate(Y, P, G[:2], threshold=0.5),
+            r"generators has shape \(2,\): expected \(4,\)",
+        ),
+        (
+            lambda: evaluate(Y, P, G, threshold=0.5, groups=[1]),
+            r"groups has shape \(1,\): expected \(4,\)",
+        ),
+        (
+            lambda: evaluate(Y, [P] * 4, G, threshold=0.5),
+            r"scores has shape \(4, 4\): expected \(4,\)",
+        ),
+        (
+            lambda: evaluate(Y, [0.1, np.nan, 0.2, 0.8], G, threshold=0.5),
+            r"scores\[1\] = nan: expected a probability",
+        ),
+        (
+            lambda: evaluate(Y, [0.1, 0.9, 1.5, 0.8], G, threshold=0.5),
+            r"scores\[2\] = 1.5: expected .* in \[0, 1\]",
+        ),
         (lambda: evaluate(Y, [0.1, 0.9, 0.2, -1e-9], G, threshold=0.5), r"scores\[3\] = -1e-09"),
-        (lambda: evaluate([0, 1, 2, 1], P, G, threshold=0.5), r"labels\[2\] = 2.0: expected 0 \(real\) or 1 \(fake\)"),
-        (lambda: evaluate([1] * 4, P, ["gan"] * 4, threshold=0.5), r"labels holds only \[1.0\]: expected both"),
+        (
+            lambda: evaluate([0, 1, 2, 1], P, G, threshold=0.5),
+            r"labels\[2\] = 2.0: expected 0 \(real\) or 1 \(fake\)",
+        ),
+        (
+            lambda: evaluate([1] * 4, P, ["gan"] * 4, threshold=0.5),
+            r"labels holds only \[1.0\]: expected both",
+        ),
         (lambda: evaluate([], [], [], threshold=0.5), r"labels holds only \[\]"),
-        (lambda: evaluate(Y, P, ["gan", *G[1:]], threshold=0.5), r"generators\[0\] = gan: expected \"real\" for label 0"),
+        (
+            lambda: evaluate(Y, P, ["gan", *G[1:]], threshold=0.5),
+            r"generators\[0\] = gan: expected \"real\" for label 0",
+        ),
         (lambda: evaluate(Y, P, ["real"] * 4, threshold=0.5), r"generators\[1\] = real: .*2 of 4"),
-        (lambda: evaluate(Y, P, ["real", "all", "real", "gan"], threshold=0.5), r"generators\[1\] = all"),
-        (lambda: evaluate(Y, P, ["real", None, "real", "gan"], threshold=0.5), r"generators\[1\] = None"),
-        (lambda: evaluate(Y, P, G, threshold=0.5, groups=["a", "b", np.nan, "c"]), r"groups\[2\] = nan: expected .* scene"),
-        (lambda: evaluate(Y, P, G, threshold=np.nan), r"threshold = nan: expected a number in \[0, 1\]"),
-        (lambda: evaluate(Y, P, G, threshold=0.5, draws=-1), r"draws = -1: expected a whole number, 0 or more"),
+        (
+            lambda: evaluate(Y, P, ["real", "all", "real", "gan"], threshold=0.5),
+            r"generators\[1\] = all",
+        ),
+        (
+            lambda: evaluate(Y, P, ["real", None, "real", "gan"], threshold=0.5),
+            r"generators\[1\] = None",
+        ),
+        (
+            lambda: evaluate(Y, P, G, threshold=0.5, groups=["a", "b", np.nan, "c"]),
+            r"groups\[2\] = nan: expected .* scene",
+        ),
+        (
+            lambda: evaluate(Y, P, G, threshold=np.nan),
+            r"threshold = nan: expected a number in \[0, 1\]",
+        ),
+        (
+            lambda: evaluate(Y, P, G, threshold=0.5, draws=-1),
+            r"draws = -1: expected a whole number, 0 or more",
+        ),
         (lambda: best_threshold([0, 0], [0.1, 0.2]), "expected both real"),
-        (lambda: paired(Y, P, [0.1], threshold_a=0.5, threshold_b=0.5), r"scores_b has shape \(1,\)"),
+        (
+            lambda: paired(Y, P, [0.1], threshold_a=0.5, threshold_b=0.5),
+            r"scores_b has shape \(1,\)",
+        ),
         (lambda: paired(Y, P, P, threshold_a=0.5, threshold_b=1.5), r"threshold = 1.5"),
         (lambda: non_inferior([-0.1, 0.1], 0), r"margin = 0: expected a positive number"),
-        (lambda: non_inferior([0.1, -0.1], 0.02), r"difference_ci = \[0.1, -0.1\]: expected \[low, high\]"),
+        (
+            lambda: non_inferior([0.1, -0.1], 0.02),
+            r"difference_ci = \[0.1, -0.1\]: expected \[low, high\]",
+        ),
         (lambda: reliability(Y, P, bins=0), r"bins = 0: expected a whole number, 1 or more"),
         (lambda: reliability([], []), r"labels holds only \[\]"),
         (lambda: metrics.at_temperature(P, 0), r"temperature = 0: expected a positive number"),
-        (lambda: fit_temperature(Y, [1, 2, np.inf, 3]), r"logit_difference\[2\] = inf: expected a finite number"),
-        (lambda: metrics.resample(Y, P, {"a": [True] * 4}, threshold=0.5), r"sets\['a'\]\[0\] = True: expected a fake"),
+        (
+            lambda: fit_temperature(Y, [1, 2, np.inf, 3]),
+            r"logit_difference\[2\] = inf: expected a finite number",
+        ),
+        (
+            lambda: metrics.resample(Y, P, {"a": [True] * 4}, threshold=0.5),
+            r"sets\['a'\]\[0\] = True: expected a fake",
+        ),
         (lambda: metrics.combine([]), "expected one array"),
-        (lambda: metrics.combine([[0.1, 0.2], [0.1]]), r"expected one array \(1 \+ draws,\) per seed"),
+        (
+            lambda: metrics.combine([[0.1, 0.2], [0.1]]),
+            r"expected one array \(1 \+ draws,\) per seed",
+        ),
         (lambda: over_seeds([]), r"values = \[\]: expected one dict per seed"),
         (lambda: over_seeds([{"f1": 1.0}, {"ap": 1.0}]), "all with the same keys"),
-        (lambda: over_seeds([{"f1": 1.0}, {"f1": np.nan}]), r"values\[1\]\['f1'\] = nan: expected a finite number or None"),
+        (
+            lambda: over_seeds([{"f1": 1.0}, {"f1": np.nan}]),
+            r"values\[1\]\['f1'\] = nan: expected a finite number or None",
+        ),
         (lambda: over_seeds([{"f1": "high"}]), r"values\[0\]\['f1'\] = 'high'"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -586,20 +774,40 @@ def test_import_is_light():
     assert (done.stdout, done.stderr) == ("\n", "")
 
 
-@pytest.mark.parametrize(("a", "b", "words"), [([0.1, 0.3], [0.3, 0.4], "overlap"), ([0.3, 0.4], [0.1, 0.29], "do not overlap"), ([0.1, 0.9], [0.4, 0.5], "overlap"), (None, [0, 1], "are not known"), ([0, 1], None, "are not known")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        ([0.1, 0.3], [0.3, 0.4], "overlap"),
+        ([0.3, 0.4], [0.1, 0.29], "do not overlap"),
+        ([0.1, 0.9], [0.4, 0.5], "overlap"),
+        (None, [0, 1], "are not known"),
+        ([0, 1], None, "are not known"),
+    ],
+)
 def test_overlap_in_words(a, b, words):
     assert metrics.overlap(a, b) == words
 
 
-@pytest.mark.parametrize(("span", "word"), [([-0.2, -0.1], "a loss"), ([0.1, 0.2], "a gain"), ([-0.1, 0.1], "no difference"), ([-0.1, 0.0], "no difference"), (None, "not known")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("span", "word"),
+    [
+        ([-0.2, -0.1], "a loss"),
+        ([0.1, 0.2], "a gain"),
+        ([-0.1, 0.1], "no difference"),
+        ([-0.1, 0.0], "no difference"),
+        (None, "not known"),
+    ],
+)
 def test_a_verdict_needs_the_whole_interval_on_one_side(span, word):
     assert metrics.verdict(span).startswith(word)
 
 
 def test_a_metric_for_a_sentence():
     assert (
-        metrics.with_interval({"auroc": 0.91234, "ci95": {"auroc": [0.88, 0.94]}}, "auroc") == "0.912 (0.880 to 0.940)"
+        metrics.with_interval({"auroc": 0.91234, "ci95": {"auroc": [0.88, 0.94]}}, "auroc")
+        == "0.912 (0.880 to 0.940)"
     )
     assert (
-        metrics.with_interval({"auroc": 0.5, "ci95": {"auroc": None}}, "auroc") == "0.500 (no interval: too few scenes)"
+        metrics.with_interval({"auroc": 0.5, "ci95": {"auroc": None}}, "auroc")
+        == "0.500 (no interval: too few scenes)"
     )

@@ -64,7 +64,9 @@ def test_any_size_that_is_a_multiple_of_32(name):
 
 
 def test_unknown_model():
-    with pytest.raises(InputError, match=r"unknown model 'S95', did you mean 'S90'\? Valid: BL, S60, S70, S80, S90"):
+    with pytest.raises(
+        InputError, match=r"unknown model 'S95', did you mean 'S90'\? Valid: BL, S60, S70, S80, S90"
+    ):
         architecture("S95")
 
 
@@ -87,8 +89,15 @@ def test_the_papers_own_students_at_its_rates():
 @given(rate=st.floats(0.3, 0.97), size=st.sampled_from([32, 64, 96, 224]))
 def test_a_student_for_any_rate_meets_it_within_a_percent(rate, size):
     arch = student(rate, size=size)
-    if size != 224 or rate not in (0.6, 0.7, 0.8, 0.9):  # there the paper's own counts (its 80 % is 80.3 %)
-        assert by_hand(arch) == pytest.approx((1 - rate) * count(architecture("BL", size=size)), rel=0.01)
+    if size != 224 or rate not in (
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+    ):  # there the paper's own counts (its 80 % is 80.3 %)
+        assert by_hand(arch) == pytest.approx(
+            (1 - rate) * count(architecture("BL", size=size)), rel=0.01
+        )
     nearest = min((0.6, 0.7, 0.8, 0.9), key=lambda r: abs(r - rate))
     like = architecture(f"S{round(100 * nearest)}", size=size)
     assert [(b.pool, b.kernel, b.separable) for b in arch.blocks] == [
@@ -119,10 +128,23 @@ def test_a_rate_that_no_width_meets_says_which_can_be_met(rate, size):
         assert rate > most - 1e-4
         assert count(student(most - 0.01, size=size)) > 0
     else:
-        assert count(arch) == pytest.approx((1 - rate) * count(architecture("BL", size=size)), rel=0.01)
+        assert count(arch) == pytest.approx(
+            (1 - rate) * count(architecture("BL", size=size)), rel=0.01
+        )
 
 
-@pytest.mark.parametrize(("rate", "message"), [(0, "rate 0 is outside"), (1, "rate 1 is outside"), (-0.5, "rate -0.5 is outside"), (95, r"did you mean 0\.95\?"), (60.5, r"did you mean 0\.605\?"), (float("nan"), "rate nan is outside"), (float("inf"), "rate inf is outside")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (0, "rate 0 is outside"),
+        (1, "rate 1 is outside"),
+        (-0.5, "rate -0.5 is outside"),
+        (95, r"did you mean 0\.95\?"),
+        (60.5, r"did you mean 0\.605\?"),
+        (float("nan"), "rate nan is outside"),
+        (float("inf"), "rate inf is outside"),
+    ],
+)
 def test_a_rate_outside_0_and_1_is_refused(rate, message):
     with pytest.raises(InputError, match=message):
         student(rate)
@@ -164,7 +186,9 @@ def test_a_checkpoint_rebuilds_a_scaled_student_bit_by_bit(saved):
     assert all(torch.equal(ours[k], theirs[k]) and ours[k].dtype == theirs[k].dtype for k in ours)
     x = torch.rand(3, 3, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(model.to(memory_format=torch.contiguous_format)(x), again(x), rtol=0, atol=0)
+        torch.testing.assert_close(
+            model.to(memory_format=torch.contiguous_format)(x), again(x), rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -217,7 +241,11 @@ class Bomb:
 def _rewrite(path, metadata=None, tensors=None):
     with models.safe_open(path, framework="pt") as file:
         old = file.metadata()
-    save_file(load_file(path) if tensors is None else tensors, path, metadata=old if metadata is None else metadata)
+    save_file(
+        load_file(path) if tensors is None else tensors,
+        path,
+        metadata=old if metadata is None else metadata,
+    )
 
 
 def _arch(path, **changes):
@@ -230,7 +258,10 @@ DAMAGE = {
     "header cut": (lambda p: p.write_bytes(p.read_bytes()[:20]), "damaged"),
     "empty": (lambda p: p.write_bytes(b""), "damaged"),
     "random bytes": (lambda p: p.write_bytes(bytes(range(256)) * 40), "damaged"),
-    "one bit of the header": (lambda p: p.write_bytes(p.read_bytes()[:9] + b"\xff" + p.read_bytes()[10:]), "damaged"),
+    "one bit of the header": (
+        lambda p: p.write_bytes(p.read_bytes()[:9] + b"\xff" + p.read_bytes()[10:]),
+        "damaged",
+    ),
     "a pickle": (lambda p: p.write_bytes(pickle.dumps(Bomb(p.parent / "trace"))), "damaged"),
     "a torch file": (lambda p: torch.save({"model": Bomb(p.parent / "trace")}, p), "damaged"),
     "somebody else's": (lambda p: save_file({"weight": torch.zeros(3)}, p), "not one of dflib's"),
@@ -239,21 +270,41 @@ DAMAGE = {
         "not one of dflib's",
     ),
     "no architecture": (lambda p: _rewrite(p, {"format": "dflib-1"}), "do not fit"),
-    "architecture is no JSON": (lambda p: _rewrite(p, {"format": "dflib-1", "architecture": "{"}), "do not fit"),
-    "architecture is a list": (lambda p: _rewrite(p, {"format": "dflib-1", "architecture": "[]"}), "do not fit"),
-    "architecture is a number": (lambda p: _rewrite(p, {"format": "dflib-1", "architecture": "3"}), "do not fit"),
+    "architecture is no JSON": (
+        lambda p: _rewrite(p, {"format": "dflib-1", "architecture": "{"}),
+        "do not fit",
+    ),
+    "architecture is a list": (
+        lambda p: _rewrite(p, {"format": "dflib-1", "architecture": "[]"}),
+        "do not fit",
+    ),
+    "architecture is a number": (
+        lambda p: _rewrite(p, {"format": "dflib-1", "architecture": "3"}),
+        "do not fit",
+    ),
     "unknown field": (lambda p: _arch(p, colour="red"), "do not fit"),
     "impossible size": (lambda p: _arch(p, size=40), "do not fit"),
     "size is text": (lambda p: _arch(p, size="big"), "do not fit"),
     "negative classes": (lambda p: _arch(p, classes=-1), "do not fit"),
     "blocks of nothing": (lambda p: _arch(p, blocks=[None]), "do not fit"),
-    "groups that divide nothing": (lambda p: _arch(p, blocks=[{"width": 8, "groups": 7}]), "do not fit"),
-    "other weights": (lambda p: _rewrite(p, tensors=Detector(architecture("S90", size=64)).state_dict()), "do not fit"),
-    "a weight too few": (
-        lambda p: _rewrite(p, tensors={k: v for k, v in load_file(p).items() if k != "head.1.weight"}),
+    "groups that divide nothing": (
+        lambda p: _arch(p, blocks=[{"width": 8, "groups": 7}]),
         "do not fit",
     ),
-    "a weight too many": (lambda p: _rewrite(p, tensors=load_file(p) | {"extra": torch.zeros(1)}), "do not fit"),
+    "other weights": (
+        lambda p: _rewrite(p, tensors=Detector(architecture("S90", size=64)).state_dict()),
+        "do not fit",
+    ),
+    "a weight too few": (
+        lambda p: _rewrite(
+            p, tensors={k: v for k, v in load_file(p).items() if k != "head.1.weight"}
+        ),
+        "do not fit",
+    ),
+    "a weight too many": (
+        lambda p: _rewrite(p, tensors=load_file(p) | {"extra": torch.zeros(1)}),
+        "do not fit",
+    ),
     "a folder": (lambda p: (p.unlink(), p.mkdir()), "is not there"),
     "gone": (lambda p: p.unlink(), "is not there"),
 }

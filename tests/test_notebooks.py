@@ -23,16 +23,34 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from data_prep.paths import PROJECT
-from dflib import methods, models, runs, study
+from dflib import models
+from dflib.study import engine, methods, runs
 
 FOLDER = PROJECT / "notebooks"
 ALL = sorted(FOLDER.glob("*.ipynb"))
 METHODS = {p.stem: methods.made_by(p.stem) for p in ALL if methods.made_by(p.stem)}
 READERS = [p.stem for p in ALL if p.stem in ("00_start_here", "13_compare")]
 KEYS = {
-    "schema", "run_id", "method", "rate", "seed", "dataset", "source", "protocol", "preset", "params", "parents", "data_fingerprint",
-    "versions", "device", "timings", "cost", "metrics", "threshold", "status",
-}  # fmt: skip
+    "schema",
+    "run_id",
+    "method",
+    "rate",
+    "seed",
+    "dataset",
+    "source",
+    "protocol",
+    "preset",
+    "params",
+    "parents",
+    "data_fingerprint",
+    "versions",
+    "device",
+    "timings",
+    "cost",
+    "metrics",
+    "threshold",
+    "status",
+}
 
 each = pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
 each_method = pytest.mark.parametrize("code", methods.METHODS)
@@ -43,19 +61,30 @@ def cells(path: Path, kind: str) -> list[str]:
 
 
 def outputs(path: Path) -> list[dict]:
-    return [o for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" for o in c.outputs]
+    return [
+        o
+        for c in nbformat.read(path, as_version=4).cells
+        if c.cell_type == "code"
+        for o in c.outputs
+    ]
 
 
 def widget_outputs(path: Path) -> list[dict]:
     """What stands in the output areas of the widgets."""
-    state = nbformat.read(path, as_version=4).metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
-    return [o for w in state.values() if w["model_name"] == "OutputModel" for o in w["state"]["outputs"]]
+    state = nbformat.read(path, as_version=4).metadata.widgets[
+        "application/vnd.jupyter.widget-state+json"
+    ]["state"]
+    return [
+        o for w in state.values() if w["model_name"] == "OutputModel" for o in w["state"]["outputs"]
+    ]
 
 
 def is_quiet(path: Path) -> bool:
     """No error and nothing on stderr, in cells and widgets, and each widget shows a picture; fails with the text otherwise."""
     shown = widget_outputs(path)
-    loud = [o for o in outputs(path) + shown if o["output_type"] == "error" or o.get("name") == "stderr"]
+    loud = [
+        o for o in outputs(path) + shown if o["output_type"] == "error" or o.get("name") == "stderr"
+    ]
     assert not loud, loud[0]
     assert any("image/png" in o.get("data", {}) for o in shown)
     return True
@@ -80,7 +109,9 @@ def test_is_a_valid_stripped_notebook(path):
     nbformat.validate(book)
     assert book.metadata.kernelspec.name == "python3" and "widgets" not in book.metadata
     assert len({c.id for c in book.cells}) == len(book.cells)
-    assert all(c.outputs == [] and c.execution_count is None for c in book.cells if c.cell_type == "code")
+    assert all(
+        c.outputs == [] and c.execution_count is None for c in book.cells if c.cell_type == "code"
+    )
 
 
 @each
@@ -109,7 +140,9 @@ def test_code_is_short_and_follows_prose(path):
 def test_teaches(path):
     text = "\n".join(cells(path, "markdown"))
     assert all(part in text for part in ("## Exercises", "## Recap", "ou should see"))
-    solutions = re.findall(r"<details>\s*<summary>Solution</summary>(.+?)</details>", text, re.DOTALL)
+    solutions = re.findall(
+        r"<details>\s*<summary>Solution</summary>(.+?)</details>", text, re.DOTALL
+    )
     assert len(solutions) >= 2 and all(solution.strip() for solution in solutions)
     assert text.count("<details>") == text.count("</details>")
     assert any("assert " in code for code in cells(path, "code"))
@@ -119,12 +152,16 @@ def test_teaches(path):
 def test_begins_with_title_badges_goals_time_and_the_way_on(path):
     title, badges_, *rest = nbformat.read(path, as_version=4).cells[0].source.split("\n\n")
     assert title.startswith(f"# {path.stem[:2]} · ") and "\n" not in title
-    assert badges_ == badges.line(path.stem, badges.address(ALL[0].read_text()))  # the same repository in all of them
+    assert badges_ == badges.line(
+        path.stem, badges.address(ALL[0].read_text())
+    )  # the same repository in all of them
     goals = rest.index("**After this notebook you can**")
     assert rest[goals + 1].count("\n- ") >= 2
     time, way = rest[goals + 2 :]
     assert re.fullmatch(
-        r"\*\*Time\*\* .*on 2 CPU cores .+; on a T4 .+ \((an estimate: not measured|measured.*)\)\.", time, re.DOTALL
+        r"\*\*Time\*\* .*on 2 CPU cores .+; on a T4 .+ \((an estimate: not measured|measured.*)\)\.",
+        time,
+        re.DOTALL,
     )
     following = [p.name for p in ALL if p.stem > path.stem]
     assert not following or re.search(r"Next: \[\d\d · [^]]+\]\(([^)]+)\)", way)[1] == following[0]
@@ -133,7 +170,9 @@ def test_begins_with_title_badges_goals_time_and_the_way_on(path):
 @each
 def test_recap_is_computed(path):
     book = nbformat.read(path, as_version=4)
-    start = [c.cell_type == "markdown" and c.source.startswith("## Recap") for c in book.cells].index(True)
+    start = [
+        c.cell_type == "markdown" and c.source.startswith("## Recap") for c in book.cells
+    ].index(True)
     code = "\n".join(c.source for c in book.cells[start:] if c.cell_type == "code")
     assert "Markdown(" in code and re.search(r"f\".*{", code)
 
@@ -148,7 +187,11 @@ def test_a_widget_is_labelled_and_its_figure_follows_without_it(path):
         assert code[i + 1].startswith(f"{shown}("), f"{shown} is not shown once without the widget"
         assert "continuous_update=False" in code[i] or "Dropdown(" in code[i]
         assert ".layout.height = " in code[i], "without a height the page jumps"
-    controls = [line for line in "\n".join(code).splitlines() if re.search(r"= \w*(Slider|Dropdown)\(", line)]
+    controls = [
+        line
+        for line in "\n".join(code).splitlines()
+        if re.search(r"= \w*(Slider|Dropdown)\(", line)
+    ]
     assert all("description=" in line for line in controls)
 
 
@@ -169,16 +212,24 @@ def test_links_lead_somewhere(path):
 
 
 def test_one_command_fills_in_the_repositorys_address(tmp_path):
-    shutil.copytree(FOLDER, tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    shutil.copytree(
+        FOLDER, tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*", "__pycache__")
+    )
     shutil.copy(PROJECT / "README.md", tmp_path)
     before = {p.name: p.read_text() for p in (tmp_path / "notebooks").glob("*.ipynb")}
     for address in ("https://github.com/me/first", "https://github.com/somebody/a.copy"):
         badges.fill(tmp_path, address)
         for name in before:
             head = nbformat.read(tmp_path / "notebooks" / name, as_version=4).cells[0].source
-            assert f"(https://kaggle.com/kernels/welcome?src={address}/blob/main/notebooks/{name})" in head
+            assert (
+                f"(https://kaggle.com/kernels/welcome?src={address}/blob/main/notebooks/{name})"
+                in head
+            )
             where = address.removeprefix("https://github.com/")
-            assert f"(https://colab.research.google.com/github/{where}/blob/main/notebooks/{name})" in head
+            assert (
+                f"(https://colab.research.google.com/github/{where}/blob/main/notebooks/{name})"
+                in head
+            )
         readme = (tmp_path / "README.md").read_text()
         assert f"git clone {address} workbook" in readme and badges.PLACEHOLDER not in readme
     badges.fill(tmp_path, badges.address(ALL[0].read_text()))
@@ -193,7 +244,10 @@ def test_names_no_place_of_one_machine(path):
 def test_ruff_is_content():
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, str(FOLDER)], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "ruff", *command, str(FOLDER)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout
 
@@ -214,17 +268,23 @@ def outputs_folder(tiny_dataset, tiny_source, tmp_path_factory) -> Iterator[Path
 def begun(tiny_dataset, tiny_source, outputs_folder) -> tuple[runs.Run, list[str]]:
     """A transfer begun by hand before its source has a trained model, and what was said."""
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        run = runs.start("TL+FT", preset="tiny", dataset=tiny_dataset, source=tiny_source)
+        run = engine.start("TL+FT", preset="tiny", dataset=tiny_dataset, source=tiny_source)
     return run, said.getvalue().splitlines()
 
 
 @pytest.fixture(scope="module")
 def made(tiny_dataset, tiny_source, outputs_folder, begun) -> dict[str, dict]:
     """Results of all run notebooks on the target by method, executed as the batch does; those on the source are made for them."""
-    plan = study.plan(preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=tuple(methods.METHODS))
-    outcomes = study.run(plan)
+    plan = engine.plan(
+        preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=tuple(methods.METHODS)
+    )
+    outcomes = engine.run(plan)
     assert {outcome["error"] for outcome in outcomes.values()} == {None}
-    return {s.method: runs.read(s.folder) | {"folder": s.folder, "spec": s} for s in plan if s.dataset == tiny_dataset}
+    return {
+        s.method: runs.read(s.folder) | {"folder": s.folder, "spec": s}
+        for s in plan
+        if s.dataset == tiny_dataset
+    }
 
 
 MOVE = """
@@ -236,8 +296,13 @@ control.value = control.options[-1] if hasattr(control, "options") else control.
 def execute(book: Path, out: Path | None, parameters: dict) -> None:
     """With a kernel as the engine starts it: others may wait for ever for the reply to a cell whose widgets talk meanwhile."""
     with book.with_suffix(".log").open("w") as log, TemporaryDirectory(prefix="dflib-") as sockets:
-        kernel = {"kernel_name": "python3", "kernel_manager_class": study._kernel_manager(log, sockets, lambda process: None)}  # fmt: skip
-        papermill.execute_notebook(str(book), out and str(out), parameters, cwd=str(FOLDER), progress_bar=False, **kernel)  # fmt: skip
+        kernel = {
+            "kernel_name": "python3",
+            "kernel_manager_class": engine._kernel_manager(log, sockets, lambda process: None),
+        }
+        papermill.execute_notebook(
+            str(book), out and str(out), parameters, cwd=str(FOLDER), progress_bar=False, **kernel
+        )
 
 
 def step_through(stem: str, target: Path, **parameters) -> Path:
@@ -263,7 +328,10 @@ def test_run_notebook_leaves_a_complete_result(code, made):
     assert result.keys() >= KEYS and result["status"] == "done" and result["method"] == code
     assert finite(result["metrics"]) and finite(result["timings"]) and 0 <= result["threshold"] <= 1
     everything = result["metrics"]["all"]
-    assert everything["auroc"] is not None and everything["n"] == everything["n_real"] + everything["n_fake"]
+    assert (
+        everything["auroc"] is not None
+        and everything["n"] == everything["n_real"] + everything["n_fake"]
+    )
     cost = result["cost"]
     assert cost["file_bytes"] == (result["folder"] / result["deployed"]).stat().st_size
     assert 0 < cost["latency_ms"]["p50"] <= cost["latency_ms"]["p95"]
@@ -275,12 +343,16 @@ def test_run_notebook_leaves_a_complete_result(code, made):
 
 def test_the_architecture_of_each_run_is_the_methods_own(made):
     full = models.count(models.architecture("BL", size=32))
-    assert [made[m]["cost"]["params"] for m in ("BL", "CPF", "CQ", "TL+FT", "TL+FT+Q", "TL+P+FT")] == [full] * 6
-    assert [made[m]["cost"]["params"] / full for m in ("CPF-S", "SCRATCH", "CPKDQ", "chain")] == pytest.approx(
-        [0.1] * 4, rel=0.01
-    )
+    assert [
+        made[m]["cost"]["params"] for m in ("BL", "CPF", "CQ", "TL+FT", "TL+FT+Q", "TL+P+FT")
+    ] == [full] * 6
+    assert [
+        made[m]["cost"]["params"] / full for m in ("CPF-S", "SCRATCH", "CPKDQ", "chain")
+    ] == pytest.approx([0.1] * 4, rel=0.01)
     assert made["CKD-0"]["cost"]["params"] == made["CKD"]["cost"]["params"]
-    shapes = [models.load(made[m]["folder"] / "model.safetensors").arch for m in ("SCRATCH", "CPF-S")]
+    shapes = [
+        models.load(made[m]["folder"] / "model.safetensors").arch for m in ("SCRATCH", "CPF-S")
+    ]
     assert shapes[0] == shapes[1]
     assert made["CPF"]["cost"]["nonzero"] / full == pytest.approx(0.1, abs=1e-3)
     assert made["CKD"]["cost"]["params"] / full == pytest.approx(0.1, rel=0.01)
@@ -289,21 +361,33 @@ def test_the_architecture_of_each_run_is_the_methods_own(made):
 
 def test_pruning_gains_neither_bytes_nor_operations(made):
     assert made["CPF"]["cost"]["macs"] == made["BL"]["cost"]["macs"]
-    assert made["CPF"]["cost"]["file_bytes"] == pytest.approx(made["BL"]["cost"]["file_bytes"], rel=1e-3)
+    assert made["CPF"]["cost"]["file_bytes"] == pytest.approx(
+        made["BL"]["cost"]["file_bytes"], rel=1e-3
+    )
     assert made["CPF"]["cost"]["gzip_bytes"] < 0.5 * made["BL"]["cost"]["gzip_bytes"]
 
 
 def test_transfers_name_their_source_and_cost_what_they_train(made, tiny_source):
     for code, result in made.items():
         assert result["source"] == (tiny_source if code.startswith("TL") else None)
-    full, cost = made["BL"]["cost"]["params"], {code: result["cost"] for code, result in made.items()}
+    full, cost = (
+        made["BL"]["cost"]["params"],
+        {code: result["cost"] for code, result in made.items()},
+    )
     assert cost["BL"]["trainable_params"] == full
     assert cost["TL+FT+Q"]["trainable_params"] == cost["CQ"]["trainable_params"] == 0
     assert 0 < cost["TL+P+A"]["trainable_params"] < 0.02 * full
-    assert cost["TL+P+A"]["trainable_params"] == cost["TL+P+A"]["params"] - cost["TL+P+FT"]["params"]
-    assert cost["TL+KD+A"]["trainable_params"] == cost["TL+KD+A"]["params"] - cost["TL+KD"]["params"]
+    assert (
+        cost["TL+P+A"]["trainable_params"] == cost["TL+P+A"]["params"] - cost["TL+P+FT"]["params"]
+    )
+    assert (
+        cost["TL+KD+A"]["trainable_params"] == cost["TL+KD+A"]["params"] - cost["TL+KD"]["params"]
+    )
     for code in ("TL+FT", "TL+P+FT", "TL+P+A", "TL+KD+A"):
-        assert cost[code]["shipped_bytes"] == (made[code]["folder"] / "delta.safetensors").stat().st_size
+        assert (
+            cost[code]["shipped_bytes"]
+            == (made[code]["folder"] / "delta.safetensors").stat().st_size
+        )
         assert made[code]["timings"]["transfer_s"] > 0
     assert cost["TL+P+A"]["shipped_bytes"] < 0.02 * cost["TL+P+FT"]["file_bytes"]
     assert cost["TL+KD+A"]["shipped_bytes"] < 0.05 * cost["TL+KD"]["file_bytes"]
@@ -316,14 +400,19 @@ def test_a_source_without_a_trained_model_is_trained_first_and_that_is_said(begu
     assert there.spec.dataset == tiny_source and there.finished
     assert (
         len(said) == 1
-        and f"needs {there.spec.run_id}, which is not there yet: making it first (02_baseline.ipynb)" in said[0]
+        and f"needs {there.spec.run_id}, which is not there yet: making it first (02_baseline.ipynb)"
+        in said[0]
     )
 
 
 def test_a_transferred_pruned_model_keeps_its_zeros(made):
     pruned, tuned, adapted = (
         models.load(folder / "model.safetensors").state_dict()
-        for folder in (made["TL+P+FT"]["spec"].parents[0].folder, made["TL+P+FT"]["folder"], made["TL+P+A"]["folder"])
+        for folder in (
+            made["TL+P+FT"]["spec"].parents[0].folder,
+            made["TL+P+FT"]["folder"],
+            made["TL+P+A"]["folder"],
+        )
     )
     moved = 0
     for name, w in pruned.items():
@@ -357,7 +446,7 @@ def test_every_figure_and_recap_is_there(code, made):
 
 def test_a_second_execution_finds_the_first(made):
     for result in made.values():
-        assert study.execute(result["spec"])["seconds"] == 0
+        assert engine.execute(result["spec"])["seconds"] == 0
 
 
 @pytest.mark.parametrize("code", [codes[-1] for codes in METHODS.values()])
@@ -371,7 +460,9 @@ def test_the_cells_tagged_result_are_what_makes_it(code, made, tmp_path, monkeyp
     book = nbformat.read(spec.notebook, as_version=4)
     cells_ = [c for c in book.cells if c.cell_type == "code"]
     book.cells = [
-        c for i, c in enumerate(cells_) if i == 0 or {"parameters", "result"} & set(c.metadata.get("tags", []))
+        c
+        for i, c in enumerate(cells_)
+        if i == 0 or {"parameters", "result"} & set(c.metadata.get("tags", []))
     ]
     nbformat.write(book, tmp_path / "bare.ipynb")
     execute(tmp_path / "bare.ipynb", None, spec.parameters())
@@ -391,7 +482,9 @@ def test_stepping_through_a_finished_run_changes_nothing(made, tmp_path):
 @pytest.mark.parametrize("stem", READERS)
 def test_readers_show_the_runs(stem, made, tiny_dataset, tiny_source, tmp_path):
     source = {"source": tiny_source} if stem == "13_compare" else {}
-    read = step_through(stem, tmp_path / "read.ipynb", preset="tiny", dataset=tiny_dataset, **source)
+    read = step_through(
+        stem, tmp_path / "read.ipynb", preset="tiny", dataset=tiny_dataset, **source
+    )
     assert is_quiet(read)
     text = json.dumps(outputs(read))
     assert all(result["run_id"] in text or stem == "13_compare" for result in made.values())
@@ -411,16 +504,18 @@ def test_the_data_notebook_audits_what_is_there(tiny_dataset, tmp_path):
     read = step_through("01_data", tmp_path / "read.ipynb", dataset=tiny_dataset, sample=30)
     assert is_quiet(read)
     shown = outputs(read)
-    assert sum("image/png" in o.get("data", {}) for o in shown) == 7  # the widget's static figure among them
+    assert (
+        sum("image/png" in o.get("data", {}) for o in shown) == 7
+    )  # the widget's static figure among them
     recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
     assert "240 usable images of 3 kinds" in recap and "0.0% under `strict`" in recap
 
 
 def test_the_generalization_notebook_measures_the_gap(outputs_folder, tiny_dataset, tmp_path):
     fold = {"preset": "tiny", "dataset": tiny_dataset, "settings": {"train_generators": "nearest"}}
-    plan = study.plan(**fold, methods_=("BL", "CPF", "CKD"))
+    plan = engine.plan(**fold, methods_=("BL", "CPF", "CKD"))
     for s in plan:
-        assert study.execute(s)["status"] == "done"
+        assert engine.execute(s)["status"] == "done"
     parameters = {"preset": "tiny", "dataset": tiny_dataset, "grid": "jpeg-50,blur-1"}
     read = step_through("14_generalization", tmp_path / "read.ipynb", **parameters)
     assert is_quiet(read)
@@ -435,15 +530,24 @@ def test_the_generalization_notebook_measures_the_gap(outputs_folder, tiny_datas
     ):
         assert claim in recap
     predicted = {
-        s.method: pd.read_parquet(s.folder / "predictions.parquet").query("generator != 'nearest'") for s in plan
+        s.method: pd.read_parquet(s.folder / "predictions.parquet").query("generator != 'nearest'")
+        for s in plan
     }
     best = max(roc_auc_score(t["label"], t["score"]) for m, t in predicted.items() if m != "BL")
     assert f"AUROC {best:.3f}" in recap
-    assert {"robustness.parquet"} <= {p.name for s in plan if s.method != "CKD-0" for p in s.folder.iterdir()}
+    assert {"robustness.parquet"} <= {
+        p.name for s in plan if s.method != "CKD-0" for p in s.folder.iterdir()
+    }
 
 
 def test_the_edge_notebook_exports_a_finished_run(made, tiny_dataset, tmp_path):
-    parameters = {"preset": "tiny", "dataset": tiny_dataset, "method": "CKD", "rate": 0.9, "fresh": False}
+    parameters = {
+        "preset": "tiny",
+        "dataset": tiny_dataset,
+        "method": "CKD",
+        "rate": 0.9,
+        "fresh": False,
+    }
     read = step_through("15_edge", tmp_path / "read.ipynb", **parameters)
     assert is_quiet(read)
     shown = outputs(read)
@@ -460,7 +564,7 @@ def test_the_sweep_notebook_makes_what_is_missing_and_shows_the_grid(made, tiny_
     assert sum("image/png" in o.get("data", {}) for o in shown) == 4
     text = "".join(o["text"] for o in shown if o.get("name") == "stdout")
     assert "status 0: 2 of 2 done" in text and f"--dataset {tiny_dataset} --methods BL" in text
-    (other,) = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(1,))
+    (other,) = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(1,))
     assert other.finished()
     recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
     assert "the plan has **2**" in recap and "2 finished: nothing is left to do" in recap

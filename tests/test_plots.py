@@ -12,7 +12,9 @@ from matplotlib import pyplot
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from dflib import methods, metrics, plots, runs
+from dflib import metrics
+from dflib.show import plots
+from dflib.study import methods, runs
 
 TEXT = ["run_id", "method", "dataset", "command"]
 
@@ -20,7 +22,9 @@ TEXT = ["run_id", "method", "dataset", "command"]
 def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"), draws=30, **cost):
     """A `result.json` of random scores, with the real metrics."""
     rng = np.random.default_rng(int(100 * skill) + seed)
-    names = np.array(["real"] * 40 + [generators[i % len(generators)] for i in range(40)], dtype=object)
+    names = np.array(
+        ["real"] * 40 + [generators[i % len(generators)] for i in range(40)], dtype=object
+    )
     labels = (names != "real").astype(int)
     scores = 1 / (1 + np.exp(-rng.normal(skill * (2 * labels - 1), 1)))
     numbers = {
@@ -31,16 +35,39 @@ def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"),
         "peak_rss_mb": 90.0,
         "p50": 2.0,
     } | cost
-    latency = {"p50": numbers.pop("p50"), "p95": 9.0, "runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
+    latency = {
+        "p50": numbers.pop("p50"),
+        "p95": 9.0,
+        "runtime": "onnxruntime 1",
+        "threads": 1,
+        "cpu": "a CPU",
+    }
     name = f"{plots.run_label(method, rate)}-s{seed}".replace(" ", "-r").replace("%", "")
     return {
-        "run_id": name, "method": method, "rate": rate, "seed": seed, "dataset": "faces", "protocol": "strict", "preset": "tiny",
-        "device": "a CPU", "threshold": 0.5, "command": f"python -m dflib study --methods {method}", "parents": [], "data_fingerprint": "0", "train_images": 200 + 100 * seed,
-        "params": {"size": 32, "mode": "resize", "limit": None, "target_images": None}, "versions": {"python": "3.11", "torch": "2"},
-        "timings": {"train_s": 60.0 if method == "BL" else 0.0, "compress_s": 0.0 if method == "BL" else 7.0, "transfer_s": 0.0, "total_s": 70.0},
+        "run_id": name,
+        "method": method,
+        "rate": rate,
+        "seed": seed,
+        "dataset": "faces",
+        "protocol": "strict",
+        "preset": "tiny",
+        "device": "a CPU",
+        "threshold": 0.5,
+        "command": f"python -m dflib study --methods {method}",
+        "parents": [],
+        "data_fingerprint": "0",
+        "train_images": 200 + 100 * seed,
+        "params": {"size": 32, "mode": "resize", "limit": None, "target_images": None},
+        "versions": {"python": "3.11", "torch": "2"},
+        "timings": {
+            "train_s": 60.0 if method == "BL" else 0.0,
+            "compress_s": 0.0 if method == "BL" else 7.0,
+            "transfer_s": 0.0,
+            "total_s": 70.0,
+        },
         "cost": numbers | {"latency_ms": latency},
         "metrics": metrics.evaluate(labels, scores, names, threshold=0.5, draws=draws),
-    }  # fmt: skip
+    }
 
 
 def table(*results):
@@ -48,13 +75,24 @@ def table(*results):
 
 
 BL = result()
-GRID = [result(m, r, seed, 1.2 - r, p50=3 - 2 * r) for m in ("CPF", "CKD") for r in (0.6, 0.9) for seed in (0, 1)]
+GRID = [
+    result(m, r, seed, 1.2 - r, p50=3 - 2 * r)
+    for m in ("CPF", "CKD")
+    for r in (0.6, 0.9)
+    for seed in (0, 1)
+]
 TABLES = {
     "grid": table(BL, *GRID, result("CQ")),
     "baseline only": table(BL),
     "one run, no baseline": table(GRID[0]),
     "transfers": table(
-        BL, *(result(m, None if m == "TL+FT" else r, s) for m in ("TL+FT", "TL+KD") for r in (0.6, 0.9) for s in (0, 1))
+        BL,
+        *(
+            result(m, None if m == "TL+FT" else r, s)
+            for m in ("TL+FT", "TL+KD")
+            for r in (0.6, 0.9)
+            for s in (0, 1)
+        ),
     ),
     "no rates": table(BL, result("CQ"), result("TL+FT")),
     "no intervals": table(result(draws=0), result("CPF", 0.9, draws=0)),
@@ -80,7 +118,16 @@ def test_figures_of_runs_draw(rows):
 
 def test_figures_of_one_run_draw():
     rng = np.random.default_rng(0)
-    columns = ["epoch", "lr", "loss", "accuracy", "val_loss", "val_accuracy", "val_auroc", "seconds"]
+    columns = [
+        "epoch",
+        "lr",
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+        "val_auroc",
+        "seconds",
+    ]
     weights = {"conv.weight": rng.normal(size=(4, 3)), "fc.weight": rng.normal(size=9)}
     figures = [
         plots.curves(pd.DataFrame([dict.fromkeys(columns, 1)])),
@@ -107,7 +154,11 @@ def test_weight_tensors_may_have_gradients():
 def test_the_papers_figure_draws_the_red_line_at_the_baseline():
     rows = TABLES["grid"]
     axes = plots.paper_figure(rows).axes
-    expected = [BL["metrics"]["all"]["accuracy"], BL["metrics"]["all"]["f1"], BL["timings"]["train_s"]]
+    expected = [
+        BL["metrics"]["all"]["accuracy"],
+        BL["metrics"]["all"]["f1"],
+        BL["timings"]["train_s"],
+    ]
     for ax, value in zip(axes, expected, strict=True):
         (line,) = [each for each in ax.lines if each.get_label() == "BL"]
         assert line.get_ydata() == pytest.approx([value, value])
@@ -119,7 +170,9 @@ def test_the_papers_figure_draws_the_red_line_at_the_baseline():
 
 def test_the_papers_figure_shows_every_run_and_no_line_without_a_baseline():
     points = [
-        line for line in plots.paper_figure(TABLES["grid"]).axes[0].lines if line.get_marker() in list(plots.MARKERS)
+        line
+        for line in plots.paper_figure(TABLES["grid"]).axes[0].lines
+        if line.get_marker() in list(plots.MARKERS)
     ]
     shown = np.sort(np.concatenate([line.get_ydata() for line in points]))
     rows = TABLES["grid"]
@@ -193,14 +246,22 @@ def test_pareto_pales_exactly_the_beaten_runs_and_keeps_their_colours():
 def test_pareto_draws_a_panel_for_each_cost_that_is_known():
     rows = TABLES["grid"].assign(gzip_bytes=np.nan)
     axes = plots.pareto(rows, ["latency_p50_ms", "gzip_bytes", "macs"], "accuracy").axes
-    assert [ax.get_xlabel() for ax in axes] == [plots.COSTS[x][0] for x in ("latency_p50_ms", "macs")]
+    assert [ax.get_xlabel() for ax in axes] == [
+        plots.COSTS[x][0] for x in ("latency_p50_ms", "macs")
+    ]
     assert [len(ax.texts) for ax in axes] == [len(rows)] * 2
     assert len({ax.get_ylim() for ax in axes}) == 1
     assert not plots.pareto(rows, ["gzip_bytes"]).axes  # says that there is nothing to draw
 
 
 def test_names_of_runs_far_apart_do_not_touch():
-    rows = table(BL, *[result("CKD", rate, skill=2 - rate, p50=3 * (1 - rate)) for rate in (0.1, 0.3, 0.5, 0.7, 0.9)])
+    rows = table(
+        BL,
+        *[
+            result("CKD", rate, skill=2 - rate, p50=3 * (1 - rate))
+            for rate in (0.1, 0.3, 0.5, 0.7, 0.9)
+        ],
+    )
     fig = plots.pareto(rows)
     fig.draw_without_rendering()
     boxes = [Text.get_window_extent(note) for note in fig.axes[0].texts]
@@ -223,7 +284,9 @@ def test_metric_table_has_a_row_for_each_generator_and_all_last():
     assert list(shown.index) == ["gan", "vae", "macro", "all"]
     assert list(shown.columns) == ["accuracy", "balanced accuracy", "F1", "AUROC"]
     low, high = BL["metrics"]["all"]["ci95"]["auroc"]
-    assert shown.loc["all", "AUROC"] == f"{BL['metrics']['all']['auroc']:.3f} [{low:.2f}, {high:.2f}]"
+    assert (
+        shown.loc["all", "AUROC"] == f"{BL['metrics']['all']['auroc']:.3f} [{low:.2f}, {high:.2f}]"
+    )
     assert plots.metric_table(result(draws=0)).loc["all", "AUROC"].count("[") == 0
     assert plots.interval(None, None) == "–"
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_prep.errors import InputError
 from dflib import data, export, train
-from dflib.predict import Predictor, files
+from dflib.edge.predict import Predictor, files
 
 THRESHOLD = 0.3
 
@@ -48,7 +48,9 @@ def by_hand(model, image: Image.Image, mode: str) -> float:
         top, left = (image.height - 32) // 2, (image.width - 32) // 2
         pixels = np.asarray(image)[top : top + 32, left : left + 32]
     with torch.inference_mode():
-        logits = model(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255)[0].double().numpy()
+        logits = (
+            model(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255)[0].double().numpy()
+        )
     return float(1 / (1 + np.exp(logits[0] - logits[1])))
 
 
@@ -64,7 +66,9 @@ def test_one_image_by_run_by_folder_and_by_file(run, exported, tmp_path, picture
         assert answer["error"] is None
     for file in (exported["onnx"], exported["checkpoint"]):
         answer = Predictor(file)(path)
-        assert answer["probability"] == pytest.approx(by_hand(exported["model"], Image.open(path), "resize"), abs=1e-5)
+        assert answer["probability"] == pytest.approx(
+            by_hand(exported["model"], Image.open(path), "resize"), abs=1e-5
+        )
         assert answer["threshold"] == 0.5
 
 
@@ -83,35 +87,54 @@ def test_the_threshold_decides_the_label(run, tmp_path, picture):
 
 
 def test_single_images_get_the_scores_of_the_test_set(exported, tiny_dataset):
-    part = data.open(tiny_dataset, size=32, limit=5, protocol="paper").test  # images as they are, not made alike
+    part = data.open(
+        tiny_dataset, size=32, limit=5, protocol="paper"
+    ).test  # images as they are, not made alike
     scores = train.predict(export.OnnxModel(exported["onnx"]), part)
     predictor = Predictor(exported["onnx"])
     base = Path(os.environ["DFLIB_DATA"]).parent / "images"
-    assert [predictor(base / p)["probability"] for p in part.table["path"]] == pytest.approx(scores, abs=1e-6)
-    assert predictor((base / part.table["path"][0]).read_bytes())["probability"] == pytest.approx(scores[0], abs=1e-6)
+    assert [predictor(base / p)["probability"] for p in part.table["path"]] == pytest.approx(
+        scores, abs=1e-6
+    )
+    assert predictor((base / part.table["path"][0]).read_bytes())["probability"] == pytest.approx(
+        scores[0], abs=1e-6
+    )
     arrays = np.stack([part.image(i) for i in range(len(part))])
     np.testing.assert_allclose(predictor.probabilities(arrays), scores, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("contents", "error"),
-    [(b"", "zero-byte"), (b"text", "not an image"), (None, "unreadable: No such file or directory")],
+    [
+        (b"", "zero-byte"),
+        (b"text", "not an image"),
+        (None, "unreadable: No such file or directory"),
+    ],
 )
 def test_a_bad_image_is_an_answer_not_an_exception(exported, tmp_path, contents, error):
     path = tmp_path / "bad.jpg"
     if contents is not None:
         path.write_bytes(contents)
-    assert Predictor(exported["onnx"])(path) == {"probability": None, "label": None, "threshold": 0.5, "error": error}
+    assert Predictor(exported["onnx"])(path) == {
+        "probability": None,
+        "label": None,
+        "threshold": 0.5,
+        "error": error,
+    }
 
 
-@pytest.mark.parametrize(("mode", "size"), [("L", (100, 20)), ("CMYK", (20, 100)), ("P", (1, 1)), ("RGBA", (33, 31))])
+@pytest.mark.parametrize(
+    ("mode", "size"), [("L", (100, 20)), ("CMYK", (20, 100)), ("P", (1, 1)), ("RGBA", (33, 31))]
+)
 def test_any_mode_and_shape_gets_a_probability(run, tmp_path, picture, mode, size):
     path = picture(tmp_path / "odd.tif", mode=mode, size=size)
     assert 0 <= Predictor(run)(path)["probability"] <= 1
 
 
 def test_what_is_no_run_is_answered_with_the_nearest(run, tmp_path):
-    with pytest.raises(InputError, match=r"unknown run 'BL-s0-32px-0a1b2c3e', did you mean 'BL-s0-32px-0a1b2c3d'"):
+    with pytest.raises(
+        InputError, match=r"unknown run 'BL-s0-32px-0a1b2c3e', did you mean 'BL-s0-32px-0a1b2c3d'"
+    ):
         Predictor("BL-s0-32px-0a1b2c3e")
     with pytest.raises(InputError, match=r"nowhere\.onnx is not there"):
         Predictor(tmp_path / "nowhere.onnx")
@@ -142,7 +165,10 @@ def test_files_are_those_named_and_those_in_folders(tmp_path, picture):
 
 def call(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "dflib", "predict", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dflib", "predict", *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -17,9 +17,9 @@ from filelock import FileLock
 from test_plots import result
 
 from data_prep.errors import InputError
-from dflib import methods, runs, study
 from dflib.__main__ import _seconds
-from dflib.progress import Progress, Report, spoken
+from dflib.study import engine, methods, runs
+from dflib.study.progress import Progress, Report, spoken
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,11 @@ def fresh(project, monkeypatch) -> Path:
 def finish(s: runs.Spec) -> None:
     """Leave a finished run that took 70 s."""
     s.folder.mkdir(parents=True)
-    own = {"run_id": s.run_id, "dataset": s.dataset, "params": methods.relevant(s.method, s.settings)}
+    own = {
+        "run_id": s.run_id,
+        "dataset": s.dataset,
+        "params": methods.relevant(s.method, s.settings),
+    }
     (s.folder / "result.json").write_text(json.dumps(result(s.method, s.rate, s.seed) | own))
 
 
@@ -56,22 +60,38 @@ def test_a_study_goes_down_the_graph_and_says_what_failed(fresh, tiny_dataset):
     done = light.call(fresh, *asked, LIGHT_RAISES="CKD-0")
     assert done.returncode == 1 and done.stderr == ""
     assert finished(fresh) == ["BL", "CPF", "CPF", "CQ"]
-    assert "8 runs in" in done.stdout and "4 of 8 done, 2 failed, 2 blocked (0 found finished)" in done.stdout
-    assert "ValueError: CKD-0 cannot [/] be made" in " ".join(done.stdout.split()) and "--retry-failed" in done.stdout
-    ends = [line.split()[0] for line in done.stdout.splitlines() if line.startswith(("done ", "failed ", "blocked "))]
     assert (
-        "\x1b" not in done.stdout and sorted(ends[:8]) == ["blocked"] * 2 + ["done"] * 4 + ["failed"] * 2
+        "8 runs in" in done.stdout
+        and "4 of 8 done, 2 failed, 2 blocked (0 found finished)" in done.stdout
+    )
+    assert (
+        "ValueError: CKD-0 cannot [/] be made" in " ".join(done.stdout.split())
+        and "--retry-failed" in done.stdout
+    )
+    ends = [
+        line.split()[0]
+        for line in done.stdout.splitlines()
+        if line.startswith(("done ", "failed ", "blocked "))
+    ]
+    assert (
+        "\x1b" not in done.stdout
+        and sorted(ends[:8]) == ["blocked"] * 2 + ["done"] * 4 + ["failed"] * 2
     )  # no view, a line a run
     again = light.call(fresh, *asked, "--retry-failed")
     assert again.returncode == 0, again.stdout
-    assert "8 of 8 done (4 found finished)" in again.stdout and (fresh / "outputs" / "report.html").exists()
+    assert (
+        "8 of 8 done (4 found finished)" in again.stdout
+        and (fresh / "outputs" / "report.html").exists()
+    )
 
 
 def test_a_budget_leaves_what_does_not_fit(fresh, tiny_dataset):
-    base, pruned = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=(0.9,))
+    base, pruned = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=(0.9,))
     finish(base)
-    assert study.estimate(study.Plan((pruned,)))[pruned.run_id] == 35  # half as many epochs
-    cut = light.call(fresh, *words(tiny_dataset, "--methods", "BL,CPF", "--rates", "0.9"), "--budget", "30s")
+    assert engine.estimate(engine.Plan((pruned,)))[pruned.run_id] == 35  # half as many epochs
+    cut = light.call(
+        fresh, *words(tiny_dataset, "--methods", "BL,CPF", "--rates", "0.9"), "--budget", "30s"
+    )
     assert cut.returncode == 3, cut.stdout + cut.stderr
     assert finished(fresh) == ["BL"] and not list(pruned.folder.glob("failed.json"))
     text = " ".join(cut.stdout.split())
@@ -79,17 +99,21 @@ def test_a_budget_leaves_what_does_not_fit(fresh, tiny_dataset):
     assert "not started: the budget does not reach" in text
 
 
-def test_what_runs_at_the_end_of_a_budget_is_stopped_and_no_failure(fresh, tiny_dataset, monkeypatch):
+def test_what_runs_at_the_end_of_a_budget_is_stopped_and_no_failure(
+    fresh, tiny_dataset, monkeypatch
+):
     monkeypatch.setenv("LIGHT_SECONDS", "1000")
-    (s,) = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",))
-    outcome = study.execute(s, budget=3.0)
+    (s,) = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",))
+    outcome = engine.execute(s, budget=3.0)
     assert outcome["status"] == "left" and "goes on from its last epoch" in outcome["error"]
     assert s.failure() is None and not s.finished()
-    outcome = study.execute(s, timeout=3.0, budget=1000.0)
+    outcome = engine.execute(s, timeout=3.0, budget=1000.0)
     assert outcome["status"] == "failed" and s.failure()["kind"] == "timeout"
 
 
-@pytest.mark.parametrize(("text", "value"), [("8.5h", 30600), ("90m", 5400), (" 30s", 30), (None, None)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("8.5h", 30600), ("90m", 5400), (" 30s", 30), (None, None)]
+)
 def test_a_duration_is_read(text, value):
     assert _seconds("--budget", text) == value
 
@@ -104,7 +128,9 @@ def in_a_terminal(project: Path, *asked: str, **more: str) -> str:
     """What a terminal of its own is sent."""
     ours, theirs = pty.openpty()
     env = light.environment(project, TERM="xterm", COLUMNS="150", LINES="40", **more)
-    process = subprocess.Popen(light.command(*asked), cwd=project, env=env, stdout=theirs, stderr=theirs, stdin=theirs)
+    process = subprocess.Popen(
+        light.command(*asked), cwd=project, env=env, stdout=theirs, stderr=theirs, stdin=theirs
+    )
     os.close(theirs)
     seen = b""
     while True:
@@ -129,10 +155,12 @@ def test_a_terminal_shows_what_runs_and_a_notebooks_shell_does_not(fresh, tiny_d
     assert "running" not in quiet and "2 of 2 done (2 found finished)" in quiet
 
 
-def test_watching_shows_a_study_that_runs_elsewhere_and_starts_nothing(fresh, tiny_dataset, monkeypatch):
+def test_watching_shows_a_study_that_runs_elsewhere_and_starts_nothing(
+    fresh, tiny_dataset, monkeypatch
+):
     monkeypatch.setenv("LIGHT_SECONDS", "1000")
-    base, _ = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CQ",))
-    elsewhere = threading.Thread(target=study.execute, args=(base,), kwargs={"budget": 120.0})
+    base, _ = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("CQ",))
+    elsewhere = threading.Thread(target=engine.execute, args=(base,), kwargs={"budget": 120.0})
     elsewhere.start()
     while not (base.folder / "notebook.new.ipynb").exists():
         time.sleep(0.1)
@@ -145,14 +173,18 @@ def test_watching_shows_a_study_that_runs_elsewhere_and_starts_nothing(fresh, ti
 
 def test_states_are_found_in_the_outputs_folder(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
-    plan = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF", "CQ"), rates=(0.6, 0.9))
+    plan = engine.plan(
+        preset="tiny", dataset=tiny_dataset, methods_=("CPF", "CQ"), rates=(0.6, 0.9)
+    )
     base, *rest = plan.specs
     assert Progress(plan).look().summary() == "0 of 4 done, 4 waiting"
     base.folder.mkdir(parents=True)
     with FileLock(base.folder / "lock"):
         assert Progress(plan).look().running == [base.run_id]
     assert Progress(plan).look().running == []
-    (base.folder / "failed.json").write_text(json.dumps({"run_id": base.run_id, "kind": "error", "error": "x"}))
+    (base.folder / "failed.json").write_text(
+        json.dumps({"run_id": base.run_id, "kind": "error", "error": "x"})
+    )
     view = Progress(plan).look()
     assert view.over and view.summary() == "0 of 4 done, 1 failed, 3 blocked"
     (base.folder / "result.json").write_text("{}")
@@ -161,11 +193,15 @@ def test_states_are_found_in_the_outputs_folder(tiny_dataset, tmp_path, monkeypa
     assert view.look().summary() == "2 of 4 done, 2 waiting"
 
 
-def test_the_time_left_is_the_work_over_the_devices_or_the_longest_path(tiny_dataset, tmp_path, monkeypatch):
+def test_the_time_left_is_the_work_over_the_devices_or_the_longest_path(
+    tiny_dataset, tmp_path, monkeypatch
+):
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
-    plan = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=(0.6, 0.7, 0.8, 0.9))
+    plan = engine.plan(
+        preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=(0.6, 0.7, 0.8, 0.9)
+    )
     assert Progress(plan).seconds_left() is None
-    guess = study.estimates(plan)
+    guess = engine.estimates(plan)
     for s in plan:
         guess.learn(s, 100.0)
     assert Progress(plan, guess).seconds_left() == pytest.approx(500)
@@ -174,7 +210,13 @@ def test_the_time_left_is_the_work_over_the_devices_or_the_longest_path(tiny_dat
     assert view.seconds_left() == pytest.approx(200)  # BL, then all at once
     view.end(plan.specs[0], {"status": "done"})
     assert view.summary() == "1 of 5 done, 4 waiting; about 2 min left"
-    assert [spoken(s) for s in (0, 89, 91, 5399, 30600)] == ["0 s", "89 s", "2 min", "90 min", "8 h 30 min"][:3] + [
+    assert [spoken(s) for s in (0, 89, 91, 5399, 30600)] == [
+        "0 s",
+        "89 s",
+        "2 min",
+        "90 min",
+        "8 h 30 min",
+    ][:3] + [
         "1 h 30 min",
         "8 h 30 min",
     ]

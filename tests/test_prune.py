@@ -20,10 +20,21 @@ from dflib.models import Architecture, Block, Dense, Detector, architecture
 ARCH = Architecture(
     "t",
     32,
-    (Block(8, pool=True), Block(16, pool=True), Block(16, pool=True, separable=True, mid=16, groups=16)),
+    (
+        Block(8, pool=True),
+        Block(16, pool=True),
+        Block(16, pool=True, separable=True, mid=16, groups=16),
+    ),
     (Dense(24), Dense(12)),
 )
-PRUNED = ["features.0.conv", "features.1.conv", "features.2.depthwise", "features.2.pointwise", "head.1", "head.4"]
+PRUNED = [
+    "features.0.conv",
+    "features.1.conv",
+    "features.2.depthwise",
+    "features.2.pointwise",
+    "head.1",
+    "head.4",
+]
 
 
 def detector(seed: int = 0) -> Detector:
@@ -69,7 +80,9 @@ def test_globally_one_threshold_cuts_all_layers_but_for_the_largest_of_each(rate
     share = rate * total / sum(w.size for w in weights.values())
     safe = {}
     for name, w in weights.items():
-        n = w.size - min(round((1 - 0.1 * (1 - share)) * w.size), w.size - 1)  # a tenth of what "layer" would keep
+        n = w.size - min(
+            round((1 - 0.1 * (1 - share)) * w.size), w.size - 1
+        )  # a tenth of what "layer" would keep
         safe[name] = w >= np.sort(w.ravel())[-n]
         assert masks[name].numpy()[safe[name]].all()
     k = round(rate * total)
@@ -118,7 +131,9 @@ def test_the_classifier_biases_and_norms_are_left_alone(scope):
     model = detector()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     masks = prune.magnitude_masks(model, rate=0.9, scope=scope)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # making masks changes nothing
+    assert all(
+        torch.equal(v, before[k]) for k, v in model.state_dict().items()
+    )  # making masks changes nothing
     prune.apply_masks(model, masks)
     for key, value in model.state_dict().items():
         if key in masks:
@@ -136,7 +151,9 @@ def test_equal_magnitudes_are_cut_in_exact_number():
     total = sum(p.numel() for p in model.parameters())
     for scope, tolerance in (("layer", 3), ("global", 0.5)):
         masks = prune.magnitude_masks(model, rate=0.5, scope=scope)
-        assert sum(int((~m).sum()) for m in masks.values()) == pytest.approx(0.5 * total, abs=tolerance)
+        assert sum(int((~m).sum()) for m in masks.values()) == pytest.approx(
+            0.5 * total, abs=tolerance
+        )
 
 
 @pytest.mark.parametrize(("scope", "tolerance"), [("layer", 1e-4), ("global", 1e-6)])
@@ -147,7 +164,9 @@ def test_the_baseline_loses_the_share_of_all_its_parameters(rate, scope, toleran
         for p in model.parameters():
             nn.init.normal_(p)
     prune.apply_masks(model, prune.magnitude_masks(model, rate=rate, scope=scope))
-    assert 1 - models.nonzero(model) / models.parameters(model) == pytest.approx(rate, abs=tolerance)
+    assert 1 - models.nonzero(model) / models.parameters(model) == pytest.approx(
+        rate, abs=tolerance
+    )
 
 
 @pytest.mark.parametrize("scope", prune.SCOPES)
@@ -160,7 +179,13 @@ def test_zeros_stay_through_fine_tuning_and_the_others_move(toy, scope):
     prune.apply_masks(model, masks)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     recipe = train.Recipe(epochs=2, batch=12, weight_decay=0.1)
-    train.fit(model, toy(), recipe, after_step=lambda m: prune.apply_masks(m, masks), device=torch.device("cpu"))
+    train.fit(
+        model,
+        toy(),
+        recipe,
+        after_step=lambda m: prune.apply_masks(m, masks),
+        device=torch.device("cpu"),
+    )
     for name, mask in masks.items():
         weights = model.get_parameter(name).detach()
         assert (weights[~mask] == 0).all()
@@ -176,12 +201,22 @@ def test_a_rate_that_cannot_be_met_says_which_can():
     model = detector()
     total = sum(p.numel() for p in model.parameters())
     most = sum(model.get_parameter(f"{n}.weight").numel() for n in PRUNED) / total
-    with pytest.raises(InputError, match=f"rate 0.99 cannot be met: only {most:.4f} of the parameters are prunable"):
+    with pytest.raises(
+        InputError, match=f"rate 0.99 cannot be met: only {most:.4f} of the parameters are prunable"
+    ):
         prune.magnitude_masks(model, rate=0.99)
     assert prune.magnitude_masks(model, rate=most - 1e-3)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"rate": 90}, r"did you mean 0\.9\?"), ({"rate": 0.0}, "rate 0 is outside"), ({"rate": 1.0}, "rate 1 is outside"), ({"rate": 0.5, "scope": "Layers"}, "unknown scope 'Layers', did you mean 'layer'")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 90}, r"did you mean 0\.9\?"),
+        ({"rate": 0.0}, "rate 0 is outside"),
+        ({"rate": 1.0}, "rate 1 is outside"),
+        ({"rate": 0.5, "scope": "Layers"}, "unknown scope 'Layers', did you mean 'layer'"),
+    ],
+)
 def test_bad_requests_are_named(options, message):
     with pytest.raises(InputError, match=message):
         prune.magnitude_masks(detector(), **options)
@@ -203,9 +238,11 @@ def lived_in(arch: Architecture, seed: int = 0) -> Detector:
 
 
 SHAPES = {
-    "BL": architecture("BL", size=32), "S60": architecture("S60", size=64), "S90": architecture("S90", size=32),
+    "BL": architecture("BL", size=32),
+    "S60": architecture("S60", size=64),
+    "S90": architecture("S90", size=32),
     **{name: architecture("BL", size=32, backbone=name) for name in models.BACKBONES[1:]},
-}  # fmt: skip
+}
 BATCH = (torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 1, 0]))
 
 
@@ -236,18 +273,30 @@ def test_dead_channels_go_and_the_function_stays(trained, name):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize(("importance", "scope"), [("l1", "layer"), ("taylor", "global"), ("bn", "global"), ("random", "layer")])  # fmt: skip
-def test_the_target_is_met_and_the_shape_rebuilds_itself(trained, name, importance, scope, tmp_path):
+@pytest.mark.parametrize(
+    ("importance", "scope"),
+    [("l1", "layer"), ("taylor", "global"), ("bn", "global"), ("random", "layer")],
+)
+def test_the_target_is_met_and_the_shape_rebuilds_itself(
+    trained, name, importance, scope, tmp_path
+):
     model = trained[name]
     before = {k: v.clone() for k, v in model.state_dict().items()}
     batches = (
-        [BATCH] if model.arch.size == 32 else [(torch.zeros(2, 3, 64, 64, dtype=torch.uint8) + 9, torch.tensor([0, 1]))]
+        [BATCH]
+        if model.arch.size == 32
+        else [(torch.zeros(2, 3, 64, 64, dtype=torch.uint8) + 9, torch.tensor([0, 1]))]
     )
-    small = prune.structured(model, rate=0.8, importance=importance, scope=scope, batches=batches).eval()
+    small = prune.structured(
+        model, rate=0.8, importance=importance, scope=scope, batches=batches
+    ).eval()
     assert models.parameters(small) == models.count(small.arch)
     assert models.parameters(small) == pytest.approx(0.2 * models.parameters(model), rel=0.01)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    widths = [[m.out_channels for m in each.modules() if isinstance(m, nn.Conv2d)] for each in (small, model)]
+    widths = [
+        [m.out_channels for m in each.modules() if isinstance(m, nn.Conv2d)]
+        for each in (small, model)
+    ]
     assert all(min(8, old) <= new <= old for new, old in zip(*widths, strict=True))
     again = models.load(models.save(small, tmp_path / "small.safetensors"))
     x = torch.rand(2, 3, model.arch.size, model.arch.size)
@@ -256,21 +305,33 @@ def test_the_target_is_met_and_the_shape_rebuilds_itself(trained, name, importan
     assert again.arch == small.arch
     code = "import sys; from dflib import models; models.load(sys.argv[1]); assert 'torch_pruning' not in sys.modules"
     if (name, importance) == ("BL", "l1"):
-        subprocess.run([sys.executable, "-c", code, str(tmp_path / "small.safetensors")], check=True)
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "small.safetensors")], check=True
+        )
 
 
-@given(rate=st.floats(0.3, 0.95), name=st.sampled_from(["BL", "S60", "S90"]), scope=st.sampled_from(prune.SCOPES))
+@given(
+    rate=st.floats(0.3, 0.95),
+    name=st.sampled_from(["BL", "S60", "S90"]),
+    scope=st.sampled_from(prune.SCOPES),
+)
 @settings(max_examples=20)
 def test_widths_are_multiples_and_never_below_the_least(trained, rate, name, scope):
     small = prune.structured(trained[name], rate=rate, scope=scope)
-    assert models.parameters(small) == pytest.approx((1 - rate) * models.parameters(trained[name]), rel=0.01)
+    assert models.parameters(small) == pytest.approx(
+        (1 - rate) * models.parameters(trained[name]), rel=0.01
+    )
     widths = [b.width for b in small.arch.blocks] + [d.width for d in small.arch.head]
     assert min(widths) >= 8
-    assert sum(w % 8 == 0 for w in widths) >= len(widths) - 3  # single channels only fill the last percent
+    assert (
+        sum(w % 8 == 0 for w in widths) >= len(widths) - 3
+    )  # single channels only fill the last percent
 
 
 def test_magnitude_removes_the_filters_with_the_smallest_sums():
-    model = lived_in(Architecture("t", 32, (Block(32, pool=True), Block(16, pool=True)), (Dense(16),)))
+    model = lived_in(
+        Architecture("t", 32, (Block(32, pool=True), Block(16, pool=True)), (Dense(16),))
+    )
     with torch.no_grad():  # everything but the first block is alike
         for name, p in model.named_parameters():
             if not name.startswith("features.0.conv"):
@@ -280,13 +341,18 @@ def test_magnitude_removes_the_filters_with_the_smallest_sums():
     assert 1 < kept < 32
     filters = model.get_parameter("features.0.conv.weight").detach()
     best = filters.abs().sum((1, 2, 3)).argsort(descending=True)[:kept].sort().values
-    torch.testing.assert_close(small.get_parameter("features.0.conv.weight").detach(), filters[best])
+    torch.testing.assert_close(
+        small.get_parameter("features.0.conv.weight").detach(), filters[best]
+    )
 
 
 def test_taylor_looks_at_the_gradients_and_needs_images(trained):
     with pytest.raises(InputError, match='"taylor" needs batches'):
         prune.structured(trained["BL"], rate=0.5, importance="taylor")
-    l1, taylor = (prune.structured(trained["BL"], rate=0.5, importance=i, batches=[BATCH]) for i in ("l1", "taylor"))
+    l1, taylor = (
+        prune.structured(trained["BL"], rate=0.5, importance=i, batches=[BATCH])
+        for i in ("l1", "taylor")
+    )
     assert l1.arch == taylor.arch  # the same widths, other channels
     assert not torch.equal(l1.features[0].conv.weight, taylor.features[0].conv.weight)
 
@@ -296,14 +362,19 @@ def test_layers_can_be_kept_whole(trained):
     assert small.arch.blocks[0].width == 64
     assert small.arch.head[1].width == 256
     assert small.arch.blocks[1].width < 64
-    with pytest.raises(InputError, match=r"unknown layer 'features\.0\.cnv', did you mean 'features\.0\.conv'"):
+    with pytest.raises(
+        InputError, match=r"unknown layer 'features\.0\.cnv', did you mean 'features\.0\.conv'"
+    ):
         prune.structured(trained["BL"], rate=0.5, keep=("features.0.cnv",))
 
 
 def test_in_steps_the_same_target_with_tuning_between(trained):
     seen = []
     small = prune.gradually(
-        trained["S60"], rate=0.875, steps=3, tune=lambda m, i: seen.append((i, models.parameters(m)))
+        trained["S60"],
+        rate=0.875,
+        steps=3,
+        tune=lambda m, i: seen.append((i, models.parameters(m))),
     )
     total = models.parameters(trained["S60"])
     assert [i for i, _ in seen] == [1, 2]
@@ -320,7 +391,14 @@ def test_a_rate_that_no_width_meets_says_which_does(trained):
     assert prune.structured(trained["BL"], rate=0.999, least=1, round_to=1)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"rate": 90}, r"did you mean 0\.9\?"), ({"rate": 0.5, "importance": "l2"}, "unknown importance 'l2'"), ({"rate": 0.5, "scope": "all"}, "unknown scope 'all'")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 90}, r"did you mean 0\.9\?"),
+        ({"rate": 0.5, "importance": "l2"}, "unknown importance 'l2'"),
+        ({"rate": 0.5, "scope": "all"}, "unknown scope 'all'"),
+    ],
+)
 def test_bad_structured_requests_are_named(trained, options, message):
     with pytest.raises(InputError, match=message):
         prune.structured(trained["S90"], **options)
@@ -330,7 +408,8 @@ def test_sensitivity_prunes_one_layer_at_a_time_and_puts_it_back():
     model = detector()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     zero = lambda m: {
-        n.removesuffix(".weight"): 1 - float((w != 0).float().mean()) for n, w in prune.prunable(m).items()
+        n.removesuffix(".weight"): 1 - float((w != 0).float().mean())
+        for n, w in prune.prunable(m).items()
     }
     found = prune.sensitivity(model, zero, shares=(0.5, 0.9))
     assert sorted(found) == sorted(PRUNED)

@@ -17,9 +17,13 @@ from dflib import export, quantize, train
 
 
 @given(
-    values=arrays(np.float64, array_shapes(max_dims=3, max_side=6), elements=st.floats(-1e6, 1e6).filter(lambda v: v == 0 or abs(v) > 1e-100)),
+    values=arrays(
+        np.float64,
+        array_shapes(max_dims=3, max_side=6),
+        elements=st.floats(-1e6, 1e6).filter(lambda v: v == 0 or abs(v) > 1e-100),
+    ),
     bits=st.integers(2, 16),
-)  # fmt: skip
+)
 def test_the_error_is_half_a_step_at_most(values, bits):
     q, scale = quantize.quantize_array(values, bits=bits)
     assert q.shape == values.shape
@@ -47,7 +51,9 @@ def test_bits_are_checked(bits):
 @pytest.fixture(scope="module")
 def int8(exported, tmp_path_factory):
     before = exported["onnx"].read_bytes()
-    path = quantize.dynamic_linear(exported["onnx"], tmp_path_factory.mktemp("int8") / "model.int8.onnx")
+    path = quantize.dynamic_linear(
+        exported["onnx"], tmp_path_factory.mktemp("int8") / "model.int8.onnx"
+    )
     assert exported["onnx"].read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["model.int8.onnx"]
     return path
@@ -75,14 +81,21 @@ def test_the_three_linear_layers_become_int8_and_the_convolutions_stay_float(exp
 
 
 def test_the_weights_are_rounded_to_half_a_step_per_channel(exported, int8):
-    weights = {tuple(i.dims): onnx.numpy_helper.to_array(i) for i in onnx.load(int8).graph.initializer}
-    q, ours = weights[(1024, 256)].astype(np.float64), exported["model"].head[1].weight.detach().double().numpy().T
+    weights = {
+        tuple(i.dims): onnx.numpy_helper.to_array(i) for i in onnx.load(int8).graph.initializer
+    }
+    q, ours = (
+        weights[(1024, 256)].astype(np.float64),
+        exported["model"].head[1].weight.detach().double().numpy().T,
+    )
     scale = np.abs(ours).max(0) / 127
     assert np.abs(q * scale - ours).max() <= scale.max() * 0.51
 
 
 def test_the_file_is_smaller_by_what_the_linear_layers_lose(exported, int8):
-    linear = sum(m.weight.numel() for m in exported["model"].modules() if isinstance(m, torch.nn.Linear))
+    linear = sum(
+        m.weight.numel() for m in exported["model"].modules() if isinstance(m, torch.nn.Linear)
+    )
     saved = exported["onnx"].stat().st_size - int8.stat().st_size
     assert saved == pytest.approx(3 * linear, rel=0.05)
 
@@ -93,7 +106,9 @@ def test_the_logits_stay_close(exported, int8, toy):
     before, after = exported["model"](x).detach(), export.OnnxModel(int8)(x)
     assert after.shape == before.shape
     difference = (before - after).abs().max().item()
-    assert 1e-6 < difference < 0.1 * (before.max() - before.min()).item()  # it is rounded, and not by much
+    assert (
+        1e-6 < difference < 0.1 * (before.max() - before.min()).item()
+    )  # it is rounded, and not by much
 
 
 # ---- static: convolutions too
@@ -102,7 +117,9 @@ def test_the_logits_stay_close(exported, int8, toy):
 @pytest.fixture(scope="module")
 def static(exported, toy, tmp_path_factory):
     before = exported["onnx"].read_bytes()
-    path = quantize.static_int8(exported["onnx"], tmp_path_factory.mktemp("static") / "model.int8.onnx", toy().train)
+    path = quantize.static_int8(
+        exported["onnx"], tmp_path_factory.mktemp("static") / "model.int8.onnx", toy().train
+    )
     assert exported["onnx"].read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["model.int8.onnx"]
     return path
@@ -128,7 +145,11 @@ def int8_layers(path) -> set[str]:
         for n in graph.node
         if n.op_type == "DequantizeLinear" and kinds.get(n.input[0]) == onnx.TensorProto.INT8
     }
-    used = [from_int8[n.input[1]] for n in graph.node if n.op_type in ("Conv", "Gemm") and n.input[1] in from_int8]
+    used = [
+        from_int8[n.input[1]]
+        for n in graph.node
+        if n.op_type in ("Conv", "Gemm") and n.input[1] in from_int8
+    ]
     return {name.removesuffix(".weight_quantized") for name in used}
 
 
@@ -141,15 +162,17 @@ def test_layers_have_the_names_that_the_model_gave_them(exported):
 def test_every_layer_but_the_last_becomes_int8(static, exported, toy, tmp_path):
     assert int8_layers(static) == set(NAMES[:-1])
     kept = ("features.0.conv", "head.1")
-    path = quantize.static_int8(exported["onnx"], tmp_path / "kept.onnx", toy().train, keep_float=kept)
+    path = quantize.static_int8(
+        exported["onnx"], tmp_path / "kept.onnx", toy().train, keep_float=kept
+    )
     assert int8_layers(path) == set(NAMES[:-1]) - set(kept)
 
 
 def test_weights_have_a_symmetric_scale_for_each_channel(static, exported):
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(static).graph.initializer}
-    exact = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(exported["onnx"]).graph.initializer}[
-        "features.2.conv.weight"
-    ]
+    exact = {
+        t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(exported["onnx"]).graph.initializer
+    }["features.2.conv.weight"]
     q, scale = stored["features.2.conv.weight_quantized"], stored["features.2.conv.weight_scale"]
     assert not stored["features.2.conv.weight_zero_point"].any()
     np.testing.assert_allclose(scale, 2 * np.abs(exact).max((1, 2, 3)) / 255, rtol=0.01)
@@ -164,14 +187,20 @@ def test_the_file_is_a_quarter(static, exported):
 
 
 @pytest.mark.parametrize("calibration", quantize.CALIBRATIONS)
-def test_the_deployed_logits_stay_close_however_calibrated(exported, toy, tmp_path, capfd, calibration):
+def test_the_deployed_logits_stay_close_however_calibrated(
+    exported, toy, tmp_path, capfd, calibration
+):
     data = toy(200)
-    path = quantize.static_int8(exported["onnx"], tmp_path / "q.onnx", data.train, calibration=calibration, images=32)
+    path = quantize.static_int8(
+        exported["onnx"], tmp_path / "q.onnx", data.train, calibration=calibration, images=32
+    )
     x = torch.cat([train.pixels(x) for x, _ in data.test.batches(64)])  # not seen in calibration
     before, after = exported["model"](x).detach(), export.OnnxModel(path)(x)
     noise, signal = (after - before).std().item(), before.std().item()
     assert 1e-4 * signal < noise < 0.1 * signal
-    assert len(after.unique(dim=0)) > 0.9 * len(x)  # the logits themselves are not rounded to 8 bits
+    assert len(after.unique(dim=0)) > 0.9 * len(
+        x
+    )  # the logits themselves are not rounded to 8 bits
     assert capfd.readouterr() == ("", "")
 
 
@@ -186,7 +215,11 @@ def test_the_range_of_an_activation_is_that_of_the_calibration_images(exported, 
     graph = onnx.load(path).graph
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     first = next(n for n in graph.node if n.op_type == "Conv")
-    scale = next(n.input[1] for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == first.output[0])
+    scale = next(
+        n.input[1]
+        for n in graph.node
+        if n.op_type == "QuantizeLinear" and n.input[0] == first.output[0]
+    )
     assert float(stored[scale]) == pytest.approx(
         top / 255, rel=1e-3
     )  # from 0 (ReLU) to the largest value, in 255 steps
@@ -195,10 +228,17 @@ def test_the_range_of_an_activation_is_that_of_the_calibration_images(exported, 
 def test_calibration_takes_as_many_of_each_class_and_always_the_same(toy):
     part = toy(100).train
     chosen = quantize.calibration_images(part, 20)
-    assert chosen.shape == (20, 3, 32, 32) and chosen.dtype == np.float32 and chosen.min() >= 0 and chosen.max() <= 1
+    assert (
+        chosen.shape == (20, 3, 32, 32)
+        and chosen.dtype == np.float32
+        and chosen.min() >= 0
+        and chosen.max() <= 1
+    )
     np.testing.assert_array_equal(chosen, quantize.calibration_images(part, 20))
     all_of_them = {part.image(i).tobytes(): part.labels[i] for i in range(len(part))}
-    labels = [all_of_them[np.rint(255 * x.transpose(1, 2, 0)).astype(np.uint8).tobytes()] for x in chosen]
+    labels = [
+        all_of_them[np.rint(255 * x.transpose(1, 2, 0)).astype(np.uint8).tobytes()] for x in chosen
+    ]
     assert sum(labels) == 10
     assert len(quantize.calibration_images(part, 10_000)) == 60
 
@@ -209,7 +249,9 @@ def test_the_noise_of_each_layer_is_that_of_its_arithmetic(static, exported, toy
     assert table.loc["head.6"].isna().all()
     assert table.drop("head.6").gt(15).all(axis=None) and table.lt(90).any(axis=None)
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(static).graph.initializer}
-    exact = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(exported["onnx"]).graph.initializer}
+    exact = {
+        t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(exported["onnx"]).graph.initializer
+    }
     name = "features.2.conv.weight"
     restored = stored[f"{name}_quantized"] * stored[f"{name}_scale"][:, None, None, None]
     expected = 20 * np.log10(np.linalg.norm(exact[name]) / np.linalg.norm(restored - exact[name]))
@@ -219,7 +261,10 @@ def test_the_noise_of_each_layer_is_that_of_its_arithmetic(static, exported, toy
 def test_a_layer_kept_in_float_loses_nothing_itself(exported, toy, tmp_path):
     part = toy().train
     path = quantize.static_int8(
-        exported["onnx"], tmp_path / "q.onnx", part, keep_float=["features.0.conv", "features.1.depthwise"]
+        exported["onnx"],
+        tmp_path / "q.onnx",
+        part,
+        keep_float=["features.0.conv", "features.1.depthwise"],
     )
     table = quantize.signal_to_noise(exported["onnx"], path, part)
     assert np.isnan(table.loc["features.0.conv", "weights"]) and table.loc["head.1"].notna().all()
@@ -229,8 +274,14 @@ def test_a_layer_kept_in_float_loses_nothing_itself(exported, toy, tmp_path):
     ("options", "message"),
     [
         ({"calibration": "entrpy"}, "unknown calibration 'entrpy', did you mean 'entropy'"),
-        ({"images": 10}, r"5 real and 5 fake images to calibrate with: at least 8 of each .*calibration_images=10"),
-        ({"keep_float": ["features.0.conf"]}, "unknown layer 'features.0.conf', did you mean 'features.0.conv'"),
+        (
+            {"images": 10},
+            r"5 real and 5 fake images to calibrate with: at least 8 of each .*calibration_images=10",
+        ),
+        (
+            {"keep_float": ["features.0.conf"]},
+            "unknown layer 'features.0.conf', did you mean 'features.0.conv'",
+        ),
         ({"keep_float": NAMES}, "no layer left to quantize: 7 in all, 7 kept"),
     ],
 )
@@ -252,7 +303,9 @@ def test_calibration_images_of_one_class_are_refused(exported, toy, tmp_path):
 def test_a_damaged_file_is_named_and_leaves_nothing(exported, toy, tmp_path, contents):
     source = tmp_path / "model.onnx"
     source.write_bytes(exported["onnx"].read_bytes()[:1000] if contents is None else contents)
-    with pytest.raises(InputError, match=r"model\.onnx (is damaged or no ONNX file|has no layer left)"):
+    with pytest.raises(
+        InputError, match=r"model\.onnx (is damaged or no ONNX file|has no layer left)"
+    ):
         quantize.static_int8(source, tmp_path / "q.onnx", toy().train)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
@@ -270,7 +323,8 @@ def test_what_cannot_be_quantized_is_named_and_leaves_nothing(exported, tmp_path
     x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for n in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
     onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "relu.onnx"
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
+        tmp_path / "relu.onnx",
     )
     with pytest.raises(InputError, match=r"relu\.onnx has no linear layer"):
         quantize.dynamic_linear(tmp_path / "relu.onnx", target)

@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 from test_plots import BL, GRID, result, table
 from typer.testing import CliRunner
 
-from dflib import report, runs
 from dflib.__main__ import app
+from dflib.show import report
+from dflib.study import runs
 
 HOSTILE = '<script>alert(1)</script> & "quotes" $\\frac{'
 
@@ -90,7 +91,11 @@ def test_every_run_has_its_row_command_and_sorting(outputs, undrawn):
     assert len(heads) == 1 + len(report.MAIN) + 4  # of the runs; and run, gan, vae, macro
     assert {a["aria-sort"] for a in heads} == {"none"}
     folds = [a for tag, a in shown.tags if tag == "button" and a.get("class") == "fold"]
-    assert len(folds) == 1 + len(GRID) == len([a for tag, a in shown.tags if tag == "tr" and "hidden" in a])
+    assert (
+        len(folds)
+        == 1 + len(GRID)
+        == len([a for tag, a in shown.tags if tag == "tr" and "hidden" in a])
+    )
     every = report.table_rows(runs.results())
     known = [title for title in every if title != "run" and (every[title] != "–").any()]
     assert len(known) > len(report.MAIN) and all(title in shown.text for title in known)
@@ -151,7 +156,9 @@ def test_hostile_names_and_reasons_are_only_text(outputs):
 
 def test_a_failure_that_was_mended_is_not_shown(outputs, undrawn):
     store(outputs, BL)
-    (next(outputs.glob("*/*/*/*")) / "failed.json").write_text(json.dumps({"run_id": "old", "error": "mended since"}))
+    (next(outputs.glob("*/*/*/*")) / "failed.json").write_text(
+        json.dumps({"run_id": "old", "error": "mended since"})
+    )
     assert "mended since" not in page().text
 
 
@@ -165,7 +172,9 @@ def test_other_sizes_protocols_and_limits_are_sections_of_their_own(outputs, und
     assert "at most 48 images of each class" in shown.text
 
 
-def test_recipes_are_sections_after_the_plain_one_and_other_settings_stand_in_the_runs_name(outputs, undrawn):
+def test_recipes_are_sections_after_the_plain_one_and_other_settings_stand_in_the_runs_name(
+    outputs, undrawn
+):
     more = {"raised": {"front": "srm"}, "few": {"target_images": 25}, "longer": {"epochs": 99}}
     store(outputs, BL | {"params": BL["params"] | {"epochs": 9}})
     for name, params in more.items():
@@ -180,20 +189,26 @@ def test_recipes_are_sections_after_the_plain_one_and_other_settings_stand_in_th
 def test_answer_matches_the_numbers():
     small = result("CKD", 0.9, skill=0.8, file_bytes=400_000, p50=0.5)
     worse = result("CPF", 0.9, skill=0.1)
-    first, size, speed = report.answer(table(BL, small, worse, result("CKD", 0.6, file_bytes=10**6)))
+    first, size, speed = report.answer(
+        table(BL, small, worse, result("CKD", 0.6, file_bytes=10**6))
+    )
     auroc, (low, high) = small["metrics"]["all"]["auroc"], small["metrics"]["all"]["ci95"]["auroc"]
     assert (
         f"With 90 % of the parameters removed or set to zero, the best of 2 runs, CKD 90%, reaches AUROC {auroc:.3f}"
         in first
     )
-    overlap = high >= BL["metrics"]["all"]["ci95"]["auroc"][0] and low <= BL["metrics"]["all"]["ci95"]["auroc"][1]
+    overlap = (
+        high >= BL["metrics"]["all"]["ci95"]["auroc"][0]
+        and low <= BL["metrics"]["all"]["ci95"]["auroc"][1]
+    )
     assert ("the intervals overlap" in first) == overlap
     assert "smallest file is 0.40 MB (CKD 90%" in size and "10.0 times smaller" in size
     assert "lowest latency is 0.50 ms (CKD 90%" in speed and "4.0 times faster" in speed
 
 
 @pytest.mark.parametrize(
-    ("interval", "words"), [((0.1, 0.2), "lies below"), ((0.97, 0.99), "lies above"), ((0.1, 0.99), "overlap")]
+    ("interval", "words"),
+    [((0.1, 0.2), "lies below"), ((0.97, 0.99), "lies above"), ((0.1, 0.99), "overlap")],
 )
 def test_verdict_follows_the_intervals(interval, words):
     rows = table(BL, result("CKD", 0.9))
@@ -202,12 +217,17 @@ def test_verdict_follows_the_intervals(interval, words):
     assert words in report.answer(rows)[0]
 
 
-@pytest.mark.parametrize(("shift", "words"), [(0.0, "no loss is shown"), (-3.0, "a loss"), (3.0, "a gain")])
+@pytest.mark.parametrize(
+    ("shift", "words"), [(0.0, "no loss is shown"), (-3.0, "a loss"), (3.0, "a gain")]
+)
 def test_verdict_is_paired_where_predictions_were_kept(tmp_path, shift, words):
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1], 100)
     base = rng.normal(label, 1.0)
-    scores = {"BL": base, "CKD": base + shift * label * rng.random(200) + 0.01 * rng.normal(size=200)}
+    scores = {
+        "BL": base,
+        "CKD": base + shift * label * rng.random(200) + 0.01 * rng.normal(size=200),
+    }
     rows = table(BL, result("CKD", 0.9))
     rows["folder"] = [str(tmp_path / m) for m in rows["method"]]
     for method, z in scores.items():
@@ -226,7 +246,10 @@ def test_verdict_is_paired_where_predictions_were_kept(tmp_path, shift, words):
 
 def test_answer_says_so_when_nothing_is_gained_or_known():
     masked = report.answer(table(BL, result("CPF", 0.9)))
-    assert "No run is clearly smaller than BL" in masked[1] and "No run is clearly faster than BL" in masked[2]
+    assert (
+        "No run is clearly smaller than BL" in masked[1]
+        and "No run is clearly faster than BL" in masked[2]
+    )
     assert "Without a finished BL" in report.answer(table(GRID[0]))[0]
     assert len(report.answer(table(BL))) == 1
     guess = table(result(skill=0.0), result("CPF", 0.9))
@@ -271,24 +294,39 @@ def predicted(root, seeds, shift):
     rng, label, aurocs = np.random.default_rng(0), np.repeat([0, 1], 100), {"BL": [], "CKD": []}
     for seed in range(seeds):
         base = rng.normal(1.5 * label, 1.0)
-        for method, z in (("BL", base), ("CKD", base + shift * label + 0.05 * rng.normal(size=200))):
+        for method, z in (
+            ("BL", base),
+            ("CKD", base + shift * label + 0.05 * rng.normal(size=200)),
+        ):
             r = result(method, 0.9 if method == "CKD" else None, seed, generators=("gan",))
             r |= {"source": None, "params": r["params"] | {"epochs": 1, "draws": 200}}
             store(root, r)
             names, generators = [f"{i}.png" for i in range(200)], np.where(label, "gan", "real")
-            table_ = {"path": names, "generator": generators, "label": label, "score": 1 / (1 + np.exp(-z))}
+            table_ = {
+                "path": names,
+                "generator": generators,
+                "label": label,
+                "score": 1 / (1 + np.exp(-z)),
+            }
             folder = next(root.glob(f"*/*/*/{r['run_id']}"))
             pd.DataFrame(table_ | {"group": range(200)}).to_parquet(folder / "predictions.parquet")
             aurocs[method].append(roc_auc_score(label, z))
     return {method: np.mean(values) for method, values in aurocs.items()}
 
 
-@pytest.mark.parametrize(("shift", "words"), [(0.0, "no loss is shown"), (-1.5, "a loss"), (1.5, "a gain")])
-def test_several_seeds_are_one_row_and_the_answer_speaks_of_their_mean(outputs, undrawn, shift, words):
+@pytest.mark.parametrize(
+    ("shift", "words"), [(0.0, "no loss is shown"), (-1.5, "a loss"), (1.5, "a gain")]
+)
+def test_several_seeds_are_one_row_and_the_answer_speaks_of_their_mean(
+    outputs, undrawn, shift, words
+):
     means = predicted(outputs, 3, shift)
     shown = page().text
     change = f"{means['CKD'] - means['BL']:+.3f} [".replace("-", "−")
-    assert f"CKD, the only one with several seeds, reaches a mean AUROC of {means['CKD']:.3f} [" in shown
+    assert (
+        f"CKD, the only one with several seeds, reaches a mean AUROC of {means['CKD']:.3f} ["
+        in shown
+    )
     assert f"over 3 seeds: on the same images that is {change}" in shown and words in shown
     assert "Means over seeds" in shown
 
@@ -301,8 +339,14 @@ def test_one_seed_needs_no_table_of_seeds(outputs, undrawn):
 def test_the_audit_is_told_or_how_to_make_it(outputs, undrawn):
     store(outputs, BL)
     assert "python -m data_prep audit faces" in page().text
-    found = {"verdict": "A verdict.", "shortcut_auroc": {"raw": 0.7125, "equalised": 0.5551}, "equaliser": {"side": 9}, "images_probed": 40,
-             "scene_overlap": {"paper": 0.25, "strict": 0.0}, "licence": HOSTILE}  # fmt: skip
+    found = {
+        "verdict": "A verdict.",
+        "shortcut_auroc": {"raw": 0.7125, "equalised": 0.5551},
+        "equaliser": {"side": 9},
+        "images_probed": 40,
+        "scene_overlap": {"paper": 0.25, "strict": 0.0},
+        "licence": HOSTILE,
+    }
     (outputs / "audit-faces.json").write_text(json.dumps(found))
     text = page().text
     assert "A verdict." in text and "0.713 as the files are, 0.555 made alike" in text

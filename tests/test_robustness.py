@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from data_prep import cache, manifest, transform
 from data_prep.errors import InputError
 from data_prep.paths import images_root
-from dflib import __main__, metrics, robustness, runs, study
-from dflib.predict import Predictor
+from dflib import __main__, metrics
+from dflib.edge.predict import Predictor
+from dflib.study import engine, robustness, runs
 
 GRID = ("jpeg-50", "crop-0.75", "noise-5")
 
@@ -25,9 +26,9 @@ def made(tiny_dataset, tmp_path_factory) -> list[Path]:
     """A float run (BL) and an int8 one (CQ-S) of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(tmp_path_factory.mktemp("robust")))
-        plan = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL", "CQ-S"))
+        plan = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL", "CQ-S"))
         for s in plan:
-            assert study.execute(s)["status"] == "done"
+            assert engine.execute(s)["status"] == "done"
         yield [s.folder for s in plan]
 
 
@@ -41,22 +42,44 @@ def test_scores_are_those_of_each_image_made_worse_by_hand(two, tiny_dataset):
     table = manifest.load(tiny_dataset).set_index("path")
     same = transform.equaliser(table.reset_index())
     for folder in two:
-        predicted, found = (pd.read_parquet(folder / f"{n}.parquet") for n in ("predictions", "robustness"))
-        assert found["path"].tolist() == predicted["path"].tolist() and list(found)[1:] == list(GRID)
+        predicted, found = (
+            pd.read_parquet(folder / f"{n}.parquet") for n in ("predictions", "robustness")
+        )
+        assert found["path"].tolist() == predicted["path"].tolist() and list(found)[1:] == list(
+            GRID
+        )
         predictor = Predictor(folder)
         for how in GRID:
             images = []
             for path in found["path"][:12]:
-                image = same(cache.to_rgb(cache.open_image(images_root(tiny_dataset) / path)), table["sha256"][path])
+                image = same(
+                    cache.to_rgb(cache.open_image(images_root(tiny_dataset) / path)),
+                    table["sha256"][path],
+                )
                 images.append(cache.fit(transform.perturb(image, how), size=32))
-            assert found[how][:12].to_numpy() == pytest.approx(predictor.probabilities(np.stack(images)), abs=1e-5)
-        untouched = [cache.fit(same(cache.to_rgb(cache.open_image(images_root(tiny_dataset) / p)), table["sha256"][p]), size=32) for p in found["path"][:12]]  # fmt: skip
-        assert predictor.probabilities(np.stack(untouched)) == pytest.approx(predicted["score"][:12], abs=1e-5)
+            assert found[how][:12].to_numpy() == pytest.approx(
+                predictor.probabilities(np.stack(images)), abs=1e-5
+            )
+        untouched = [
+            cache.fit(
+                same(
+                    cache.to_rgb(cache.open_image(images_root(tiny_dataset) / p)),
+                    table["sha256"][p],
+                ),
+                size=32,
+            )
+            for p in found["path"][:12]
+        ]
+        assert predictor.probabilities(np.stack(untouched)) == pytest.approx(
+            predicted["score"][:12], abs=1e-5
+        )
 
 
 def test_each_file_is_decoded_once_for_all_runs_and_the_whole_grid(two, monkeypatch):
     opened = []
-    monkeypatch.setattr(robustness, "open_image", lambda data: opened.append(data) or cache.open_image(data))
+    monkeypatch.setattr(
+        robustness, "open_image", lambda data: opened.append(data) or cache.open_image(data)
+    )
     monkeypatch.setattr(manifest, "cores", lambda: 1)  # in this process, where it can be counted
     robustness.measure(two, GRID)
     assert len(opened) == len(pd.read_parquet(two[0] / "predictions.parquet"))
@@ -64,33 +87,52 @@ def test_each_file_is_decoded_once_for_all_runs_and_the_whole_grid(two, monkeypa
     assert len(opened) == len(pd.read_parquet(two[0] / "predictions.parquet"))
     robustness.measure(two[:1], ("blur-1",))  # another one is added, those that are known stay
     assert list(pd.read_parquet(two[0] / "robustness.parquet"))[1:] == [*GRID, "blur-1"]
-    assert robustness.measured(two[0], ("blur-1", *GRID)) and not robustness.measured(two[1], ("blur-1",))
+    assert robustness.measured(two[0], ("blur-1", *GRID)) and not robustness.measured(
+        two[1], ("blur-1",)
+    )
 
 
 def test_drops_are_paired_differences_by_scene(two):
     base = two[0]
     robustness.measure(two, GRID)
-    found = robustness.drops(two[1:], [base], metric="accuracy", grid=GRID, draws=200).set_index("perturbation")
+    found = robustness.drops(two[1:], [base], metric="accuracy", grid=GRID, draws=200).set_index(
+        "perturbation"
+    )
     assert (found.loc["", ["drop", "more", "drop_low", "more_high"]] == 0).all()
     for how in GRID:
         values = {}
         for folder in two:
             table = pd.read_parquet(folder / "predictions.parquet")
-            worse, t = pd.read_parquet(folder / "robustness.parquet")[how], runs.read(folder)["threshold"]
+            worse, t = (
+                pd.read_parquet(folder / "robustness.parquet")[how],
+                runs.read(folder)["threshold"],
+            )
             right = lambda scores, table=table, t=t: ((scores >= t) == table["label"]).mean()
             values[folder] = right(table["score"]), right(worse)
         (a, b), (c, d) = values[base], values[two[1]]
-        assert found.loc[how, ["value", "drop", "more"]].tolist() == pytest.approx([d, c - d, (c - d) - (a - b)])
+        assert found.loc[how, ["value", "drop", "more"]].tolist() == pytest.approx(
+            [d, c - d, (c - d) - (a - b)]
+        )
         assert found.loc[how, "more_low"] <= found.loc[how, "more"] <= found.loc[how, "more_high"]
-    test = metrics.combine([robustness.drawn(base, "", draws=200)["auroc"] - robustness.drawn(base, "noise-5", draws=200)["auroc"]])  # fmt: skip
+    test = metrics.combine(
+        [
+            robustness.drawn(base, "", draws=200)["auroc"]
+            - robustness.drawn(base, "noise-5", draws=200)["auroc"]
+        ]
+    )
     alone = robustness.drops([base], grid=GRID, draws=200).set_index("perturbation")
-    assert alone.loc["noise-5", ["drop_low", "drop_high"]].tolist() == test["ci95"] and "more" not in alone
+    assert (
+        alone.loc["noise-5", ["drop_low", "drop_high"]].tolist() == test["ci95"]
+        and "more" not in alone
+    )
 
 
 def test_what_cannot_be_measured_says_why(two):
     with pytest.raises(InputError, match="unknown perturbation 'jpg'"):
         robustness.measure(two, ("jpg-5",))
-    with pytest.raises(InputError, match=r"was not measured under blur-4: python -m dflib robustness --run"):
+    with pytest.raises(
+        InputError, match=r"was not measured under blur-4: python -m dflib robustness --run"
+    ):
         robustness.drawn(two[0], "blur-4")
     result = json.loads((two[0] / "result.json").read_text())
     (two[0] / "result.json").write_text(json.dumps(result | {"data_fingerprint": "other"}))
@@ -100,6 +142,8 @@ def test_what_cannot_be_measured_says_why(two):
 
 
 def test_the_command_measures_the_runs_it_is_given(two):
-    done = CliRunner().invoke(__main__.app, ["robustness", "--run", str(two[0]), "--grid", "blur-1"])
+    done = CliRunner().invoke(
+        __main__.app, ["robustness", "--run", str(two[0]), "--grid", "blur-1"]
+    )
     assert done.exit_code == 0, done.output
     assert robustness.measured(two[0], ("blur-1",)) and not robustness.measured(two[1], ("blur-1",))

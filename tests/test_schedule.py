@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dflib import study
-from dflib.runs import spec
-from dflib.schedule import Estimates, Schedule, simulate, utilisation
+from dflib.study import engine
+from dflib.study.runs import spec
+from dflib.study.schedule import Estimates, Schedule, simulate, utilisation
 
 CHAINS = {"a": [], "b": [], "c": ["b"], "d": ["c"], "e": ["a"]}
 TAKES = {"a": 3.0, "b": 2.0, "c": 2.0, "d": 1.0, "e": 1.0}
@@ -20,7 +20,10 @@ TAKES = {"a": 3.0, "b": 2.0, "c": 2.0, "d": 1.0, "e": 1.0}
 def graphs(draw) -> tuple[dict[str, list[str]], dict[str, float]]:
     """Up to 7 runs, each with parents among those before it, and their seconds."""
     names = "abcdefg"[: draw(st.integers(1, 7))]
-    parents = {n: draw(st.lists(st.sampled_from(names[:i]), max_size=2, unique=True)) if i else [] for i, n in enumerate(names)}  # fmt: skip
+    parents = {
+        n: draw(st.lists(st.sampled_from(names[:i]), max_size=2, unique=True)) if i else []
+        for i, n in enumerate(names)
+    }
     return parents, {n: float(draw(st.integers(1, 9))) for n in names}
 
 
@@ -47,14 +50,23 @@ def test_the_longest_path_starts_first_and_children_wait():
 def test_every_run_starts_once_and_no_order_ends_much_sooner(graph, workers):
     parents, takes = graph
     events = simulate(parents, takes, takes.get, workers=workers)
-    starts, ends = {run: start for run, _, start, _ in events}, {run: end for run, _, _, end in events}
-    assert sorted(starts) == sorted(parents) and all(ends[p] <= starts[run] for run in parents for p in parents[run])
+    starts, ends = (
+        {run: start for run, _, start, _ in events},
+        {run: end for run, _, _, end in events},
+    )
+    assert sorted(starts) == sorted(parents) and all(
+        ends[p] <= starts[run] for run in parents for p in parents[run]
+    )
     for worker in range(workers):
         mine = sorted((start, end) for _, w, start, end in events if w == worker)
         assert all(a[1] <= b[0] for a, b in itertools.pairwise(mine))
     took, busy = max(ends.values()), utilisation(events, workers=workers)
     assert busy == pytest.approx(sum(takes.values()) / (workers * took))
-    orders = [o for o in itertools.permutations(parents) if all(o.index(p) < o.index(r) for r in o for p in parents[r])]
+    orders = [
+        o
+        for o in itertools.permutations(parents)
+        if all(o.index(p) < o.index(r) for r in o for p in parents[r])
+    ]
     best = min(makespan(parents, takes, list(o), workers) for o in orders[:200])
     assert took <= best * (2 - 1 / workers) + 1e-9  # Graham's bound of list scheduling (1966)
     if workers == 1:
@@ -78,14 +90,21 @@ def test_what_does_not_fit_is_not_started_until_an_estimate_gets_shorter():
     takes["a"] = 1.0
     order.rank()
     assert order.start(within=2.0) == "a"
-    assert Schedule({"a": []}, lambda run: None).start(within=1.0) == "a"  # somebody must be the first
+    assert (
+        Schedule({"a": []}, lambda run: None).start(within=1.0) == "a"
+    )  # somebody must be the first
     assert Schedule({"a": []}, lambda run: None).start(within=0.0) is None
 
 
 def test_a_real_plan_keeps_its_workers_busy(tiny_dataset, tiny_source):
-    plan = study.plan(
-        preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=("CPF", "CKD", "TL+P+A"), rates=(0.6, 0.9), seeds=range(60)
-    )  # fmt: skip
+    plan = engine.plan(
+        preset="tiny",
+        dataset=tiny_dataset,
+        source=tiny_source,
+        methods_=("CPF", "CKD", "TL+P+A"),
+        rates=(0.6, 0.9),
+        seeds=range(60),
+    )
     parents = {s.run_id: [p.run_id for p in s.parents] for s in plan}
     takes = {run: 10.0 + i % 17 for i, run in enumerate(parents)}
     assert utilisation(simulate(parents, takes, lambda run: None, workers=16), workers=16) > 0.95
@@ -94,7 +113,11 @@ def test_a_real_plan_keeps_its_workers_busy(tiny_dataset, tiny_source):
 def row(s, seconds: float, **changes) -> dict:
     values = {k: s.settings[k] for k in ("size", "limit", "target_images")}
     epochs = s.settings["epochs" if s.method == "BL" else "finetune_epochs"]
-    return {"method": s.method, "dataset": s.dataset, "total_s": seconds, "planned_epochs": epochs} | values | changes
+    return (
+        {"method": s.method, "dataset": s.dataset, "total_s": seconds, "planned_epochs": epochs}
+        | values
+        | changes
+    )
 
 
 def test_estimates_are_medians_of_like_runs_and_scale_to_unlike_ones(tiny_dataset, tiny_source):

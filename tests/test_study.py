@@ -17,8 +17,8 @@ import pytest
 
 from data_prep.errors import InputError
 from data_prep.manifest import cores
-from dflib import methods, runs, study
-from dflib.runs import spec
+from dflib.study import engine, methods, runs
+from dflib.study.runs import spec
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def outputs(tiny_dataset, tmp_path, monkeypatch) -> Path:
     return tmp_path / "outputs"
 
 
-def tiny(name: str, *methods: str, **settings) -> study.Plan:
-    return study.plan(preset="tiny", dataset=name, methods_=methods, settings=settings)
+def tiny(name: str, *methods: str, **settings) -> engine.Plan:
+    return engine.plan(preset="tiny", dataset=name, methods_=methods, settings=settings)
 
 
 def command(name: str, *more: str) -> list[str]:
@@ -59,8 +59,12 @@ def kernels_below(pid: int) -> list[psutil.Process]:
 
 
 def test_plan_puts_parents_first_and_each_run_once(tiny_dataset):
-    plan = study.plan(
-        preset="tiny", dataset=tiny_dataset, methods_=("CKD", "CPF", "CQ"), rates=(0.6, 0.9), seeds=(0, 1)
+    plan = engine.plan(
+        preset="tiny",
+        dataset=tiny_dataset,
+        methods_=("CKD", "CPF", "CQ"),
+        rates=(0.6, 0.9),
+        seeds=(0, 1),
     )
     ids = [s.run_id for s in plan]
     assert len(ids) == len(set(ids)) == 2 * (1 + 2 + 2 + 2 + 1)  # CKD brings its control, CKD-0
@@ -70,23 +74,41 @@ def test_plan_puts_parents_first_and_each_run_once(tiny_dataset):
 
 def test_a_plan_makes_the_source_first_and_once(tiny_dataset, tiny_source):
     codes = ("TL+KD+A", "TL+P+A", "TL+FT+Q")
-    plan = study.plan(preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=codes, rates=(0.6, 0.9))
+    plan = engine.plan(
+        preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=codes, rates=(0.6, 0.9)
+    )
     runs_ = [(s.method, s.rate, s.dataset == tiny_source) for s in plan]
     assert len(set(runs_)) == len(runs_)
     assert set(runs_) == {
-        ("BL", None, True), ("CPF", 0.6, True), ("CPF", 0.9, True), ("TL+FT", None, False), ("TL+FT+Q", None, False),
-        *((code, rate, False) for code in ("TL+KD", "TL+KD+A", "TL+P+FT", "TL+P+A") for rate in (0.6, 0.9)),
-    }  # fmt: skip
+        ("BL", None, True),
+        ("CPF", 0.6, True),
+        ("CPF", 0.9, True),
+        ("TL+FT", None, False),
+        ("TL+FT+Q", None, False),
+        *(
+            (code, rate, False)
+            for code in ("TL+KD", "TL+KD+A", "TL+P+FT", "TL+P+A")
+            for rate in (0.6, 0.9)
+        ),
+    }
     ids = [s.run_id for s in plan]
     assert all(ids.index(p.run_id) < ids.index(s.run_id) for s in plan for p in s.parents)
 
 
 def test_a_setting_of_any_ancestor_is_taken(tiny_dataset, tiny_source):
-    request = {"preset": "tiny", "dataset": tiny_dataset, "source": tiny_source, "methods_": ("TL+P+A",)}
-    plain, other = study.plan(**request), study.plan(**request, settings={"scope": "global"})  # CPF's, on the source
+    request = {
+        "preset": "tiny",
+        "dataset": tiny_dataset,
+        "source": tiny_source,
+        "methods_": ("TL+P+A",),
+    }
+    plain, other = (
+        engine.plan(**request),
+        engine.plan(**request, settings={"scope": "global"}),
+    )  # CPF's, on the source
     assert plain.specs[-1].run_id != other.specs[-1].run_id
     with pytest.raises(InputError, match="unknown setting 'alpha'"):
-        study.plan(**request, settings={"alpha": 0.5})
+        engine.plan(**request, settings={"alpha": 0.5})
 
 
 def test_a_setting_that_no_method_reads_is_refused(tiny_dataset):
@@ -95,18 +117,24 @@ def test_a_setting_that_no_method_reads_is_refused(tiny_dataset):
 
 
 def test_study_ends_with_every_run_and_the_same_command_finds_them(tiny_dataset, outputs):
-    first = subprocess.run(command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False)
+    first = subprocess.run(
+        command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False
+    )
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
     results = sorted(outputs.glob("*/*/*/*/result.json"))
     assert [json.loads(p.read_text())["method"] for p in results] == ["BL", "CQ"]
     assert (outputs / "report.html").exists()
     leftovers = [
-        p.name for p in outputs.rglob("*") if p.suffix in (".new", ".pt") or "new." in p.name or p.name == "failed.json"
+        p.name
+        for p in outputs.rglob("*")
+        if p.suffix in (".new", ".pt") or "new." in p.name or p.name == "failed.json"
     ]
     assert leftovers == []
     stamps = [p.stat().st_mtime_ns for p in results]
-    second = subprocess.run(command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False)
+    second = subprocess.run(
+        command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False
+    )
     assert second.returncode == 0
     assert "2 of 2 done (2 found finished)" in second.stdout
     assert [p.stat().st_mtime_ns for p in results] == stamps
@@ -114,14 +142,14 @@ def test_study_ends_with_every_run_and_the_same_command_finds_them(tiny_dataset,
 
 def test_a_failed_run_is_a_record_and_blocks_its_children(tiny_dataset, outputs):
     plan = tiny(tiny_dataset, "BL", "CQ", lr=1e30)
-    outcomes = study.run(plan)
+    outcomes = engine.run(plan)
     baseline, quantized = plan.specs
     assert outcomes[baseline.run_id]["status"] == "failed"
     assert "training loss" in outcomes[baseline.run_id]["error"]
     assert outcomes[quantized.run_id]["status"] == "blocked"
     assert baseline.failure()["kind"] == "error"
     assert not baseline.finished()
-    again = study.execute(baseline, retry_failed=False)
+    again = engine.execute(baseline, retry_failed=False)
     assert again["status"] == "failed"
     assert again["seconds"] == 0
     assert "--retry-failed" in again["error"]
@@ -130,7 +158,7 @@ def test_a_failed_run_is_a_record_and_blocks_its_children(tiny_dataset, outputs)
 def test_a_killed_kernel_is_recorded_and_the_run_can_be_made_again(tiny_dataset, outputs):
     (s,) = tiny(tiny_dataset, "BL", epochs=500).specs
     outcome: dict = {}
-    worker = threading.Thread(target=lambda: outcome.update(study.execute(s)))
+    worker = threading.Thread(target=lambda: outcome.update(engine.execute(s)))
     worker.start()
     wait_for(lambda: (s.folder / "checkpoint.pt").exists())
     for kernel in kernels_below(os.getpid()):
@@ -144,15 +172,21 @@ def test_a_killed_kernel_is_recorded_and_the_run_can_be_made_again(tiny_dataset,
 
 def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
     more = ("--methods", "BL,CPF", "--rates", "0.9", "--set", "finetune_epochs=3")
-    driver = subprocess.Popen(command(tiny_dataset, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        command(tiny_dataset, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     kernel = wait_for(lambda: kernels_below(driver.pid))[0]
-    assert int(kernel.environ()["MALLOC_TRIM_THRESHOLD_"]) > 1e9  # with Dask's value training took twice the time
+    assert (
+        int(kernel.environ()["MALLOC_TRIM_THRESHOLD_"]) > 1e9
+    )  # with Dask's value training took twice the time
     baseline = wait_for(lambda: list(outputs.glob("*/*/BL/*/result.json")))[0]
     wait_for(lambda: list(outputs.glob("*/*/CPF/*/checkpoint.pt")))
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
-    wait_for(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 60)
+    wait_for(
+        lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 60
+    )
     before = baseline.stat().st_mtime_ns
     assert not list(outputs.glob("*/*/CPF/*/result.json"))
     done = subprocess.run(command(tiny_dataset, *more), capture_output=True, text=True, check=False)
@@ -160,7 +194,9 @@ def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
     assert baseline.stat().st_mtime_ns == before
     interrupted = outputs / "interrupted.csv"
     subprocess.run(
-        [sys.executable, "-m", "dflib", "results", "--csv", str(interrupted)], check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "dflib", "results", "--csv", str(interrupted)],
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
     assert _scores(outputs, "CPF") == _undisturbed(tiny_dataset, outputs, more)
 
@@ -175,7 +211,10 @@ def _scores(outputs: Path, method: str) -> list[float]:
 def _undisturbed(name: str, outputs: Path, more: tuple[str, ...]) -> list[float]:
     fresh = outputs.parent / "undisturbed"
     subprocess.run(
-        command(name, *more), env=os.environ | {"DFLIB_OUTPUTS": str(fresh)}, check=True, stdout=subprocess.DEVNULL
+        command(name, *more),
+        env=os.environ | {"DFLIB_OUTPUTS": str(fresh)},
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
     return _scores(fresh, "CPF")
 
@@ -188,25 +227,32 @@ def test_a_run_beside_which_nothing_can_start_has_all_cores(tiny_dataset, output
         while not ended.wait(0.05):
             for kernel in kernels_below(os.getpid()):
                 with contextlib.suppress(psutil.Error):
-                    found.setdefault(kernel.pid, (len(started), kernel.environ()["OMP_NUM_THREADS"]))
+                    found.setdefault(
+                        kernel.pid, (len(started), kernel.environ()["OMP_NUM_THREADS"])
+                    )
 
     started: list[runs.Spec] = []
     watcher = threading.Thread(target=look, args=(started,))
     watcher.start()
-    p = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=(0.6, 0.9))
+    p = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=(0.6, 0.9))
     try:
-        outcomes = study.run(p, on_start=started.append)
+        outcomes = engine.run(p, on_start=started.append)
     finally:
         ended.set()
         watcher.join()
     assert [o["status"] for o in outcomes.values()] == ["done"] * 3
     assert {threads for n, threads in found.values() if n == 1} == {str(cores())}
-    assert {threads for n, threads in found.values() if n > 1} == {str(max(1, cores() // min(3, cores())))}
+    assert {threads for n, threads in found.values() if n > 1} == {
+        str(max(1, cores() // min(3, cores())))
+    }
 
 
 def test_two_processes_that_want_the_same_run_make_it_once(tiny_dataset, outputs):
-    code = f"from dflib import study; p = study.plan(preset='tiny', dataset={tiny_dataset!r}, methods_=('BL',)); print(study.execute(p.specs[0])['seconds'])"
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    code = f"from dflib import study; p = engine.plan(preset='tiny', dataset={tiny_dataset!r}, methods_=('BL',)); print(engine.execute(p.specs[0])['seconds'])"
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     times = sorted(float(p.communicate(timeout=300)[0].split()[-1]) for p in both)
     assert times[0] == 0 < times[1]
 
@@ -219,8 +265,10 @@ def test_an_unknown_notebook_parameter_is_named(tiny_dataset, outputs, tmp_path,
     (tmp_path / "02_baseline.ipynb").write_text(json.dumps(notebook))
     monkeypatch.setattr(runs, "NOTEBOOKS", tmp_path)
     (s,) = tiny(tiny_dataset, "BL").specs
-    with pytest.raises(InputError, match="unknown parameter of 02_baseline.ipynb 'seed', did you mean 'sead'"):
-        study.execute(s)
+    with pytest.raises(
+        InputError, match="unknown parameter of 02_baseline.ipynb 'seed', did you mean 'sead'"
+    ):
+        engine.execute(s)
 
 
 def test_no_scheduler_at_the_address(tiny_dataset, outputs):
@@ -237,24 +285,26 @@ def test_no_scheduler_at_the_address(tiny_dataset, outputs):
 def test_runs_go_to_an_existing_cluster(tiny_dataset, outputs):
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=0) as cluster:
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=0
+    ) as cluster:
         plan = tiny(tiny_dataset, "BL")
-        outcomes = study.run(plan, scheduler=cluster.scheduler_address)
+        outcomes = engine.run(plan, scheduler=cluster.scheduler_address)
     assert [o["status"] for o in outcomes.values()] == ["done"]
 
 
 def test_estimates_come_from_finished_runs(tiny_dataset, outputs):
     plan = tiny(tiny_dataset, "BL")
-    assert list(study.estimate(plan).values()) == [None]
-    study.execute(plan.specs[0])
-    other_seed = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(5,))
-    (seconds,) = study.estimate(other_seed).values()
+    assert list(engine.estimate(plan).values()) == [None]
+    engine.execute(plan.specs[0])
+    other_seed = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(5,))
+    (seconds,) = engine.estimate(other_seed).values()
     assert seconds == pytest.approx(runs.read(plan.specs[0].folder)["timings"]["total_s"])
 
 
 MANY_WIDGETS = """
 import sys, nbformat, papermill
-from dflib import study
+from dflib.study import engine
 
 cell = '''from ipywidgets import FloatSlider, VBox, interactive_output
 slider = FloatSlider(0.5, min=0, max=1)
@@ -264,45 +314,68 @@ book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "lang
 path = sys.argv[1] + "/widgets.ipynb"
 nbformat.write(book, path)
 with open(sys.argv[1] + "/log.txt", "w") as log:
-    manager = study._kernel_manager(log, sys.argv[1], lambda process: None)
+    manager = engine._kernel_manager(log, sys.argv[1], lambda process: None)
     papermill.execute_notebook(path, path, {}, progress_bar=False, kernel_name="python3", kernel_manager_class=manager)
 """
 
 
 def test_a_notebook_of_many_widgets_ends(tmp_path):
     """With jupyter_client's own channels about every second such notebook waits for ever for a reply that has come."""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", MANY_WIDGETS, str(tmp_path)], check=True, timeout=180)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MANY_WIDGETS, str(tmp_path)], check=True, timeout=180
+    )
 
 
 def test_folds_train_without_each_generator_or_on_each_alone(tiny_dataset, tiny_source):
-    request = {"preset": "tiny", "dataset": tiny_dataset, "methods_": ("BL", "CPF"), "seeds": (0, 1)}
-    whole = study.plan(**request)
-    for folds, key, word in (("leave-one-out", "hold_out", "without"), ("one-to-all", "train_generators", "on")):
-        p = study.plan(**request, folds=folds)
+    request = {
+        "preset": "tiny",
+        "dataset": tiny_dataset,
+        "methods_": ("BL", "CPF"),
+        "seeds": (0, 1),
+    }
+    whole = engine.plan(**request)
+    for folds, key, word in (
+        ("leave-one-out", "hold_out", "without"),
+        ("one-to-all", "train_generators", "on"),
+    ):
+        p = engine.plan(**request, folds=folds)
         found = [s.settings[key] for s in p if s.method == "CPF"]
         assert sorted(found) == ["blurred", "blurred", "nearest", "nearest"] and len(p) == 8
-        assert {s.parents[0].settings[key] == s.settings[key] for s in p if s.method == "CPF"} == {True}
+        assert {s.parents[0].settings[key] == s.settings[key] for s in p if s.method == "CPF"} == {
+            True
+        }
         assert not {s.run_id for s in p} & {s.run_id for s in whole}
         assert methods.fold(methods.relevant("CPF", p.specs[-1].settings)).startswith(word)
         assert spec("BL", **p.specs[0].parameters()).run_id == p.specs[0].run_id
-    transfer = study.plan(**request | {"methods_": ("TL+FT",)}, source=tiny_source, folds="leave-one-out")
+    transfer = engine.plan(
+        **request | {"methods_": ("TL+FT",)}, source=tiny_source, folds="leave-one-out"
+    )
     assert (
         len({s.run_id for s in transfer if s.dataset == tiny_source}) == 2
     )  # one a seed: the source has other classes
     with pytest.raises(InputError, match="unknown kind of folds 'leave'"):
-        study.plan(**request, folds="leave")
+        engine.plan(**request, folds="leave")
 
 
 def test_a_run_keeps_its_id_and_parameters_where_no_generator_is_left_out(tiny_dataset):
     plain = spec("BL", preset="tiny", dataset=tiny_dataset)
     assert not {"hold_out", "train_generators"} & set(methods.relevant("BL", plain.settings))
-    assert spec("BL", preset="tiny", dataset=tiny_dataset, settings={"hold_out": ""}).run_id == plain.run_id
+    assert (
+        spec("BL", preset="tiny", dataset=tiny_dataset, settings={"hold_out": ""}).run_id
+        == plain.run_id
+    )
 
 
 def test_a_run_without_a_generator_says_so(tiny_dataset, outputs):
-    (s,) = study.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), settings={"hold_out": "nearest"})
-    assert study.execute(s)["status"] == "done"
+    (s,) = engine.plan(
+        preset="tiny", dataset=tiny_dataset, methods_=("BL",), settings={"hold_out": "nearest"}
+    )
+    assert engine.execute(s)["status"] == "done"
     result = runs.read(s.folder)
-    assert result["train_generators"] == ["blurred"] and {"nearest", "blurred"} < set(result["metrics"])
+    assert result["train_generators"] == ["blurred"] and {"nearest", "blurred"} < set(
+        result["metrics"]
+    )
     assert "--set hold_out=nearest" in result["command"]
-    assert set(runs.results(tiny_dataset).set_index("run_id").loc[[s.run_id], "fold"]) == {"without nearest"}
+    assert set(runs.results(tiny_dataset).set_index("run_id").loc[[s.run_id], "fold"]) == {
+        "without nearest"
+    }

@@ -9,26 +9,38 @@ from matplotlib.patches import Rectangle
 from test_plots import result
 
 from data_prep.errors import InputError
-from dflib import grid, study, sweep
-from dflib.progress import Progress
-from dflib.schedule import Estimates
+from dflib.show import sweep
+from dflib.study import engine, grid
+from dflib.study.progress import Progress
+from dflib.study.schedule import Estimates
 
 
 @pytest.fixture
 def options(tiny_dataset, tmp_path, monkeypatch) -> dict:
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
-    return {"preset": "tiny", "dataset": (tiny_dataset,), "methods": ("BL", "CPF", "CQ"), "rates": (0.6, 0.9), "seeds": (0, 1)}  # fmt: skip
+    return {
+        "preset": "tiny",
+        "dataset": (tiny_dataset,),
+        "methods": ("BL", "CPF", "CQ"),
+        "rates": (0.6, 0.9),
+        "seeds": (0, 1),
+    }
 
 
 def finish(*specs) -> None:
     """Leave a finished run of each."""
     for s in specs:
         s.folder.mkdir(parents=True)
-        own = {"run_id": s.run_id, "dataset": s.dataset, "params": s.settings, "parents": [p.run_id for p in s.parents]}
+        own = {
+            "run_id": s.run_id,
+            "dataset": s.dataset,
+            "params": s.settings,
+            "parents": [p.run_id for p in s.parents],
+        }
         (s.folder / "result.json").write_text(json.dumps(result(s.method, s.rate, s.seed) | own))
 
 
-def taught(plan: study.Plan, seconds: float) -> Estimates:
+def taught(plan: engine.Plan, seconds: float) -> Estimates:
     guess = Estimates()
     for s in plan:
         guess.learn(s, seconds)
@@ -66,7 +78,10 @@ def test_a_chart_has_a_bar_for_each_run(options):
 
 def test_controls_and_yaml_follow_each_other(options, tiny_source):
     form = sweep.Sweep(options)
-    assert form.options() == {"preset": "tiny", "protocol": "strict"} | options or form.options() == options
+    assert (
+        form.options() == {"preset": "tiny", "protocol": "strict"} | options
+        or form.options() == options
+    )
     assert (form.preset.value, form.rates.value, form.seeds.value) == ("tiny", "0.6, 0.9", "0, 1")
     assert form.methods.value == options["methods"] and form.dataset.value == options["dataset"]
     form.methods.value = ("BL",)
@@ -83,10 +98,13 @@ def test_controls_and_yaml_follow_each_other(options, tiny_source):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("preset: tny", "did you mean &#x27;tiny&#x27;"), ("metods: [BL]", "did you mean &#x27;methods&#x27;"), ("a: [", "is no YAML"),
-        ("rates: [95]\nmethods: [CPF]", "did you mean 0.95"), ("dataset: <b>x</b>", "unknown dataset &#x27;&lt;b&gt;x&lt;/b&gt;&#x27;"),
+        ("preset: tny", "did you mean &#x27;tiny&#x27;"),
+        ("metods: [BL]", "did you mean &#x27;methods&#x27;"),
+        ("a: [", "is no YAML"),
+        ("rates: [95]\nmethods: [CPF]", "did you mean 0.95"),
+        ("dataset: <b>x</b>", "unknown dataset &#x27;&lt;b&gt;x&lt;/b&gt;&#x27;"),
     ],
-)  # fmt: skip
+)
 def test_a_slip_is_told_in_the_form_and_mended_there(options, text, message):
     form = sweep.Sweep(options)
     form.yaml.value = text

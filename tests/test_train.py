@@ -24,7 +24,11 @@ QUICK = Recipe(epochs=4, batch=10, lr=3e-3)
 
 def small(seed: int = 0, width: int = 8) -> Detector:
     with train.seeded(seed):
-        return Detector(Architecture("t", 32, (Block(width, pool=True), Block(width, pool=True)), (Dense(8, 0.3),)))
+        return Detector(
+            Architecture(
+                "t", 32, (Block(width, pool=True), Block(width, pool=True)), (Dense(8, 0.3),)
+            )
+        )
 
 
 def fitted(data, recipe: Recipe, *, seed: int = 0, **options):
@@ -77,9 +81,14 @@ class Interruption(Exception):
 
 @pytest.mark.parametrize(
     "options",
-    [{"patience": 50}, {"patience": 50, "amp": False}, {"ema": 0.9, "cutmix": 1.0, "mixup": 0.4, "patience": 50}, {"ema": 0.5, "blur_jpeg": 0.5}],
+    [
+        {"patience": 50},
+        {"patience": 50, "amp": False},
+        {"ema": 0.9, "cutmix": 1.0, "mixup": 0.4, "patience": 50},
+        {"ema": 0.5, "blur_jpeg": 0.5},
+    ],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_training_ends_as_the_uninterrupted_one(toy, tmp_path, after, options):
     recipe, file = replace(QUICK, **options), tmp_path / "checkpoint.pt"
@@ -92,7 +101,9 @@ def test_an_interrupted_training_ends_as_the_uninterrupted_one(toy, tmp_path, af
     with pytest.raises(Interruption):
         fitted(toy(), recipe, checkpoint=file, on_epoch=cut)
     seen = []
-    resumed, again = fitted(toy(), recipe, seed=99, checkpoint=file, on_epoch=lambda rows: seen.append(len(rows)))
+    resumed, again = fitted(
+        toy(), recipe, seed=99, checkpoint=file, on_epoch=lambda rows: seen.append(len(rows))
+    )
     assert seen == list(range(after + 1, recipe.epochs + 1))  # goes on; does not begin anew
     assert same(whole, resumed)
     columns = [c for c in history if c != "seconds"]
@@ -138,13 +149,21 @@ def test_a_damaged_checkpoint_is_named(toy, tmp_path, damage):
     elif damage == "pickle":
         torch.save({"recipe": Interruption}, file)
     else:
-        file.write_bytes({"random": b"\x80\x02random", "cut": file.read_bytes()[:500], "empty": b""}[damage])
-    with pytest.raises(InputError, match=r"checkpoint\.pt is damaged or not one of dflib's: remove it"):
+        file.write_bytes(
+            {"random": b"\x80\x02random", "cut": file.read_bytes()[:500], "empty": b""}[damage]
+        )
+    with pytest.raises(
+        InputError, match=r"checkpoint\.pt is damaged or not one of dflib's: remove it"
+    ):
         fitted(toy(), QUICK, checkpoint=file)
 
 
 @settings(max_examples=12)
-@given(epochs=st.integers(1, 25), warmup=st.sampled_from([0.0, 0.1, 0.3, 0.9, 1.0]), lr=st.sampled_from([1e-3, 0.1]))
+@given(
+    epochs=st.integers(1, 25),
+    warmup=st.sampled_from([0.0, 0.1, 0.3, 0.9, 1.0]),
+    lr=st.sampled_from([1e-3, 0.1]),
+)
 def test_the_learning_rate_is_a_linear_warm_up_and_a_cosine_to_zero(epochs, warmup, lr):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     schedule = train._warmup_cosine(optimizer, Recipe(epochs=epochs, lr=lr, warmup=warmup), steps=4)
@@ -163,8 +182,19 @@ def test_the_learning_rate_is_a_linear_warm_up_and_a_cosine_to_zero(epochs, warm
 
 
 def test_history_has_its_columns_and_the_rates_of_each_epochs_start(toy):
-    _, history = fitted(toy(), replace(QUICK, epochs=6, batch=36, warmup=1 / 3))  # one step an epoch, two of warm-up
-    assert list(history) == ["epoch", "lr", "loss", "accuracy", "val_loss", "val_accuracy", "val_auroc", "seconds"]
+    _, history = fitted(
+        toy(), replace(QUICK, epochs=6, batch=36, warmup=1 / 3)
+    )  # one step an epoch, two of warm-up
+    assert list(history) == [
+        "epoch",
+        "lr",
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+        "val_auroc",
+        "seconds",
+    ]
     assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
     cosine = [(1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
     assert history["lr"].tolist() == pytest.approx([3e-3 * v for v in (1 / 3, 2 / 3, *cosine)])
@@ -194,8 +224,12 @@ def test_early_stopping_keeps_the_best_epochs_weights(toy):
         )  # labels by chance: nothing to learn, so the best comes early
     data = replace(data, train=replace(data.train, table=data.train.table.assign(label=hard)))
     history = train.fit(
-        model, data, replace(QUICK, epochs=40, patience=3), device=CPU, on_epoch=lambda rows: states.append({k: v.clone() for k, v in model.state_dict().items()})
-    )  # fmt: skip
+        model,
+        data,
+        replace(QUICK, epochs=40, patience=3),
+        device=CPU,
+        on_epoch=lambda rows: states.append({k: v.clone() for k, v in model.state_dict().items()}),
+    )
     best = int(history["val_auroc"].idxmax())
     assert len(history) == best + 1 + 3 < 40
     assert same(model.state_dict(), states[best])
@@ -238,16 +272,23 @@ def test_a_given_loss_is_what_is_minimised(toy):
         assert 0 <= images.min() <= images.max() <= 1
         return ((logits - torch.tensor([3.0, -2.0])) ** 2).mean()
 
-    train.fit(model, toy(), replace(QUICK, epochs=12, lr=0.03, augment=False), device=CPU, loss=pull)
+    train.fit(
+        model, toy(), replace(QUICK, epochs=12, lr=0.03, augment=False), device=CPU, loss=pull
+    )
     logits = model(train.pixels(next(toy().train.batches(36))[0])).detach()
     assert logits.mean(0).tolist() == pytest.approx([3, -2], abs=0.5)
 
 
 @pytest.mark.parametrize("cause", ["rate", "loss"])
 def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out(toy, cause):
-    options = {"loss": lambda logits, labels, images: logits.sum() * float("nan")} if cause == "loss" else {}
+    options = (
+        {"loss": lambda logits, labels, images: logits.sum() * float("nan")}
+        if cause == "loss"
+        else {}
+    )
     with pytest.raises(
-        InputError, match=r"the training loss is (nan|inf) at learning rate .*: lower it with --set lr="
+        InputError,
+        match=r"the training loss is (nan|inf) at learning rate .*: lower it with --set lr=",
     ):
         fitted(toy(), replace(QUICK, lr=1e30 if cause == "rate" else 1e-3), **options)
 
@@ -274,7 +315,9 @@ def test_it_learns_what_can_be_learned(toy):
     model = small()
     train.fit(model, data, Recipe(epochs=8, batch=20, lr=5e-3), device=CPU)
     assert roc_auc_score(data.test.labels, train.predict(model, data.test)) > 0.95
-    assert roc_auc_score(data.test.labels, train.predict(small(), data.test)) < 0.95  # untrained, it is not there yet
+    assert (
+        roc_auc_score(data.test.labels, train.predict(small(), data.test)) < 0.95
+    )  # untrained, it is not there yet
 
 
 def test_label_smoothing_is_that_of_the_formula(toy):
@@ -287,7 +330,9 @@ def test_label_smoothing_is_that_of_the_formula(toy):
     images, labels = next(data.train.batches(36))
     log_p = model.train()(train.pixels(images)).log_softmax(1).detach()
     expected = -(0.8 * log_p[range(36), labels] + 0.1 * log_p.sum(1)).mean().item()
-    assert train.fit(model, data, recipe, device=CPU)["loss"][0] == pytest.approx(expected, rel=1e-5)
+    assert train.fit(model, data, recipe, device=CPU)["loss"][0] == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 # ---- prediction, precision
@@ -298,7 +343,9 @@ def test_pixels_are_the_bytes_over_255():
     result = train.pixels(images)
     assert result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
-    assert np.array_equal(result[1, 2].flatten(), np.arange(256, dtype=np.float32) / np.float32(255))
+    assert np.array_equal(
+        result[1, 2].flatten(), np.arange(256, dtype=np.float32) / np.float32(255)
+    )
     assert images.dtype == torch.uint8
 
 
@@ -307,7 +354,12 @@ def test_predict_is_the_softmax_in_order(toy, batch):
     data, model = toy(), small()
     model.train()  # predict must not leave dropout on
     score = train.predict(model, data.test, batch=batch)
-    x = torch.from_numpy(np.stack([data.test.image(i) for i in range(len(data.test))])).permute(0, 3, 1, 2) / 255
+    x = (
+        torch.from_numpy(np.stack([data.test.image(i) for i in range(len(data.test))])).permute(
+            0, 3, 1, 2
+        )
+        / 255
+    )
     logits = model.eval()(x).detach().numpy().astype(np.float64)
     e = np.exp(logits - logits.max(1, keepdims=True))
     assert score.dtype == np.float64
@@ -327,14 +379,32 @@ def test_predict_takes_any_callable(toy):
 
 @pytest.mark.parametrize(
     ("capability", "expected"),
-    [((6, 1), torch.float16), ((7, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((8, 9), torch.bfloat16), ((9, 0), torch.bfloat16), ((12, 0), torch.bfloat16)],
-)  # fmt: skip
+    [
+        ((6, 1), torch.float16),
+        ((7, 0), torch.float16),
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((8, 9), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+        ((12, 0), torch.bfloat16),
+    ],
+)
 def test_precision_by_capability_of_the_gpu(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     assert train.precision(torch.device("cuda")) == expected
 
 
-@pytest.mark.parametrize(("flags", "expected"), [({}, torch.float32), ({"avx512_f": True}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"arm_bf16": True}, torch.bfloat16), ({"avx512_bf16": False}, torch.float32)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, torch.float32),
+        ({"avx512_f": True}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"arm_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False}, torch.float32),
+    ],
+)
 def test_precision_by_flags_of_the_cpu(monkeypatch, flags, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
     assert train.precision(CPU) == expected
@@ -367,7 +437,9 @@ def test_mixup_blends_images_and_labels_alike(toy):
     torch.testing.assert_close(labels.sum(1), torch.ones(len(labels)))
     assert ((labels > 0.01) & (labels < 0.99)).any()
     # the share of the fakes' stripes (brighter even columns) in an image is its label's
-    stripes = torch.cat([(x[..., ::2].mean((1, 2, 3)) - x[..., 1::2].mean((1, 2, 3))) * 255 / 50 for _, x in seen])
+    stripes = torch.cat(
+        [(x[..., ::2].mean((1, 2, 3)) - x[..., 1::2].mean((1, 2, 3))) * 255 / 50 for _, x in seen]
+    )
     assert torch.corrcoef(torch.stack([stripes, labels[:, 1]]))[0, 1] > 0.95
 
 
@@ -379,16 +451,22 @@ def test_cutmix_pastes_a_rectangle_and_shares_the_label_by_area(toy):
         return nn.functional.cross_entropy(logits, labels)
 
     fitted(data, replace(QUICK, epochs=2, cutmix=1.0, augment=False), loss=loss)
-    originals = np.stack([data.train.image(i) for i in range(len(data.train))]).transpose(0, 3, 1, 2)
+    originals = np.stack([data.train.image(i) for i in range(len(data.train))]).transpose(
+        0, 3, 1, 2
+    )
     mixed = 0
     for labels, images in seen:
         for share, image in zip(labels.numpy(), (images * 255).round().byte().numpy(), strict=True):
-            same_pixels = (originals == image).all(1)  # noise: no two originals share more than a few pixels by chance
+            same_pixels = (originals == image).all(
+                1
+            )  # noise: no two originals share more than a few pixels by chance
             below, top = same_pixels.sum((1, 2)).argsort()[-2:]
             assert (same_pixels[top] | same_pixels[below]).all()
             kept = same_pixels[top]
             boxes = [(m.any(1).sum() * m.any(0).sum(), m.sum()) for m in (kept, ~kept)]
-            assert any(box <= 1.05 * filled for box, filled in boxes)  # a rectangle, or what it leaves
+            assert any(
+                box <= 1.05 * filled for box, filled in boxes
+            )  # a rectangle, or what it leaves
             area = kept.mean()
             expected = area * data.train.labels[top] + (1 - area) * data.train.labels[below]
             assert share[1] == pytest.approx(expected, abs=0.01) and share.sum() == pytest.approx(1)
@@ -400,7 +478,9 @@ def test_with_mixup_and_cutmix_a_batch_has_one_of_the_two(toy):
     data, kinds = toy(), []
 
     def loss(logits, labels, images):
-        whole = (images * 255 - (images * 255).round()).abs().max() < 1e-3  # pasted pixels are whole grey levels
+        whole = (
+            images * 255 - (images * 255).round()
+        ).abs().max() < 1e-3  # pasted pixels are whole grey levels
         kinds.append(bool(whole))
         return nn.functional.cross_entropy(logits, labels)
 
@@ -410,7 +490,9 @@ def test_with_mixup_and_cutmix_a_batch_has_one_of_the_two(toy):
 
 def test_the_model_and_the_teacher_see_the_same_view(toy):
     data, model, views = toy(), small(), []
-    model.register_forward_pre_hook(lambda m, inputs: views.append(inputs[0]) if m.training else None)
+    model.register_forward_pre_hook(
+        lambda m, inputs: views.append(inputs[0]) if m.training else None
+    )
 
     def loss(logits, labels, images):
         assert torch.equal(views[-1], images)
@@ -424,8 +506,14 @@ def test_the_average_of_the_weights_is_that_of_the_formula(toy):
     model, steps = small(), []
     recipe = replace(QUICK, ema=0.6, amp=False)
     train.fit(
-        model, toy(), recipe, device=CPU, after_step=lambda m: steps.append({k: v.double().clone() for k, v in m.state_dict().items()})
-    )  # fmt: skip
+        model,
+        toy(),
+        recipe,
+        device=CPU,
+        after_step=lambda m: steps.append(
+            {k: v.double().clone() for k, v in m.state_dict().items()}
+        ),
+    )
     expected = steps[0]
     for t, now in enumerate(steps[1:], 1):
         d = min(0.6, (1 + t) / (10 + t))
@@ -434,7 +522,9 @@ def test_the_average_of_the_weights_is_that_of_the_formula(toy):
     for name, value in final.items():
         wanted = steps[-1][name] if name.endswith("num_batches_tracked") else expected[name]
         torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(final["head.1.weight"].double(), steps[-1]["head.1.weight"], rtol=1e-3)
+    assert not torch.allclose(
+        final["head.1.weight"].double(), steps[-1]["head.1.weight"], rtol=1e-3
+    )
 
 
 def test_the_average_keeps_zeros_and_frozen_weights(toy):
@@ -456,8 +546,11 @@ def test_early_stopping_keeps_the_best_average(toy):
     hard = np.random.default_rng(0).permutation(data.train.labels)
     data = replace(data, train=replace(data.train, table=data.train.table.assign(label=hard)))
     state, history = fitted(
-        data, replace(QUICK, epochs=40, patience=3, ema=0.8, amp=False), seed=3, on_epoch=lambda rows: states.append(len(rows))
-    )  # fmt: skip
+        data,
+        replace(QUICK, epochs=40, patience=3, ema=0.8, amp=False),
+        seed=3,
+        on_epoch=lambda rows: states.append(len(rows)),
+    )
     best = history["val_auroc"].idxmax()
     assert len(history) == best + 4 < 40
     model = small()

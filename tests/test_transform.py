@@ -20,7 +20,9 @@ PHOTO = Image.fromarray(photographs.astronaut())
 
 def table(*rows: tuple) -> pd.DataFrame:
     """Manifest rows from (label, width, height, format, jpeg_quality)."""
-    return pd.DataFrame(rows, columns=["label", "width", "height", "format", "jpeg_quality"]).assign(status="ok")
+    return pd.DataFrame(
+        rows, columns=["label", "width", "height", "format", "jpeg_quality"]
+    ).assign(status="ok")
 
 
 def test_what_is_alike_already_is_left_alone():
@@ -31,7 +33,11 @@ def test_what_is_alike_already_is_left_alone():
     ("real", "fake", "expected"),
     [
         ((256, 256, "JPEG", 75), (256, 256, "JPEG", 95), (None, True)),
-        ((256, 256, "PNG", None), (256, 256, "PNG", None), (None, True)),  # what they were before is not known
+        (
+            (256, 256, "PNG", None),
+            (256, 256, "PNG", None),
+            (None, True),
+        ),  # what they were before is not known
         ((300, 400, "JPEG", 75), (512, 512, "JPEG", 75), (300, False)),
         ((4000, 3000, "TIFF", None), (1024, 1024, "PNG", None), (1024, True)),
     ],
@@ -61,11 +67,15 @@ def test_without_encoding_the_middle_stays_as_it_is():
 
 def test_perturbations_are_what_their_names_say():
     assert transform.perturb(PHOTO, "resize-0.5").size == (256, 256)
-    assert np.array_equal(transform.perturb(PHOTO, "blur-2"), PHOTO.filter(ImageFilter.GaussianBlur(2)))
+    assert np.array_equal(
+        transform.perturb(PHOTO, "blur-2"), PHOTO.filter(ImageFilter.GaussianBlur(2))
+    )
     for name, format_ in (("jpeg", "JPEG"), ("webp", "WEBP")):
         buffer = io.BytesIO()
         PHOTO.save(buffer, format_, quality=50)
-        assert np.array_equal(transform.perturb(PHOTO, f"{name}-50"), Image.open(buffer).convert("RGB"))
+        assert np.array_equal(
+            transform.perturb(PHOTO, f"{name}-50"), Image.open(buffer).convert("RGB")
+        )
     assert np.array_equal(transform.perturb(PHOTO, "crop-0.5"), PHOTO.crop((128, 128, 384, 384)))
     noise = np.asarray(transform.perturb(PHOTO, "noise-5"), dtype=float) - np.asarray(PHOTO)
     middle = noise[(np.asarray(PHOTO) > 30) & (np.asarray(PHOTO) < 225)]
@@ -78,7 +88,9 @@ def test_perturbations_are_what_their_names_say():
     for how in transform.GRID:
         assert transform.perturb(PHOTO, how).mode == "RGB"
     losses = [
-        np.abs(np.asarray(transform.perturb(PHOTO, f"jpeg-{q}")) - np.asarray(PHOTO, dtype=float)).mean()
+        np.abs(
+            np.asarray(transform.perturb(PHOTO, f"jpeg-{q}")) - np.asarray(PHOTO, dtype=float)
+        ).mean()
         for q in (95, 75, 30)
     ]
     assert losses == sorted(losses)
@@ -86,8 +98,14 @@ def test_perturbations_are_what_their_names_say():
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("jpg-75", "unknown perturbation 'jpg', did you mean 'jpeg'"), ("blur", "has no amount"), ("jpeg-x", "has no amount"), ("jpeg-0", "jpeg takes 1 to 100"), ("resize-9", "resize takes 0.01 to 4")],
-)  # fmt: skip
+    [
+        ("jpg-75", "unknown perturbation 'jpg', did you mean 'jpeg'"),
+        ("blur", "has no amount"),
+        ("jpeg-x", "has no amount"),
+        ("jpeg-0", "jpeg takes 1 to 100"),
+        ("resize-9", "resize takes 0.01 to 4"),
+    ],
+)
 def test_a_perturbation_that_is_not_known_is_named(how, message, tmp_path, data_root, tree):
     folder.prepare(tree(tmp_path / "set", {"real": 2, "fake/gan": 2}), name="mine")
     with pytest.raises(InputError, match=message):
@@ -98,6 +116,14 @@ def test_a_perturbation_that_is_not_known_is_named(how, message, tmp_path, data_
 def test_each_transform_has_a_cache_of_its_own(tmp_path, data_root, tree):
     root = tree(tmp_path / "set", {"real": 4, "fake/gan": 4}, size=(70, 60))
     folder.prepare(root, name="mine")
-    made = {k: cache.build("mine", size=32, **o)[0] for k, o in {"plain": {}, "alike": {"equalise": True}, "worse": {"perturb": "blur-0.5"}, "both": {"equalise": True, "perturb": "jpeg-30"}}.items()}  # fmt: skip
+    made = {
+        k: cache.build("mine", size=32, **o)[0]
+        for k, o in {
+            "plain": {},
+            "alike": {"equalise": True},
+            "worse": {"perturb": "blur-0.5"},
+            "both": {"equalise": True, "perturb": "jpeg-30"},
+        }.items()
+    }
     assert len(list((data_root / "mine" / "cache").glob("*/images.npy"))) == 4
     assert all(not np.array_equal(made["plain"], made[k]) for k in ("alike", "worse", "both"))

@@ -15,10 +15,15 @@ import torch
 
 from data_prep.errors import InputError
 from data_prep.paths import images_root
-from dflib import edge, models, runs, train, webpage
-from dflib.predict import Predictor
+from dflib import models, train
+from dflib.edge import files
+from dflib.edge import page as edge_page
+from dflib.edge.predict import Predictor
+from dflib.study import runs
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -30,7 +35,7 @@ class Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def runtime() -> None:
     try:
-        webpage._runtime()
+        edge_page._runtime()
     except InputError as error:
         pytest.skip(str(error))
 
@@ -55,20 +60,25 @@ def served(tmp_path) -> Iterator[tuple[Path, str]]:
     server.server_close()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, or your system's browser")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium: apt-get install chromium, or your system's browser"
+)
 @pytest.mark.parametrize(("mode", "format"), [("resize", "onnx-int8"), ("center_crop", "onnx")])
 def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture, mode, format):
     from playwright.sync_api import sync_playwright
 
     (folder, address), run = served, finished(tiny_dataset, mode)
-    edge.export_run(run.folder, format=format, out=folder / "detector.onnx")
-    webpage.write(folder / "detector.onnx", run.result)
+    files.export_run(run.folder, format=format, out=folder / "detector.onnx")
+    edge_page.write(folder / "detector.onnx", run.result)
     python = Predictor(folder / "detector.onnx")
     python.mode, python.threshold = mode, run.result["threshold"]
     images = [images_root(tiny_dataset) / p for p in run.data.test.table["path"].iloc[:4]]
     sizes = [(300, 200), (20, 45), (33, 64)]
     images += [picture(folder / f"{w}.png", size=(w, h), seed=w) for w, h in sizes]
-    images += [picture(folder / "photo.jpg", size=(120, 77)), picture(folder / "grey.png", mode="L", size=(70, 50))]
+    images += [
+        picture(folder / "photo.jpg", size=(120, 77)),
+        picture(folder / "grey.png", mode="L", size=(70, 50)),
+    ]
     asked = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -79,8 +89,13 @@ def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture,
         for path in images:
             page.set_input_files("#file", path)
             page.wait_for_selector("#answer[data-label]")
-            theirs, ours = page.evaluate("({ ...document.getElementById('answer').dataset })"), python(path)
-            assert float(theirs["probability"]) == pytest.approx(ours["probability"], abs=1e-6), path.name
+            theirs, ours = (
+                page.evaluate("({ ...document.getElementById('answer').dataset })"),
+                python(path),
+            )
+            assert float(theirs["probability"]) == pytest.approx(ours["probability"], abs=1e-6), (
+                path.name
+            )
             assert theirs["label"] == ours["label"]
         (folder / "text.png").write_text("no image")
         page.set_input_files("#file", folder / "text.png")
@@ -92,16 +107,22 @@ def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture,
 
 def test_a_mode_that_the_page_cannot_prepare_is_refused(tmp_path):
     result = {"run_id": "BL-x", "params": {"mode": "texture_crop", "size": 32}}
-    with pytest.raises(InputError, match=r"BL-x: the page cannot prepare images by texture_crop; use predict\.py"):
-        webpage.write(tmp_path / "detector.onnx", result)
+    with pytest.raises(
+        InputError, match=r"BL-x: the page cannot prepare images by texture_crop; use predict\.py"
+    ):
+        edge_page.write(tmp_path / "detector.onnx", result)
     assert not list(tmp_path.iterdir())
 
 
 def test_offline_the_error_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(webpage, "URL", "http://127.0.0.1:9/onnxruntime-web.tgz")  # nobody listens
-    with pytest.raises(InputError, match=r"cannot be had .*put its dist/ files ort\.wasm\.min\.mjs"):
-        webpage._runtime()
+    monkeypatch.setattr(
+        edge_page, "URL", "http://127.0.0.1:9/onnxruntime-web.tgz"
+    )  # nobody listens
+    with pytest.raises(
+        InputError, match=r"cannot be had .*put its dist/ files ort\.wasm\.min\.mjs"
+    ):
+        edge_page._runtime()
     assert not list(tmp_path.iterdir())
 
 
@@ -109,8 +130,8 @@ def test_another_archive_is_refused_by_its_checksum(served, monkeypatch):
     folder, address = served
     (folder / "other.tgz").write_bytes(b"something else")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.setattr(webpage, "URL", f"{address}other.tgz")
-    assert httpx.get(webpage.URL).content == b"something else"
+    monkeypatch.setattr(edge_page, "URL", f"{address}other.tgz")
+    assert httpx.get(edge_page.URL).content == b"something else"
     with pytest.raises(InputError, match="another checksum than version"):
-        webpage._runtime()
+        edge_page._runtime()
     assert not (folder / "cache").exists()

@@ -11,7 +11,6 @@ import logging
 import platform
 import re
 import shutil
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -21,16 +20,15 @@ from typing import TYPE_CHECKING
 
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import PROJECT, attached_roots, images_root, outputs_root, write_text
-from dflib import methods
+from dflib.study import methods
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    import numpy as np
     import pandas as pd
     from torch import nn
 
-    from dflib.data import Dataset, Part
+    from dflib.data import Dataset
     from dflib.train import Recipe
 
 log = logging.getLogger(__name__)
@@ -60,31 +58,7 @@ class Spec:
     @cached_property
     def parents(self) -> tuple[Spec, ...]:
         own = (self._parent(*name.split("@")) for name in methods.method(self.method).parents)
-        return (*own, *self.teachers)
-
-    @cached_property
-    def teachers(self) -> tuple[Spec, ...]:
-        """The BLs of an `ensemble`: without each of the training generators in turn, or on each alone; none unless it is set."""
-        kind = self.settings["ensemble"]
-        if not kind or "ensemble" not in methods.method(self.method).keys:
-            return ()
-        from dflib.data import trained_on
-
-        s = self.settings
-        known = trained_on(
-            self.dataset, protocol=self.protocol, train_generators=s["train_generators"], hold_out=s["hold_out"]
-        )
-        if len(known) < 2 or s["attention"]:
-            why = f"{', '.join(known)} is all that trains" if len(known) < 2 else "attention needs a single teacher"
-            raise InputError(f"ensemble={kind}: {why}; leave one of the settings out")
-        if kind == "one-to-all":
-            folds = [{"train_generators": g, "hold_out": ""} for g in known]
-        elif s["train_generators"]:
-            folds = [{"train_generators": ",".join(n for n in known if n != g)} for g in known]
-        else:  # named as a study's folds are, so that these are the same runs
-            held = {n.strip() for n in s["hold_out"].split(",") if n.strip()}
-            folds = [{"hold_out": ",".join(sorted({*held, g}))} for g in known]
-        return tuple(replace(self._parent("BL"), settings=s | fold) for fold in folds)
+        return tuple(own)
 
     def _parent(self, code: str, at: str = "target") -> Spec:
         row, other = methods.method(code), {}
@@ -92,7 +66,7 @@ class Spec:
             other = {
                 "dataset": self.source,
                 "settings": self.settings
-                | {"target_images": None, "train_generators": "", "hold_out": "", "pairs": False},
+                | {"target_images": None, "train_generators": "", "hold_out": ""},
             }
         rate, source = self.rate if row.rated else None, self.source if row.transfers else ""
         return replace(self, method=code, rate=rate, source=source, **other)
@@ -106,10 +80,16 @@ class Spec:
     @cached_property
     def run_id(self) -> str:
         decides = {
-            "method": self.method, "rate": self.rate, "seed": self.seed, "dataset": self.dataset, "protocol": self.protocol,
-            "settings": methods.relevant(self.method, self.settings), "parents": [p.run_id for p in self.parents],
-            "data": self.fingerprint, "notebook": code_hash(self.notebook),
-        }  # fmt: skip
+            "method": self.method,
+            "rate": self.rate,
+            "seed": self.seed,
+            "dataset": self.dataset,
+            "protocol": self.protocol,
+            "settings": methods.relevant(self.method, self.settings),
+            "parents": [p.run_id for p in self.parents],
+            "data": self.fingerprint,
+            "notebook": code_hash(self.notebook),
+        }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         rate = "" if self.rate is None else f"-r{100 * self.rate:g}"
         return f"{self.method}{rate}-s{self.seed}-{self.settings['size']}px-{digest}"
@@ -138,7 +118,12 @@ class Spec:
     def parameters(self) -> dict:
         """The notebook's parameters for papermill: only what differs from the preset goes into `settings`."""
         usual = methods.settings(self.preset)
-        values = {"preset": self.preset, "dataset": self.dataset, "protocol": self.protocol, "seed": self.seed}
+        values = {
+            "preset": self.preset,
+            "dataset": self.dataset,
+            "protocol": self.protocol,
+            "seed": self.seed,
+        }
         values |= {"source": self.source} if self.source else {}
         values["settings"] = {k: v for k, v in self.settings.items() if usual[k] != v}
         if len(methods.made_by(self.notebook.stem)) > 1:
@@ -154,9 +139,16 @@ class Spec:
 
 
 def spec(
-    method: str, *, preset: str = "demo", dataset: str | None = None, source: str | None = None, protocol: str = "strict",
-    rate: float | None = None, seed: int = 0, settings: dict | None = None,
-) -> Spec:  # fmt: skip
+    method: str,
+    *,
+    preset: str = "demo",
+    dataset: str | None = None,
+    source: str | None = None,
+    protocol: str = "strict",
+    rate: float | None = None,
+    seed: int = 0,
+    settings: dict | None = None,
+) -> Spec:
     """Check the request and return its `Spec`. What is not given comes from the preset; `source` counts for transfers alone.
 
     Raises `InputError` for an unknown method, preset, protocol, dataset, layer or setting, a source that is the dataset itself, or a rate that
@@ -176,25 +168,35 @@ def spec(
     if values["train_generators"] or values["hold_out"]:
         from dflib.data import trained_on
 
-        trained_on(dataset, protocol=protocol, train_generators=values["train_generators"], hold_out=values["hold_out"])
+        trained_on(
+            dataset,
+            protocol=protocol,
+            train_generators=values["train_generators"],
+            hold_out=values["hold_out"],
+        )
     if row.rated:
         if rate is None:
             raise InputError(f"{method} needs a rate: the share of parameters removed, e.g. 0.9")
         check_rate(rate)
-    if values["crops"] > 1 and values["mode"] == "resize":
-        raise InputError(
-            f"crops={values['crops']}: mode=resize sees the whole image; take mode=center_crop or mode=texture_crop"
-        )
     source = (source or methods.preset(preset).source) if row.transfers else ""
     if source:
         if values["backbone"] != "vgg":
-            raise InputError(f"{method} with backbone {values['backbone']}: transfers name layers of the vgg; leave the backbone out, or take BL, CPF-S, CKD or CQ-S")  # fmt: skip
+            raise InputError(
+                f"{method} with backbone {values['backbone']}: transfers name layers of the vgg; leave the backbone out, or take BL, CPF-S, CKD or CQ-S"
+            )
         _check_source(source, dataset)
         for code in methods.lineage(method):
             _check_layers(methods.method(code), values, rate)
-    wanted = Spec(method, dataset, protocol, preset, float(rate) if row.rated else None, int(seed), values, source)
-    _ = wanted.teachers  # an ensemble that cannot be had is told at once
-    return wanted
+    return Spec(
+        method,
+        dataset,
+        protocol,
+        preset,
+        float(rate) if row.rated else None,
+        int(seed),
+        values,
+        source,
+    )
 
 
 def _check_source(source: str, dataset: str) -> None:
@@ -209,7 +211,9 @@ def _check_source(source: str, dataset: str) -> None:
 
 def _check_layers(row: methods.Method, values: dict, rate: float | None) -> None:
     """Raise `InputError` for a layer that the run's model will not have: before its source is trained."""
-    if all(values[key] == methods.DEFAULTS[key] for key in ("backbone", "trainable", "adapter_after")):
+    if all(
+        values[key] == methods.DEFAULTS[key] for key in ("backbone", "trainable", "adapter_after")
+    ):
         return  # BL has these
     import torch
 
@@ -231,7 +235,9 @@ class Run:
 
     spec: Spec
     started: float = field(default_factory=time.perf_counter)
-    timings: dict = field(default_factory=lambda: {"train_s": 0.0, "compress_s": 0.0, "transfer_s": 0.0})
+    timings: dict = field(
+        default_factory=lambda: {"train_s": 0.0, "compress_s": 0.0, "transfer_s": 0.0}
+    )
     history: pd.DataFrame | None = None
     trainable: int = 0  # parameters that were trained
 
@@ -257,9 +263,14 @@ class Run:
 
         s = self.settings
         whole = data.open(
-            self.spec.dataset, size=s["size"], protocol=self.spec.protocol, mode=s["mode"], limit=s["limit"],
-            train_generators=s["train_generators"], hold_out=s["hold_out"], pairs=s["pairs"],
-        )  # fmt: skip
+            self.spec.dataset,
+            size=s["size"],
+            protocol=self.spec.protocol,
+            mode=s["mode"],
+            limit=s["limit"],
+            train_generators=s["train_generators"],
+            hold_out=s["hold_out"],
+        )
         return data.few(whole, s["target_images"]) if s["target_images"] else whole
 
     def recipe(self, **changes) -> Recipe:
@@ -271,7 +282,9 @@ class Run:
 
     def parent(self, code: str | None = None) -> Run:
         """The finished run of a parent method (the only one, unless named)."""
-        wanted = choose("parent", code or self.spec.parents[0].method, [p.method for p in self.spec.parents])
+        wanted = choose(
+            "parent", code or self.spec.parents[0].method, [p.method for p in self.spec.parents]
+        )
         return self._finished(next(p for p in self.spec.parents if p.method == wanted))
 
     def _finished(self, found: Spec) -> Run:
@@ -281,13 +294,6 @@ class Run:
             )
         return Run(found)
 
-    def teacher(self) -> nn.Module:
-        """What the run distils from: BL, or the run's `ensemble` of BLs."""
-        from dflib.distill import Ensemble
-
-        teachers = [self._finished(spec).model() for spec in self.spec.teachers]
-        return Ensemble(teachers, temperature=self.settings["temperature"]) if teachers else self.parent("BL").model()
-
     def model(self) -> nn.Module:
         """The finished run's model."""
         from dflib.models import load
@@ -295,7 +301,13 @@ class Run:
         return load(self.folder / "model.safetensors")
 
     def fit(
-        self, model: nn.Module, recipe: Recipe, *, as_timing: str = "train_s", stage: str = "", **options
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        as_timing: str = "train_s",
+        stage: str = "",
+        **options,
     ) -> pd.DataFrame:
         """`train.fit` with a checkpoint in the run's folder; a finished run's weights and history are loaded instead.
 
@@ -323,14 +335,15 @@ class Run:
             self.data,
             recipe,
             checkpoint=self.folder / f"checkpoint{stage}.pt",
-            devices=self.settings["devices"],
             **options,
         )
         write_text(self.folder / f"history{stage}.csv", self.history.to_csv(index=False))
         self.timings[as_timing] += float(self.history["seconds"].sum())
         return self.history
 
-    def once(self, name: str, make: Callable[[Path], object], *, as_timing: str = "compress_s") -> Path:
+    def once(
+        self, name: str, make: Callable[[Path], object], *, as_timing: str = "compress_s"
+    ) -> Path:
         """The file `name` of the run's folder; `make(path)` writes it, timed, unless it is there (from before an interruption, say)."""
         path = self.folder / name
         if not path.exists():
@@ -340,10 +353,14 @@ class Run:
                 sum(self.timings.values()),
             )  # what `fit` counts inside is counted once
             make(path)
-            self.timings[as_timing] += time.perf_counter() - started - (sum(self.timings.values()) - counted)
+            self.timings[as_timing] += (
+                time.perf_counter() - started - (sum(self.timings.values()) - counted)
+            )
         return path
 
-    def finish(self, model: nn.Module, *, deployed: Path | None = None, base: nn.Module | None = None) -> dict:
+    def finish(
+        self, model: nn.Module, *, deployed: Path | None = None, base: nn.Module | None = None
+    ) -> dict:
         """Export, evaluate and measure the model, and write the run's files; `result.json` last. Returns the result.
 
         deployed: the file to evaluate and to time when it is not `model.onnx` (an int8 file: it decides accuracy *and* speed).
@@ -368,38 +385,62 @@ class Run:
         same = export.parity(model, onnx, self.data.test)
         forward = model if deployed is None else export.OnnxModel(deployed)
         val, test = self.data.val, self.data.test
-        known, scores = self._scores(forward, val), self._scores(forward, test)
-        threshold = metrics.best_threshold(val.labels, known) if self.spec.protocol == "strict" else 0.5
+        known, scores = train.predict(forward, val), train.predict(forward, test)
+        threshold = (
+            metrics.best_threshold(val.labels, known) if self.spec.protocol == "strict" else 0.5
+        )
         _predictions(val, known).to_parquet(self.folder / "validation.parquet", index=False)
         _predictions(test, scores).to_parquet(self.folder / "predictions.parquet", index=False)
         evaluated = metrics.evaluate(
-            test.labels, scores, test.generators, threshold=threshold, groups=test.groups, draws=self.settings["draws"]
+            test.labels,
+            scores,
+            test.generators,
+            threshold=threshold,
+            groups=test.groups,
+            draws=self.settings["draws"],
         )
         cost = measure.cost(
-            model, deployed or onnx, checkpoint=None if deployed else checkpoint, runs=self.settings["latency_runs"]
+            model,
+            deployed or onnx,
+            checkpoint=None if deployed else checkpoint,
+            runs=self.settings["latency_runs"],
         )
-        shipped = adapters.save_delta(model, base, self.folder / "delta.safetensors") if base else deployed or onnx
-        cost = measure.times(cost, self.settings["crops"])
+        shipped = (
+            adapters.save_delta(model, base, self.folder / "delta.safetensors")
+            if base
+            else deployed or onnx
+        )
         cost |= {"trainable_params": self.trainable, "shipped_bytes": Path(shipped).stat().st_size}
         cost["preprocess_ms"] = self._preprocess_ms()
         s = self.spec
         return {
-            "schema": SCHEMA, "run_id": s.run_id, "method": s.method, "rate": s.rate, "seed": s.seed, "dataset": s.dataset, "source": s.source or None,
-            "protocol": s.protocol, "preset": s.preset, "params": methods.relevant(s.method, s.settings), "parents": [p.run_id for p in s.parents],
-            "data_fingerprint": s.fingerprint, "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-            "device": _device_name(device), "timings": self.timings | {"total_s": time.perf_counter() - self.started}, "cost": cost,
-            "metrics": evaluated, "threshold": threshold, "status": "done", "deployed": Path(deployed or onnx).name, "classes": self.data.class_names, "train_images": len(self.data.train), "train_generators": sorted(set(self.data.train.generators) - {"real"}), "parity": same, "command": s.command(),
-        }  # fmt: skip
-
-    def _scores(self, forward: Callable, part: Part) -> np.ndarray:
-        """P(fake) of each image, from the mean of its crops' logits where the run takes several."""
-        import torch
-
-        from dflib import data, train
-
-        number = self.settings["crops"]
-        views = data.crops(self.data, part, number) if number > 1 else [part]
-        return torch.stack([train.logits(forward, view) for view in views]).mean(0).softmax(1)[:, 1].numpy()
+            "schema": SCHEMA,
+            "run_id": s.run_id,
+            "method": s.method,
+            "rate": s.rate,
+            "seed": s.seed,
+            "dataset": s.dataset,
+            "source": s.source or None,
+            "protocol": s.protocol,
+            "preset": s.preset,
+            "params": methods.relevant(s.method, s.settings),
+            "parents": [p.run_id for p in s.parents],
+            "data_fingerprint": s.fingerprint,
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in LIBRARIES},
+            "device": _device_name(device),
+            "timings": self.timings | {"total_s": time.perf_counter() - self.started},
+            "cost": cost,
+            "metrics": evaluated,
+            "threshold": threshold,
+            "status": "done",
+            "deployed": Path(deployed or onnx).name,
+            "classes": self.data.class_names,
+            "train_images": len(self.data.train),
+            "train_generators": sorted(set(self.data.train.generators) - {"real"}),
+            "parity": same,
+            "command": s.command(),
+        }
 
     def _preprocess_ms(self) -> dict | None:
         """Of some test images; None when their files are gone (training needs only the decoded ones)."""
@@ -409,27 +450,6 @@ class Run:
         if not all(path.is_file() for path in paths):
             return None
         return preprocessing(paths, size=self.settings["size"], mode=self.settings["mode"])
-
-
-def start(method: str, **request) -> Run:
-    """Begin (or find) the run that a notebook asks for; a missing parent is made first, by its own notebook, and that is printed.
-
-    request: as for `spec`. Raises `InputError` as `spec` does, or when a parent fails.
-
-    >>> run = start("CPF", dataset="demo", rate=0.9)                # doctest: +SKIP
-    """
-    wanted = spec(method, **request)
-    for parent in wanted.parents:
-        if not parent.finished():
-            text = f"{wanted.run_id} needs {parent.run_id}, which is not there yet: making it first ({parent.notebook.name})"
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
-            from dflib.study import execute
-
-            outcome = execute(parent)
-            if outcome["status"] != "done":
-                raise InputError(f"{wanted.run_id} cannot start: its parent {parent.run_id} failed: {outcome['error']}")
-    return Run(wanted)
 
 
 def paired(before: Run, after: Run, *, draws: int = 1000) -> dict:
@@ -455,8 +475,12 @@ def paired(before: Run, after: Run, *, draws: int = 1000) -> dict:
 
 
 def resampled(
-    folder: Path, sets: dict[str, Collection[str]] | None = None, *, scores: Sequence[float] | None = None, draws: int = 1000
-) -> dict:  # fmt: skip
+    folder: Path,
+    sets: dict[str, Collection[str]] | None = None,
+    *,
+    scores: Sequence[float] | None = None,
+    draws: int = 1000,
+) -> dict:
     """`metrics.resample` of a finished run's test images, by scene, at its threshold.
 
     sets: generators whose fakes count together, such as {"unseen": ["nearest"]}; None: {"all": every fake}.
@@ -467,9 +491,14 @@ def resampled(
     from dflib import metrics
 
     table = pd.read_parquet(Path(folder) / "predictions.parquet")
-    fakes = {name: (table["label"] == 1) & table["generator"].isin(list(of)) for name, of in (sets or {}).items()}
+    fakes = {
+        name: (table["label"] == 1) & table["generator"].isin(list(of))
+        for name, of in (sets or {}).items()
+    }
     options = {"threshold": read(folder)["threshold"], "groups": table["group"], "draws": draws}
-    return metrics.resample(table["label"], table["score"] if scores is None else scores, fakes or None, **options)
+    return metrics.resample(
+        table["label"], table["score"] if scores is None else scores, fakes or None, **options
+    )
 
 
 def read(folder: Path) -> dict:
@@ -501,7 +530,11 @@ def failure(folder: Path) -> dict | None:
         record = json.loads((Path(folder) / "failed.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return record if isinstance(record, dict) and {"run_id", "kind", "error"} <= record.keys() else None
+    return (
+        record
+        if isinstance(record, dict) and {"run_id", "kind", "error"} <= record.keys()
+        else None
+    )
 
 
 def find(name: str) -> Path:
@@ -525,7 +558,9 @@ def folders() -> list[Path]:
 def own(folder: Path) -> Path:
     """The run's folder below the outputs root, to write to: an attached run is copied there."""
     here = outputs_root().joinpath(*folder.parts[-4:])
-    if not (here / "result.json").exists() and any(folder.is_relative_to(root) for root in attached_roots()):
+    if not (here / "result.json").exists() and any(
+        folder.is_relative_to(root) for root in attached_roots()
+    ):
         new = here.with_name(here.name + ".new")
         shutil.rmtree(new, ignore_errors=True)
         shutil.copytree(folder, new)
@@ -544,7 +579,9 @@ def results(dataset: str | None = None) -> pd.DataFrame:
 
     table = pd.DataFrame(rows(dataset))
     return (
-        table if table.empty else table.sort_values(["dataset", "protocol", "seed"], kind="stable", ignore_index=True)
+        table
+        if table.empty
+        else table.sort_values(["dataset", "protocol", "seed"], kind="stable", ignore_index=True)
     )
 
 
@@ -563,14 +600,42 @@ def rows(dataset: str | None = None) -> list[dict]:
     return found
 
 
-METRICS = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr", "ap", "auroc", "eer", "ece", "brier")
+METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "f1",
+    "precision",
+    "recall",
+    "tnr",
+    "ap",
+    "auroc",
+    "eer",
+    "ece",
+    "brier",
+)
 
 
 def flat(result: dict) -> dict:
     """A result as one row of `results`."""
-    row = {k: result[k] for k in ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "device", "threshold", "command")}  # fmt: skip
+    row = {
+        k: result[k]
+        for k in (
+            "run_id",
+            "method",
+            "rate",
+            "seed",
+            "dataset",
+            "protocol",
+            "preset",
+            "device",
+            "threshold",
+            "command",
+        )
+    }
     row |= {k: result.get(k) for k in ("source", "train_images")}
-    row |= {k: result["params"].get(k) for k in ("size", "mode", "limit", "target_images")} | result["timings"]
+    row |= {
+        k: result["params"].get(k) for k in ("size", "mode", "limit", "target_images")
+    } | result["timings"]
     row |= {"parents": ",".join(result["parents"]), "fold": methods.fold(result["params"])}
     row["planned_epochs"] = methods.planned_epochs(result["params"])
     cost = result["cost"]
@@ -579,7 +644,10 @@ def flat(result: dict) -> dict:
     row["gzip_bytes"] = cost.get("gzip_bytes")
     row["images_per_s"] = cost.get("throughput", {}).get("images_per_s")
     row["preprocess_p50_ms"] = (cost.get("preprocess_ms") or {}).get("p50")
-    row |= {"latency_p50_ms": cost["latency_ms"]["p50"], "latency_p95_ms": cost["latency_ms"]["p95"]}
+    row |= {
+        "latency_p50_ms": cost["latency_ms"]["p50"],
+        "latency_p95_ms": cost["latency_ms"]["p95"],
+    }
     row["latency_torch_p50_ms"] = cost.get("latency_torch_ms", {}).get("p50")
     for generator, values in result["metrics"].items():
         prefix = "" if generator == "all" else f"{generator}/"

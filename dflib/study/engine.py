@@ -13,6 +13,7 @@ import math
 import os
 import re
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -31,9 +32,9 @@ from filelock import FileLock
 
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import outputs_root, write_text
-from dflib import methods
-from dflib.runs import Spec, code_hash, rows, spec
-from dflib.schedule import Estimates, Schedule
+from dflib.study import methods
+from dflib.study.runs import Run, Spec, code_hash, rows, spec
+from dflib.study.schedule import Estimates, Schedule
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +66,17 @@ class Plan:
 
 
 def plan(
-    *, preset: str = "demo", dataset: str | None = None, source: str | None = None, protocol: str = "strict", methods_: tuple[str, ...] | None = None,
-    rates: tuple[float, ...] | None = None, seeds: tuple[int, ...] | None = None, settings: dict | None = None, folds: str | None = None,
-) -> Plan:  # fmt: skip
+    *,
+    preset: str = "demo",
+    dataset: str | None = None,
+    source: str | None = None,
+    protocol: str = "strict",
+    methods_: tuple[str, ...] | None = None,
+    rates: tuple[float, ...] | None = None,
+    seeds: tuple[int, ...] | None = None,
+    settings: dict | None = None,
+    folds: str | None = None,
+) -> Plan:
     """The study's runs: methods x rates x seeds (x folds), and the parents that they need. What is not given comes from the preset.
 
     folds: "leave-one-out" trains without each generator in turn, "one-to-all" on each alone; the test keeps all of them.
@@ -83,7 +92,9 @@ def plan(
         from dflib.data import trained_on
 
         key = methods.FOLDS[choose("kind of folds", folds, methods.FOLDS)]
-        variants = [variants[0] | {key: g} for g in trained_on(dataset or usual.dataset, protocol=protocol)]
+        variants = [
+            variants[0] | {key: g} for g in trained_on(dataset or usual.dataset, protocol=protocol)
+        ]
 
     def add(s: Spec) -> None:
         for parent in s.parents:
@@ -109,13 +120,23 @@ def plan(
 
 
 def check(
-    *, preset: str, protocol: str, methods_: tuple[str, ...] | None, rates: tuple[float, ...] | None, settings: dict | None
-) -> None:  # fmt: skip
+    *,
+    preset: str,
+    protocol: str,
+    methods_: tuple[str, ...] | None,
+    rates: tuple[float, ...] | None,
+    settings: dict | None,
+) -> None:
     """Raise `InputError` for what is wrong in a request whatever the data are: before anything is made for it."""
     from data_prep.protocol import PROTOCOLS
 
     rows = [methods.method(code) for code in methods_ or methods.preset(preset).methods]
-    read = {key for row in rows for code in methods.lineage(row.code) for key in methods.method(code).keys}
+    read = {
+        key
+        for row in rows
+        for code in methods.lineage(row.code)
+        for key in methods.method(code).keys
+    }
     for key in settings or {}:
         choose("setting", key, read & set(methods.DEFAULTS))
     methods.settings(preset, settings)
@@ -159,11 +180,36 @@ def execute(
     check_parameters(s)
     try:
         return outcome | _execute(s, retry_failed, timeout, budget, threads)
-    except OSError as error:  # not even the record of the failure can be written: the run is tried again
+    except (
+        OSError
+    ) as error:  # not even the record of the failure can be written: the run is tried again
         return outcome | {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
-def _execute(s: Spec, retry_failed: bool, timeout: float | None, budget: float | None, threads: int | None) -> dict:
+def start(method: str, **request) -> Run:
+    """Begin (or find) the run that a notebook asks for; a missing parent is made first, by its own notebook, and that is printed.
+
+    request: as for `spec`. Raises `InputError` as `spec` does, or when a parent fails.
+
+    >>> run = start("CPF", dataset="demo", rate=0.9)                # doctest: +SKIP
+    """
+    wanted = spec(method, **request)
+    for parent in wanted.parents:
+        if not parent.finished():
+            text = f"{wanted.run_id} needs {parent.run_id}, which is not there yet: making it first ({parent.notebook.name})"
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+            outcome = execute(parent)
+            if outcome["status"] != "done":
+                raise InputError(
+                    f"{wanted.run_id} cannot start: its parent {parent.run_id} failed: {outcome['error']}"
+                )
+    return Run(wanted)
+
+
+def _execute(
+    s: Spec, retry_failed: bool, timeout: float | None, budget: float | None, threads: int | None
+) -> dict:
     """What `execute` adds to an outcome, under the run's lock."""
     s.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(s.folder / "lock"):
@@ -173,14 +219,17 @@ def _execute(s: Spec, retry_failed: bool, timeout: float | None, budget: float |
         if earlier and earlier["kind"] != "died" and not retry_failed:
             return {
                 "status": "failed",
-                "error": earlier["error"] + " (from an earlier attempt: --retry-failed tries again)",
+                "error": earlier["error"]
+                + " (from an earlier attempt: --retry-failed tries again)",
             }
         started = time.perf_counter()
         _log(s, s.command())
         limit = min((seconds for seconds in (timeout, budget) if seconds is not None), default=None)
         record = _run_notebook(s, limit, threads)
         seconds = time.perf_counter() - started
-        if record is None or (record["kind"] != "error" and s.finished()):  # what was cut off then was only its end
+        if record is None or (
+            record["kind"] != "error" and s.finished()
+        ):  # what was cut off then was only its end
             return {"seconds": seconds}
         if record["kind"] == "timeout" and limit == budget:
             _log(s, STOPPED)
@@ -189,7 +238,8 @@ def _execute(s: Spec, retry_failed: bool, timeout: float | None, budget: float |
         with suppress(OSError):
             _log(s, f"{record['error']}\n{record.get('traceback', '')}")
             write_text(
-                s.folder / "failed.json", json.dumps({"run_id": s.run_id, **record, "command": s.command()}, indent=1)
+                s.folder / "failed.json",
+                json.dumps({"run_id": s.run_id, **record, "command": s.command()}, indent=1),
             )
         return failed
 
@@ -221,7 +271,12 @@ def run(
     outcomes: dict[str, dict] = {}
 
     def tell(s: Spec, outcome: dict) -> None:
-        outcomes[s.run_id] = {"run_id": s.run_id, "status": "done", "error": None, "seconds": 0.0} | outcome
+        outcomes[s.run_id] = {
+            "run_id": s.run_id,
+            "status": "done",
+            "error": None,
+            "seconds": 0.0,
+        } | outcome
         on_outcome(s, outcomes[s.run_id])
 
     todo = {s.run_id: s for s in p if not s.finished()}
@@ -233,9 +288,12 @@ def run(
     for s in todo.values():
         check_parameters(s)
     guess = guess or estimates(p)
-    order = Schedule({run: [q.run_id for q in s.parents] for run, s in todo.items()}, lambda run: guess(todo[run]))
+    order = Schedule(
+        {run: [q.run_id for q in s.parents] for run, s in todo.items()},
+        lambda run: guess(todo[run]),
+    )
     ended: SimpleQueue = SimpleQueue()
-    with _client(scheduler, most=len(todo), devices=max(s.settings["devices"] for s in todo.values())) as client:
+    with _client(scheduler, most=len(todo)) as client:
         if scheduler:
             check_workers(client, p)
         running: dict[str, Spec] = {}
@@ -248,13 +306,21 @@ def run(
             if threads:
                 manned = now
             elif now > manned + LONELY:
-                log.warning("no worker for %d s: the study waits for one (%s); stop it, and the same command goes on", LONELY, scheduler or "its own do not come back")  # fmt: skip
+                log.warning(
+                    "no worker for %d s: the study waits for one (%s); stop it, and the same command goes on",
+                    LONELY,
+                    scheduler or "its own do not come back",
+                )
                 manned = math.inf  # said once
             while (free > 0 or now >= ends) and (run_id := order.start(within=ends - now)):
                 rest = None if budget is None else ends - now
-                alone = not (scheduler or running or order.ready or os.environ.get("OMP_NUM_THREADS"))
+                alone = not (
+                    scheduler or running or order.ready or os.environ.get("OMP_NUM_THREADS")
+                )
                 share = cores() if alone else None  # nothing can start beside it
-                future = client.submit(_node, todo[run_id], retry_failed, timeout, rest, share, key=run_id, pure=False)
+                future = client.submit(
+                    _node, todo[run_id], retry_failed, timeout, rest, share, key=run_id, pure=False
+                )
                 future.add_done_callback(ended.put)
                 running[run_id], free = future, free - 1
                 on_start(todo[run_id])
@@ -266,7 +332,12 @@ def run(
                 continue
             s = todo[future.key]
             del running[s.run_id]
-            tell(s, future.result() if future.status == "finished" else {"status": "failed", "error": _lost(future)})
+            tell(
+                s,
+                future.result()
+                if future.status == "finished"
+                else {"status": "failed", "error": _lost(future)},
+            )
             status, seconds = outcomes[s.run_id]["status"], outcomes[s.run_id]["seconds"]
             if status == "done":
                 if seconds:  # not found finished: made by another study meanwhile
@@ -275,7 +346,11 @@ def run(
                 order.rank()
             elif status != "left":
                 for child in order.failed(s.run_id):
-                    needs = [q for q in order.parents[child] if outcomes.get(q, {}).get("status") not in (None, "done")]
+                    needs = [
+                        q
+                        for q in order.parents[child]
+                        if outcomes.get(q, {}).get("status") not in (None, "done")
+                    ]
                     tell(todo[child], {"status": "blocked", "error": f"needs {', '.join(needs)}"})
     for run_id in running:
         tell(todo[run_id], {"status": "left", "error": STOPPED})
@@ -293,9 +368,17 @@ def _lost(future) -> str:
     return f"lost with its worker {LOST_WORKER_RETRIES + 1} times ({future.status})"
 
 
-def _node(s: Spec, retry_failed: bool, timeout: float | None, budget: float | None, threads: int | None = None) -> dict:
+def _node(
+    s: Spec,
+    retry_failed: bool,
+    timeout: float | None,
+    budget: float | None,
+    threads: int | None = None,
+) -> dict:
     """One node of the graph, in its worker."""
-    if (here := _told(lambda: replace(s).run_id)) != s.run_id:  # a worker that came after `check_workers`
+    if (
+        here := _told(lambda: replace(s).run_id)
+    ) != s.run_id:  # a worker that came after `check_workers`
         from distributed import get_worker
 
         error = f"worker {get_worker().address} has other data or another notebook, and would make: {here}"
@@ -333,7 +416,11 @@ def check_workers(client, p: Plan) -> None:
 
 def _found(asked: list[Spec], sign: str) -> dict[str, str]:
     """What decides the result of runs beside their requests, and whether the outputs are the asker's, as this process finds it."""
-    found = {"outputs": "the same folder" if (outputs_root() / sign).exists() else f"{outputs_root()}, another folder"}
+    found = {
+        "outputs": "the same folder"
+        if (outputs_root() / sign).exists()
+        else f"{outputs_root()}, another folder"
+    }
     for s in map(replace, asked):
         found[f"dataset {s.dataset}"] = _told(lambda s=s: f"fingerprint {s.fingerprint}")
         found[f"notebook {s.notebook.name}"] = _told(lambda s=s: f"version {code_hash(s.notebook)}")
@@ -356,7 +443,11 @@ def _log(s: Spec, text: str) -> None:
 def check_parameters(s: Spec) -> None:
     """Raise `InputError` for a parameter that the run's notebook does not have (papermill itself would only warn)."""
     for name in s.parameters():
-        choose(f"parameter of {s.notebook.name}", name, _known_parameters(s.notebook, s.notebook.stat().st_mtime_ns))
+        choose(
+            f"parameter of {s.notebook.name}",
+            name,
+            _known_parameters(s.notebook, s.notebook.stat().st_mtime_ns),
+        )
 
 
 @lru_cache(maxsize=64)
@@ -365,7 +456,9 @@ def _known_parameters(notebook: Path, _: int) -> tuple[str, ...]:
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
     assigned = [node for node in ast.parse("\n".join(code)).body if isinstance(node, ast.Assign)]
-    return tuple(target.id for node in assigned for target in node.targets if isinstance(target, ast.Name))
+    return tuple(
+        target.id for node in assigned for target in node.targets if isinstance(target, ast.Name)
+    )
 
 
 def _run_notebook(s: Spec, timeout: float | None, threads: int | None) -> dict | None:
@@ -384,9 +477,16 @@ def _run_notebook(s: Spec, timeout: float | None, threads: int | None) -> dict |
             kernel.watched(),
         ):
             papermill.execute_notebook(
-                str(s.notebook), str(new), s.parameters(), cwd=str(s.notebook.parent), progress_bar=False, stdout_file=text, stderr_file=text,
-                kernel_name="python3", kernel_manager_class=_kernel_manager(text, sockets, kernel.started, threads),
-            )  # fmt: skip
+                str(s.notebook),
+                str(new),
+                s.parameters(),
+                cwd=str(s.notebook.parent),
+                progress_bar=False,
+                stdout_file=text,
+                stderr_file=text,
+                kernel_name="python3",
+                kernel_manager_class=_kernel_manager(text, sockets, kernel.started, threads),
+            )
     except PapermillExecutionError as error:
         what = f"{error.ename}: {error.evalue}"
         kind = "died" if SHORT_OF.search(what) else "error"
@@ -483,9 +583,11 @@ def _kernel_manager(
             env |= KEEP_MEMORY
             cmd = [
                 *kernel_cmd,
-                f"--IPKernelApp.exec_lines=__import__('dflib.parallel').parallel.die_with_parent({os.getpid()})",
+                f"--IPKernelApp.exec_lines=__import__('dflib.study.orphans').study.orphans.die_with_parent({os.getpid()})",
             ]
-            await super()._async_launch_kernel(cmd, **(options | {"stdout": log_file, "stderr": log_file, "env": env}))
+            await super()._async_launch_kernel(
+                cmd, **(options | {"stdout": log_file, "stderr": log_file, "env": env})
+            )
             started(self.provisioner.process)
 
         _launch_kernel = _async_launch_kernel
@@ -507,7 +609,7 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 @contextmanager
-def _client(scheduler: str | None, *, most: int, devices: int):
+def _client(scheduler: str | None, *, most: int):
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
@@ -526,8 +628,16 @@ def _client(scheduler: str | None, *, most: int, devices: int):
             ) from error
         return
     workers = {
-        i: {"cls": Nanny, "options": {"nthreads": 1, "env": env, "memory_limit": 0, "silence_logs": logging.CRITICAL}}
-        for i, env in enumerate(worker_environments(most, devices))
+        i: {
+            "cls": Nanny,
+            "options": {
+                "nthreads": 1,
+                "env": env,
+                "memory_limit": 0,
+                "silence_logs": logging.CRITICAL,
+            },
+        }
+        for i, env in enumerate(worker_environments(most))
     }
     quiet = _quiet(
         "distributed",
@@ -554,36 +664,38 @@ def _client(scheduler: str | None, *, most: int, devices: int):
         yield client
 
 
-def worker_environments(most: int, devices: int = 1) -> list[dict[str, str]]:
-    """Environment of each local worker, for `most` runs at the same time: `devices` GPUs each where there are GPUs, else an equal share of the cores.
+def worker_environments(most: int) -> list[dict[str, str]]:
+    """Environment of each local worker, for `most` runs at the same time: a GPU each where there are GPUs, else an equal share of the cores.
 
     On the CPU many workers of one thread waste less than one worker of many (loading and drawing use one thread), but each needs its
     memory; a run beside which nothing can start has all cores (`run`). `OMP_NUM_THREADS` overrides the number of threads. Raises `InputError`
-    when more devices are asked for than there are, here or in `CUDA_VISIBLE_DEVICES`.
+    when `CUDA_VISIBLE_DEVICES` names more GPUs than there are.
     """
     import psutil
     import torch
 
     from data_prep.manifest import cores
-    from dflib.parallel import check_devices
 
-    check_devices(devices)
     given, there = os.environ.get("CUDA_VISIBLE_DEVICES", ""), torch.cuda.device_count()
     gpus = [g for g in given.split(",") if g not in ("", "-1")] or [str(i) for i in range(there)]
     if len(gpus) > there:
         raise InputError(
             f"CUDA_VISIBLE_DEVICES={given} asks for {len(gpus)} GPUs, {there} are there: name those, or -1 for none"
         )
-    groups = [",".join(gpus[i : i + devices]) for i in range(0, len(gpus) - devices + 1, devices)][:most]
     memory = int(psutil.virtual_memory().total / MEMORY_PER_WORKER)
-    count = len(groups) or max(1, min(most, cores() // devices, memory))
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))  # who sets it has a reason
+    gpus = gpus[:most]
+    count = len(gpus) or max(1, min(most, cores(), memory))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(
+        max(1, cores() // count)
+    )  # who sets it has a reason
     env = _thread_environment(threads)
-    return [env | ({"CUDA_VISIBLE_DEVICES": groups[i]} if groups else {}) for i in range(count)]
+    return [env | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(count)]
 
 
 def _thread_environment(threads: int | str) -> dict[str, str]:
-    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
+    )
 
 
 def prepare_data(p: Plan) -> None:

@@ -1,4 +1,4 @@
-"""The explorer's widgets: thin, around the data of `dflib.explorer`. Texts are HTML that takes the theme's colours."""
+"""The explorer's widgets: thin, around the data of `dflib.show.explorer`. Texts are HTML that takes the theme's colours."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pandas as pd
 from PIL import Image
 
 from data_prep.errors import InputError
-from dflib import explorer, plots
-from dflib.methods import METHODS
+from dflib.show import explorer, plots
+from dflib.study.methods import METHODS
 
 STYLE = """<style>
 .dfx { --paper: var(--jp-layout-color0, #fffffe); --grid: var(--jp-border-color2, #d8dbdf); --ink: var(--jp-ui-font-color1, #24292f);
@@ -48,7 +48,12 @@ STYLE = """<style>
 .dfx .widget-toggle-buttons, .dfx .jupyter-widgets.widget-toggle-buttons { width: 100%; } .dfx :focus-visible { outline: 2px solid var(--jp-brand-color1, #0072b2); outline-offset: 1px; }
 </style>"""
 VIEWS = ("Overview", "Test images", "Threshold", "Your image", "New rate")
-COSTS = {"latency": "latency_p50_ms", "file size": "file_bytes", "multiply-adds": "macs", "parameters": "params"}
+COSTS = {
+    "latency": "latency_p50_ms",
+    "file size": "file_bytes",
+    "multiply-adds": "macs",
+    "parameters": "params",
+}
 ROW = {"flex_flow": "row wrap", "width": "100%", "grid_gap": "4px 16px"}
 
 
@@ -59,11 +64,17 @@ def explore(dataset: str = "demo", protocol: str = "strict", preset: str = "demo
     """
     found = explorer.studies(dataset, protocol)
     if found:
-        box, warm_up = Explorer(found).box, threading.Thread(target=explorer.warm_up, args=(found,), daemon=True)
+        box, warm_up = (
+            Explorer(found).box,
+            threading.Thread(target=explorer.warm_up, args=(found,), daemon=True),
+        )
         warm_up.start()  # while the first run is looked at
         return box
     command = f"python -m dflib study --preset {preset} --dataset {dataset} --protocol {protocol}"
-    text = note("No finished run that can be compared with its BL yet. This makes some; then reload:", command)
+    text = note(
+        "No finished run that can be compared with its BL yet. This makes some; then reload:",
+        command,
+    )
     return w.HTML(f'{STYLE}<div class="dfx">{text}</div>')
 
 
@@ -81,12 +92,22 @@ def card_grid(cards: Sequence[explorer.Card]) -> str:
     look = {None: "soft", True: "good", False: "bad"}
     sign = {None: "", True: "▲ ", False: "▼ "}
     value = lambda c: re.sub(r"(\[.*\])$", r"<small>\1</small>", escape(c.value))
-    each = [f'<div class="card"><small>{escape(c.title)}</small><b>{value(c)}</b>'
-            f'<small class="{look[c.better]}">{sign[c.better]}{escape(c.against) or "&nbsp;"}</small></div>' for c in cards]  # fmt: skip
+    each = [
+        f'<div class="card"><small>{escape(c.title)}</small><b>{value(c)}</b>'
+        f'<small class="{look[c.better]}">{sign[c.better]}{escape(c.against) or "&nbsp;"}</small></div>'
+        for c in cards
+    ]
     return f'<div class="grid">{"".join(each)}</div>'
 
 
-def bar(name: str, value: float | None, colour: str, *, mark: float | None = None, text: str | None = None) -> str:
+def bar(
+    name: str,
+    value: float | None,
+    colour: str,
+    *,
+    mark: float | None = None,
+    text: str | None = None,
+) -> str:
     """A bar from 0 to 1 with its name and its value; mark: a line across it (a threshold)."""
     line = "" if mark is None else f'<s style="left:calc({100 * mark:.1f}% - 1px)"></s>'
     if value is None or pd.isna(value):
@@ -105,9 +126,18 @@ def generator_bars(study: explorer.Study, run_id: str) -> str:
     ]
     rows = []
     for name in names:
-        rows.append(f"<p><b>{escape(name)}</b></p>" + bar("BL", base[f"{name}/auroc"], plots.RED, mark=0.5))
+        rows.append(
+            f"<p><b>{escape(name)}</b></p>" + bar("BL", base[f"{name}/auroc"], plots.RED, mark=0.5)
+        )
         if run_id != base["run_id"]:
-            rows.append(bar(run["name"], run.get(f"{name}/auroc"), plots.appearance(run["method"])[0], mark=0.5))
+            rows.append(
+                bar(
+                    run["name"],
+                    run.get(f"{name}/auroc"),
+                    plots.appearance(run["method"])[0],
+                    mark=0.5,
+                )
+            )
     return f"<div><b>AUROC by generator</b> <small>line: chance</small>{''.join(rows)}</div>"
 
 
@@ -119,7 +149,11 @@ def png(array: np.ndarray, text: str) -> str:
 
 def picture(look: explorer.Look | None, names: Sequence[str]) -> str:
     """An image, its residual and its heat maps in a square of four; boxes of the same size while they are computed."""
-    titles = ["as the detector gets it", "noise residual, x 8", *(f"Grad-CAM, {name}" for name in names)]
+    titles = [
+        "as the detector gets it",
+        "noise residual, x 8",
+        *(f"Grad-CAM, {name}" for name in names),
+    ]
     arrays = [None] * len(titles) if look is None else [look.image, look.residual, *look.heat]
     each = [
         f"<span>{'<div></div>' if a is None else png(a, t)}<small>{escape(t)}</small></span>"
@@ -150,8 +184,10 @@ def image_cards(
             run["name"], t["score"], plots.appearance(run["method"])[0], mark=run["threshold"]
         )
         alt = shown[k] if shown else None
-        each.append(f'<figure class="{"flip" if t["flip"] else ""}"><figcaption>{caption}</figcaption>{picture(alt, ["BL", run["name"]])}'
-                    f'<small>P(fake); line: the threshold</small>{bars}<small>{escape(str(t["path"]))}</small></figure>')  # fmt: skip
+        each.append(
+            f'<figure class="{"flip" if t["flip"] else ""}"><figcaption>{caption}</figcaption>{picture(alt, ["BL", run["name"]])}'
+            f"<small>P(fake); line: the threshold</small>{bars}<small>{escape(str(t['path']))}</small></figure>"
+        )
     return f'<div class="grid" style="--wide: 240px">{"".join(each)}</div>'
 
 
@@ -161,10 +197,10 @@ def confusion_table(counts: dict[str, int], name: str) -> str:
     rate = lambda a, b: f"{100 * counts[a] / max(1, counts[a] + counts[b]):.1f} %"
     return (
         f'<table aria-label="confusion matrix of {escape(name)}"><caption><b>{escape(name)}</b>: {n - wrong} of {n} right ({100 * (1 - wrong / n):.1f} %)</caption>'
-        f'<tr><th></th><th>called real</th><th>called fake</th></tr>'
+        f"<tr><th></th><th>called real</th><th>called fake</th></tr>"
         f'<tr><th>real</th><td><b>{counts["tn"]}</b></td><td class="bad"><b>{counts["fp"]}</b><br><small>{rate("fp", "tn")} false alarms</small></td></tr>'
         f'<tr><th>fake</th><td class="bad"><b>{counts["fn"]}</b><br><small>{rate("fn", "tp")} missed</small></td><td><b>{counts["tp"]}</b></td></tr></table>'
-    )  # fmt: skip
+    )
 
 
 def cost_lines(x: np.ndarray, lines: dict[str, tuple[np.ndarray, str]], at: float) -> str:
@@ -174,7 +210,8 @@ def cost_lines(x: np.ndarray, lines: dict[str, tuple[np.ndarray, str]], at: floa
     px = lambda t: left + (width - left - 12) * t
     py = lambda v: 12 + (height - bottom - 12) * (1 - v / top)
     marks = [
-        f'<text x="{px(t):.0f}" y="{height - 16}" text-anchor="middle">{t:g}</text>' for t in (0, 0.25, 0.5, 0.75, 1)
+        f'<text x="{px(t):.0f}" y="{height - 16}" text-anchor="middle">{t:g}</text>'
+        for t in (0, 0.25, 0.5, 0.75, 1)
     ]
     marks += [
         f'<text x="{left - 6}" y="{py(v) + 4:.0f}" text-anchor="end">{v:.3g}</text><path d="M{left} {py(v):.1f}H{width - 12}" stroke="var(--grid)"/>'
@@ -183,9 +220,13 @@ def cost_lines(x: np.ndarray, lines: dict[str, tuple[np.ndarray, str]], at: floa
     for k, (_name, (y, colour)) in enumerate(lines.items()):
         points = " ".join(f"{px(t):.1f},{py(v):.1f}" for t, v in zip(x, y, strict=True))
         best, dashes = int(y.argmin()), 'stroke-dasharray="6 4"' * (k == 0 and len(lines) > 1)
-        marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" {dashes}/>'
-                     f'<circle cx="{px(x[best]):.1f}" cy="{py(y[best]):.1f}" r="4" fill="{colour}"/>')  # fmt: skip
-    marks.append(f'<path d="M{px(at):.1f} 12V{height - bottom}" stroke="currentColor" stroke-width="1.5"/>')
+        marks.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" {dashes}/>'
+            f'<circle cx="{px(x[best]):.1f}" cy="{py(y[best]):.1f}" r="4" fill="{colour}"/>'
+        )
+    marks.append(
+        f'<path d="M{px(at):.1f} 12V{height - bottom}" stroke="currentColor" stroke-width="1.5"/>'
+    )
     text = "; ".join(
         f"{name}: {y[np.abs(x - at).argmin()]:.3g} at the threshold, lowest {y.min():.3g} at {x[y.argmin()]:.2f}"
         for name, (y, _) in lines.items()
@@ -193,7 +234,7 @@ def cost_lines(x: np.ndarray, lines: dict[str, tuple[np.ndarray, str]], at: floa
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="cost of 100 images against the threshold. {escape(text)}" font-size="12" fill="currentColor">'
         f'{"".join(marks)}<text x="{width / 2}" y="{height - 2}" text-anchor="middle">threshold on P(fake)</text></svg><p>Cost of 100 images: {escape(text)}.</p>'
-    )  # fmt: skip
+    )
 
 
 class Pareto:
@@ -220,9 +261,13 @@ class Pareto:
             return svg, {}
         fig.set_dpi(72)  # an SVG's points
         height, ax = 72 * fig.get_figheight(), fig.axes[0]
-        xy = ax.transData.transform(table[[cost, "auroc"]].astype(float).to_numpy() / [plots.COSTS[cost][1], 1])
+        xy = ax.transData.transform(
+            table[[cost, "auroc"]].astype(float).to_numpy() / [plots.COSTS[cost][1], 1]
+        )
         return svg, {
-            r: (x, height - y) for r, (x, y) in zip(table["run_id"], xy, strict=True) if np.isfinite([x, y]).all()
+            r: (x, height - y)
+            for r, (x, y) in zip(table["run_id"], xy, strict=True)
+            if np.isfinite([x, y]).all()
         }
 
 
@@ -240,51 +285,94 @@ class Explorer:
         text = {"style": {"description_width": "initial"}}
         wide = lambda most: w.Layout(width=f"min(100%, {most}px)")
         self.studies = {s.title: s for s in studies}
-        self.which = w.Dropdown(options=list(self.studies), description="Study:", layout=wide(420), **text)
+        self.which = w.Dropdown(
+            options=list(self.studies), description="Study:", layout=wide(420), **text
+        )
         self.method = w.Dropdown(description="Method:", layout=wide(420), **text)
         self.rate = w.SelectionSlider(
-            options=[("no rate", "")], description="Rate:", layout=wide(420), continuous_update=False, **text
+            options=[("no rate", "")],
+            description="Rate:",
+            layout=wide(420),
+            continuous_update=False,
+            **text,
         )
         self.wanted = w.BoundedFloatText(
             min=1, max=99.9, step=5, description="Another rate, %:", layout=wide(200), **text
         )
         self.message, self.cards = w.HTML(), w.HTML(layout={"min_height": "150px"})
         self.view = w.ToggleButtons(
-            options=VIEWS, description="", style={"button_width": "auto"}, tooltips=[f"show: {v}" for v in VIEWS]
+            options=VIEWS,
+            description="",
+            style={"button_width": "auto"},
+            tooltips=[f"show: {v}" for v in VIEWS],
         )
         self.cost = w.Dropdown(options=COSTS, description="Against:", layout=wide(260), **text)
-        self.pareto, self.bars = w.HTML(layout={"min_height": "300px"}), w.HTML(layout={"width": "min(100%, 420px)"})
-        self.choice = w.Dropdown(options=list(explorer.CHOICES), description="Show:", layout=wide(340), **text)
+        self.pareto, self.bars = (
+            w.HTML(layout={"min_height": "300px"}),
+            w.HTML(layout={"width": "min(100%, 420px)"}),
+        )
+        self.choice = w.Dropdown(
+            options=list(explorer.CHOICES), description="Show:", layout=wide(340), **text
+        )
         self.page = w.BoundedIntText(min=1, max=1, description="Page:", layout=wide(130), **text)
         self.images = w.HTML(layout={"min_height": "420px", "width": "100%"})
         self.threshold = w.FloatSlider(
-            min=0, max=1, step=0.01, description="Threshold:", layout=wide(420), continuous_update=True, **text
+            min=0,
+            max=1,
+            step=0.01,
+            description="Threshold:",
+            layout=wide(420),
+            continuous_update=True,
+            **text,
         )
         self.miss = w.BoundedFloatText(
-            1, min=0, max=1000, description="A missed fake costs (false alarm = 1):", layout=wide(340), **text
+            1,
+            min=0,
+            max=1000,
+            description="A missed fake costs (false alarm = 1):",
+            layout=wide(340),
+            **text,
         )
         self.share = w.BoundedFloatText(
             50, min=0, max=100, description="Fakes among 100 images:", layout=wide(260), **text
         )
         self.matrix, self.line = w.HTML(), w.HTML(layout={"width": "min(100%, 580px)"})
         self.upload = w.FileUpload(
-            accept="image/*", description="Choose an image", tooltip="an image file of yours", layout=wide(220)
+            accept="image/*",
+            description="Choose an image",
+            tooltip="an image file of yours",
+            layout=wide(220),
         )
         self.first, self.second = (
             w.Dropdown(description=d, layout=wide(300), **text) for d in ("Model A:", "Model B:")
         )
         self.answer, self._uploaded = w.HTML(layout={"min_height": "300px", "width": "100%"}), None
         self.new_rate = w.BoundedFloatText(
-            75, min=1, max=99.9, step=5, description="Parameters to remove, %:", layout=wide(260), **text
+            75,
+            min=1,
+            max=99.9,
+            step=5,
+            description="Parameters to remove, %:",
+            layout=wide(260),
+            **text,
         )
         self.epochs = w.IntSlider(
-            2, min=1, max=10, description="Fine-tuning epochs:", layout=wide(380), continuous_update=False, **text
+            2,
+            min=1,
+            max=10,
+            description="Fine-tuning epochs:",
+            layout=wide(380),
+            continuous_update=False,
+            **text,
         )
         self.make, self.cancel, self.keep = (
             w.Button(description=d, disabled=k > 0, layout=wide(180))
             for k, d in enumerate(("Make it now", "Cancel", "Keep it as a run"))
         )
-        self.progress, self.state = w.FloatProgress(max=1, description="Progress:", layout=wide(420), **text), w.HTML()
+        self.progress, self.state = (
+            w.FloatProgress(max=1, description="Progress:", layout=wide(420), **text),
+            w.HTML(),
+        )
         self.job: explorer.Job | None = None
         self.jobs: list[explorer.Job] = []  # what each made lies in a folder that goes with it
         self.worker: threading.Thread | None = None
@@ -292,11 +380,28 @@ class Explorer:
         self.panels = {
             "Overview": w.VBox([self.cost, row(self.pareto, self.bars)]),
             "Test images": w.VBox([row(self.choice, self.page), self.images]),
-            "Threshold": w.VBox([row(self.threshold, self.miss, self.share), row(self.matrix, self.line)]),
+            "Threshold": w.VBox(
+                [row(self.threshold, self.miss, self.share), row(self.matrix, self.line)]
+            ),
             "Your image": w.VBox([row(self.upload, self.first, self.second), self.answer]),
-            "New rate": w.VBox([row(self.new_rate, self.epochs), row(self.make, self.cancel, self.keep), self.progress, self.state]),
-        }  # fmt: skip
-        controls = w.VBox([self.which, row(self.method, self.rate, self.wanted), self.message, self.cards, self.view])
+            "New rate": w.VBox(
+                [
+                    row(self.new_rate, self.epochs),
+                    row(self.make, self.cancel, self.keep),
+                    self.progress,
+                    self.state,
+                ]
+            ),
+        }
+        controls = w.VBox(
+            [
+                self.which,
+                row(self.method, self.rate, self.wanted),
+                self.message,
+                self.cards,
+                self.view,
+            ]
+        )
         self.box = w.VBox([w.HTML(STYLE), controls, *self.panels.values()])
         self.box.add_class("dfx")
         self._wire()
@@ -342,28 +447,39 @@ class Explorer:
     def _on_study(self) -> None:
         self._pareto = Pareto(self.study)
         self._fill(method=next((m for m in self.study.table["method"] if m != "BL"), "BL"))
-        self.state.value = note("Structured pruning of BL (CPF-S) at a rate of your choice, with a short fine-tuning, in a process of its own. "
-                                "Nothing is stored unless you ask for it.")  # fmt: skip
+        self.state.value = note(
+            "Structured pruning of BL (CPF-S) at a rate of your choice, with a short fine-tuning, in a process of its own. "
+            "Nothing is stored unless you ask for it."
+        )
         self.answer.value = self._ask_for_image()
 
     def _fill(self, method: str, run_id: str = "") -> None:
         """Put the study's runs into the menus."""
         there = list(self.study.table["method"].unique())
-        names = {m: METHODS[m].title if m in METHODS else m for m in [*there, *(m for m in METHODS if m not in there)]}
+        names = {
+            m: METHODS[m].title if m in METHODS else m
+            for m in [*there, *(m for m in METHODS if m not in there)]
+        }
         runs_ = [(r["name"], r["run_id"]) for _, r in self.study.table.iterrows()]
-        for menu, value in ((self.first, self.study.base["run_id"]), (self.second, run_id or runs_[-1][1])):
+        for menu, value in (
+            (self.first, self.study.base["run_id"]),
+            (self.second, run_id or runs_[-1][1]),
+        ):
             with self._quietly():
                 menu.options, menu.value = runs_, value
         with self._quietly():
             self.method.options = [
-                (f"{m} – {t}" + ("" if m in there else " (not made yet)"), m) for m, t in names.items()
+                (f"{m} – {t}" + ("" if m in there else " (not made yet)"), m)
+                for m, t in names.items()
             ]
             self.method.value = method
         self._on_method(run_id)
 
     def _on_method(self, run_id: str = "") -> None:
         mine = self.study.of(self.method.value)
-        self.wanted.disabled = self.method.value not in METHODS or not METHODS[self.method.value].rated
+        self.wanted.disabled = (
+            self.method.value not in METHODS or not METHODS[self.method.value].rated
+        )
         if mine.empty:
             self.rate.disabled = True
             return self._missing(None if self.wanted.disabled else self.wanted.value / 100)
@@ -402,11 +518,14 @@ class Explorer:
         try:
             command = self.study.missing(method, rate)
         except InputError as error:
-            self.message.value = note(f"{name} is not there, and cannot be made as things are: {error}", bad=True)
+            self.message.value = note(
+                f"{name} is not there, and cannot be made as things are: {error}", bad=True
+            )
         else:
             here = " Or make it here: New rate." if method == "CPF-S" else ""
             self.message.value = note(
-                f"{name} is not there ({shown} stays shown). This makes it; then reload:{here}", command
+                f"{name} is not there ({shown} stays shown). This makes it; then reload:{here}",
+                command,
             )
             if method == "CPF-S" and rate:
                 self.new_rate.value = 100 * rate
@@ -444,7 +563,9 @@ class Explorer:
     def _on_page(self) -> None:
         """The probabilities at once, from the stored predictions; pictures and heat maps when they are computed."""
         if not self._positions:
-            self.images.value = note(f"None of the {len(self._table)} test images: {self.choice.value}.")
+            self.images.value = note(
+                f"None of the {len(self._table)} test images: {self.choice.value}."
+            )
             return
         start = explorer.SHOWN * (self.page.value - 1)
         here = self._positions[start : start + explorer.SHOWN]
@@ -457,7 +578,9 @@ class Explorer:
             folders = [self.study.base["folder"], self.study.row(self.run_id)["folder"]]
             self.images.value = draw(explorer.looks(images, folders))
         except InputError as error:
-            self.images.value = note(f"The pictures cannot be shown: {error}", bad=True) + draw(None)
+            self.images.value = note(f"The pictures cannot be shown: {error}", bad=True) + draw(
+                None
+            )
 
     def _on_threshold(self) -> None:
         try:
@@ -467,7 +590,9 @@ class Explorer:
             return
         run, at = self.study.row(self.run_id), self.threshold.value
         x = np.linspace(0, 1, 201)
-        line = lambda column: explorer.error_cost(table, column, x, miss=self.miss.value, share=self.share.value / 100)
+        line = lambda column: explorer.error_cost(
+            table, column, x, miss=self.miss.value, share=self.share.value / 100
+        )
         lines = {"BL": (line("base_score"), plots.RED)}
         if self.run_id != self.study.base["run_id"]:
             lines[run["name"]] = (line("score"), plots.appearance(run["method"])[0])
@@ -480,8 +605,10 @@ class Explorer:
 
     def _ask_for_image(self) -> str:
         kinds = ", ".join(explorer.UPLOAD_FORMATS)
-        return note(f"{kinds}; at most {explorer.UPLOAD_BYTES / 1e6:.0f} MB and {explorer.UPLOAD_PIXELS / 1e6:.0f} megapixels. "
-                    "It is read in this notebook's memory alone, and never written to disk.")  # fmt: skip
+        return note(
+            f"{kinds}; at most {explorer.UPLOAD_BYTES / 1e6:.0f} MB and {explorer.UPLOAD_PIXELS / 1e6:.0f} megapixels. "
+            "It is read in this notebook's memory alone, and never written to disk."
+        )
 
     def _on_upload(self) -> None:
         if self.upload.value:
@@ -494,23 +621,32 @@ class Explorer:
         if self._uploaded is None:
             return
         try:
-            found, look = explorer.answer(self._uploaded, self.study, [self.first.value, self.second.value])
+            found, look = explorer.answer(
+                self._uploaded, self.study, [self.first.value, self.second.value]
+            )
         except InputError as error:
             self._uploaded = None
-            self.answer.value = note(f"This file cannot be used: {error}.", bad=True) + self._ask_for_image()
+            self.answer.value = (
+                note(f"This file cannot be used: {error}.", bad=True) + self._ask_for_image()
+            )
             return
-        colours = [plots.appearance(self.study.row(r)["method"])[0] for r in (self.first.value, self.second.value)]
+        colours = [
+            plots.appearance(self.study.row(r)["method"])[0]
+            for r in (self.first.value, self.second.value)
+        ]
         bars = "".join(
-            bar(f["name"], f["probability"], c, mark=f["threshold"]) for f, c in zip(found, colours, strict=True)
+            bar(f["name"], f["probability"], c, mark=f["threshold"])
+            for f, c in zip(found, colours, strict=True)
         )
         said = " · ".join(
-            f"{f['name']}: {f['label']} (P(fake) {f['probability']:.3f}, threshold {f['threshold']:.3f})" for f in found
+            f"{f['name']}: {f['label']} (P(fake) {f['probability']:.3f}, threshold {f['threshold']:.3f})"
+            for f in found
         )
         self.answer.value = (
             f'<div role="status"><p><b>{escape(said)}</b></p><div style="max-width:520px"><small>P(fake); line: the threshold</small>{bars}</div>'
             f'<figure style="max-width:520px">{picture(look, [f["name"] for f in found])}</figure>'
             f"<p class='soft'>A probability of this study's detectors, trained on {escape(self.study.title)}: no proof, least of all for other kinds of images.</p></div>"
-        )  # fmt: skip
+        )
 
     # --- a rate on the spot
 
@@ -522,7 +658,9 @@ class Explorer:
         try:
             spec = self.study.spec("CPF-S", rate, finetune_epochs=epochs)
             if spec.finished():
-                self.state.value = note(f"{spec.run_id} is finished already: reload, and choose it under CPF-S.")
+                self.state.value = note(
+                    f"{spec.run_id} is finished already: reload, and choose it under CPF-S."
+                )
                 return
             self.job = explorer.Job(self.study, rate, epochs=epochs)
         except InputError as error:
@@ -531,7 +669,9 @@ class Explorer:
         self.jobs.append(self.job)
         self.make.disabled, self.cancel.disabled, self.keep.disabled = True, False, True
         self.progress.value, self.state.value = 0, note("starting")
-        self.worker = threading.Thread(target=self._follow, args=(self.job, self.study), daemon=True)
+        self.worker = threading.Thread(
+            target=self._follow, args=(self.job, self.study), daemon=True
+        )
         self.worker.start()
 
     def _follow(self, job: explorer.Job, study: explorer.Study) -> None:
@@ -558,7 +698,12 @@ class Explorer:
 
     def _on_keep(self) -> None:
         folder = self.job.keep()
-        for row in [row for study in self.studies.values() for row in study.made if row["run_id"] == folder.name]:
+        for row in [
+            row
+            for study in self.studies.values()
+            for row in study.made
+            if row["run_id"] == folder.name
+        ]:
             row["folder"] = str(folder)
         self.keep.disabled = True
         self.state.value = note(f"Kept among the finished runs as {folder.name}.")

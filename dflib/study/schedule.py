@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 from data_prep.errors import InputError
-from dflib import methods
-from dflib.runs import Spec
+from dflib.study import methods
+from dflib.study.runs import Spec
 
 TRAINS = 0.6  # share of a dataset's images that trains, where only their number is known
 QUICKEST = 5.0  # seconds: no run is faster, however little it trains
@@ -27,7 +27,9 @@ class Estimates:
     """
 
     def __init__(self, rows: Iterable[Mapping] = ()) -> None:
-        self.known: dict[tuple, list[tuple[float, float]]] = defaultdict(list)  # kind -> (work, seconds)
+        self.known: dict[tuple, list[tuple[float, float]]] = defaultdict(
+            list
+        )  # kind -> (work, seconds)
         self._told: dict[tuple, float] = {}
         for row in rows:
             if row.get("size") and row.get("total_s"):  # else it teaches nothing
@@ -63,7 +65,11 @@ def _scaled(known: list[tuple[float, float]], wanted: float, *, exact: bool) -> 
 def work(dataset: str, values: Mapping) -> float:
     """Training images x pixels x epochs of a run, from its request (`size`, `limit`, `target_images`, `planned_epochs`)."""
     limits = [2 * values[k] for k in ("limit", "target_images") if values[k] and values[k] > 0]
-    return min(TRAINS * _images(dataset), *limits, math.inf) * values["size"] ** 2 * max(1, values["planned_epochs"])
+    return (
+        min(TRAINS * _images(dataset), *limits, math.inf)
+        * values["size"] ** 2
+        * max(1, values["planned_epochs"])
+    )
 
 
 def _work_of(s: Spec) -> float:
@@ -95,7 +101,9 @@ class Schedule:
     (None, 'c')
     """
 
-    def __init__(self, parents: Mapping[str, Iterable[str]], seconds: Callable[[str], float | None]) -> None:
+    def __init__(
+        self, parents: Mapping[str, Iterable[str]], seconds: Callable[[str], float | None]
+    ) -> None:
         self.parents = {run: [p for p in those if p in parents] for run, those in parents.items()}
         self.children: dict[str, list[str]] = defaultdict(list)
         for run, those in self.parents.items():
@@ -152,8 +160,13 @@ class Schedule:
 
 
 def simulate(
-    parents: Mapping[str, Iterable[str]], takes: Mapping[str, float], guess: Callable[[str], float | None], *, workers: int, between: float = 0.0
-) -> list[tuple[str, int, float, float]]:  # fmt: skip
+    parents: Mapping[str, Iterable[str]],
+    takes: Mapping[str, float],
+    guess: Callable[[str], float | None],
+    *,
+    workers: int,
+    between: float = 0.0,
+) -> list[tuple[str, int, float, float]]:
     """What a study would do, in virtual time: (run, worker, start, end) in the order of the starts. `Schedule` decides, no run is made.
 
     takes: true seconds of each run. guess: what is known of them beforehand. between: seconds that a worker waits for its next run.
@@ -173,7 +186,9 @@ def simulate(
         heapq.heappush(free, worker)
         order.done(run)
     if order.left:
-        raise InputError(f"{len(order.left)} runs never start: a parent comes after its child, or is missing")
+        raise InputError(
+            f"{len(order.left)} runs never start: a parent comes after its child, or is missing"
+        )
     return done
 
 

@@ -10,13 +10,21 @@ from dflib.quantize import CALIBRATIONS
 
 AGAINST_UNSEEN = ("cutmix", "blur_jpeg", "ema", "front")
 TRAIN = (
-    *("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp", "devices"),
+    *("batch", "lr", "weight_decay", "warmup", "label_smoothing", "augment", "mixup", "amp"),
     *AGAINST_UNSEEN,
 )
-DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out", "pairs", "crops")
+DATA = ("size", "mode", "limit", "target_images", "train_generators", "hold_out")
 MEASURE = ("latency_runs", "draws")
-PRUNE = ("scope", "importance", "round_to", "prune_steps", "step_epochs", "finetune_epochs", "finetune_lr")
-DISTILL = ("temperature", "alpha", "attention", "ensemble")
+PRUNE = (
+    "scope",
+    "importance",
+    "round_to",
+    "prune_steps",
+    "step_epochs",
+    "finetune_epochs",
+    "finetune_lr",
+)
+DISTILL = ("temperature", "alpha")
 INT8 = ("calibration", "calibration_images", "keep_float")
 STUDENT = ("backbone", "epochs", "distill_epochs", "patience", *TRAIN)
 TRANSFER = ("transfer_epochs", "transfer_lr", *TRAIN)
@@ -47,7 +55,13 @@ class Method:
 METHODS = {
     m.code: m
     for m in (
-        Method("BL", "baseline", "02_baseline", rated=False, settings=("backbone", "epochs", "patience", *TRAIN)),
+        Method(
+            "BL",
+            "baseline",
+            "02_baseline",
+            rated=False,
+            settings=("backbone", "epochs", "patience", *TRAIN),
+        ),
         Method(
             "CPF",
             "magnitude pruning, fine-tuned",
@@ -55,7 +69,13 @@ METHODS = {
             ("BL",),
             settings=("scope", "finetune_epochs", "finetune_lr", *TRAIN),
         ),
-        Method("CPF-S", "structured pruning, fine-tuned", "03_prune", ("BL",), settings=(*PRUNE, *TRAIN)),
+        Method(
+            "CPF-S",
+            "structured pruning, fine-tuned",
+            "03_prune",
+            ("BL",),
+            settings=(*PRUNE, *TRAIN),
+        ),
         Method(
             "SCRATCH",
             "the pruned shape from scratch",
@@ -64,7 +84,13 @@ METHODS = {
             settings=("epochs", "prune_steps", "step_epochs", "finetune_epochs", *TRAIN),
         ),
         Method("CKD-0", "the student without a teacher", "04_distill", ("BL",), settings=STUDENT),
-        Method("CKD", "knowledge distillation", "04_distill", ("BL", "CKD-0"), settings=(*DISTILL, *STUDENT)),
+        Method(
+            "CKD",
+            "knowledge distillation",
+            "04_distill",
+            ("BL", "CKD-0"),
+            settings=(*DISTILL, *STUDENT),
+        ),
         Method("CQ", "int8 linear layers", "05_quantize", ("BL",), rated=False),
         Method(
             "CQ-S",
@@ -74,10 +100,32 @@ METHODS = {
             rated=False,
             settings=INT8,
         ),
-        Method("CPKDQ", "pruned, distilled, int8", "18_combine", ("BL",), settings=(*INT8, *DISTILL, *PRUNE, *STUDENT)),
-        Method("chain", "a chain of steps", "18_combine", ("BL",), False, ("steps", *INT8, *DISTILL, *PRUNE, *STUDENT)),
-        Method("TL+FT", "transfer, fine-tuned", "07_tl_finetune", ("BL@source",), False, ("trainable", *TRANSFER)),
-        Method("TL+FT+Q", "transfer, int8 linear layers", "08_tl_quantize", ("TL+FT",), rated=False),
+        Method(
+            "CPKDQ",
+            "pruned, distilled, int8",
+            "18_combine",
+            ("BL",),
+            settings=(*INT8, *DISTILL, *PRUNE, *STUDENT),
+        ),
+        Method(
+            "chain",
+            "a chain of steps",
+            "18_combine",
+            ("BL",),
+            False,
+            ("steps", *INT8, *DISTILL, *PRUNE, *STUDENT),
+        ),
+        Method(
+            "TL+FT",
+            "transfer, fine-tuned",
+            "07_tl_finetune",
+            ("BL@source",),
+            False,
+            ("trainable", *TRANSFER),
+        ),
+        Method(
+            "TL+FT+Q", "transfer, int8 linear layers", "08_tl_quantize", ("TL+FT",), rated=False
+        ),
         Method(
             "TL+P+FT",
             "transfer of a pruned model",
@@ -92,8 +140,20 @@ METHODS = {
             ("BL@source", "TL+FT"),
             settings=("teacher", "temperature", "transfer_alpha", "epochs", "patience", *TRAIN),
         ),
-        Method("TL+P+A", "adapter in the pruned model", "11_tl_prune_adapter", ("TL+P+FT",), settings=ADAPTER),
-        Method("TL+KD+A", "adapter in the student", "12_tl_distill_adapter", ("TL+KD",), settings=ADAPTER),
+        Method(
+            "TL+P+A",
+            "adapter in the pruned model",
+            "11_tl_prune_adapter",
+            ("TL+P+FT",),
+            settings=ADAPTER,
+        ),
+        Method(
+            "TL+KD+A",
+            "adapter in the student",
+            "12_tl_distill_adapter",
+            ("TL+KD",),
+            settings=ADAPTER,
+        ),
         Method(
             "LRF",
             "low-rank factorisation, fine-tuned",
@@ -107,11 +167,9 @@ METHODS = {
 DEFAULTS: dict = {
     "size": 224,
     "mode": "resize",  # resize | center_crop | texture_crop
-    "crops": 1,  # of each image when it is tested; the mean of their logits counts (crop modes, 5 at most)
     "limit": None,  # at most so many images of each class in each part
     "target_images": None,  # at most so many training images of each class, but for the source dataset's runs
     "train_generators": "",  # generators whose fakes train and validate, separated by commas; "" is all. The test keeps every one
-    "pairs": False,  # training batches hold each real image together with a fake of its scene
     "hold_out": "",  # or those whose fakes do not
     "backbone": "vgg",  # of BL: vgg (the paper's) | resnet18 | mobilenet_v3_small | efficientnet_b0
     "epochs": 30,
@@ -127,10 +185,9 @@ DEFAULTS: dict = {
     "mixup": 0.0,
     "cutmix": 0.0,
     "blur_jpeg": 0.0,  # probability
-    "front": "",  # a fixed high-pass front end: srm | npr
+    "front": "",  # a fixed high-pass front end: srm
     "ema": 0.0,  # decay of the averaged weights, such as 0.99
     "amp": True,
-    "devices": 1,  # GPUs (CPU processes where there are none) that share each batch
     "scope": "layer",  # layer | global
     "importance": "l1",  # of a channel: l1 | taylor | bn | random
     "round_to": 16,  # widths are multiples of it: as many numbers as AVX-512 takes at once (8 elsewhere may do)
@@ -138,7 +195,6 @@ DEFAULTS: dict = {
     "step_epochs": 1,  # with so many epochs of fine-tuning after each but the last
     "temperature": 4.0,
     "alpha": 0.9,
-    "ensemble": "",  # teachers in BL's place, one for each training generator: leave-one-out | one-to-all
     "teacher": "source",  # source (the paper's) | transferred
     "transfer_alpha": 0.1,  # of TL+KD: a teacher of another task soon does harm (demo, 8 epochs: AUROC 0.84 without, 0.85 at 0.1, 0.63 at 0.5)
     "transfer_epochs": 10,
@@ -148,7 +204,6 @@ DEFAULTS: dict = {
     "adapter_form": "serial",  # serial (the paper's) | residual
     "adapter_after": "",  # a block such as features.3; empty is the paper's place
     "adapter_lr": 5e-3,
-    "attention": 0.0,  # weight of attention transfer
     "distill_epochs": 0,  # of a student; 0: as many as `epochs`
     "steps": "prune:0.9,distill,int8",  # of a chain
     "calibration": "minmax",  # minmax | entropy | percentile
@@ -158,7 +213,10 @@ DEFAULTS: dict = {
     "draws": 1000,  # of the bootstrap
 }
 
-FOLDS = {"leave-one-out": "hold_out", "one-to-all": "train_generators"}  # the setting that each generator has in turn
+FOLDS = {
+    "leave-one-out": "hold_out",
+    "one-to-all": "train_generators",
+}  # the setting that each generator has in turn
 
 CHOICES = {
     "mode": ("input mode", ("resize", "center_crop", "texture_crop")),
@@ -167,8 +225,7 @@ CHOICES = {
     "adapter_form": ("form of adapter", ("serial", "residual")),
     "calibration": ("calibration", CALIBRATIONS),
     "importance": ("importance", ("l1", "taylor", "bn", "random")),
-    "ensemble": ("kind of ensemble", ("", *FOLDS)),
-    "front": ("front end", ("", "srm", "npr")),
+    "front": ("front end", ("", "srm")),
     "backbone": ("backbone", ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")),
 }
 FROM_ZERO = (
@@ -182,12 +239,11 @@ FROM_ZERO = (
     "cutmix",
     "blur_jpeg",
     "ema",
-    "attention",
     "distill_epochs",
 )
-MOST = dict.fromkeys(("warmup", "label_smoothing", "alpha", "transfer_alpha", "blur_jpeg", "ema"), 1) | {
-    "crops": 5
-}  # largest values
+MOST = dict.fromkeys(
+    ("warmup", "label_smoothing", "alpha", "transfer_alpha", "blur_jpeg", "ema"), 1
+)  # largest values
 
 
 @dataclass(frozen=True)
@@ -203,7 +259,19 @@ class Preset:
     source: str = "demo-source"
 
 
-PAPER = ("BL", "CPF", "CKD", "CQ", "CQ-S", "TL+FT", "TL+FT+Q", "TL+P+FT", "TL+KD", "TL+P+A", "TL+KD+A")
+PAPER = (
+    "BL",
+    "CPF",
+    "CKD",
+    "CQ",
+    "CQ-S",
+    "TL+FT",
+    "TL+FT+Q",
+    "TL+P+FT",
+    "TL+KD",
+    "TL+P+A",
+    "TL+KD+A",
+)
 
 PRESETS = {
     "tiny": Preset(
@@ -224,7 +292,13 @@ PRESETS = {
     ),
     "demo": Preset(
         "demo",
-        ("BL", "CPF", "CKD", "CQ", "CQ-S"),  # the transfers take as long again: --methods TL+FT,TL+KD,…
+        (
+            "BL",
+            "CPF",
+            "CKD",
+            "CQ",
+            "CQ-S",
+        ),  # the transfers take as long again: --methods TL+FT,TL+KD,…
         (0.6, 0.9),
         (0,),
         {"size": 32, "epochs": 12, "finetune_epochs": 4, "transfer_epochs": 4},
@@ -309,7 +383,9 @@ def parse_steps(text: str) -> tuple[tuple[str, float | None], ...]:
         try:
             value = float(rate) if rate else None
         except ValueError as error:
-            raise InputError(f"step {word.strip()!r}: {rate!r} is no number; write {kind}:0.9, say") from error
+            raise InputError(
+                f"step {word.strip()!r}: {rate!r} is no number; write {kind}:0.9, say"
+            ) from error
         if wrong := _out_of_order(steps, kind, value if value is None else check_rate(value)):
             raise InputError(f"steps {text!r}: {wrong}")
         steps.append((kind, value))
@@ -320,7 +396,9 @@ def parse_steps(text: str) -> tuple[tuple[str, float | None], ...]:
     return tuple(steps)
 
 
-def _out_of_order(before: list[tuple[str, float | None]], kind: str, rate: float | None) -> str | None:
+def _out_of_order(
+    before: list[tuple[str, float | None]], kind: str, rate: float | None
+) -> str | None:
     """Why a step makes no sense after those before it."""
     earlier = [k for k, _ in before]
     reached = max((r for _, r in before if r), default=0.0)
@@ -338,12 +416,16 @@ def _out_of_order(before: list[tuple[str, float | None]], kind: str, rate: float
 
 
 # count only where they are given: without them a run keeps its id
-UNSET = ("train_generators", "hold_out", "pairs", "crops", "ensemble", "devices", *AGAINST_UNSEEN)
+UNSET = ("train_generators", "hold_out", *AGAINST_UNSEEN)
 
 
 def relevant(code: str, values: dict) -> dict:
     """Those of the settings that the method reads (the others must not change its run's id)."""
-    return {k: values[k] for k in sorted(method(code).keys) if k not in UNSET or values[k] != DEFAULTS[k]}
+    return {
+        k: values[k]
+        for k in sorted(method(code).keys)
+        if k not in UNSET or values[k] != DEFAULTS[k]
+    }
 
 
 def planned_epochs(params: dict) -> int:
@@ -378,7 +460,10 @@ def _checked(key: str, value):
             f"setting size={value}: image size {value} is not a multiple of 32, such as {max(32, round(value / 32) * 32)}"
         )
     elif kind in (int, float):
-        low, high = (0 if key in FROM_ZERO else 2 if key == "batch" else 1e-12), MOST.get(key, math.inf)
+        low, high = (
+            (0 if key in FROM_ZERO else 2 if key == "batch" else 1e-12),
+            MOST.get(key, math.inf),
+        )
         if not (low <= value <= high and math.isfinite(value)):
             raise InputError(f"setting {key}={value!r} is out of its range: {low:g} to {high:g}")
     return value

@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 
 from data_prep.errors import InputError
-from dflib import metrics, runs
-from dflib.methods import DEFAULTS, MEASURE, METHODS, UNSET, fold, relevant
+from dflib import metrics
+from dflib.study import runs
+from dflib.study.methods import DEFAULTS, MEASURE, METHODS, UNSET, fold, relevant
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc")
 FOLD = ("train_generators", "hold_out")
 RECIPE = (
-    *(key for key in UNSET if key not in (*FOLD, "devices")),
+    *(key for key in UNSET if key not in FOLD),
     "mixup",
     "mode",
 )  # what may help on unseen generators, at the same budget
@@ -35,7 +36,10 @@ def load(dataset: str, *, protocol: str = "strict", source: str | None = None) -
     for folder in sorted(runs.folders(), key=lambda f: (f / "result.json").stat().st_mtime):
         try:
             r = runs.read(folder)
-            fits = (r["dataset"], r["protocol"]) == (dataset, protocol) and r["source"] in (None, source)
+            fits = (r["dataset"], r["protocol"]) == (dataset, protocol) and r["source"] in (
+                None,
+                source,
+            )
         except (InputError, KeyError, TypeError) as error:
             log.warning("left out: %s is no finished run of this version (%s)", folder, error)
             continue
@@ -60,12 +64,19 @@ def by_seed(results: Iterable[dict]) -> list[list[dict]]:
     for r in results:
         groups.setdefault(_key(r), {})[r["seed"]] = r
     order = {code: i for i, code in enumerate(METHODS)}
-    place = lambda group: (order.get(group[0]["method"], len(order)), group[0]["rate"] or 0, _images(group[0]))
+    place = lambda group: (
+        order.get(group[0]["method"], len(order)),
+        group[0]["rate"] or 0,
+        _images(group[0]),
+    )
     return sorted(([group[seed] for seed in sorted(group)] for group in groups.values()), key=place)
 
 
 def combined(
-    group: Iterable[dict], reference: Iterable[dict] = (), *, sets: dict[str, Sequence[str]] | None = None
+    group: Iterable[dict],
+    reference: Iterable[dict] = (),
+    *,
+    sets: dict[str, Sequence[str]] | None = None,
 ) -> dict[str, dict]:
     """Runs that differ in their seed alone as one, on each generator's fakes and "all": {name: {metric: `metrics.combine`'s dict}}.
 
@@ -78,15 +89,26 @@ def combined(
     """
     mine, theirs = ({r["seed"]: r for r in each} for each in (group, reference))
     if theirs and (lonely := sorted(set(mine) - set(theirs))):
-        raise InputError(f"no run to compare {mine[lonely[0]]['run_id']} with at seed {', '.join(map(str, lonely))}: make it, or leave the seed out")  # fmt: skip
+        raise InputError(
+            f"no run to compare {mine[lonely[0]]['run_id']} with at seed {', '.join(map(str, lonely))}: make it, or leave the seed out"
+        )
     together = [*mine.values(), *(theirs[seed] for seed in mine if theirs)]
     _same_images(together)
     tested = _tested(together[0])
-    sets = {g: [g] for g in tested} | {name: of for name, of in (sets or {}).items() if len(of)} | {"all": tested}
+    sets = (
+        {g: [g] for g in tested}
+        | {name: of for name, of in (sets or {}).items() if len(of)}
+        | {"all": tested}
+    )
     drawn = [_drawn(r, sets) for r in together]
-    values = {name: {k: np.stack([d[name][k] for d in drawn]) for k in metrics.INTERVALS} for name in sets}
+    values = {
+        name: {k: np.stack([d[name][k] for d in drawn]) for k in metrics.INTERVALS} for name in sets
+    }
     change = lambda x: x[: len(mine)] - (x[len(mine) :] if theirs else 0)
-    return {name: {k: metrics.combine(change(x)) for k, x in each.items()} for name, each in values.items()}
+    return {
+        name: {k: metrics.combine(change(x)) for k, x in each.items()}
+        for name, each in values.items()
+    }
 
 
 def _tested(result: dict) -> list[str]:
@@ -104,15 +126,23 @@ def _kept(folder: Path, sets: tuple, draws: int) -> dict[str, dict[str, np.ndarr
 
 
 def _same_images(results: Sequence[dict]) -> None:
-    paths = [pd.read_parquet(r["folder"] / "predictions.parquet", columns=["path"])["path"] for r in results]
+    paths = [
+        pd.read_parquet(r["folder"] / "predictions.parquet", columns=["path"])["path"]
+        for r in results
+    ]
     for r, each in zip(results, paths, strict=True):
         if not each.equals(paths[0]):
-            raise InputError(f"{r['run_id']} and {results[0]['run_id']} were tested on different images: compare runs on one dataset and protocol")  # fmt: skip
+            raise InputError(
+                f"{r['run_id']} and {results[0]['run_id']} were tested on different images: compare runs on one dataset and protocol"
+            )
 
 
 def recipe(params: dict) -> str:
     """What a run did against unseen generators, in words: the settings of RECIPE that are not the default; "plain" for none."""
-    return ", ".join(f"{k} {params[k]}" for k in RECIPE if params.get(k, DEFAULTS[k]) != DEFAULTS[k]) or "plain"
+    return (
+        ", ".join(f"{k} {params[k]}" for k in RECIPE if params.get(k, DEFAULTS[k]) != DEFAULTS[k])
+        or "plain"
+    )
 
 
 def matrix(results: Iterable[dict]) -> pd.DataFrame:
@@ -122,7 +152,9 @@ def matrix(results: Iterable[dict]) -> pd.DataFrame:
     """
     rows = []
     for group in by_seed(results):
-        method, rate, params, known = (group[0][k] for k in ("method", "rate", "params", "train_generators"))
+        method, rate, params, known = (
+            group[0][k] for k in ("method", "rate", "params", "train_generators")
+        )
         about = {"method": method, "rate": rate, "recipe": recipe(params)}
         about["train"] = fold(params).removeprefix("on ").removesuffix(" alone") or "all"
         for test, found in combined(group).items():
@@ -147,7 +179,9 @@ def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str,
     folds = sorted(f for f in {f for f, _ in both} if all((f, seed) in both for seed in seeds))
     if not folds:
         return {}
-    _same_images([each[f, seed] for each in (mine, theirs) if each for f in folds for seed in seeds])
+    _same_images(
+        [each[f, seed] for each in (mine, theirs) if each for f in folds for seed in seeds]
+    )
 
     def values(r: dict) -> np.ndarray:
         drawn = _drawn(r, {"seen": r["train_generators"], "unseen": unseen(r)})
@@ -156,7 +190,10 @@ def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str,
 
     change = lambda *at: values(mine[at]) - (values(theirs[at]) if theirs else 0)
     arrays = np.stack([np.mean([change(f, seed) for f in folds], axis=0) for seed in seeds], axis=1)
-    return {name: metrics.combine(each) | {"folds": len(folds)} for name, each in zip(("seen", "unseen", "gap"), arrays, strict=True)}  # fmt: skip
+    return {
+        name: metrics.combine(each) | {"folds": len(folds)}
+        for name, each in zip(("seen", "unseen", "gap"), arrays, strict=True)
+    }
 
 
 def gaps(results: Iterable[dict]) -> pd.DataFrame:
@@ -167,14 +204,31 @@ def gaps(results: Iterable[dict]) -> pd.DataFrame:
     """
     groups: dict[tuple, list[dict]] = {}
     for group in by_seed(results):
-        groups.setdefault((group[0]["method"], group[0]["rate"], recipe(group[0]["params"])), []).extend(group)
+        groups.setdefault(
+            (group[0]["method"], group[0]["rate"], recipe(group[0]["params"])), []
+        ).extend(group)
     rows = []
     for (method, rate, how), group in groups.items():
         if not (found := contrast(group)):
             continue
-        row = {"method": method, "rate": rate, "recipe": how, "folds": found["gap"]["folds"], "seeds": found["gap"]["seeds"]}  # fmt: skip
-        others = {"": found, "-BL": contrast(group, base) if (base := groups.get(("BL", None, how))) and method != "BL" else {}}  # fmt: skip
-        others["-plain"] = contrast(group, base) if (base := groups.get((method, rate, "plain"))) and how != "plain" else {}  # fmt: skip
+        row = {
+            "method": method,
+            "rate": rate,
+            "recipe": how,
+            "folds": found["gap"]["folds"],
+            "seeds": found["gap"]["seeds"],
+        }
+        others = {
+            "": found,
+            "-BL": contrast(group, base)
+            if (base := groups.get(("BL", None, how))) and method != "BL"
+            else {},
+        }
+        others["-plain"] = (
+            contrast(group, base)
+            if (base := groups.get((method, rate, "plain"))) and how != "plain"
+            else {}
+        )
         for suffix, each in others.items():
             for name, value in each.items():
                 row |= _with_ends(name + suffix, value, inside=not suffix and name != "gap")
@@ -192,7 +246,10 @@ def budget(result: dict, every: dict[str, dict]) -> float:
     before = [p.removesuffix("@source") for p in METHODS[code].parents if "@source" not in p]
     if params.get("teacher") == "source":
         before = []  # TL+FT is made beside it, and not used
-    parents = [next((every[i] for i in result["parents"] if i in every and every[i]["method"] == m), None) for m in before]  # fmt: skip
+    parents = [
+        next((every[i] for i in result["parents"] if i in every and every[i]["method"] == m), None)
+        for m in before
+    ]
     return own + sum(math.nan if parent is None else budget(parent, every) for parent in parents)
 
 
@@ -205,7 +262,11 @@ def from_nothing(result: dict, every: Iterable[dict], *, epochs: float = math.in
     mine = {k: DEFAULTS[k] for k in UNSET} | result["params"]  # a fold's BL is another's
     fits = lambda b: all(mine.get(k, v) == v for k, v in b["params"].items() if k not in differ)
     found = [b for b in every if (b["method"], b["seed"]) == ("BL", result["seed"]) and fits(b)]
-    longest = max((b for b in found if b["params"]["epochs"] <= epochs), key=lambda b: b["params"]["epochs"], default=None)  # fmt: skip
+    longest = max(
+        (b for b in found if b["params"]["epochs"] <= epochs),
+        key=lambda b: b["params"]["epochs"],
+        default=None,
+    )
     return longest or min(found, key=lambda b: b["params"]["epochs"], default=None)
 
 
@@ -243,13 +304,20 @@ def against_scratch(results: Iterable[dict], every: dict[str, dict]) -> pd.DataF
     beats scratch | beats a shorter scratch | loses to scratch | loses to a longer scratch | undecided | not measured (no such BL). Epochs are
     passes over the target's images: those spent on the source are free, as it is shared by every task that comes after.
     """
-    rows, groups = [], by_seed(r for r in results if r["method"] in METHODS and METHODS[r["method"]].transfers)
+    rows, groups = (
+        [],
+        by_seed(r for r in results if r["method"] in METHODS and METHODS[r["method"]].transfers),
+    )
     for group in groups:
         epochs = budget(group[0], every)
         pairs = [(r, b) for r in group if (b := from_nothing(r, every.values(), epochs=epochs))]
         theirs = pairs[0][1]["params"]["epochs"] if pairs and epochs > 0 else math.nan
         pairs = [(r, b) for r, b in pairs if b["params"]["epochs"] == theirs]
-        found = combined(*zip(*pairs, strict=True))["all"]["auroc"] if pairs else {"mean": math.nan, "ci95": None}
+        found = (
+            combined(*zip(*pairs, strict=True))["all"]["auroc"]
+            if pairs
+            else {"mean": math.nan, "ci95": None}
+        )
         low, high = found["ci95"] or (math.nan, math.nan)
         verdict = "undecided" if pairs else "not measured"
         if low > 0:
@@ -257,7 +325,11 @@ def against_scratch(results: Iterable[dict], every: dict[str, dict]) -> pd.DataF
         elif high < 0:
             verdict = "loses to a longer scratch" if theirs > epochs else "loses to scratch"
         counted = {"epochs": epochs, "scratch_epochs": theirs, "seeds": len(pairs)}
-        rows.append(about(group, groups) | counted | {"difference": found["mean"], "low": low, "high": high, "verdict": verdict})  # fmt: skip
+        rows.append(
+            about(group, groups)
+            | counted
+            | {"difference": found["mean"], "low": low, "high": high, "verdict": verdict}
+        )
     return pd.DataFrame(rows)
 
 
@@ -270,11 +342,20 @@ def _columns(row: dict, values: dict[str, dict], suffix: str = "") -> None:
 def _with_ends(column: str, found: dict, *, inside: bool = False) -> dict:
     """`metrics.combine`'s dict as three columns; inside: the ends are kept in [0, 1]."""
     low, high = found["ci95"] or (math.nan, math.nan)
-    return {column: found["mean"], f"{column}_low": max(low, 0) if inside else low, f"{column}_high": min(high, 1) if inside else high}  # fmt: skip
+    return {
+        column: found["mean"],
+        f"{column}_low": max(low, 0) if inside else low,
+        f"{column}_high": min(high, 1) if inside else high,
+    }
 
 
 def _key(result: dict) -> tuple:
-    return result["method"], result["rate"], result.get("source"), json.dumps(result["params"], sort_keys=True)
+    return (
+        result["method"],
+        result["rate"],
+        result.get("source"),
+        json.dumps(result["params"], sort_keys=True),
+    )
 
 
 def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
@@ -284,7 +365,12 @@ def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
     images = mine.get("target_images")
     others = [p for p in alike if p.get("target_images") == images]
     differ = ", ".join(f"{k} {v}" for k, v in mine.items() if any(p.get(k) != v for p in others))
-    return {"method": first["method"], "rate": first["rate"], "settings": differ, "target_images": images}
+    return {
+        "method": first["method"],
+        "rate": first["rate"],
+        "settings": differ,
+        "target_images": images,
+    }
 
 
 def _images(result: dict) -> float:

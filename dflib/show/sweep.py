@@ -17,25 +17,47 @@ from traitlets import TraitError
 
 from data_prep.errors import InputError
 from data_prep.paths import present, write_text
-from dflib import grid, methods, plots, runs, schedule
-from dflib.progress import Progress, spoken
-from dflib.study import Plan
+from dflib.show import plots
+from dflib.study import grid, methods, runs, schedule
+from dflib.study.engine import Plan
+from dflib.study.progress import Progress, spoken
 
-STATES = {"done": plots.BLUE, "running": "#56b4e9", "waiting": "#cccccc", "left": "#e69f00", "blocked": "#e69f00", "failed": plots.RED}  # fmt: skip
+STATES = {
+    "done": plots.BLUE,
+    "running": "#56b4e9",
+    "waiting": "#cccccc",
+    "left": "#e69f00",
+    "blocked": "#e69f00",
+    "failed": plots.RED,
+}
 GUESS = 60.0  # seconds that a run counts as where no finished one tells
 
 
 def table(p: Plan, guess: schedule.Estimates) -> pd.DataFrame:
     """The plan for reading: one row a run with its parents, its state in the outputs folder, and what it is likely to take."""
     states = Progress(p, guess).look().state
-    rows = [{"run": s.run_id, "dataset": s.dataset, "starts from": ", ".join(q.run_id for q in s.parents), "state": states[s.run_id],
-             "estimate": _estimate(s, states[s.run_id], guess)} for s in p]  # fmt: skip
+    rows = [
+        {
+            "run": s.run_id,
+            "dataset": s.dataset,
+            "starts from": ", ".join(q.run_id for q in s.parents),
+            "state": states[s.run_id],
+            "estimate": _estimate(s, states[s.run_id], guess),
+        }
+        for s in p
+    ]
     return pd.DataFrame(rows)
 
 
 def _estimate(s: runs.Spec, state: str, guess: schedule.Estimates) -> str:
     seconds = guess(s)
-    return "" if state == "done" else "no run to learn from yet" if seconds is None else spoken(seconds)
+    return (
+        ""
+        if state == "done"
+        else "no run to learn from yet"
+        if seconds is None
+        else spoken(seconds)
+    )
 
 
 def times(p: Plan, guess: schedule.Estimates) -> dict[str, float]:
@@ -49,12 +71,18 @@ def cost(p: Plan, guess: schedule.Estimates, devices: int) -> str:
     head = f"{len(p)} runs, {len(p) - len(takes)} finished"
     if not takes:
         return f"{head}: nothing is left to do."
-    unknown = "" if any(guess(s) for s in p) else f" (no run to learn from yet: each counts as {GUESS:g} s)"
+    unknown = (
+        ""
+        if any(guess(s) for s in p)
+        else f" (no run to learn from yet: each counts as {GUESS:g} s)"
+    )
     through = max(end for *_, end in timeline(p, takes, devices))
     return f"{head}; the other {len(takes)} take about {spoken(sum(takes.values()))} of device time, {spoken(through)} on {devices} devices{unknown}."
 
 
-def timeline(p: Plan, takes: Mapping[str, float], devices: int) -> list[tuple[str, int, float, float]]:
+def timeline(
+    p: Plan, takes: Mapping[str, float], devices: int
+) -> list[tuple[str, int, float, float]]:
     """(run, device, start, end) of the runs in `takes`, as the engine would order them; a parent that is not among them is done."""
     parents = {s.run_id: [q.run_id for q in s.parents] for s in p if s.run_id in takes}
     return schedule.simulate(parents, takes, takes.get, workers=devices)
@@ -67,15 +95,26 @@ def chart(p: Plan, takes: Mapping[str, float], devices: int) -> plots.Figure:
     ax = fig.subplots()
     for code in dict.fromkeys(method[run] for run, *_ in events):
         mine = [e for e in events if method[e[0]] == code]
-        ax.barh([d for _, d, _, _ in mine], [e - s for *_, s, e in mine], left=[s for *_, s, _ in mine], height=0.7,
-                color=plots.appearance(code)[0], edgecolor=plots.PAPER, label=code)  # fmt: skip
+        ax.barh(
+            [d for _, d, _, _ in mine],
+            [e - s for *_, s, e in mine],
+            left=[s for *_, s, _ in mine],
+            height=0.7,
+            color=plots.appearance(code)[0],
+            edgecolor=plots.PAPER,
+            label=code,
+        )
     ax.set(
-        xlabel="seconds from the start", yticks=range(devices), yticklabels=[f"device {d + 1}" for d in range(devices)]
+        xlabel="seconds from the start",
+        yticks=range(devices),
+        yticklabels=[f"device {d + 1}" for d in range(devices)],
     )
     ax.invert_yaxis()
     if events:
         busy = schedule.utilisation(events, workers=devices)
-        ax.set_title(f"through after {spoken(max(e for *_, e in events))}, devices busy {busy:.0%} of the time")
+        ax.set_title(
+            f"through after {spoken(max(e for *_, e in events))}, devices busy {busy:.0%} of the time"
+        )
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
@@ -102,12 +141,18 @@ class Job:
         folder.mkdir(parents=True, exist_ok=True)
         self.file, self.log = folder / "grid.yaml", folder / "study.log"
         write_text(self.file, grid.text(options))
-        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(
+            filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
+        )
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dflib", "study", "--grid", str(self.file.resolve()), *more], stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-m", "dflib", "study", "--grid", str(self.file.resolve()), *more],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONPATH": path},
+                start_new_session=True,
+            )
 
     @property
     def running(self) -> bool:
@@ -129,16 +174,28 @@ class Sweep:
     """The form: controls and the same as YAML, each following the other; plan, cost, start, watch. `box` is what is shown."""
 
     def __init__(self, options: dict) -> None:
-        wide = {"layout": w.Layout(width="min(100%, 420px)"), "style": {"description_width": "90px"}}
+        wide = {
+            "layout": w.Layout(width="min(100%, 420px)"),
+            "style": {"description_width": "90px"},
+        }
         self.preset = w.Dropdown(options=list(methods.PRESETS), description="Preset:", **wide)
         self.dataset = w.SelectMultiple(options=present(), rows=3, description="Datasets:", **wide)
-        self.methods = w.SelectMultiple(options=list(methods.METHODS), rows=6, description="Methods:", **wide)
-        self.rates = w.Text(description="Rates:", placeholder="0.6, 0.9", continuous_update=False, **wide)
-        self.seeds = w.Text(description="Seeds:", placeholder="0, 1, 2", continuous_update=False, **wide)
+        self.methods = w.SelectMultiple(
+            options=list(methods.METHODS), rows=6, description="Methods:", **wide
+        )
+        self.rates = w.Text(
+            description="Rates:", placeholder="0.6, 0.9", continuous_update=False, **wide
+        )
+        self.seeds = w.Text(
+            description="Seeds:", placeholder="0, 1, 2", continuous_update=False, **wide
+        )
         self.protocol = w.Dropdown(options=["strict", "paper"], description="Protocol:", **wide)
         self.devices = w.BoundedIntText(2, min=1, max=64, description="Devices:", **wide)
         self.yaml = w.Textarea(
-            rows=9, description="YAML:", continuous_update=False, layout=w.Layout(width="min(100%, 520px)")
+            rows=9,
+            description="YAML:",
+            continuous_update=False,
+            layout=w.Layout(width="min(100%, 520px)"),
         )
         self.plan, self.view = w.HTML(), w.HTML(layout={"min_height": "60px"})
         self.start, self.stop = (
@@ -148,18 +205,38 @@ class Sweep:
         self.job: Job | None = None
         self.worker: threading.Thread | None = None
         self._busy = False
-        for control in (self.preset, self.dataset, self.methods, self.rates, self.seeds, self.protocol):
+        for control in (
+            self.preset,
+            self.dataset,
+            self.methods,
+            self.rates,
+            self.seeds,
+            self.protocol,
+        ):
             control.observe(lambda _: self._from_controls(), "value")
         self.yaml.observe(lambda _: self._from_yaml(), "value")
         self.devices.observe(lambda _: self._plan(), "value")
         self.start.on_click(lambda _: self.begin())
         self.stop.on_click(lambda _: self.job and self.job.stop())
         controls = w.VBox(
-            [self.preset, self.dataset, self.methods, self.rates, self.seeds, self.protocol, self.devices]
+            [
+                self.preset,
+                self.dataset,
+                self.methods,
+                self.rates,
+                self.seeds,
+                self.protocol,
+                self.devices,
+            ]
         )
         row = w.Layout(flex_flow="row wrap", grid_gap="4px 16px")
         self.box = w.VBox(
-            [w.HBox([controls, self.yaml], layout=row), self.plan, w.HBox([self.start, self.stop]), self.view]
+            [
+                w.HBox([controls, self.yaml], layout=row),
+                self.plan,
+                w.HBox([self.start, self.stop]),
+                self.view,
+            ]
         )
         self.yaml.value = grid.text(options)
 
@@ -174,10 +251,18 @@ class Sweep:
             kept = {k: v for k, v in self.options().items() if k in ("source", "folds", "set")}
         except InputError:
             kept = {}
-        found = {"preset": self.preset.value, "dataset": self.dataset.value, "protocol": self.protocol.value, "methods": self.methods.value}  # fmt: skip
+        found = {
+            "preset": self.preset.value,
+            "dataset": self.dataset.value,
+            "protocol": self.protocol.value,
+            "methods": self.methods.value,
+        }
         lists = {"rates": f"[{self.rates.value}]", "seeds": f"[{self.seeds.value}]"}
         try:
-            found |= grid.parse("\n".join(f"{k}: {v}" for k, v in lists.items() if v != "[]") or "preset: tiny", "form")
+            found |= grid.parse(
+                "\n".join(f"{k}: {v}" for k, v in lists.items() if v != "[]") or "preset: tiny",
+                "form",
+            )
         except InputError as error:
             self.plan.value = _note(str(error))
             return
@@ -193,8 +278,12 @@ class Sweep:
         try:
             usual = methods.preset(options.get("preset", "demo"))
             self.preset.value = options.get("preset", "demo")
-            self.dataset.value = [d for d in options.get("dataset", (usual.dataset,)) if d in self.dataset.options]
-            self.methods.value = [m for m in options.get("methods", usual.methods) if m in methods.METHODS]
+            self.dataset.value = [
+                d for d in options.get("dataset", (usual.dataset,)) if d in self.dataset.options
+            ]
+            self.methods.value = [
+                m for m in options.get("methods", usual.methods) if m in methods.METHODS
+            ]
             self.rates.value = ", ".join(f"{r:g}" for r in options.get("rates", ()))
             self.seeds.value = ", ".join(map(str, options.get("seeds", ())))
             self.protocol.value = options.get("protocol", "strict")
@@ -210,7 +299,7 @@ class Sweep:
         except InputError as error:
             self.start.disabled, self.plan.value = True, _note(str(error))
             return
-        from dflib.study import estimates
+        from dflib.study.engine import estimates
 
         guess = estimates(p)
         shown = table(p, guess)
@@ -227,7 +316,9 @@ class Sweep:
         p = grid.plan(self.options())
         self.job = Job(self.options())
         self.start.disabled, self.stop.disabled = True, False
-        self.worker = threading.Thread(target=self._follow, args=(self.job, Progress(p)), daemon=True)
+        self.worker = threading.Thread(
+            target=self._follow, args=(self.job, Progress(p)), daemon=True
+        )
         self.worker.start()
 
     def _follow(self, job: Job, progress: Progress) -> None:
@@ -235,14 +326,17 @@ class Sweep:
         while job.running:
             self._show(progress.look(), "running")
             wait.wait(2)
-        self._show(progress.look(), f"ended with status {job.process.returncode}; what it said: {job.log}")
+        self._show(
+            progress.look(), f"ended with status {job.process.returncode}; what it said: {job.log}"
+        )
         self.start.disabled, self.stop.disabled = False, True
         self._plan()
 
     def _show(self, progress: Progress, text: str) -> None:
         done = sum(state == "done" for state in progress.state.values())
         logs = "".join(
-            f"<li>{escape(r)}: {escape(str(progress.specs[r].folder / 'log.txt'))}</li>" for r in progress.running
+            f"<li>{escape(r)}: {escape(str(progress.specs[r].folder / 'log.txt'))}</li>"
+            for r in progress.running
         )
         self.view.value = (
             f'<div role="status"><progress value="{done}" max="{len(progress.state)}" aria-label="finished runs"></progress> '

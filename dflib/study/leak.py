@@ -12,21 +12,31 @@ import pandas as pd
 from data_prep.errors import InputError
 from data_prep.paths import write_text
 from dflib import data, metrics, models, train
-from dflib.runs import outputs_root
+from dflib.study.runs import outputs_root
 
 ARMS = {  # name -> how the data are split and prepared
     "paper": {"protocol": "paper"},  # single images at random, as in arXiv 2504.21066
     "grouped": {"protocol": "paper", "whole_scenes": True},  # the same, but no scene is cut
     "strict": {"protocol": "strict"},  # and sizes and JPEG qualities alike, classes balanced
 }
-GAPS = {"scenes": ("paper", "grouped"), "the rest": ("grouped", "strict"), "all": ("paper", "strict")}
+GAPS = {
+    "scenes": ("paper", "grouped"),
+    "the rest": ("grouped", "strict"),
+    "all": ("paper", "strict"),
+}
 METRICS = ("auroc", "balanced_accuracy")
 
 
 def leak(
-    name: str, *, size: int = 64, model: str = "S60", mode: str = "resize", seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
-    recipe: train.Recipe | None = None, on_run: Callable[[dict], None] = lambda row: None,
-) -> tuple[pd.DataFrame, dict]:  # fmt: skip
+    name: str,
+    *,
+    size: int = 64,
+    model: str = "S60",
+    mode: str = "resize",
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    recipe: train.Recipe | None = None,
+    on_run: Callable[[dict], None] = lambda row: None,
+) -> tuple[pd.DataFrame, dict]:
     """Train `model` under every arm of ARMS and for every seed; returns the runs (one row each), and the gaps of GAPS.
 
     A seed decides the split, the first weights and the order of the images. Gaps are {metric: {mean, std, ci95, seeds}}: differences within
@@ -48,7 +58,8 @@ def leak(
         for arm, how in ARMS.items():
             opened = data.open(name, size=size, mode=mode, split_seed=seed, **how)
             rows.append(
-                {"seed": seed, "arm": arm} | _scores(opened, model, replace(recipe or train.Recipe(), seed=seed))
+                {"seed": seed, "arm": arm}
+                | _scores(opened, model, replace(recipe or train.Recipe(), seed=seed))
             )
             on_run(rows[-1])
     runs = pd.DataFrame(rows)
@@ -61,7 +72,9 @@ def write(name: str, runs: pd.DataFrame, gaps: dict) -> Path:
     """Write outputs/leak-NAME.json: every run, and the gaps."""
     path = outputs_root() / f"leak-{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps({"dataset": name, "gaps": gaps, "runs": runs.to_dict("records")}, indent=1))
+    write_text(
+        path, json.dumps({"dataset": name, "gaps": gaps, "runs": runs.to_dict("records")}, indent=1)
+    )
     return path
 
 
@@ -71,5 +84,10 @@ def _scores(opened: data.Dataset, model: str, recipe: train.Recipe) -> dict[str,
     train.fit(detector, opened, recipe)
     threshold = metrics.best_threshold(opened.val.labels, train.predict(detector, opened.val))
     scores, test = train.predict(detector, opened.test), opened.test
-    found = metrics.evaluate(test.labels, scores, test.generators, threshold=threshold, draws=0)["all"]
-    return {metric: found[metric] for metric in METRICS} | {"n_train": len(opened.train), "n_test": len(test)}
+    found = metrics.evaluate(test.labels, scores, test.generators, threshold=threshold, draws=0)[
+        "all"
+    ]
+    return {metric: found[metric] for metric in METRICS} | {
+        "n_train": len(opened.train),
+        "n_test": len(test),
+    }

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from dflib import distill, export, methods, models, prune, quantize, train
+from dflib import distill, export, models, prune, quantize, train
 from dflib.models import Detector
-from dflib.runs import Run
+from dflib.study import methods
+from dflib.study.runs import Run
 
 
 def steps(run: Run) -> tuple[tuple[str, float | None], ...]:
@@ -25,7 +26,7 @@ def make(run: Run, *, on_epoch: Callable | None = None) -> tuple[Detector, Path 
 
     What each step made stays in the run's folder (`1-prune.safetensors`, …): after an interruption the next step goes on from it.
 
-    >>> model, deployed = make(runs.start("chain", settings={"steps": "student:0.9,distill,int8"}))  # doctest: +SKIP
+    >>> model, deployed = make(engine.start("chain", settings={"steps": "student:0.9,distill,int8"}))  # doctest: +SKIP
     """
     model, deployed, done = run.parent("BL").model(), None, []
     for i, (kind, rate) in enumerate(steps(run), 1):
@@ -33,7 +34,10 @@ def make(run: Run, *, on_epoch: Callable | None = None) -> tuple[Detector, Path 
             onnx = run.once("model.onnx", partial(export.to_onnx, model))
             deployed = run.once("model.int8.onnx", partial(_int8, run, kind, onnx))
         else:
-            path = run.once(f"{i}-{kind}.safetensors", partial(_save, run, model, kind, rate, f"-{i}", done, on_epoch))
+            path = run.once(
+                f"{i}-{kind}.safetensors",
+                partial(_save, run, model, kind, rate, f"-{i}", done, on_epoch),
+            )
             model = models.load(path)
         done.append(kind)
     return model, deployed
@@ -50,25 +54,31 @@ def prune_in_steps(run: Run, model: Detector, rate: float, **options) -> Detecto
     batches = []
     if s["importance"] == "taylor":
         loader = run.data.train.batches(
-            s["batch"], device=train.best_device(), shuffle=torch.Generator().manual_seed(run.spec.seed)
+            s["batch"],
+            device=train.best_device(),
+            shuffle=torch.Generator().manual_seed(run.spec.seed),
         )
         batches = [batch for _, batch in zip(range(8), loader, strict=False)]
     with train.seeded(run.spec.seed):
         return prune.gradually(
-            model, rate=own, steps=s["prune_steps"], importance=s["importance"], scope=s["scope"], round_to=s["round_to"], batches=batches,
-            tune=lambda m, i: run.fit(m, recipe, as_timing="compress_s", stage=f"-step{i}", **options),
-        )  # fmt: skip
+            model,
+            rate=own,
+            steps=s["prune_steps"],
+            importance=s["importance"],
+            scope=s["scope"],
+            round_to=s["round_to"],
+            batches=batches,
+            tune=lambda m, i: run.fit(
+                m, recipe, as_timing="compress_s", stage=f"-step{i}", **options
+            ),
+        )
 
 
-def teacher_of(run: Run, student: Detector) -> distill.Distillation:
-    """BL as the teacher, or the run's ensemble, with the run's temperature, alpha and attention."""
+def teacher_of(run: Run) -> distill.Distillation:
+    """BL as the teacher, with the run's temperature and alpha."""
     s = run.settings
     return distill.Distillation(
-        run.teacher(),
-        temperature=s["temperature"],
-        alpha=s["alpha"],
-        attention=s["attention"],
-        student=student,
+        run.parent("BL").model(), temperature=s["temperature"], alpha=s["alpha"]
     )
 
 
@@ -77,7 +87,16 @@ def student_recipe(run: Run) -> train.Recipe:
     return run.recipe(epochs=run.settings["distill_epochs"] or run.settings["epochs"])
 
 
-def _save(run: Run, model: Detector, kind: str, rate: float, stage: str, done: list[str], on_epoch, path: Path) -> None:
+def _save(
+    run: Run,
+    model: Detector,
+    kind: str,
+    rate: float,
+    stage: str,
+    done: list[str],
+    on_epoch,
+    path: Path,
+) -> None:
     """One step that makes a float model, from the one before it to the file `path`."""
     if kind == "prune":
         model = prune_in_steps(run, model, rate)
@@ -86,19 +105,31 @@ def _save(run: Run, model: Detector, kind: str, rate: float, stage: str, done: l
         prune.apply_masks(
             model,
             prune.magnitude_masks(
-                model, rate=1 - (1 - rate) * full / models.parameters(model), scope=run.settings["scope"]
+                model,
+                rate=1 - (1 - rate) * full / models.parameters(model),
+                scope=run.settings["scope"],
             ),
         )
     elif kind == "student":
         with train.seeded(run.spec.seed):
-            model = Detector(models.student(rate, size=run.settings["size"], backbone=run.settings["backbone"]))
+            model = Detector(
+                models.student(rate, size=run.settings["size"], backbone=run.settings["backbone"])
+            )
     else:
         short = run.recipe(epochs=run.settings["finetune_epochs"], lr=run.settings["finetune_lr"])
         recipe = student_recipe(run) if done[-1:] == ["student"] else short
         masks = prune.masks_of(model) if "mask" in done else {}
-        loss = teacher_of(run, model) if kind == "distill" else None
+        loss = teacher_of(run) if kind == "distill" else None
         keep_zeros = lambda m: prune.apply_masks(m, masks)
-        run.fit(model, recipe, as_timing="compress_s", stage=stage, loss=loss, after_step=keep_zeros, on_epoch=on_epoch)
+        run.fit(
+            model,
+            recipe,
+            as_timing="compress_s",
+            stage=stage,
+            loss=loss,
+            after_step=keep_zeros,
+            on_epoch=on_epoch,
+        )
     models.save(model, path)
 
 
@@ -106,7 +137,11 @@ def _int8(run: Run, kind: str, onnx: Path, target: Path) -> None:
     if kind == "int8":
         s = run.settings
         keep = tuple(filter(None, s["keep_float"].split(",")))
-        options = {"calibration": s["calibration"], "images": s["calibration_images"], "keep_float": keep}
+        options = {
+            "calibration": s["calibration"],
+            "images": s["calibration_images"],
+            "keep_float": keep,
+        }
         quantize.static_int8(onnx, target, run.data.train, **options)
     else:
         quantize.dynamic_linear(onnx, target)

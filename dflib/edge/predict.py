@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_prep.cache import fit_crops
+from data_prep.cache import fit
 from data_prep.errors import InputError
 from data_prep.folder import walk
 from data_prep.integrity import BadImage, open_image, to_rgb
-from dflib import export, models, runs
+from dflib import export, models
+from dflib.study import runs
 from dflib.train import pixels
 
 
@@ -30,12 +31,11 @@ class Predictor:
 
     def __init__(self, run: str | Path) -> None:
         path = Path(run)
-        self.threshold, self.mode, self.crops, self.classes = 0.5, "resize", 1, ("real", "fake")
+        self.threshold, self.mode, self.classes = 0.5, "resize", ("real", "fake")
         if path.suffix not in (".onnx", ".safetensors"):
             folder = runs.find(str(run))
             result = runs.read(folder)
             self.threshold, self.mode = result["threshold"], result["params"]["mode"]
-            self.crops = result["params"].get("crops", 1)
             self.classes = tuple(result["classes"])
             path = folder / result["deployed"]
         self.name = path.parent.name if path.name.startswith("model") else path.name
@@ -50,14 +50,23 @@ class Predictor:
         try:
             probability = self.probability(to_rgb(open_image(image)))
         except BadImage as error:
-            return {"probability": None, "label": None, "threshold": self.threshold, "error": str(error)}
+            return {
+                "probability": None,
+                "label": None,
+                "threshold": self.threshold,
+                "error": str(error),
+            }
         label = self.classes[int(probability >= self.threshold)]
-        return {"probability": probability, "label": label, "threshold": self.threshold, "error": None}
+        return {
+            "probability": probability,
+            "label": label,
+            "threshold": self.threshold,
+            "error": None,
+        }
 
     def probability(self, image: Image.Image) -> float:
-        """P(fake) of one RGB image, from the mean of its crops' logits where the run takes several."""
-        views = fit_crops(image, size=self.size, mode=self.mode, crops=self.crops)
-        return float(self.logits(views).mean(0).softmax(0)[1])
+        """P(fake) of one RGB image."""
+        return float(self.probabilities(fit(image, size=self.size, mode=self.mode)[None])[0])
 
     def probabilities(self, arrays: np.ndarray) -> np.ndarray:
         """P(fake) of decoded images, uint8 N x size x size x 3 -> N."""
@@ -66,7 +75,9 @@ class Predictor:
     def logits(self, arrays: np.ndarray) -> Tensor:
         """Logits of decoded images, uint8 N x size x size x 3 -> N x 2."""
         with torch.inference_mode():
-            return self.forward(pixels(torch.from_numpy(np.array(arrays)).permute(0, 3, 1, 2))).double()
+            return self.forward(
+                pixels(torch.from_numpy(np.array(arrays)).permute(0, 3, 1, 2))
+            ).double()
 
 
 def files(paths: Iterable[Path]) -> Iterator[Path]:

@@ -21,10 +21,19 @@ import pandas as pd
 from PIL import Image
 
 from data_prep.errors import InputError
-from dflib import metrics, runs
-from dflib.plots import by_method, run_label
+from dflib import metrics
+from dflib.show.plots import by_method, run_label
+from dflib.study import runs
 
-SAME = ("dataset", "protocol", "size", "mode", "limit", "target_images", "seed")  # of runs that can be compared
+SAME = (
+    "dataset",
+    "protocol",
+    "size",
+    "mode",
+    "limit",
+    "target_images",
+    "seed",
+)  # of runs that can be compared
 UPLOAD_BYTES, UPLOAD_PIXELS = 8_000_000, 40_000_000
 UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 SHOWN = 6  # test images on a page
@@ -36,11 +45,15 @@ class Study:
 
     title: str
     rows: pd.DataFrame
-    made: list[dict] = field(default_factory=list)  # on the spot, in a folder that goes with this process
+    made: list[dict] = field(
+        default_factory=list
+    )  # on the spot, in a folder that goes with this process
 
     @property
     def table(self) -> pd.DataFrame:
-        return _labelled(pd.concat([self.rows, pd.DataFrame(self.made)])) if self.made else self.rows
+        return (
+            _labelled(pd.concat([self.rows, pd.DataFrame(self.made)])) if self.made else self.rows
+        )
 
     @property
     def base(self) -> pd.Series:
@@ -68,9 +81,15 @@ class Study:
         base, sources = self.base, self.rows["source"].dropna().tolist()
         sources += [name for name in paths.present() if paths.describe(name)["kind"] == "source"]
         return runs.spec(
-            method, preset=base["preset"], dataset=base["dataset"], protocol=base["protocol"], seed=int(base["seed"]), rate=rate,
-            source=sources[0] if sources else None, settings=self.settings | changes,
-        )  # fmt: skip
+            method,
+            preset=base["preset"],
+            dataset=base["dataset"],
+            protocol=base["protocol"],
+            seed=int(base["seed"]),
+            rate=rate,
+            source=sources[0] if sources else None,
+            settings=self.settings | changes,
+        )
 
     def missing(self, method: str, rate: float | None) -> str:
         """The command that makes a run which is not there."""
@@ -83,7 +102,9 @@ class Study:
 
         b = self.base
         limit = None if pd.isna(b["limit"]) else int(b["limit"])
-        return data.open(b["dataset"], size=int(b["size"]), protocol=b["protocol"], mode=b["mode"], limit=limit)
+        return data.open(
+            b["dataset"], size=int(b["size"]), protocol=b["protocol"], mode=b["mode"], limit=limit
+        )
 
 
 def studies(dataset: str = "", protocol: str = "") -> list[Study]:
@@ -96,7 +117,8 @@ def studies(dataset: str = "", protocol: str = "") -> list[Study]:
         return []
     known = rows.set_index("run_id")
     rows["base"] = [
-        _baseline(known, run_id, dataset) for run_id, dataset in zip(rows["run_id"], rows["dataset"], strict=True)
+        _baseline(known, run_id, dataset)
+        for run_id, dataset in zip(rows["run_id"], rows["dataset"], strict=True)
     ]
     found = []
     for _, group in rows.groupby(list(SAME), dropna=False, sort=True):
@@ -106,8 +128,17 @@ def studies(dataset: str = "", protocol: str = "") -> list[Study]:
             first = mine.iloc[0]
             title = f"{first['dataset']} · {first['protocol']} · {first['size']} px · seed {first['seed']}"
             title += f" · {first['limit']:g} images" if pd.notna(first["limit"]) else ""
-            title += f" · {first['target_images']:g} to train on" if pd.notna(first["target_images"]) else ""
-            found.append(Study(title + (f" · {base.rpartition('-')[2]}" if len(bases) > 1 else ""), _labelled(mine)))
+            title += (
+                f" · {first['target_images']:g} to train on"
+                if pd.notna(first["target_images"])
+                else ""
+            )
+            found.append(
+                Study(
+                    title + (f" · {base.rpartition('-')[2]}" if len(bases) > 1 else ""),
+                    _labelled(mine),
+                )
+            )
     place = lambda s: (s.base["dataset"] != dataset, s.base["protocol"] != protocol, -len(s.rows))
     return sorted(found, key=place)
 
@@ -153,20 +184,35 @@ def cards(study: Study, run_id: str) -> list[Card]:
     own = run_id == base["run_id"]
     found = []
     for title, column, unit, form, less, more in (
-        ("Parameters", "params", 1, "{:,.0f}", "fewer", "more"), ("Not zero", "nonzero", 1, "{:,.0f}", "fewer", "more"),
-        ("Multiply-adds", "macs", 1e6, "{:,.1f} M", "fewer", "more"), ("File", "file_bytes", 1e6, "{:.2f} MB", "smaller", "larger"),
+        ("Parameters", "params", 1, "{:,.0f}", "fewer", "more"),
+        ("Not zero", "nonzero", 1, "{:,.0f}", "fewer", "more"),
+        ("Multiply-adds", "macs", 1e6, "{:,.1f} M", "fewer", "more"),
+        ("File", "file_bytes", 1e6, "{:.2f} MB", "smaller", "larger"),
         ("Latency, median", "latency_p50_ms", 1, "{:.2f} ms", "faster", "slower"),
-    ):  # fmt: skip
+    ):
         ratio = float(base[column] / run[column])
         near = 0.95 < ratio < 1.05
-        text = "as BL" if near else f"{ratio:.1f} times {less}" if ratio > 1 else f"{1 / ratio:.1f} times {more}"
+        text = (
+            "as BL"
+            if near
+            else f"{ratio:.1f} times {less}"
+            if ratio > 1
+            else f"{1 / ratio:.1f} times {more}"
+        )
         found.append(
-            Card(title, form.format(run[column] / unit), "" if own else text, None if own or near else ratio > 1)
+            Card(
+                title,
+                form.format(run[column] / unit),
+                "" if own else text,
+                None if own or near else ratio > 1,
+            )
         )
     for title, metric in (("Accuracy", "accuracy"), ("AUROC", "auroc")):
         value, low, high = (run.get(metric + end) for end in ("", "_low", "_high"))
         text = f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if pd.notna(low) else "")
-        found.append(Card(title, text, *(("", None) if own else _difference(study, run_id, metric))))
+        found.append(
+            Card(title, text, *(("", None) if own else _difference(study, run_id, metric)))
+        )
     return found
 
 
@@ -198,8 +244,12 @@ def _paired(base: str, folder: str) -> dict:
     a, b = predictions(base), predictions(folder)
     if not a["path"].equals(b["path"]):
         raise InputError("tested on other images than BL")
-    thresholds = {f"threshold_{k}": runs.read(f)["threshold"] for k, f in (("a", base), ("b", folder))}
-    return metrics.paired(a["label"], a["score"], b["score"], groups=a["group"], draws=400, **thresholds)
+    thresholds = {
+        f"threshold_{k}": runs.read(f)["threshold"] for k, f in (("a", base), ("b", folder))
+    }
+    return metrics.paired(
+        a["label"], a["score"], b["score"], groups=a["group"], draws=400, **thresholds
+    )
 
 
 @lru_cache(maxsize=512)
@@ -208,7 +258,9 @@ def predictions(folder: str) -> pd.DataFrame:
     try:
         return pd.read_parquet(Path(folder) / "predictions.parquet")
     except (OSError, ValueError) as error:
-        raise InputError(f"{Path(folder).name} has no predictions that can be read: make the run again") from error
+        raise InputError(
+            f"{Path(folder).name} has no predictions that can be read: make the run again"
+        ) from error
 
 
 # --- test images
@@ -219,21 +271,34 @@ def compared(study: Study, run_id: str) -> pd.DataFrame:
     a, b = predictions(study.base["folder"]), predictions(study.row(run_id)["folder"])
     if not a["path"].equals(b["path"]):
         raise InputError(f"{run_id} was tested on other images than BL")
-    before, after = a["score"] >= study.base["threshold"], b["score"] >= study.row(run_id)["threshold"]
+    before, after = (
+        a["score"] >= study.base["threshold"],
+        b["score"] >= study.row(run_id)["threshold"],
+    )
     table = a[["path", "generator", "label"]].assign(
         base_score=a["score"], score=b["score"], base_fake=before, fake=after
     )
-    return table.assign(base_right=before == a["label"], right=after == a["label"], flip=before != after)
+    return table.assign(
+        base_right=before == a["label"], right=after == a["label"], flip=before != after
+    )
 
 
 CHOICES = {  # what can be shown -> the images' positions in a table of `compared`, the most telling first
-    "decisions that flipped": lambda t: t[t["flip"]].assign(by=(t["score"] - t["base_score"]).abs()),
-    "got worse (BL was right)": lambda t: t[t["base_right"] & ~t["right"]].assign(by=(t["score"] - t["base_score"]).abs()),
-    "got better (BL was wrong)": lambda t: t[~t["base_right"] & t["right"]].assign(by=(t["score"] - t["base_score"]).abs()),
-    "wrong under both": lambda t: t[~t["base_right"] & ~t["right"]].assign(by=(t["score"] - t["label"]).abs()),
+    "decisions that flipped": lambda t: t[t["flip"]].assign(
+        by=(t["score"] - t["base_score"]).abs()
+    ),
+    "got worse (BL was right)": lambda t: t[t["base_right"] & ~t["right"]].assign(
+        by=(t["score"] - t["base_score"]).abs()
+    ),
+    "got better (BL was wrong)": lambda t: t[~t["base_right"] & t["right"]].assign(
+        by=(t["score"] - t["base_score"]).abs()
+    ),
+    "wrong under both": lambda t: t[~t["base_right"] & ~t["right"]].assign(
+        by=(t["score"] - t["label"]).abs()
+    ),
     "probabilities furthest apart": lambda t: t.assign(by=(t["score"] - t["base_score"]).abs()),
     "one of each generator": lambda t: t.assign(by=-t.groupby("generator").cumcount()),
-}  # fmt: skip
+}
 
 
 def chosen(table: pd.DataFrame, choice: str) -> list[int]:
@@ -272,11 +337,15 @@ def looks(images: np.ndarray, folders: list[str]) -> list[Look]:
         maps = explain.gradcam(model(folder), batch)[..., None]
         plain = images.mean(3, keepdims=True) * 0.7
         shown.append(
-            ((1 - 0.75 * maps) * plain + 0.75 * maps * 255 * colormaps["inferno"](maps[..., 0])[..., :3]).astype(
-                np.uint8
-            )
+            (
+                (1 - 0.75 * maps) * plain
+                + 0.75 * maps * 255 * colormaps["inferno"](maps[..., 0])[..., :3]
+            ).astype(np.uint8)
         )
-    return [Look(image, np.repeat(grey[i][..., None], 3, 2), [s[i] for s in shown]) for i, image in enumerate(images)]
+    return [
+        Look(image, np.repeat(grey[i][..., None], 3, 2), [s[i] for s in shown])
+        for i, image in enumerate(images)
+    ]
 
 
 # --- threshold
@@ -285,11 +354,17 @@ def looks(images: np.ndarray, folders: list[str]) -> list[Look]:
 def confusion(table: pd.DataFrame, column: str, threshold: float) -> dict[str, int]:
     """Counts at a threshold (a score that reaches it is called fake): tp and fn of the fakes, tn and fp of the reals."""
     called, fake = table[column].to_numpy() >= threshold, table["label"].to_numpy() == 1
-    return {"tp": int((called & fake).sum()), "fn": int((~called & fake).sum()),
-            "fp": int((called & ~fake).sum()), "tn": int((~called & ~fake).sum())}  # fmt: skip
+    return {
+        "tp": int((called & fake).sum()),
+        "fn": int((~called & fake).sum()),
+        "fp": int((called & ~fake).sum()),
+        "tn": int((~called & ~fake).sum()),
+    }
 
 
-def error_cost(table: pd.DataFrame, column: str, thresholds: np.ndarray, *, miss: float, share: float) -> np.ndarray:
+def error_cost(
+    table: pd.DataFrame, column: str, thresholds: np.ndarray, *, miss: float, share: float
+) -> np.ndarray:
     """Expected cost of 100 images at each threshold: a false alarm costs 1, a missed fake `miss`; a `share` of them is fake.
 
     >>> table = pd.DataFrame({"label": [0, 0, 1, 1], "score": [.1, .6, .4, .9]})
@@ -314,10 +389,14 @@ def check_upload(data: bytes) -> Image.Image:
     from data_prep.integrity import BadImage, open_image, to_rgb
 
     if len(data) > UPLOAD_BYTES:
-        raise InputError(f"the file has {len(data) / 1e6:.1f} MB: at most {UPLOAD_BYTES / 1e6:.0f} MB can be uploaded")
+        raise InputError(
+            f"the file has {len(data) / 1e6:.1f} MB: at most {UPLOAD_BYTES / 1e6:.0f} MB can be uploaded"
+        )
     kinds = ", ".join(UPLOAD_FORMATS)
     try:
-        with Image.open(io.BytesIO(data), formats=UPLOAD_FORMATS) as header:  # reads the header only
+        with Image.open(
+            io.BytesIO(data), formats=UPLOAD_FORMATS
+        ) as header:  # reads the header only
             width, height = header.size
         if width * height > UPLOAD_PIXELS:
             raise InputError(
@@ -329,13 +408,15 @@ def check_upload(data: bytes) -> Image.Image:
     except BadImage as error:
         raise InputError(f"the file cannot be used ({error}): take another one") from error
     except Exception as error:  # Pillow's headers have their own kinds
-        raise InputError(f"the file is not an image of a kind that is taken here: {kinds}") from error
+        raise InputError(
+            f"the file is not an image of a kind that is taken here: {kinds}"
+        ) from error
 
 
 def answer(data: bytes, study: Study, run_ids: list[str]) -> tuple[list[dict], Look]:
     """An uploaded image through some runs' deployed files: {"name", "probability", "label", "threshold"} each, and how it looks to them."""
     from data_prep.cache import fit
-    from dflib.predict import Predictor
+    from dflib.edge.predict import Predictor
 
     image = check_upload(data)
     rows = [study.row(run_id) for run_id in run_ids]
@@ -345,7 +426,14 @@ def answer(data: bytes, study: Study, run_ids: list[str]) -> tuple[list[dict], L
         array = fit(image, size=predictor.size, mode=predictor.mode)
         p = predictor.probability(image)
         label = predictor.classes[int(p >= predictor.threshold)]
-        found.append({"name": row["name"], "probability": p, "label": label, "threshold": predictor.threshold})
+        found.append(
+            {
+                "name": row["name"],
+                "probability": p,
+                "label": label,
+                "threshold": predictor.threshold,
+            }
+        )
     return found, looks(array[None], [row["folder"] for row in rows])[0]
 
 
@@ -361,18 +449,36 @@ class Job:
 
     def __init__(self, study: Study, rate: float, *, epochs: int = 2) -> None:
         self.spec = study.spec("CPF-S", rate, finetune_epochs=epochs)
-        self.place = tempfile.TemporaryDirectory(prefix="dflib-explorer-", ignore_cleanup_errors=True)
+        self.place = tempfile.TemporaryDirectory(
+            prefix="dflib-explorer-", ignore_cleanup_errors=True
+        )
         parent = Path(self.place.name, *self.spec.parents[0].folder.parts[-4:])
         parent.parent.mkdir(parents=True)
         parent.symlink_to(Path(study.base["folder"]).resolve(), target_is_directory=True)
-        request = {"rate": rate, "settings": self.spec.settings, "preset": self.spec.preset,
-                   "dataset": self.spec.dataset, "protocol": self.spec.protocol, "seed": self.spec.seed}  # fmt: skip
-        env = os.environ | {"DFLIB_OUTPUTS": self.place.name, "DFLIB_DATA": str(Path(_data_root()).resolve())}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), env.get("PYTHONPATH")]))
+        request = {
+            "rate": rate,
+            "settings": self.spec.settings,
+            "preset": self.spec.preset,
+            "dataset": self.spec.dataset,
+            "protocol": self.spec.protocol,
+            "seed": self.spec.seed,
+        }
+        env = os.environ | {
+            "DFLIB_OUTPUTS": self.place.name,
+            "DFLIB_DATA": str(Path(_data_root()).resolve()),
+        }
+        env["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(Path(__file__).parents[2]), env.get("PYTHONPATH")])
+        )
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "dflib.explorer", json.dumps(request)], env=env, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "dflib.show.explorer", json.dumps(request)],
+            env=env,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def progress(self) -> Iterator[tuple[float, str]]:
         """How far it is (0 to 1), and what it does; ends with the process. Raises `InputError` when it failed."""
@@ -427,11 +533,13 @@ def _make(request: dict) -> None:
     """What a `Job` does in its process: the calls of notebook 03, with the progress on standard output."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    from dflib import chain
+    from dflib.study import chain
 
     run = runs.Run(runs.spec("CPF-S", **request))
     s, done = run.settings, 0
-    total = ((s["prune_steps"] - 1) * s["step_epochs"] + s["finetune_epochs"]) * -(-len(run.data.train) // s["batch"])
+    total = ((s["prune_steps"] - 1) * s["step_epochs"] + s["finetune_epochs"]) * -(
+        -len(run.data.train) // s["batch"]
+    )
 
     def tell(*_) -> None:
         nonlocal done
@@ -441,7 +549,11 @@ def _make(request: dict) -> None:
     register_optimizer_step_post_hook(tell)
     _say(0, "pruning")
     network = chain.prune_in_steps(run, run.parent("BL").model(), run.spec.rate)
-    run.fit(network, run.recipe(epochs=s["finetune_epochs"], lr=s["finetune_lr"]), as_timing="compress_s")
+    run.fit(
+        network,
+        run.recipe(epochs=s["finetune_epochs"], lr=s["finetune_lr"]),
+        as_timing="compress_s",
+    )
     _say(0.92, "evaluating and measuring")
     run.finish(network)
 

@@ -15,19 +15,23 @@ import numpy as np
 import pandas as pd
 
 from data_prep import manifest, transform
-from data_prep.cache import fit_crops
+from data_prep.cache import fit
 from data_prep.errors import InputError
 from data_prep.integrity import open_image, to_rgb
 from data_prep.paths import describe, images_root
 from data_prep.transform import GRID
-from dflib import metrics, runs
+from dflib import metrics
+from dflib.study import runs
 
 FILE = "robustness.parquet"
 BLOCK = 64  # images whose perturbed versions are in memory at once
 
 
 def measure(
-    folders: Iterable[Path], grid: Sequence[str] = GRID, *, on_run: Callable[[Path], None] = lambda folder: None
+    folders: Iterable[Path],
+    grid: Sequence[str] = GRID,
+    *,
+    on_run: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Score every test image under every perturbation of `grid` (`transform.perturb`), for those of the finished runs that lack it.
 
@@ -43,7 +47,9 @@ def measure(
         together = list(alike)
         for folder, scores in zip(together, _scores(together, grid), strict=True):
             new = folder / f"{FILE}.new"
-            _known(folder).drop(columns=list(grid), errors="ignore").join(scores).to_parquet(new, index=False)
+            _known(folder).drop(columns=list(grid), errors="ignore").join(scores).to_parquet(
+                new, index=False
+            )
             new.replace(folder / FILE)
             on_run(folder)
 
@@ -58,14 +64,22 @@ def drawn(
     """
     known = _known(folder)
     if how and how not in known:
-        raise InputError(f"{Path(folder).name} was not measured under {how}: python -m dflib robustness --run {Path(folder).name}")  # fmt: skip
+        raise InputError(
+            f"{Path(folder).name} was not measured under {how}: python -m dflib robustness --run {Path(folder).name}"
+        )
     sets = None if generators is None else {"all": generators}
     return runs.resampled(folder, sets, scores=known[how] if how else None, draws=draws)["all"]
 
 
 def drops(
-    folders: Sequence[Path], against: Sequence[Path] = (), *, metric: str = "auroc", grid: Sequence[str] = GRID, generators: Collection[str] | None = None, draws: int = 1000,
-) -> pd.DataFrame:  # fmt: skip
+    folders: Sequence[Path],
+    against: Sequence[Path] = (),
+    *,
+    metric: str = "auroc",
+    grid: Sequence[str] = GRID,
+    generators: Collection[str] | None = None,
+    draws: int = 1000,
+) -> pd.DataFrame:
     """What one method's runs (several seeds) score under each perturbation, what they lose to it, and how much more that is than `against` loses.
 
     against: runs of the same seeds, in the same order (BL's). One row a perturbation, "" first: columns value, drop, and with `against` more (a paired
@@ -75,8 +89,12 @@ def drops(
     clean, base = ([drawn(f, **options)[metric] for f in group] for group in (folders, against))
     rows = []
     for how in ("", *grid):
-        here, there = ([drawn(f, how, **options)[metric] for f in group] for group in (folders, against))
-        drop, theirs = ([a - b for a, b in zip(*pair, strict=True)] for pair in ((clean, here), (base, there)))
+        here, there = (
+            [drawn(f, how, **options)[metric] for f in group] for group in (folders, against)
+        )
+        drop, theirs = (
+            [a - b for a, b in zip(*pair, strict=True)] for pair in ((clean, here), (base, there))
+        )
         values = {"value": here, "drop": drop}
         if len(against):
             values["more"] = [a - b for a, b in zip(drop, theirs, strict=True)]
@@ -97,7 +115,11 @@ def measured(folder: Path, grid: Sequence[str] = GRID) -> bool:
 def _known(folder: Path) -> pd.DataFrame:
     paths = pd.read_parquet(Path(folder) / "predictions.parquet", columns=["path"])
     file = Path(folder) / FILE
-    return paths.merge(pd.read_parquet(file), on="path", how="left", validate="1:1") if file.exists() else paths
+    return (
+        paths.merge(pd.read_parquet(file), on="path", how="left", validate="1:1")
+        if file.exists()
+        else paths
+    )
 
 
 def _images(folder: Path) -> tuple:
@@ -109,7 +131,6 @@ def _images(folder: Path) -> tuple:
         r["protocol"],
         r["params"]["size"],
         r["params"]["mode"],
-        r["params"].get("crops", 1),
         r["data_fingerprint"],
         "\n".join(paths),
     )
@@ -119,41 +140,53 @@ def _scores(folders: list[Path], grid: Sequence[str]) -> list[pd.DataFrame]:
     from dflib.data import Part
     from dflib.train import logits
 
-    name, protocol, size, mode, crops, fingerprint, paths = _images(folders[0])
+    name, protocol, size, mode, fingerprint, paths = _images(folders[0])
     table = manifest.load(name)
     if manifest.fingerprint(table) != fingerprint:
-        raise InputError(f"{name} has changed since {folders[0].name} was made: its test images cannot be made worse now; make the run again")  # fmt: skip
+        raise InputError(
+            f"{name} has changed since {folders[0].name} was made: its test images cannot be made worse now; make the run again"
+        )
     ok = table[table["status"] == "ok"]
-    same = transform.equaliser(ok) if protocol == "strict" and describe(name)["kind"] == "deepfake" else None
+    same = (
+        transform.equaliser(ok)
+        if protocol == "strict" and describe(name)["kind"] == "deepfake"
+        else None
+    )
     rows = ok.set_index("path").loc[paths.split("\n")]
     jobs = [(images_root(name) / path, sha) for path, sha in rows["sha256"].items()]
     task, forwards = (
-        partial(_worse, grid=grid, size=size, mode=mode, crops=crops, same=same),
+        partial(_worse, grid=grid, size=size, mode=mode, same=same),
         [_forward(f) for f in folders],
     )
     scores = [[] for _ in folders]
     for start in range(0, len(jobs), BLOCK):
         block = np.concatenate(
-            manifest.parallel(task, jobs[start : start + BLOCK], desc=f"{name}: {start} of {len(jobs)}")
+            manifest.parallel(
+                task, jobs[start : start + BLOCK], desc=f"{name}: {start} of {len(jobs)}"
+            )
         )
         part = Part(block, pd.DataFrame({"row": range(len(block)), "label": 0}))
         for forward, found in zip(forwards, scores, strict=True):
-            found.append(logits(forward, part).view(-1, len(grid), crops, 2).mean(2).softmax(2)[:, :, 1].numpy())
+            found.append(logits(forward, part).view(-1, len(grid), 2).softmax(2)[:, :, 1].numpy())
     return [pd.DataFrame(np.concatenate(each), columns=list(grid)) for each in scores]
 
 
-def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, crops: int, same) -> np.ndarray:
-    """One file, decoded once, under every perturbation: uint8, (len(grid) * crops) x size x size x 3."""
+def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, same) -> np.ndarray:
+    """One file, decoded once, under every perturbation: uint8, len(grid) x size x size x 3."""
     path, sha256 = job
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}): the grid needs the original images") from error
+        raise InputError(
+            f"{path} cannot be read ({error}): the grid needs the original images"
+        ) from error
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise InputError(f"{path} changed since it was scanned: scan again with python -m data_prep")
+        raise InputError(
+            f"{path} changed since it was scanned: scan again with python -m data_prep"
+        )
     image = to_rgb(open_image(data))
     image = same(image, sha256) if same else image
-    return np.concatenate([fit_crops(transform.perturb(image, how), size=size, mode=mode, crops=crops) for how in grid])
+    return np.stack([fit(transform.perturb(image, how), size=size, mode=mode) for how in grid])
 
 
 def _forward(folder: Path):

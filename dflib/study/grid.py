@@ -11,7 +11,7 @@ import yaml
 from data_prep.errors import InputError, choose
 
 if TYPE_CHECKING:
-    from dflib.study import Plan
+    from dflib.study.engine import Plan
 
 LISTS = {
     "dataset": str,
@@ -34,7 +34,9 @@ def read(path: Path) -> dict:
     try:
         return parse(Path(path).read_text(encoding="utf-8"), path)
     except OSError as error:
-        raise InputError(f"grid {path} cannot be read ({error.strerror}): see notebooks/grids for examples") from error
+        raise InputError(
+            f"grid {path} cannot be read ({error.strerror}): see notebooks/grids for examples"
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"grid {path} is no YAML: {error}") from error
 
@@ -81,25 +83,32 @@ def words(options: dict) -> list[str]:
 
 
 def request(options: dict) -> dict:
-    """What `study.check` and `study.plan` take of the options, the datasets, seeds and folds aside."""
+    """What `engine.check` and `engine.plan` take of the options, the datasets, seeds and folds aside."""
     names = {"methods": "methods_", "set": "settings"}
     wanted = ("preset", "protocol", "methods", "rates", "set")
-    return {"preset": "demo", "protocol": "strict", "methods_": None, "rates": None, "settings": {}} | {
-        names.get(k, k): options[k] for k in wanted if k in options
-    }
+    return {
+        "preset": "demo",
+        "protocol": "strict",
+        "methods_": None,
+        "rates": None,
+        "settings": {},
+    } | {names.get(k, k): options[k] for k in wanted if k in options}
 
 
 def plan(options: dict) -> Plan:
-    """The study that the options ask for: over all its datasets, each run once. Raises `InputError` as `study.plan` does.
+    """The study that the options ask for: over all its datasets, each run once. Raises `InputError` as `engine.plan` does.
 
     >>> len(plan(read("notebooks/grids/demo.yaml")))                # doctest: +SKIP
     9
     """
-    from dflib import study
+    from dflib.study import engine
 
     more = {key: options.get(key) for key in ("source", "seeds", "folds")}
-    plans = [study.plan(**request(options), **more, dataset=name) for name in options.get("dataset") or (None,)]
-    return study.Plan(tuple({s.run_id: s for p in plans for s in p}.values()))
+    plans = [
+        engine.plan(**request(options), **more, dataset=name)
+        for name in options.get("dataset") or (None,)
+    ]
+    return engine.Plan(tuple({s.run_id: s for p in plans for s in p}.values()))
 
 
 def _lists(value):
@@ -111,7 +120,9 @@ def _lists(value):
 def _value(path: Path, key: str, value) -> object:
     if key == "set":
         if not isinstance(value, dict):
-            raise InputError(f"grid {path}: set: expected settings as `key: value` lines, e.g. epochs: 5")
+            raise InputError(
+                f"grid {path}: set: expected settings as `key: value` lines, e.g. epochs: 5"
+            )
         return value
     kind = LISTS.get(key, str)
     entries = value if key in LISTS and isinstance(value, list) else [value]

@@ -14,13 +14,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dflib.runs import Spec
-from dflib.schedule import Estimates, Schedule
-from dflib.study import Plan, estimates
+from dflib.study.engine import Plan, estimates
+from dflib.study.runs import Spec
+from dflib.study.schedule import Estimates, Schedule
 
 log = logging.getLogger(__name__)
 
-STATES = {"done": "green", "running": "cyan", "failed": "red", "blocked": "yellow", "left": "yellow", "waiting": "dim"}
+STATES = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "red",
+    "blocked": "yellow",
+    "left": "yellow",
+    "waiting": "dim",
+}
 SHOWN = 8  # running runs in the terminal
 REPORT_EVERY = 60.0  # seconds at least between two reports
 
@@ -89,21 +96,27 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """Until the last run ends: all work over the slots, or the longest path, whichever is longer; None where no run tells how long one takes."""
-        open_ = {run: s for run, s in self.specs.items() if self.state[run] in ("running", "waiting")}
+        open_ = {
+            run: s for run, s in self.specs.items() if self.state[run] in ("running", "waiting")
+        }
         takes = {}
         for run, s in open_.items():
             if (seconds := self.guess(s)) is None:
                 return None
             gone = time.time() - self.since[run] if self.state[run] == "running" else 0.0
             takes[run] = max(0.0, seconds - gone)
-        paths = Schedule({run: [q.run_id for q in s.parents] for run, s in open_.items()}, takes.get).path
+        paths = Schedule(
+            {run: [q.run_id for q in s.parents] for run, s in open_.items()}, takes.get
+        ).path
         return max([sum(takes.values()) / self.slots, *paths.values()], default=0.0)
 
     def summary(self) -> str:
         """One line."""
         counts = Counter(self.state.values())
         words = [f"{counts['done']} of {len(self.state)} done"]
-        words += [f"{counts[state]} {state}" for state in STATES if state != "done" and counts[state]]
+        words += [
+            f"{counts[state]} {state}" for state in STATES if state != "done" and counts[state]
+        ]
         left = None if self.over else self.seconds_left()
         return ", ".join(words) + ("" if left is None else f"; about {spoken(left)} left")
 
@@ -111,16 +124,29 @@ class Progress:
         """For a terminal: bar, counts, time left, the running runs with their logs, the dashboard."""
         ended = sum(state not in ("running", "waiting") for state in self.state.values())
         bar = Table.grid(padding=(0, 1))
-        bar.add_row("study", ProgressBar(len(self.state), ended, width=40), f"{spoken(time.time() - self.began)}")
+        bar.add_row(
+            "study",
+            ProgressBar(len(self.state), ended, width=40),
+            f"{spoken(time.time() - self.began)}",
+        )
         runs = Table.grid(padding=(0, 2))
         for run in self.running[:SHOWN]:
             expected = self.guess(self.specs[run])
             of = "" if expected is None else f" of about {spoken(expected)}"
             text = Text(run, style=STATES["running"])
-            runs.add_row(text, spoken(time.time() - self.since[run]) + of, Text(str(self.specs[run].folder / "log.txt"), style="dim", overflow="fold"))  # fmt: skip
+            runs.add_row(
+                text,
+                spoken(time.time() - self.since[run]) + of,
+                Text(str(self.specs[run].folder / "log.txt"), style="dim", overflow="fold"),
+            )
         if len(self.running) > SHOWN:
             runs.add_row(f"and {len(self.running) - SHOWN} more")
-        return Group(bar, Text(self.summary()), runs, *([Text(f"Dask: {self.dashboard}")] if self.dashboard else []))
+        return Group(
+            bar,
+            Text(self.summary()),
+            runs,
+            *([Text(f"Dask: {self.dashboard}")] if self.dashboard else []),
+        )
 
 
 def _locked(s: Spec) -> bool:
@@ -140,8 +166,14 @@ def _locked(s: Spec) -> bool:
 def _started(s: Spec) -> float:
     """When the present attempt began, by its log; now, where that cannot be read."""
     with suppress(OSError, ValueError):
-        lines = [line for line in (s.folder / "log.txt").read_text().splitlines() if s.command() in line]
-        return time.mktime(time.strptime(lines[-1][:19], "%Y-%m-%d %H:%M:%S")) if lines else time.time()
+        lines = [
+            line for line in (s.folder / "log.txt").read_text().splitlines() if s.command() in line
+        ]
+        return (
+            time.mktime(time.strptime(lines[-1][:19], "%Y-%m-%d %H:%M:%S"))
+            if lines
+            else time.time()
+        )
     return time.time()
 
 
@@ -162,7 +194,7 @@ class Report:
             self.thread.join()
 
     def _write(self) -> None:
-        from dflib import report
+        from dflib.show import report
 
         started = time.monotonic()
         try:

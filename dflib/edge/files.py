@@ -14,7 +14,8 @@ from torch import Tensor
 from data_prep import cache, integrity
 from data_prep.errors import InputError, choose
 from data_prep.paths import write_text
-from dflib import data, export, models, quantize, runs, train
+from dflib import data, export, models, quantize, train
+from dflib.study import runs
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ def export_run(run: str | Path, *, format: str, out: Path) -> dict:  # noqa: A00
             f"--out {out}: the name of a file of format {format} ends in {FORMATS[format]}, e.g. {out.stem}{FORMATS[format]}"
         )
     result = runs.read(folder)
-    if (crops := result["params"].get("crops", 1)) > 1:
-        raise InputError(
-            f"{result['run_id']} takes the mean of {crops} crops of each image, and an exported file sees one: make the run with crops=1 (its weights are the same)"
-        )
     p, model = result["params"], models.load(folder / "model.safetensors")
-    images = data.open(result["dataset"], size=p["size"], protocol=result["protocol"], mode=p["mode"], limit=p["limit"])
+    images = data.open(
+        result["dataset"],
+        size=p["size"],
+        protocol=result["protocol"],
+        mode=p["mode"],
+        limit=p["limit"],
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f"{out.stem}.new{out.suffix}")
     try:
@@ -94,8 +97,12 @@ def to_executorch(model: models.Detector, path: Path) -> Path:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its internals
-        program = torch.export.export(model.cpu().eval(), (torch.rand(1, 3, model.arch.size, model.arch.size),))
-        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+        program = torch.export.export(
+            model.cpu().eval(), (torch.rand(1, 3, model.arch.size, model.arch.size),)
+        )
+        lowered = to_edge_transform_and_lower(
+            program, partitioner=[XnnpackPartitioner()]
+        ).to_executorch()
     Path(path).write_bytes(lowered.buffer)
     return Path(path)
 
@@ -110,7 +117,9 @@ class ExecutorchModel:
         try:
             self.method = Runtime.get().load_program(Path(path)).load_method("forward")
         except (RuntimeError, OSError) as error:
-            raise InputError(f"ExecuTorch cannot load {path}: {str(error).splitlines()[0]}") from error
+            raise InputError(
+                f"ExecuTorch cannot load {path}: {str(error).splitlines()[0]}"
+            ) from error
 
     def __call__(self, images: Tensor) -> Tensor:
         one = images.contiguous().split(1)
@@ -130,7 +139,9 @@ def script(name: str, result: dict) -> str:
 def _judged(same: dict, *, exact: bool) -> str | None:
     text = f"logits differ by up to {same['max_logit_difference']:.2g}, {same['same_decisions']:.2%} of {same['images']} decisions are the same"
     if exact and (same["max_logit_difference"] > SAME_LOGITS or same["same_decisions"] < 1):
-        raise InputError(f"refused: the exported file does not compute what the run's model does ({text})")
+        raise InputError(
+            f"refused: the exported file does not compute what the run's model does ({text})"
+        )
     return f"check before use: {text}" if same["same_decisions"] < SAME_DECISIONS else None
 
 
