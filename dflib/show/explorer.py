@@ -22,7 +22,7 @@ from PIL import Image
 
 from data_prep.errors import InputError
 from dflib import metrics
-from dflib.show.plots import by_method, run_label
+from dflib.show.plots import in_order, run_label
 from dflib.study import runs
 
 SAME = (
@@ -155,7 +155,7 @@ def _baseline(known: pd.DataFrame, run_id: str, dataset: str) -> str | None:
 
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     """With `name` ("CPF 90%") and `label` (a rate, for the slider); what several runs share gets their hashes."""
-    rows = pd.concat(by_method(rows).values()).reset_index(drop=True)
+    rows = in_order(rows)
     rows["name"] = [run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)]
     rows["label"] = ["no rate" if pd.isna(r) else f"{100 * r:g} %" for r in rows["rate"]]
     twice = rows.duplicated(["method", "rate"], keep=False)
