@@ -153,8 +153,8 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     order = [*METHODS, *sorted(set(rows["method"]) - set(METHODS))]
     names = [run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)]
     rows = rows.assign(run=names, rate=rows["rate"].astype(float))
-    place = rows["method"].map(order.index).rename("place")
-    return rows.loc[rows.join(place).sort_values(["place", "rate"]).index].reset_index(drop=True)
+    place = np.lexsort([rows["rate"].fillna(0), rows["method"].map(order.index)])
+    return rows.iloc[place].reset_index(drop=True)
 
 
 def interval(value: float | None, bounds: Sequence[float] | None) -> str:
