@@ -33,11 +33,10 @@ STUDENT_RATES = {0.6: "S60", 0.7: "S70", 0.8: "S80", 0.9: "S90"}
 BACKBONES = ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")  # vgg: ours
 FORMAT, DELTA = "dflib-1", "dflib-delta-2"  # of checkpoints: whole; what differs from a base alone
 
-REACH = 16.0  # grey levels: traces are small, edges need not be larger; int8 tells an eighth of one
-SRM = (  # second differences along a line, in a 3 x 3 and in a 5 x 5 neighbourhood, row by row
-    "0 0 0 0 0 / 0 0 0 0 0 / 0 1 -2 1 0 / 0 0 0 0 0 / 0 0 0 0 0",
-    "0 0 0 0 0 / 0 -1 2 -1 0 / 0 2 -4 2 0 / 0 -1 2 -1 0 / 0 0 0 0 0",
-    "-1 2 -2 2 -1 / 2 -6 8 -6 2 / -2 8 -12 8 -2 / 2 -6 8 -6 2 / -1 2 -2 2 -1",
+REACH = 16.0  # grey levels that are 1: traces are small, and int8 still tells an eighth of a level
+_A, _B, _ONE = torch.tensor([[1, -2, 2, -2, 1], [0, 1, -2, 1, 0], [0, 0, 1, 0, 0]]).double()
+SRM = torch.stack(  # second differences along a line, in a 3 x 3 and in a 5 x 5 neighbourhood
+    [_ONE.outer(_B) / 2, -_B.outer(_B) / 4, -(_A.outer(_A) + 2 * _B.outer(_B)) / 12]
 )
 STRICT = ConfigDict(extra="forbid")  # a checkpoint with unknown fields is none of this version
 
@@ -77,7 +76,7 @@ class Architecture:
     backbone: str = "vgg"  # ours, which blocks and head describe; else one of torchvision's
     shapes: tuple[tuple[str, int, int], ...] = ()  # its pruned layers: name, inputs, outputs
     ranks: tuple[tuple, ...] = ()  # products of thin layers: name, then the ranks (see `factors`)
-    front: str = ""  # srm: the network sees the residual instead of the pixels (see `residual`)
+    front: str = ""  # srm: the network sees residuals instead of pixels (see `Detector.set_front`)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -136,9 +135,7 @@ class Detector(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         if arch.size % 32 or arch.size < 32:
-            raise InputError(
-                f"image size {arch.size} is not a multiple of 32: it is halved 5 times"
-            )
+            raise InputError(f"image size {arch.size} is not a multiple of 32 (halved 5 times)")
         self.arch = arch
         self.set_front(arch.front)
         for name, values in (("mean", arch.mean), ("std", arch.std)):
@@ -150,36 +147,24 @@ class Detector(nn.Module):
             self.set_submodule(name, factors(self.get_submodule(name), ranks))
 
     def set_front(self, front: str) -> None:
-        """What the network sees: "" (pixels) or "srm" (their residual). No weight changes."""
+        """What the network sees: "" is the pixels, "srm" high-pass residuals of the grey image.
+
+        Fridrich and Kodovsky 2012; in a network: arXiv 1805.04953. No weight changes.
+        """
         self.arch = replace(self.arch, front=choose("front end", front, ("", "srm")))
-        self.register_buffer("filters", high_pass() if front else None, persistent=False)
+        self.register_buffer("filters", SRM.float()[:, None] if front else None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = residual(x, self.filters) if self.arch.front else (x - self.mean) / self.std
+        if self.arch.front:
+            grey = nn.functional.pad(x.mean(1, keepdim=True), (2, 2, 2, 2), mode="reflect")
+            x = (nn.functional.conv2d(grey, self.filters) * (255 / REACH)).clamp(-1, 1)
+        else:
+            x = (x - self.mean) / self.std
         return self.head(self.features(x).flatten(1))
 
 
-def high_pass() -> Tensor:
-    """The filters of `SRM`, each with -1 in its centre: 3 x 1 x 5 x 5."""
-    filters = torch.tensor([[float(n) for n in k.replace("/", " ").split()] for k in SRM])
-    return (filters / -filters[:, 12:13]).view(3, 1, 5, 5)
-
-
-def residual(x: Tensor, filters: Tensor) -> Tensor:
-    """High-frequency residual of pixels in [0, 1]: units of `REACH` grey levels, within [-1, 1].
-
-    filters: on the grey image, `high_pass` (Fridrich and Kodovsky 2012; in a network: Zhou et al.
-    2018, arXiv 1805.04953). N x 3 x H x W -> the same.
-
-    >>> residual(torch.full((1, 3, 32, 32), 0.7), high_pass()).abs().max().round(decimals=4).item()
-    0.0
-    """
-    grey = nn.functional.pad(x.mean(1, keepdim=True), (2, 2, 2, 2), mode="reflect")
-    return (nn.functional.conv2d(grey, filters) * (255 / REACH)).clamp(-1, 1)
-
-
 def fused(model: Detector) -> nn.Module:
-    """For inference on a CPU: channels_last, BatchNorm folded into convolutions as ONNX Runtime does.
+    """For inference on a CPU: channels_last, BatchNorm folded into the convolutions.
 
     >>> fused(Detector(architecture("BL", size=32)))(torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 2])
@@ -205,8 +190,8 @@ def _torchvision(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
     """torchvision's network without its weights, cut before the classifier."""
     import torchvision
 
-    make = getattr(torchvision.models, choose("backbone", arch.backbone, BACKBONES))
-    *body, head = make(num_classes=arch.classes).children()
+    name = choose("backbone", arch.backbone, BACKBONES)
+    *body, head = torchvision.models.get_model(name, num_classes=arch.classes).children()
     return nn.Sequential(*body), head if isinstance(head, nn.Sequential) else nn.Sequential(head)
 
 
@@ -223,19 +208,17 @@ def _resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
 
 def factors(layer: nn.Module, ranks: Sequence[int]) -> nn.Sequential:
     """Fresh thin layers in place of a linear one (a rank) or a convolution (of inputs, outputs)."""
-    bias = layer.bias is not None
+    bias, (first, last) = layer.bias is not None, (ranks[0], ranks[-1])
     if isinstance(layer, nn.Linear):
-        (rank,) = ranks
-        first = nn.Linear(layer.in_features, rank, bias=False)
-        return nn.Sequential(first, nn.Linear(rank, layer.out_features, bias))
-    inputs, outputs = ranks
-    core = nn.Conv2d(inputs, outputs, layer.kernel_size, layer.stride, layer.padding, bias=False)
-    first = nn.Conv2d(layer.in_channels, inputs, 1, bias=False)
-    return nn.Sequential(first, core, nn.Conv2d(outputs, layer.out_channels, 1, bias=bias))
+        thin = nn.Linear(layer.in_features, first, bias=False)
+        return nn.Sequential(thin, nn.Linear(last, layer.out_features, bias))
+    core = nn.Conv2d(first, last, layer.kernel_size, layer.stride, layer.padding, bias=False)
+    thin = nn.Conv2d(layer.in_channels, first, 1, bias=False)
+    return nn.Sequential(thin, core, nn.Conv2d(last, layer.out_channels, 1, bias=bias))
 
 
 def _block(word: str) -> Block:
-    """A word of `STACKS`: "64" (width), "64M" (pooled), "64:32:64" (mid:groups:width, separable)."""
+    """A word of `STACKS`: "64" (width), "64M" (then a pool), "64:32:64" (mid:groups:width)."""
     *separable, width = map(int, word.rstrip("M").split(":"))
     mid, groups = separable or (0, 1)
     return Block(width, word.endswith("M"), separable=bool(separable), mid=mid, groups=groups)
@@ -377,13 +360,10 @@ def load(path: Path) -> Detector:
     >>> load("model.safetensors")  # doctest: +SKIP
     """
     metadata, tensors = read(path)
-    if metadata.get("format") == DELTA:
-        raise InputError(
-            f"{path} holds only what differs from the model {metadata.get('base')}: "
-            "dflib.adapters.load_delta(path, base)"
-        )
     if metadata.get("format") != FORMAT:
-        raise InputError(f"checkpoint {path} is not one of dflib's: it has no architecture")
+        delta = f"it holds only what differs from the model {metadata.get('base')}"
+        hint = f": {delta}: dflib.adapters.load_delta(path, base)" if "base" in metadata else ""
+        raise InputError(f"checkpoint {path} is not one of dflib's{hint}")
     return build(path, metadata.get("architecture"), tensors)
 
 
@@ -401,10 +381,7 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def build(path: Path, architecture: str | None, tensors: dict[str, Tensor]) -> Detector:
-    """The detector of an architecture in JSON with these weights, in eval mode.
-
-    Raises `InputError`, naming the file, when they do not fit.
-    """
+    """The detector of an architecture (JSON) with these weights; `InputError` where they differ."""
     try:
         model = Detector(Architecture.from_json(architecture))
         model.load_state_dict(tensors)

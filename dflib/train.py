@@ -28,9 +28,8 @@ from dflib.data import Dataset, Part
 log = logging.getLogger(__name__)
 
 Forward = Callable[[Tensor], Tensor]  # model or session: pixels in [0, 1], N x 3 x H x W -> logits
-# (logits N x C, labels N, or N x C under mixup and cutmix, images in [0, 1]) -> scalar
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-# float32's convolutions are computed in it: TF32, a GPU's default, would move scores by 1e-3
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels (or shares), images -> scalar
+# inside, no convolution in TF32, a GPU's default, which moves scores by 1e-3
 full_precision = partial(torch.backends.cudnn.flags, enabled=True, allow_tf32=False)
 VISIBLE = {"disable": None} if tqdm.__module__ == "tqdm.asyncio" else {}  # no bar in a log file
 
@@ -61,10 +60,7 @@ def best_device() -> torch.device:
 
 
 def precision(device: torch.device) -> torch.dtype:
-    """Mixed-precision type: bfloat16 where the hardware computes in it, float16 on older GPUs.
-
-    float32 on other CPUs. (`torch.cuda.is_bf16_supported()` says yes on a T4, by emulation.)
-    """
+    """bfloat16 where it is native (a T4 emulates it), float16 on older GPUs, float32 elsewhere."""
     if device.type == "cuda":
         recent = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if recent else torch.float16
@@ -138,11 +134,11 @@ def predict(forward: Forward, part: Part, *, batch: int = 256) -> np.ndarray:
     return logits(forward, part, batch=batch).softmax(1)[:, 1].numpy()
 
 
-def logits(forward: Forward, part: Part, *, batch: int = 256) -> Tensor:
-    """The logits (float64, N x 2) behind `predict`."""
+def logits(forward: Forward, part: Part, *, batch: int = 256, amp: bool = False) -> Tensor:
+    """The logits (float64, N x 2) behind `predict`; amp: in mixed precision."""
     model = isinstance(forward, nn.Module)
-    device = next(forward.eval().parameters()).device if model else "cpu"
-    with torch.inference_mode(), full_precision():
+    device = next(forward.eval().parameters()).device if model else torch.device("cpu")
+    with torch.inference_mode(), full_precision(), _autocast(device, amp):
         found = [forward(pixels(x)).double().cpu() for x, _ in part.batches(batch, device=device)]
     return torch.cat(found)
 
@@ -158,9 +154,8 @@ def seeded(seed: int) -> Iterator[None]:
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the model's weights and BatchNorm statistics.
 
-    average = d * average + (1 - d) * weights, d = min(decay, (1 + t) / (10 + t)) in step t, so that
-    a short training is not held back by where it began (TensorFlow's ExponentialMovingAverage;
-    Polyak and Juditsky 1992). `update_parameters(model)` after each step.
+    average = d * average + (1 - d) * weights, d = min(decay, (1 + t) / (10 + t)) in step t: a short
+    training is not held back by where it began (TensorFlow's rule; Polyak and Juditsky 1992).
     """
 
     @torch.no_grad()
@@ -220,8 +215,8 @@ def _train_epoch(part, recipe, loss, hooks, seed, *, model, optimizer, schedule,
         if recipe.mixup or recipe.cutmix:
             x, targets = augment.blended(x, labels, mixup=recipe.mixup, cutmix=recipe.cutmix)
         with _autocast(device, recipe.amp):
-            logits = model(x)
-            value = loss(logits.float(), targets, x)
+            z = model(x)
+            value = loss(z.float(), targets, x)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(value).backward()
         scaler.step(optimizer)
@@ -229,7 +224,7 @@ def _train_epoch(part, recipe, loss, hooks, seed, *, model, optimizer, schedule,
         schedule.step()
         for hook in hooks:
             hook(model)
-        right = (logits.detach().argmax(1) == labels).sum()
+        right = (z.detach().argmax(1) == labels).sum()
         sums += torch.stack([value.detach() * len(labels), right])
     total, right = (sums / len(part)).tolist()
     if not math.isfinite(total):
@@ -241,18 +236,12 @@ def _train_epoch(part, recipe, loss, hooks, seed, *, model, optimizer, schedule,
 
 
 def _validate(model: nn.Module, part: Part, recipe: Recipe) -> dict:
-    model.eval()
-    device = next(model.parameters()).device
-    with torch.inference_mode(), _autocast(device, recipe.amp):
-        batches = [(model(pixels(x)).float(), y) for x, y in part.batches(256, device=device)]
-    logits, labels = (torch.cat(t).cpu() for t in zip(*batches, strict=True))
-    score = logits[:, 1] - logits[:, 0]
-    auroc = roc_auc_score(labels.numpy(), score.numpy()) if score.isfinite().all() else 0.0
-    return {
-        "val_loss": F.cross_entropy(logits, labels).item(),
-        "val_accuracy": (logits.argmax(1) == labels).float().mean().item(),
-        "val_auroc": float(auroc),
-    }
+    z, labels = logits(model, part, amp=recipe.amp).float(), torch.tensor(part.labels)
+    score = z[:, 1] - z[:, 0]
+    auroc = roc_auc_score(part.labels, score) if score.isfinite().all() else 0.0
+    right = (z.argmax(1) == labels).float().mean().item()
+    loss = F.cross_entropy(z, labels).item()
+    return {"val_loss": loss, "val_accuracy": right, "val_auroc": float(auroc)}
 
 
 def _autocast(device: torch.device, amp: bool) -> torch.autocast:
