@@ -44,7 +44,7 @@ class Distillation:
         if not 0 < temperature <= 1e4:
             raise InputError(f"temperature {temperature:g} is outside (0, 10000]; 4 is usual")
         if not 0 <= alpha <= 1:
-            raise InputError(f"alpha {alpha:g}, the teacher's weight, is outside [0, 1]; try 0.9")
+            raise InputError(f"alpha {alpha:g} is outside [0, 1], the teacher's share; try 0.9")
         self.teacher = teacher.eval().requires_grad_(False)
         self.options = {"temperature": temperature, "alpha": alpha}
 
