@@ -1,0 +1,126 @@
+"""What several notebooks say or show, one call each: two runs side by side, a recap, a quick try.
+
+Figures are in `plots`; which baseline, which difference and which words is `study.compare`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pandas as pd
+import seaborn as sns
+from IPython.display import Markdown
+from matplotlib.figure import Figure
+from torch import nn
+
+from dflib import data, train
+from dflib.show import plots
+from dflib.study import compare
+from dflib.study.runs import Run
+
+COSTS = {
+    "parameters": "params",
+    "not zero": "nonzero",
+    "MACs": "macs",
+    "file, bytes": "file_bytes",
+    "gzipped, bytes": "gzip_bytes",
+}
+
+
+def costs(*runs: Run) -> pd.DataFrame:
+    """What runs cost, a column each; behind the first, the share of its cost that the others have.
+
+    >>> costs(baseline, pruned)                                     # doctest: +SKIP
+    """
+    table = pd.DataFrame({name(run): _costs(run.result["cost"]) for run in runs})
+    first = table.iloc[:, 0]
+    shares = {f"{other} / {first.name}": table[other] / first for other in list(table)[1:]}
+    return table.assign(**shares)
+
+
+def _costs(cost: dict) -> dict[str, float]:
+    found = {title: cost[key] for title, key in COSTS.items()}
+    return found | {"latency, ms": cost["latency_ms"]["p50"]}
+
+
+def differences(run: Run, base: Run) -> pd.DataFrame:
+    """Metrics of two finished runs, and the paired difference with its 95 % interval.
+
+    Raises `InputError` when they were tested on other images.
+    """
+    mine, theirs = record(run), record(base)
+    paired = compare.paired(mine, theirs)["all"]
+    rows = {}
+    for metric in compare.METRICS:
+        low, high = paired[metric]["ci95"] or (None, None)
+        values = [each["metrics"]["all"][metric] for each in (theirs, mine)]
+        rows[metric] = [*values, paired[metric]["mean"], low, high]
+    names = [name(base), name(run), "difference", "low", "high"]
+    return pd.DataFrame(rows, index=names).T.astype(float).round(3)
+
+
+def score_pairs(run: Run, base: Run) -> Figure:
+    """P(fake) of each test image under two runs; off the diagonal they differ."""
+    a, b = (compare.predictions(each.folder) for each in (base, run))
+    kind = a["label"].map({0: "real", 1: "fake"})
+    table = pd.DataFrame({name(base): a["score"], name(run): b["score"], "image": kind})
+    with plots.style():
+        fig = Figure(figsize=(5, 4), layout="constrained")
+        ax = fig.subplots()
+        sns.scatterplot(table, x=name(base), y=name(run), hue="image", style="image", ax=ax)
+        ax.axvline(base.result["threshold"], linestyle="--", linewidth=0.8)
+        ax.axhline(run.result["threshold"], linestyle="--", linewidth=0.8)
+        ax.set(xlim=(0, 1), ylim=(0, 1), title="P(fake); dashed: thresholds")
+    return fig
+
+
+def name(run: Run) -> str:
+    """A run's short name: "CKD 90%"."""
+    return plots.run_label(run.spec.method, run.spec.rate)
+
+
+def record(run: Run) -> dict:
+    """A finished run's result with its folder, as `study.compare` takes it."""
+    return run.result | {"folder": run.folder}
+
+
+def recap(run: Run, base: Run | None = None, *, more: Iterable[str] = ()) -> Markdown:
+    """A run in a few sentences: quality with its interval, the verdict against `base`, costs."""
+    result = run.result
+    quality, cost = result["metrics"]["all"], result["cost"]
+    interval = lambda key: plots.interval(quality[key], quality["ci95"][key])
+    lines = [
+        f"{name(run)}: AUROC {interval('auroc')} (95 % interval), balanced accuracy "
+        f"{interval('balanced_accuracy')} at the threshold {result['threshold']:.3f}, "
+        f"on {quality['n']:,} test images."
+    ]
+    if base and base.finished:
+        change = compare.paired(record(run), record(base))["all"]["auroc"]
+        share = costs(base, run).iloc[:, -1]
+        lines += [
+            f"AUROC, paired: {compare.verdict(change, than=name(base))}.",
+            f"Beside {name(base)}: file {share['file, bytes']:.0%}, MACs {share['MACs']:.0%}, "
+            f"latency {share['latency, ms']:.0%}.",
+        ]
+    else:
+        lines += [
+            f"File {cost['file_bytes'] / 1e6:.2f} MB, {cost['macs'] / 1e6:.0f} million MACs, "
+            f"{cost['latency_ms']['p50']:.2f} ms for an image on one thread."
+        ]
+    return Markdown("\n".join(f"- {line}" for line in (*lines, *more)))
+
+
+def small(run: Run, images: int = 200) -> data.Dataset:
+    """The run's data with so many training images of each class, and as many to validate."""
+    table = run.data.val.table
+    sample = table.sample(min(images, len(table)), random_state=0)
+    return replace(data.few(run.data, images), val=replace(run.data.val, table=sample))
+
+
+def quick(model: nn.Module, on: data.Dataset, recipe: train.Recipe, **options) -> dict[str, float]:
+    """Train a candidate for a look: validation AUROC, parameters that trained, seconds."""
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log = train.fit(model, on, recipe, **options)
+    auroc, seconds = log["val_auroc"].iloc[-1], log["seconds"].sum()
+    return {"AUROC": auroc, "trainable": count, "seconds": seconds}
