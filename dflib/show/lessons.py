@@ -5,11 +5,15 @@ Figures are in `plots`; which baseline, which difference and which words is `stu
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 from torch import nn
@@ -26,6 +30,27 @@ COSTS = {
     "file, bytes": "file_bytes",
     "gzipped, bytes": "gzip_bytes",
 }
+
+
+def begin() -> None:
+    """Set the style of figures, and print what belongs to every result: versions and device."""
+    plots.use_style()
+    device = train.best_device()
+    sys.stdout.write(f"python {platform.python_version()}, torch {torch.__version__}, {device}\n")
+
+
+def samples(*parts: data.Part, seed: int = 0) -> Figure:
+    """Eight images of each class of each part, a row each, below their generator's name.
+
+    >>> samples(run.data.train)                                     # doctest: +SKIP
+    """
+    rng, images, names = np.random.default_rng(seed), [], []
+    for part in parts:
+        for label in (0, 1):
+            chosen = rng.choice(np.flatnonzero(part.labels == label), 8)
+            images += [part.image(i) for i in chosen]
+            names += list(part.generators[chosen])
+    return plots.image_grid(images, names)
 
 
 def costs(*runs: Run) -> pd.DataFrame:
