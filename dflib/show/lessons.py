@@ -18,7 +18,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 from torch import nn
 
-from dflib import data, train
+from dflib import data, models, train
 from dflib.show import plots
 from dflib.study import compare
 from dflib.study.runs import Run
@@ -85,6 +85,12 @@ def differences(run: Run, base: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, index=names).T.astype(float).round(3)
 
 
+def verdict(run: Run, base: Run, metric: str = "auroc") -> str:
+    """What the paired difference of two finished runs shows, in words (`study.compare`)."""
+    change = compare.paired(record(run), record(base))["all"][metric]
+    return f"{name(run)}: {compare.verdict(change, than=name(base))}"
+
+
 def score_pairs(run: Run, base: Run) -> Figure:
     """P(fake) of each test image under two runs; off the diagonal they differ."""
     a, b = (compare.predictions(each.folder) for each in (base, run))
@@ -121,10 +127,9 @@ def recap(run: Run, base: Run | None = None, *, more: Iterable[str] = ()) -> Mar
         f"on {quality['n']:,} test images."
     ]
     if base and base.finished:
-        change = compare.paired(record(run), record(base))["all"]["auroc"]
         share = costs(base, run).iloc[:, -1]
         lines += [
-            f"AUROC, paired: {compare.verdict(change, than=name(base))}.",
+            f"AUROC, paired. {verdict(run, base)}.",
             f"Beside {name(base)}: file {share['file, bytes']:.0%}, MACs {share['MACs']:.0%}, "
             f"latency {share['latency, ms']:.0%}.",
         ]
@@ -136,10 +141,20 @@ def recap(run: Run, base: Run | None = None, *, more: Iterable[str] = ()) -> Mar
     return Markdown("\n".join(f"- {line}" for line in (*lines, *more)))
 
 
+def sizes(model: models.Detector) -> dict[str, int]:
+    """Parameters of each block, and of the adapter where there is one."""
+    found = {}
+    for name, block in model.features.named_children():
+        own = models.parameters(getattr(block, "adapter", nn.Identity()))
+        found[f"features.{name}"] = models.parameters(block) - own
+        found |= {"adapter": own} if own else {}
+    return found
+
+
 def small(run: Run, images: int = 200) -> data.Dataset:
-    """The run's data with so many training images of each class, and as many to validate."""
+    """The run's data with so many training images of each class, and 200 to validate."""
     table = run.data.val.table
-    sample = table.sample(min(images, len(table)), random_state=0)
+    sample = table.sample(min(200, len(table)), random_state=0)
     return replace(data.few(run.data, images), val=replace(run.data.val, table=sample))
 
 
