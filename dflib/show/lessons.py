@@ -116,6 +116,27 @@ def record(run: Run) -> dict:
     return run.result | {"folder": run.folder}
 
 
+def names(rows: pd.DataFrame) -> list[str]:
+    """The short name of each row's run, from its method and rate."""
+    return [plots.run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)]
+
+
+def intervals(rows: pd.DataFrame, shown: dict[str, str], **plain: str) -> pd.DataFrame:
+    """A table of `study.compare` for reading: {title: column} with the 95 % interval in brackets.
+
+    plain: title=column of columns that have none.
+    """
+    if rows.empty:
+        return rows
+    ends = lambda r, column: [r.get(f"{column}_low"), r.get(f"{column}_high")]
+    text = lambda column: [
+        plots.interval(r.get(column), ends(r, column)) for _, r in rows.iterrows()
+    ]
+    table = {title: text(column) for title, column in shown.items()}
+    table |= {title: rows[column].to_numpy() for title, column in plain.items()}
+    return pd.DataFrame(table, index=names(rows))
+
+
 def recap(run: Run, base: Run | None = None, *, more: Iterable[str] = ()) -> Markdown:
     """A run in a few sentences: quality with its interval, the verdict against `base`, costs."""
     result = run.result
