@@ -318,7 +318,7 @@ class Run:
 
         from dflib import train
 
-        model.set_front(replace(model.arch, front=self.settings["front"]))
+        model.set_front(self.settings["front"])
         if self.finished:
             try:
                 model.load_state_dict(self.model().state_dict())
