@@ -367,7 +367,7 @@ def test_other_contents_of_the_dataset_change_the_id(tmp_path, data_root, tree, 
 
 def test_the_cells_tagged_result_count_and_no_others(tiny_dataset, tmp_path, monkeypatch):
     def with_cell(kind: str, source: str, tags: tuple = ()) -> str:
-        notebook = json.loads((runs.PROJECT / "notebooks" / "03_prune.ipynb").read_text())
+        notebook = json.loads((paths.PROJECT / "notebooks" / "03_prune.ipynb").read_text())
         cell = {"cell_type": kind, "source": source, "metadata": {"tags": list(tags)}}
         notebook["cells"].append(cell)
         (tmp_path / "03_prune.ipynb").write_text(json.dumps(notebook))

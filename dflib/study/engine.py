@@ -121,11 +121,12 @@ def plan(
 
 def check(
     *,
-    preset: str,
-    protocol: str,
-    methods_: tuple[str, ...] | None,
-    rates: tuple[float, ...] | None,
-    settings: dict | None,
+    preset: str = "demo",
+    protocol: str = "strict",
+    methods_: tuple[str, ...] | None = None,
+    rates: tuple[float, ...] | None = None,
+    settings: dict | None = None,
+    **_,
 ) -> None:
     """Raise `InputError` for what is wrong in a request whatever the data are: before anything is made for it."""
     from data_prep.protocol import PROTOCOLS

@@ -37,7 +37,7 @@ class Settings(
     str_strip_whitespace=True,
     use_attribute_docstrings=True,
 ):
-    """All settings, checked: `Settings(epochs="5").epochs` is 5. The docstrings are shown to users."""
+    """All settings, checked: `Settings(epochs="5").epochs` is 5. The docstrings are for users."""
 
     size: int = _setting(224, "data", ge=32, multiple_of=32)
     """Pixels a side of the input: fewer are faster and lose detail."""
@@ -171,7 +171,7 @@ BOUNDS = {
 
 
 def checked(values: dict) -> dict:
-    """All settings, those of `values` on top of the defaults; each as its type, lists spelled alike.
+    """All settings: `values` on top of the defaults, each as its type, lists spelled alike.
 
     Raises `InputError` for an unknown name (with the nearest) or a value that does not fit.
 
