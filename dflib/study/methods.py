@@ -36,37 +36,28 @@ class Method:
         return any("@source" in parent or METHODS[parent].transfers for parent in self.parents)
 
 
-# groups of settings
-INT8 = ("int8",)
-FRESH = ("epochs", "train")
-LONG = ("budget", *FRESH)
-TAUGHT = ("teacher", *FRESH)
-TUNE = ("finetune", "train")
-CUT = ("structured", *TUNE)
-STUDENT = ("network", "student", *FRESH)
-MIXED = ("distill", "int8", *CUT)
-CHAIN = ("chain", *MIXED, *STUDENT)
-MOVE = ("transfer", "train")
-ADAPT = ("adapter", "train")
-
+COMBINED = ("structured", "finetune", "distill", "int8")
+ADAPTER = ("adapter",)
 ROWS = (
-    Method("BL", "baseline", "02_baseline", (), ("network", *FRESH), rated=False),
-    Method("CPF", "magnitude pruning, fine-tuned", "03_prune", does=("prune", *TUNE)),
-    Method("CPF-S", "structured pruning, fine-tuned", "03_prune", does=CUT),
-    Method("SCRATCH", "the pruned shape from scratch", "03_prune", ("BL", "CPF-S"), LONG),
-    Method("CKD-0", "the student without a teacher", "04_distill", does=STUDENT),
-    Method("CKD", "knowledge distillation", "04_distill", ("BL", "CKD-0"), ("distill", *STUDENT)),
+    Method("BL", "baseline", "02_baseline", (), ("baseline",), rated=False),
+    Method("CPF", "magnitude pruning, fine-tuned", "03_prune", does=("prune", "finetune")),
+    Method("CPF-S", "structured pruning, fine-tuned", "03_prune", does=("structured", "finetune")),
+    Method("SCRATCH", "the pruned shape from scratch", "03_prune", ("BL", "CPF-S"), ("budget",)),
+    Method("CKD-0", "the student without a teacher", "04_distill", does=("student",)),
+    Method("CKD", "knowledge distillation", "04_distill", ("BL", "CKD-0"), ("student", "distill")),
     Method("CQ", "int8 linear layers", "05_quantize", rated=False),
-    Method("CQ-S", "int8 convolutions and linear layers", "05_quantize", does=INT8, rated=False),
-    Method("CPKDQ", "pruned, distilled, int8", "18_combine", does=MIXED),
-    Method("chain", "a chain of steps", "18_combine", does=CHAIN, rated=False),
-    Method("TL+FT", "transfer, fine-tuned", "07_tl_finetune", ("BL@source",), MOVE, rated=False),
-    Method("TL+FT+Q", "transfer, int8 linear layers", "08_tl_quantize", ("TL+FT",), rated=False),
-    Method("TL+P+FT", "transfer of a pruned model", "09_tl_prune", ("CPF@source",), MOVE),
-    Method("TL+KD", "transfer by distillation", "10_tl_distill", ("BL@source", "TL+FT"), TAUGHT),
-    Method("TL+P+A", "adapter in the pruned model", "11_tl_prune_adapter", ("TL+P+FT",), ADAPT),
-    Method("TL+KD+A", "adapter in the student", "12_tl_distill_adapter", ("TL+KD",), ADAPT),
-    Method("LRF", "low-rank factorisation, fine-tuned", "06_low_rank", does=TUNE),
+    Method("CQ-S", "int8 convolutions and linear layers", "05_quantize", ("BL",), ("int8",), False),
+    Method("CPKDQ", "pruned, distilled, int8", "18_combine", does=COMBINED),
+    Method("chain", "a chain of steps", "18_combine", ("BL",), ("chain", *COMBINED), False),
+    Method("TL+FT", "transfer, fine-tuned", "07_tl_finetune", ("BL@source",), ("transfer",), False),
+    Method("TL+FT+Q", "transfer, int8 linear layers", "08_tl_quantize", ("TL+FT",), (), False),
+    Method("TL+P+FT", "transfer of a pruned model", "09_tl_prune", ("CPF@source",), ("transfer",)),
+    Method(
+        "TL+KD", "transfer by distillation", "10_tl_distill", ("BL@source", "TL+FT"), ("teacher",)
+    ),
+    Method("TL+P+A", "adapter in the pruned model", "11_tl_prune_adapter", ("TL+P+FT",), ADAPTER),
+    Method("TL+KD+A", "adapter in the student", "12_tl_distill_adapter", ("TL+KD",), ADAPTER),
+    Method("LRF", "low-rank factorisation, fine-tuned", "06_low_rank", does=("finetune",)),
 )
 METHODS = {row.code: row for row in ROWS}
 
@@ -89,14 +80,14 @@ PAPER = (*COMPRESSED, "TL+FT", "TL+FT+Q", "TL+P+FT", "TL+KD", "TL+P+A", "TL+KD+A
 SMALL = {"size": 32, "epochs": 12, "finetune_epochs": 4, "transfer_epochs": 4}
 TINY = SMALL | {"epochs": 2, "finetune_epochs": 1, "transfer_epochs": 1, "limit": 48}
 TINY |= {"latency_runs": 5, "draws": 50}
+RATES = (0.6, 0.7, 0.8, 0.9)
 LARGE = {"size": 224, "patience": 8}
 PRESETS = {
     "tiny": Preset("demo", PAPER, (0.9,), (0,), TINY, "seconds: its numbers mean nothing"),
     # the transfers take as long again: --methods TL+FT,TL+KD,…
     "demo": Preset("demo", COMPRESSED, (0.6, 0.9), (0,), SMALL, "minutes on two cores, offline"),
     "paper": Preset(
-        *("faces-140k", PAPER, (0.6, 0.7, 0.8, 0.9), (0, 1, 2), LARGE),
-        *("the paper's grid, for GPUs", "dogs-vs-cats"),
+        "faces-140k", PAPER, RATES, (0, 1, 2), LARGE, "the paper's grid, for GPUs", "dogs-vs-cats"
     ),
 }
 FOLDS = {"leave-one-out": "hold_out", "one-to-all": "train_generators"}  # set to each generator

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
+TIMINGS = ("train_s", "compress_s", "transfer_s")
 NOTEBOOKS = paths.PROJECT / "notebooks"
 LIBRARIES = ("torch", "torchvision", "onnxruntime", "onnx", "numpy", "scikit-learn", "papermill")
 
@@ -137,11 +138,8 @@ def spec(
     >>> spec("CPF", rate=0.9).run_id                                # doctest: +SKIP
     'CPF-r90-s0-32px-1f0c9a2b'
     """
-    row, usual, values = (
-        methods.method(method),
-        methods.preset(preset),
-        methods.settings(preset, settings),
-    )
+    row, values = methods.method(method), methods.settings(preset, settings)
+    usual = methods.preset(preset)
     choose("protocol", protocol, PROTOCOLS)
     dataset = dataset or usual.dataset
     dataset_folder(dataset)
@@ -165,9 +163,8 @@ def spec(
 def _check_layers(code: str, values: dict, rate: float | None) -> None:
     """Raise `InputError` for a layer that a transfer's model will not have: before it is made."""
     if values["backbone"] != "vgg":
-        raise InputError(
-            f"{code} with backbone {values['backbone']}: transfers name the vgg's layers"
-        )
+        wrong = f"{code} with backbone {values['backbone']}"
+        raise InputError(f"{wrong}: transfers name layers of the vgg; take CPF-S, CKD or CQ-S")
     if all(values[key] == DEFAULTS[key] for key in ("trainable", "adapter_after")):
         return
     import torch
@@ -191,9 +188,7 @@ class Run:
 
     spec: Spec
     started: float = field(default_factory=time.perf_counter)
-    timings: dict = field(
-        default_factory=lambda: dict.fromkeys(("train_s", "compress_s", "transfer_s"), 0.0)
-    )
+    timings: dict = field(default_factory=lambda: dict.fromkeys(TIMINGS, 0.0))
     trainable: int = 0  # parameters that were trained
 
     folder = property(lambda self: self.spec.folder)
@@ -490,20 +485,16 @@ def flat(result: dict) -> dict:
     return row
 
 
+_parsed = lru_cache(maxsize=64)(json.loads)  # thousands of runs ask for the same notebooks
+
+
 def code_hash(notebook: Path) -> str:
     """Hash of the cells tagged `result`: prose and figures make no finished run stale."""
     try:
-        found = _code_hash(notebook.read_bytes())
+        cells = _parsed(notebook.read_bytes())["cells"]
     except OSError as error:
         raise InputError(f"notebook {notebook} is not there") from error
-    if not found:
-        raise InputError(f"notebook {notebook}: no cell is tagged `result`; tag what makes the run")
-    return found
-
-
-@lru_cache(maxsize=64)
-def _code_hash(notebook: bytes) -> str:
-    cells = json.loads(notebook)["cells"]
     code = ["".join(c["source"]) for c in cells if "result" in c["metadata"].get("tags", [])]
-    text = "\n".join(cell.rstrip() for cell in code)
-    return hashlib.sha256(text.encode()).hexdigest()[:12] if code else ""
+    if not code:
+        raise InputError(f"notebook {notebook}: no cell is tagged `result`; tag what makes the run")
+    return hashlib.sha256("\n".join(cell.rstrip() for cell in code).encode()).hexdigest()[:12]
