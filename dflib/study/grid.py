@@ -39,23 +39,24 @@ def parse(text: str | bytes, path: Path | str = "text") -> dict:
         choose(f"key of {path}", str(key), KEYS)
     if not isinstance(found.get("set") or {}, dict):
         raise InputError(f"grid {path}: set: expected settings, each a `key: value` line")
-    option = lambda k, v: entries(v, LISTS[k], f"grid {path}: {k}") if k in LISTS else v
+    option = lambda k, v: entries(v, LISTS[k], f"grid {path}: {k}: ") if k in LISTS else v
     return {key: option(key, value) for key, value in found.items() if value is not None}
 
 
-def entries(value: object, kind: type = str, name: str = "list") -> tuple:
+def entries(value: object, kind: type = str, name: str = "") -> tuple:
     """The entries of a list, of "a,b", or a single one; raises `InputError` for another kind.
 
     >>> entries("0.6,0.9", float)
     (0.6, 0.9)
     """
     each = value.split(",") if isinstance(value, str) else value
+    words = [str(word).strip() for word in (each if isinstance(each, list) else [each])]
     try:
-        found = tuple(kind(str(e).strip()) for e in (each if isinstance(each, list) else [each]))
+        found = tuple(kind(word) for word in words if word)
     except ValueError as error:
-        raise InputError(f"{name}: {value!r} is no {kind.__name__}; several: 0,1") from error
+        raise InputError(f"{name}{value!r} is not a list of {kind.__name__}s: 0.6,0.9") from error
     if not found:
-        raise InputError(f"{name} is empty: leave it out for the preset's own")
+        raise InputError(f"{name}{value!r} is empty: leave it out for the preset's own")
     return found
 
 
@@ -81,14 +82,10 @@ def words(options: dict) -> list[str]:
     return [word for key, value in given for word in (f"--{key}", joined(key, value))]
 
 
-def request(options: dict) -> dict:
-    """The options, but the datasets, under the names of `engine.plan`."""
-    names = {"methods": "methods_", "set": "settings"}
-    return {names.get(key, key): value for key, value in options.items() if key != "dataset"}
-
-
 def plan(options: dict) -> engine.Plan:
     """The study over all its datasets, each run once; raises `InputError` as `engine.plan`."""
-    datasets = options.get("dataset") or (None,)
-    plans = [engine.plan(**request(options), dataset=name) for name in datasets]
-    return engine.Plan(tuple({s.run_id: s for p in plans for s in p}.values()))
+    names = {"methods": "methods_", "set": "settings"}
+    request = {names.get(key, key): value for key, value in options.items()}
+    datasets = request.pop("dataset", (None,))
+    found = (s for name in datasets for s in engine.plan(**request, dataset=name))
+    return tuple({s.run_id: s for s in found}.values())

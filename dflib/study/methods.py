@@ -133,11 +133,9 @@ def relevant(code: str, values: dict) -> dict:
 def setting_rows(code: str | None = None) -> list[dict]:
     """All settings, or those that a method reads, as rows of a table for people.
 
-    >>> setting_rows("chain")[-3]["setting"]
-    'keep_float'
+    >>> setting_rows("CQ-S")[-1]["setting"]
+    'draws'
     """
-    readers = {name: [c for c, row in METHODS.items() if name in row.keys] for name in FIELDS}
-    names = FIELDS if code is None else method(code).keys
     return [
         {
             "setting": name,
@@ -145,11 +143,19 @@ def setting_rows(code: str | None = None) -> list[dict]:
             "default": DEFAULTS[name],
             "what": FIELDS[name]["description"],
             "source": FIELDS[name]["source"],
-            "read by": "all" if len(readers[name]) == len(METHODS) else ", ".join(readers[name]),
+            "read by": _readers(name),
             "changes": "the measuring" if FIELDS[name]["measures"] else "the result",
         }
-        for name in names
+        for name in (FIELDS if code is None else method(code).keys)
     ]
+
+
+def _readers(name: str) -> str:
+    reads = {code: name in row.keys for code, row in METHODS.items()}
+    others = [code for code, read in reads.items() if not read]
+    if len(others) <= 3:
+        return f"all but {', '.join(others)}" if others else "all"
+    return ", ".join(code for code, read in reads.items() if read)
 
 
 RATED = ("prune", "mask", "student")  # channels go, weights become zero, a student takes over
