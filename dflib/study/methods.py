@@ -181,7 +181,9 @@ def parse_steps(text: str) -> tuple[tuple[str, float | None], ...]:
             rate = float(given) if kind in RATED else None
         except ValueError:
             raise InputError(f"step {word.strip()!r}: write {kind}:RATE, e.g. {kind}:0.9") from None
-        if wrong := _out_of_order(steps, kind, rate and check_rate(rate)):
+        if rate is not None:
+            check_rate(rate)
+        if wrong := _out_of_order(steps, kind, rate):
             raise InputError(f"steps {text!r}: {wrong}")
         steps.append((kind, rate))
     if steps[-1][0] == "student":
