@@ -29,7 +29,7 @@ from dflib.study import methods
 from dflib.study.settings import DEFAULTS, MEASURES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable
 
     from torch import nn
 
@@ -340,59 +340,10 @@ class Run:
         }
 
 
-def paired(before: Run, after: Run, *, draws: int = 1000) -> dict:
-    """`metrics.paired` of two finished runs on the same test images, each at its own threshold (after minus before, drawn by scene).
-
-    Raises `InputError` when they were tested on different images.
-    """
-    import pandas as pd
-
-    from dflib import metrics
-
-    a, b = (pd.read_parquet(run.folder / "predictions.parquet") for run in (before, after))
-    if not a["path"].equals(b["path"]):
-        raise InputError(
-            f"{before.spec.run_id} and {after.spec.run_id} were tested on different images: compare runs on one dataset and protocol"
-        )
-    options = {
-        "threshold_a": before.result["threshold"],
-        "threshold_b": after.result["threshold"],
-        "groups": a["group"],
-    }
-    return metrics.paired(a["label"], a["score"], b["score"], draws=draws, **options)
-
-
-def resampled(
-    folder: Path,
-    sets: dict[str, Collection[str]] | None = None,
-    *,
-    scores: Sequence[float] | None = None,
-    draws: int = 1000,
-) -> dict:
-    """`metrics.resample` of a finished run's test images, by scene, at its threshold.
-
-    sets: generators whose fakes count together, such as {"unseen": ["nearest"]}; None: {"all": every fake}.
-    scores: others than the run's, of the same images (`robustness`).
-    """
-    import pandas as pd
-
-    from dflib import metrics
-
-    table = pd.read_parquet(Path(folder) / "predictions.parquet")
-    fakes = {
-        name: (table["label"] == 1) & table["generator"].isin(list(of))
-        for name, of in (sets or {}).items()
-    }
-    options = {"threshold": read(folder)["threshold"], "groups": table["group"], "draws": draws}
-    return metrics.resample(
-        table["label"], table["score"] if scores is None else scores, fakes or None, **options
-    )
-
-
 def read(folder: Path) -> dict:
-    """The `result.json` of a run folder; raises `InputError` when it holds no finished run."""
+    """A run's `result.json`, and its `folder`; raises `InputError` where there is no finished run."""
     try:
-        return json.loads((Path(folder) / "result.json").read_bytes())
+        return json.loads((Path(folder) / "result.json").read_bytes()) | {"folder": Path(folder)}
     except FileNotFoundError as error:
         wrong = "is no finished run: it has no result.json. python -m dflib results lists them"
         raise InputError(f"{folder} {wrong}") from error
