@@ -13,6 +13,9 @@ from html import escape
 import ipywidgets as w
 import numpy as np
 import pandas as pd
+from IPython.display import display
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 from PIL import Image
 
 from data_prep.errors import InputError
@@ -76,6 +79,33 @@ def explore(dataset: str = "demo", protocol: str = "strict", preset: str = "demo
         command,
     )
     return w.HTML(f'{STYLE}<div class="dfx">{text}</div>')
+
+
+def slide(draw: Callable[..., object], **controls: w.Widget) -> None:
+    """Controls, and below them the figure `draw(name=value, …)`, drawn again when one is moved.
+
+    The figure is an output of the cell: papermill, nbconvert and readers without a kernel have it
+    as well, once. draw: returns what `display` shows (a pyplot figure too; no `plt.show()`).
+    A control without a description is labelled with its name; sliders draw when they are let go.
+
+    >>> slide(lambda bits: plots.quantization_grid(weights, bits), bits=w.IntSlider(4, 2, 8))
+    ... # doctest: +SKIP
+    """
+
+    def drawn() -> object:
+        figure = draw(**{name: control.value for name, control in controls.items()})
+        if isinstance(figure, Figure):
+            pyplot.close(figure)  # else the cell shows it once more when it ends
+        return figure
+
+    for name, control in controls.items():
+        control.description = control.description or name
+        control.style.description_width = "initial"  # a long label is not cut
+        if control.has_trait("continuous_update"):
+            control.continuous_update = False
+        control.observe(lambda _: shown.update(drawn()), "value")
+    display(w.VBox(list(controls.values())))
+    shown = display(drawn(), display_id=True)
 
 
 # --- data in, HTML out
