@@ -18,15 +18,13 @@ import pandas as pd
 from data_prep.errors import InputError
 from dflib import metrics
 from dflib.study import runs
-from dflib.study.methods import DEFAULTS, MEASURE, METHODS, UNSET, fold, relevant
+from dflib.study.methods import METHODS, fold, relevant
+from dflib.study.settings import DEFAULTS, MEASURES
 
 METRICS = ("accuracy", "balanced_accuracy", "auroc")
 FOLD = ("train_generators", "hold_out")
-RECIPE = (
-    *(key for key in UNSET if key not in FOLD),
-    "mixup",
-    "mode",
-)  # what may help on unseen generators, at the same budget
+# what may help on unseen generators, at the same budget
+RECIPE = ("cutmix", "blur_jpeg", "ema", "front", "mixup", "mode")
 log = logging.getLogger(__name__)
 
 
@@ -258,8 +256,8 @@ def from_nothing(result: dict, every: Iterable[dict], *, epochs: float = math.in
 
     Where all have more, the one with the fewest; None where there is none.
     """
-    differ = {"epochs", *MEASURE}
-    mine = {k: DEFAULTS[k] for k in UNSET} | result["params"]  # a fold's BL is another's
+    differ = {"epochs", *MEASURES}
+    mine = relevant(result["method"], DEFAULTS) | result["params"]
     fits = lambda b: all(mine.get(k, v) == v for k, v in b["params"].items() if k not in differ)
     found = [b for b in every if (b["method"], b["seed"]) == ("BL", result["seed"]) and fits(b)]
     longest = max(

@@ -138,7 +138,7 @@ def check(
         for key in methods.method(code).keys
     }
     for key in settings or {}:
-        choose("setting", key, read & set(methods.DEFAULTS))
+        choose("setting", key, read)
     methods.settings(preset, settings)
     choose("protocol", protocol, PROTOCOLS)
     if rates and any(row.rated for row in rows):

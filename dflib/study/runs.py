@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import PROJECT, attached_roots, images_root, outputs_root, write_text
 from dflib.study import methods
+from dflib.study.settings import DEFAULTS, MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -79,13 +80,14 @@ class Spec:
 
     @cached_property
     def run_id(self) -> str:
+        values = methods.relevant(self.method, self.settings)
         decides = {
             "method": self.method,
             "rate": self.rate,
             "seed": self.seed,
             "dataset": self.dataset,
             "protocol": self.protocol,
-            "settings": methods.relevant(self.method, self.settings),
+            "settings": {k: v for k, v in values.items() if k not in MEASURES},
             "parents": [p.run_id for p in self.parents],
             "data": self.fingerprint,
             "notebook": code_hash(self.notebook),
@@ -211,9 +213,7 @@ def _check_source(source: str, dataset: str) -> None:
 
 def _check_layers(row: methods.Method, values: dict, rate: float | None) -> None:
     """Raise `InputError` for a layer that the run's model will not have: before its source is trained."""
-    if all(
-        values[key] == methods.DEFAULTS[key] for key in ("backbone", "trainable", "adapter_after")
-    ):
+    if all(values[key] == DEFAULTS[key] for key in ("backbone", "trainable", "adapter_after")):
         return  # BL has these
     import torch
 
