@@ -502,9 +502,9 @@ def resampled(
 
 
 def read(folder: Path) -> dict:
-    """The `result.json` of a run folder; raises `InputError` when the folder holds no finished run."""
+    """The `result.json` of a run folder, and the `folder`; raises `InputError` when the folder holds no finished run."""
     try:
-        return _parsed((Path(folder) / "result.json").read_bytes())
+        return _parsed((Path(folder) / "result.json").read_bytes()) | {"folder": Path(folder)}
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is no finished run: it has no result.json. python -m dflib results lists the finished ones"
