@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -20,7 +21,7 @@ from torch import nn
 
 from dflib import data, models, train
 from dflib.show import plots
-from dflib.study import compare
+from dflib.study import compare, runs
 from dflib.study.runs import Run
 
 COSTS = {
@@ -53,12 +54,12 @@ def samples(*parts: data.Part, seed: int = 0) -> Figure:
     return plots.image_grid(images, names)
 
 
-def costs(*runs: Run) -> pd.DataFrame:
+def costs(*made: Run) -> pd.DataFrame:
     """What runs cost, a column each; behind the first, the share of its cost that the others have.
 
     >>> costs(baseline, pruned)                                     # doctest: +SKIP
     """
-    table = pd.DataFrame({name(run): _costs(run.result["cost"]) for run in runs})
+    table = pd.DataFrame({name(run): _costs(run.result["cost"]) for run in made})
     first = table.iloc[:, 0]
     shares = {f"{other} / {first.name}": table[other] / first for other in list(table)[1:]}
     return table.assign(**shares)
@@ -93,17 +94,15 @@ def verdict(run: Run, base: Run, metric: str = "auroc") -> str:
 
 def score_pairs(run: Run, base: Run) -> Figure:
     """P(fake) of each test image under two runs; off the diagonal they differ."""
-    a, b = (compare.predictions(each.folder) for each in (base, run))
+    a, b = (runs.predictions(each.folder) for each in (base, run))
     kind = a["label"].map({0: "real", 1: "fake"})
-    table = pd.DataFrame({name(base): a["score"], name(run): b["score"], "image": kind})
-    with plots.style():
-        fig = Figure(figsize=(5, 4), layout="constrained")
-        ax = fig.subplots()
-        sns.scatterplot(table, x=name(base), y=name(run), hue="image", style="image", ax=ax)
-        ax.axvline(base.result["threshold"], linestyle="--", linewidth=0.8)
-        ax.axhline(run.result["threshold"], linestyle="--", linewidth=0.8)
-        ax.set(xlim=(0, 1), ylim=(0, 1), title="P(fake); dashed: thresholds")
-    return fig
+    x, y = name(base), name(run)
+    with sns.axes_style("ticks"):
+        grid = sns.relplot(x=a["score"], y=b["score"], hue=kind, style=kind, height=4)
+    grid.refline(x=base.result["threshold"], y=run.result["threshold"], linewidth=0.8)
+    grid.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"P(fake), {x}", ylabel=f"P(fake), {y}")
+    plt.close(grid.figure)
+    return grid.figure
 
 
 def name(run: Run) -> str:

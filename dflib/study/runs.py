@@ -340,6 +340,24 @@ class Run:
         }
 
 
+def asked(method: str, **request) -> Run:
+    """The run of a request (as for `spec`), finished or not; nothing is made for it."""
+    return Run(spec(method, **request))
+
+
+def predictions(folder: Path) -> pd.DataFrame:
+    """A finished run's test images: path, generator, label, score (P(fake)), group (scene).
+
+    Raises `InputError` where the file is missing or damaged.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(Path(folder) / "predictions.parquet")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} has no predictions to read: make the run again") from error
+
+
 def read(folder: Path) -> dict:
     """A run's `result.json`, and its `folder`; raises `InputError` where there is no finished run."""
     try:
