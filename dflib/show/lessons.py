@@ -24,6 +24,7 @@ from dflib.show import plots
 from dflib.study import compare, runs
 from dflib.study.runs import Run
 
+METRICS = ("auroc", "balanced_accuracy", "accuracy")
 COSTS = {
     "parameters": "params",
     "not zero": "nonzero",
@@ -78,7 +79,7 @@ def differences(run: Run, base: Run) -> pd.DataFrame:
     mine, theirs = record(run), record(base)
     paired = compare.paired(mine, theirs)["all"]
     rows = {}
-    for metric in compare.METRICS:
+    for metric in METRICS:
         low, high = paired[metric]["ci95"] or (None, None)
         values = [each["metrics"]["all"][metric] for each in (theirs, mine)]
         rows[metric] = [*values, paired[metric]["mean"], low, high]
