@@ -382,7 +382,7 @@ class Run:
         model.to(device).eval()
         checkpoint = models.save(model, self.folder / "model.safetensors")
         onnx = export.to_onnx(model, self.folder / "model.onnx")
-        same = export.parity(model, onnx, self.data.test)
+        same = export.parity(model, export.OnnxModel(onnx), self.data.test, limit=256)
         forward = model if deployed is None else export.OnnxModel(deployed)
         val, test = self.data.val, self.data.test
         known, scores = train.predict(forward, val), train.predict(forward, test)
