@@ -334,7 +334,7 @@ class Run:
             "metrics": metrics.evaluate(test.labels, scores, test.generators, **options),
             "threshold": threshold,
             "deployed": file.name,
-            "parity": export.parity(model, onnx, test),
+            "parity": export.parity(model, export.OnnxModel(onnx), test, limit=256),
             "device": name(device) if device.type == "cuda" else measure.cpu_name(),
             "cost": cost | {"shipped_bytes": shipped.stat().st_size, "preprocess_ms": preparing},
         }
