@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import pytest
 
 from data_prep import folder
 from data_prep.paths import HOW_TO_GET
-from dflib import __main__ as main
 
 
 def call(*words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -204,13 +202,3 @@ def test_help_names_the_commands():
         done = call(module, "--help")
         assert done.returncode == 0
         assert all(command in done.stdout for command in commands)
-
-
-def test_a_long_table_shows_every_row_and_nothing_is_cut(monkeypatch):
-    rows = [[f"CPF-r90-s{i}-32px-{i:08d}", "x" * 90, f"{i}.0"] for i in range(2 * main.LONG)]
-    for some in (rows, rows[:20]):
-        monkeypatch.setattr(main.console, "file", io.StringIO())
-        main._show(["run", "parents", "seconds"], some, title="many", folded=2)
-        shown = main.console.file.getvalue()
-        assert all(run in shown and seconds in shown for run, _, seconds in some)
-        assert shown.count("x" * 90) == len(some)
