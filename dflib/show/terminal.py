@@ -29,7 +29,7 @@ COLOURS = {"done": "green", "failed": "red", "blocked": "yellow", "left": "yello
 
 def show(rows: pd.DataFrame | list[dict], title: str) -> None:
     """Print a table whole, in blocks of columns that the terminal has room for, each with the first."""
-    text = pd.DataFrame(rows).fillna("").astype(str)
+    text = pd.DataFrame(rows).astype(str)
     first = text.columns[0]
     text = text.apply(lambda column: column.str.ljust(column.str.len().max()))
     text = text.set_index(first).rename_axis(index=None, columns=first)
