@@ -1,4 +1,5 @@
-"""The explorer: its numbers against independent ones, its controls by setting values, uploads, and a new run; a slider's figure."""
+"""The explorer: its numbers against independent ones, its controls by setting values, uploads, a
+new run; and a slider's figure."""
 
 from __future__ import annotations
 
