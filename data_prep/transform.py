@@ -83,6 +83,9 @@ def _coded(format_: str) -> Callable[[Image.Image, float], Image.Image]:
     return again
 
 
+jpeg = _coded("JPEG")  # jpeg(image, quality): there and back
+
+
 def _resized(image: Image.Image, factor: float) -> Image.Image:
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.BICUBIC)

@@ -20,13 +20,9 @@ app = typer.Typer(
 
 def _list(text: str | None, kind: type = str) -> tuple | None:
     """A comma-separated option."""
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part.strip()) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        wanted = f"a list of {kind.__name__}s separated by commas: e.g. 0.6,0.9"
-        raise InputError(f"{text!r} is not {wanted}") from error
+    from dflib.study.grid import entries
+
+    return None if text is None else entries(text, kind)
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
@@ -238,9 +234,9 @@ def leak(
 def settings(method: Annotated[str | None, Argument(help="what it reads")] = None) -> None:
     """What `--set KEY=VALUE` can change: type, default, range, what it is for, source."""
     from dflib.show import terminal
-    from dflib.study.settings import rows
+    from dflib.study.methods import setting_rows
 
-    terminal.show(rows(method), title=f"settings of {method or 'all methods'}")
+    terminal.show(setting_rows(method), title=f"settings of {method or 'all methods'}")
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def compared(study: Study, run_id: str) -> pd.DataFrame:
     right, flip (the decisions, each at the run's threshold, differ)."""
     base, run = study.base, study.results[run_id]
     try:
-        before, after = (pd.read_parquet(r["folder"] / "predictions.parquet") for r in (base, run))
+        before, after = (runs.predictions(r["folder"]) for r in (base, run))
     except (OSError, ValueError) as error:
         text = f"{run_id} or its BL has no predictions that can be read: make it again"
         raise InputError(text) from error

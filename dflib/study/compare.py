@@ -1,14 +1,14 @@
 """Finished runs side by side: a run's baseline, paired differences, means over seeds and folds.
 
-A result is the dict of a `result.json` with its `folder`, as `load` gives it; a change is the dict
-of `metrics.combine`, of differences. Makes no run, draws nothing.
+A result is the dict of a `result.json` with its `folder`, as `load` gives it; `every` holds all of
+them by run id. A change is a dict of `metrics.combine`, of differences. Makes no run, draws nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -56,25 +56,22 @@ def recipe(params: dict) -> str:
     return ", ".join(f"{k} {known[k]}" for k in names if known[k] != DEFAULTS.get(k)) or "plain"
 
 
-def _decides(params: dict) -> dict:
-    """All settings that decide a run; those that its record does not hold are the defaults."""
+def _decides(params: dict, but: Iterable[str] = MEASURES) -> dict:
+    """The settings that decide a run: the defaults where its record, maybe of older code, has none."""
     named = (DEFAULTS | params).items()
-    return {k: v for k, v in named if k not in MEASURES and (k in DEFAULTS or v)}
-
-
-# --- a run's baseline
+    return {k: v for k, v in named if k not in {*MEASURES, *but} and (k in DEFAULTS or v)}
 
 
 def baseline(result: dict, every: Mapping[str, dict]) -> dict | None:
     """The BL to hold a run against: the one it was made from; for a transfer `from_nothing`.
 
-    every: results by run id, as `load` gives them. None where there is none, and for a BL.
+    None where there is none, and for a BL.
     """
     if result["method"] == "BL":
         return None
     own = (every[i] for i in result["parents"] if i in every)
-    found = (b for b in own if (b["method"], b["dataset"]) == ("BL", result["dataset"]))
-    return next(found, None) or from_nothing(result, every)
+    made_from = (b for b in own if (b["method"], b["dataset"]) == ("BL", result["dataset"]))
+    return next(made_from, None) or from_nothing(result, every)
 
 
 def from_nothing(
@@ -85,18 +82,13 @@ def from_nothing(
     Where all are longer, the shortest; None where there is none. What a record does not hold is
     what its parents' hold, else the default.
     """
-    told = lambda params: {
-        k: v
-        for k, v in _decides(params).items()
-        if k not in DEFAULTS or (k in METHODS["BL"].keys and k != "epochs")
-    }
-    place = lambda r: [r[k] for k in ("dataset", "protocol", "seed")]
-    alike = [b for b in every.values() if b["method"] == "BL" and place(b) == place(result)]
-    wanted = told(_inherited(result, every))
-    found = [b for b in alike if told(b["params"]) == wanted]
-    length = lambda b: b["params"]["epochs"]
-    shorter = [b for b in found if length(b) <= epochs]
-    return max(shorter, key=length) if shorter else min(found, key=length, default=None)
+    ignored = {"epochs", *DEFAULTS} - {*METHODS["BL"].keys} | {"epochs"}
+    place = lambda r: ("BL", *(r[k] for k in ("dataset", "protocol", "seed")))
+    wanted = place(result), _decides(_inherited(result, every), ignored)
+    alike = lambda b: b["method"] == "BL" and (place(b), _decides(b["params"], ignored)) == wanted
+    found = sorted(filter(alike, every.values()), key=lambda b: b["params"]["epochs"])
+    shorter = [b for b in found if b["params"]["epochs"] <= epochs]
+    return (shorter[-1:] or found[:1] or [None])[0]
 
 
 def _inherited(result: dict, every: Mapping[str, dict]) -> dict:
@@ -135,7 +127,7 @@ def resampled(
     sets: generators whose fakes count together, {"unseen": ["gan"]}; None: {"all": every fake}.
     scores: others than the run's, of the same images (`robustness`).
     """
-    table = pd.read_parquet(Path(folder) / "predictions.parquet")
+    table = runs.predictions(folder)
     generators = table["generator"].where(table["label"] == 1)
     members = {name: generators.isin(list(of)) for name, of in (sets or {}).items()}
     options = {"threshold": runs.read(folder)["threshold"], "groups": table["group"]}
@@ -146,38 +138,39 @@ def resampled(
 def combined(group: Iterable[dict], sets: Mapping | None = None) -> dict[str, dict]:
     """Results of several seeds as one: {generator | set | "all": {metric: `combine`'s dict}}.
 
-    sets: several generators together, such as {"seen": ["gan", "vae"]}.
+    sets: several generators together, {"late": ["gan", "vae"]}. Where some were not in training
+    there are "seen", "unseen" and their difference, "gap". Folds: their mean within each seed.
     """
-    names, drawn = _of_sets([*group], sets)
-    return _joined(names, drawn)
+    group = list(group)
+    return _joined(group, _drawn(group, sets))
 
 
 def paired(mine, theirs, sets: Mapping | None = None) -> dict[str, dict]:
     """Mine minus theirs on the same images: {generator | set | "all": {metric: change}}.
 
-    mine, theirs: one result each, or one per seed: then each to that of its seed. What is hard for
-    both cancels, as the draws are shared. sets: as for `combined`.
-    Raises `InputError` for a seed without its counterpart, or other test images.
+    mine, theirs: one result each, or one per seed and fold, each then to its counterpart. What is
+    hard for both cancels, as the draws are shared. sets, "seen" …: as for `combined`.
+    Raises `InputError` where a counterpart is missing, or for other test images.
 
     >>> verdict(paired(run, baseline(run, every))["all"]["auroc"])  # doctest: +SKIP
     '−0.012 [−0.031, +0.007] against BL: no loss is shown'
     """
-    if isinstance(mine, dict):
-        mine, theirs = [mine], [theirs]
-    else:
-        mine, theirs = (sorted(each, key=lambda r: r["seed"]) for each in (mine, theirs))
-        lonely = {r["seed"] for r in mine} ^ {r["seed"] for r in theirs}
-        if lonely:
-            at = ", ".join(map(str, sorted(lonely)))
-            raise InputError(f"nothing to compare at seed {at}: make that run, or leave it out")
-    names, drawn = _of_sets([*mine, *theirs], sets)
-    return _joined(names, drawn[: len(mine)] - drawn[len(mine) :])
+    mine, theirs = ([each] if isinstance(each, dict) else list(each) for each in (mine, theirs))
+    if len(mine) > 1 or len(theirs) > 1:
+        mine, theirs = sorted(mine, key=_place), {_place(r): r for r in theirs}
+        if lonely := [r for r in mine if _place(r) not in theirs]:
+            at = ", ".join(str(r["seed"]) for r in lonely)
+            raise InputError(
+                f"no run to compare {lonely[0]['run_id']} with at seed {at}: "
+                "make it, or leave the seed out"
+            )
+        theirs = [theirs[_place(r)] for r in mine]
+    drawn = _drawn([*mine, *theirs], sets)
+    return _joined(mine, {name: np.subtract(*np.split(x, 2)) for name, x in drawn.items()})
 
 
 def shown(change: dict) -> str:
     """ "gain" or "loss" where the whole interval lies on one side of zero, else "none shown".
-
-    "unknown" without an interval.
 
     >>> shown({"ci95": [-0.03, -0.01]}), shown({"ci95": [-0.03, 0.01]}), shown({"ci95": None})
     ('loss', 'none shown', 'unknown')
@@ -203,47 +196,55 @@ def verdict(change: dict, than: str = "BL") -> str:
 
 def mcnemar(mine: dict, theirs: dict) -> dict:
     """`metrics.mcnemar` of two results' decisions on the same images, at their own thresholds."""
-    _of_sets([mine, theirs], None)  # raises for other images
-    tables = [(pd.read_parquet(r["folder"] / "predictions.parquet"), r) for r in (mine, theirs)]
+    _drawn([mine, theirs])  # raises for other images
+    tables = [(runs.predictions(r["folder"]), r) for r in (mine, theirs)]
     return metrics.mcnemar(*((t["score"] >= r["threshold"]) == t["label"] for t, r in tables))
 
 
-def _of_sets(results: Sequence[dict], sets: Mapping | None) -> tuple[list[str], np.ndarray]:
+def _place(result: dict) -> tuple:
+    return result["seed"], fold(result["params"])
+
+
+def _tested(result: dict, but: Iterable[str] = ()) -> list[str]:
+    return [g for g in result["metrics"] if g not in ("all", "macro", *but)]
+
+
+def _drawn(results: Sequence[dict], sets: Mapping | None = None) -> dict[str, np.ndarray]:
+    """`resampled` of each, same draws of the same images: {set: (results, metrics, 1 + draws)}."""
     tested = _tested(results[0])
-    some = {name: of for name, of in (sets or {}).items() if len(of)}
-    sets = {g: [g] for g in tested} | some | {"all": tested}
-    return [*sets], _drawn(results, lambda r: sets)
-
-
-def _tested(result: dict) -> list[str]:
-    return [g for g in result["metrics"] if g not in ("all", "macro")]
-
-
-def _drawn(results: Sequence[dict], sets: Callable[[dict], Mapping]) -> np.ndarray:
-    """`resampled` of each, same draws of the same images: (results, sets, metrics, 1 + draws)."""
+    named = {g: [g] for g in tested} | dict(sets or {}) | {"all": tested}
     draws = min(r["params"].get("draws", DEFAULTS["draws"]) for r in results)
-    members = [tuple((name, tuple(of)) for name, of in sets(r).items()) for r in results]
-    found = [_kept(r["folder"], of, draws) for r, of in zip(results, members, strict=True)]
-    for r, (images, _) in zip(results, found, strict=True):
-        if images != found[0][0]:
+    unseen = [_tested(r, but=r.get("train_generators", tested)) for r in results]
+    found = []
+    for r, others in zip(results, unseen, strict=True):
+        mine = {"seen": r["train_generators"], "unseen": others} if all(unseen) else {}
+        frozen = tuple((name, tuple(of)) for name, of in (named | mine).items())
+        found.append(_kept(r["folder"], frozen, draws))
+        if found[-1][0] != found[0][0]:
             raise InputError(
                 f"{r['run_id']} and {results[0]['run_id']} were tested on different images: "
                 "compare runs on one dataset and protocol"
             )
-    return np.stack([values for _, values in found])
+    drawn = {name: np.stack([values[name] for _, values in found]) for name in found[0][1]}
+    return drawn | ({"gap": drawn["seen"] - drawn["unseen"]} if all(unseen) else {})
 
 
 @lru_cache(maxsize=256)  # about a megabyte each; a finished run stays as it is
-def _kept(folder: Path, sets: tuple, draws: int) -> tuple[int, np.ndarray]:
+def _kept(folder: Path, sets: tuple, draws: int) -> tuple[int, dict[str, np.ndarray]]:
     found = resampled(folder, dict(sets), draws=draws)
-    paths = pd.read_parquet(folder / "predictions.parquet", columns=["path"])["path"]
-    values = [[each[k] for k in metrics.INTERVALS] for each in found.values()]
-    return hash(tuple(paths)), np.array(values)
+    paths = runs.predictions(folder)["path"]
+    each = {name: np.array([x[k] for k in metrics.INTERVALS]) for name, x in found.items()}
+    return hash(tuple(paths)), each
 
 
-def _joined(names: Iterable[str], drawn: np.ndarray) -> dict[str, dict]:
-    each = lambda i: zip(metrics.INTERVALS, drawn[:, i].swapaxes(0, 1), strict=True)
-    return {n: {k: metrics.combine(v) for k, v in each(i)} for i, n in enumerate(names)}
+def _joined(group: Sequence[dict], drawn: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    seeds = np.array([r["seed"] for r in group])
+    found = {}
+    for name, values in drawn.items():
+        means = np.stack([values[seeds == s].mean(axis=0) for s in np.unique(seeds)], axis=1)
+        pairs = zip(metrics.INTERVALS, means, strict=True)
+        found[name] = {metric: metrics.combine(each) for metric, each in pairs}
+    return found
 
 
 # --- tables of runs
@@ -254,41 +255,46 @@ def by_seed(results: Iterable[dict]) -> list[list[dict]]:
     groups: dict[tuple, dict[int, dict]] = {}
     for r in results:
         groups.setdefault(_key(r), {})[r["seed"]] = r
-    order = {code: i for i, code in enumerate(METHODS)}
-
-    def place(group: list[dict]) -> tuple:
-        method, rate, images = _place(group[0])
-        return order.get(method, len(order)), rate or 0, images or math.inf
-
-    return sorted(([g[seed] for seed in sorted(g)] for g in groups.values()), key=place)
+    in_order = sorted(groups.items(), key=lambda item: item[0][:3])
+    return [[group[seed] for seed in sorted(group)] for _, group in in_order]
 
 
 def _key(result: dict) -> tuple:
-    decides = str(sorted(_decides(result["params"]).items()))
-    return result["method"], result["rate"], result.get("source"), decides
-
-
-def _place(result: dict) -> tuple:
-    return result["method"], result["rate"], result["params"].get("target_images")
+    method, params = result["method"], result["params"]
+    order = [*METHODS, method].index(method)  # behind the table where it is not in it
+    images = params.get("target_images") or math.inf
+    decides = str(sorted(_decides(params).items()))
+    return order, result["rate"] or 0, images, method, result.get("source") or "", decides
 
 
 def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) -> list[dict]:
-    """Those made with the settings `wanted`, but for the named ones; of equals the newest."""
-    told = lambda params: {
-        k: v for k, v in _decides(params).items() if k in DEFAULTS or not {*RECIPE} <= {*but}
-    }
-    same = lambda params: {k: v for k, v in told(params).items() if k not in but}
-    fits = [r for r in results if same(r["params"]) == same(relevant(r["method"], wanted))]
+    """Those made with the settings `wanted`, but for the named ones; of equals the newest.
+
+    but: with all of RECIPE, what only older code knew may differ as well.
+    """
+    anything = {*RECIPE} <= {*but}
+
+    def told(params: dict) -> dict:
+        found = _decides(params, but)
+        return {k: v for k, v in found.items() if k in DEFAULTS or not anything}
+
+    fits = [r for r in results if told(r["params"]) == told(relevant(r["method"], wanted))]
     return list({(_key(r), r["seed"]): r for r in fits}.values())
 
 
 def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
-    """What a row is of; settings: those that tell it from rows of its method, rate and images."""
-    mine = _decides(group[0]["params"])
-    others = [_decides(g[0]["params"]) for g in groups if _place(g[0]) == _place(group[0])]
-    differ = ", ".join(f"{k} {v}" for k, v in mine.items() if any(p.get(k) != v for p in others))
-    method, rate, images = _place(group[0])
-    return {"method": method, "rate": rate, "settings": differ, "target_images": images}
+    """What a row is of; settings: those not the default that tell it from rows of its method, rate and images."""
+    place = lambda g: (g[0]["method"], g[0]["rate"], g[0]["params"].get("target_images"))
+    mine, others = (
+        (_decides(group[0]["params"])),
+        [_decides(g[0]["params"]) for g in groups if place(g) == place(group)],
+    )
+    named = [
+        k for k, v in mine.items() if v != DEFAULTS.get(k) and any(p.get(k) != v for p in others)
+    ]
+    method, rate, images = place(group)
+    settings = ", ".join(f"{k} {mine[k]}" for k in named)
+    return {"method": method, "rate": rate, "settings": settings, "target_images": images}
 
 
 def over_seeds(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFrame:
@@ -306,12 +312,12 @@ def over_seeds(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFra
         for suffix, table in tables.items():
             for name, each in table.items():
                 for k in ("accuracy", "balanced_accuracy", "auroc"):
-                    row |= _ends(f"{name}/{k}{suffix}", each[k], inside=not suffix)
+                    row |= ends(f"{name}/{k}{suffix}", each[k], inside=not suffix)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _ends(column: str, found: dict, *, inside: bool = False) -> dict:
+def ends(column: str, found: dict, *, inside: bool = False) -> dict:
     """`metrics.combine`'s dict as three columns; inside: the ends are kept in [0, 1]."""
     ends = np.array(found["ci95"] or (math.nan, math.nan))
     low, high = ends.clip(0, 1) if inside else ends
@@ -341,7 +347,7 @@ def against_scratch(results: Iterable[dict], every: Mapping[str, dict]) -> pd.Da
         }
         says = words.get(shown(change), "undecided" if pairs else "not measured")
         row = {"epochs": epochs, "scratch_epochs": theirs, "seeds": len(pairs), "verdict": says}
-        rows.append(about(group, groups) | row | _ends("difference", change))
+        rows.append(about(group, groups) | row | ends("difference", change))
     return pd.DataFrame(rows)
 
 
@@ -353,41 +359,33 @@ def matrix(results: Iterable[dict]) -> pd.DataFrame:
     """
     rows = []
     for group in by_seed(results):
-        method, rate, params, known = (
-            group[0][k] for k in ("method", "rate", "params", "train_generators")
-        )
-        train = fold(params).removeprefix("on ").removesuffix(" alone") or "all"
-        row = {"method": method, "rate": rate, "recipe": recipe(params), "train": train}
-        found = combined(group)
-        for test in _tested(group[0]):
-            row |= {"test": test, "seen": test in known, "seeds": len(group)}
-            rows.append(row | _ends("auroc", found[test]["auroc"], inside=True))
+        first, found = group[0], combined(group)
+        row = {"recipe": recipe(first["params"]), "seeds": len(group)}
+        row |= {"train": fold(first["params"]).removeprefix("on ").removesuffix(" alone") or "all"}
+        for test in _tested(first):
+            row |= {"test": test, "seen": test in first["train_generators"]}
+            row |= ends("auroc", found[test]["auroc"], inside=True)
+            rows.append({k: first[k] for k in ("method", "rate")} | row)
     return pd.DataFrame(rows)
 
 
 def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str, dict]:
-    """AUROC on the fakes of generators that a run was trained on, on all others', and the gap.
+    """AUROC on generators that a run was trained on, on the others, and the gap.
 
     {"seen" | "unseen" | "gap": `combine`'s dict and the number of folds}: the mean over folds, then
     over seeds. Folds that not all seeds have, and runs that saw every generator, are left out.
     reference: other runs: differences to that of the same fold and seed. {} where nothing is left.
     """
-    unseen = lambda r: [g for g in _tested(r) if g not in r["train_generators"]]
-    place = lambda r: (fold(r["params"]), r["seed"])
-    given = [group, reference] if reference else [group]
-    sides = [{place(r): r for r in side if unseen(r)} for side in given]
+    sides = [group, reference] if reference else [group]
+    sides = [{_place(r): r for r in s if _tested(r, r["train_generators"])} for s in sides]
     both = set.intersection(*map(set, sides))
-    seeds = sorted({seed for _, seed in both})
-    folds = sorted(f for f in {f for f, _ in both} if all((f, seed) in both for seed in seeds))
+    seeds = {seed for seed, _ in both}
+    folds = {f for _, f in both if all((seed, f) in both for seed in seeds)}
     if not folds:
         return {}
-    chosen = [side[f, seed] for side in sides for seed in seeds for f in folds]
-    drawn = _drawn(chosen, lambda r: {"seen": r["train_generators"], "unseen": unseen(r)})
-    auroc = drawn[:, :, metrics.INTERVALS.index("auroc")]
-    means = auroc.reshape(len(sides), len(seeds), len(folds), 2, -1).mean(axis=2)
-    seen, other = (means[0] - means[1] if reference else means[0]).swapaxes(0, 1)
-    found = {"seen": seen, "unseen": other, "gap": seen - other}
-    return {name: metrics.combine(each) | {"folds": len(folds)} for name, each in found.items()}
+    chosen = [[side[at] for at in both if at[1] in folds] for side in sides]
+    found = paired(*chosen) if reference else combined(*chosen)
+    return {k: found[k]["auroc"] | {"folds": len(folds)} for k in ("seen", "unseen", "gap")}
 
 
 def gaps(results: Iterable[dict]) -> pd.DataFrame:
@@ -407,10 +405,10 @@ def gaps(results: Iterable[dict]) -> pd.DataFrame:
         row = dict(zip(("method", "rate", "recipe"), key, strict=True))
         row |= {k: found["gap"][k] for k in ("folds", "seeds")}
         others = {"-BL": ("BL", None, key[2]), "-plain": (*key[:2], "plain")}
-        others = {s: groups[k] for s, k in others.items() if k != key and k in groups}
-        tables = {s: contrast(group, reference) for s, reference in others.items()}
-        for suffix, table in ({"": found} | tables).items():
+        others = {end: groups[k] for end, k in others.items() if k != key and k in groups}
+        tables = {end: contrast(group, reference) for end, reference in others.items()}
+        for end, table in ({"": found} | tables).items():
             for name, each in table.items():
-                row |= _ends(name + suffix, each, inside=suffix == "" and name != "gap")
+                row |= ends(name + end, each, inside=end == "" and name != "gap")
         rows.append(row)
     return pd.DataFrame(rows)
