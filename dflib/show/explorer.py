@@ -117,7 +117,7 @@ def cards(study: Study, run_id: str) -> pd.DataFrame:
         value = interval(run[metric], (run.get(f"{metric}_low"), run.get(f"{metric}_high")))
         found[title] = (value, compare.verdict(change[metric]), compare.shown(change[metric]))
     table = pd.DataFrame.from_dict(found, orient="index", columns=["value", "against", "shown"])
-    return table if run_id != base["run_id"] else table.assign(against="", shown="none shown")
+    return table if run_id != base.name else table.assign(against="", shown="none shown")
 
 
 def compared(study: Study, run_id: str) -> pd.DataFrame:

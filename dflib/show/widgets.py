@@ -1,13 +1,10 @@
-"""Widgets: `slide` for a notebook's sliders, and the explorer: controls around `explorer`'s data.
-
-Its words and its look are in `templates/explorer.html.j2`.
-"""
+"""Widgets: `slide` for notebooks, and the explorer, whose HTML is in `templates/`."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import ipywidgets as w
 import numpy as np
@@ -16,19 +13,17 @@ import seaborn as sns
 from IPython.display import display
 from jinja2 import Environment, PackageLoader
 from matplotlib import pyplot
-from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
 from data_prep.errors import InputError
 from dflib.show import explorer, plots
-from dflib.study import engine, runs
+from dflib.study import engine, progress
 from dflib.study.methods import METHODS
-from dflib.study.progress import Progress
 
 TEMPLATES = Environment(loader=PackageLoader("dflib.show"), autoescape=True)
 HTML = TEMPLATES.get_template("explorer.html.j2").module
 ROW = {"flex_flow": "row wrap", "width": "100%", "grid_gap": "4px 16px"}
-SHOWN = 8  # test images
+SHOWN, RESIDUAL = 8, "noise residual x 8"  # test images; a title
 
 
 def slide(draw: Callable[..., object], **controls: w.Widget) -> None:
@@ -43,7 +38,7 @@ def slide(draw: Callable[..., object], **controls: w.Widget) -> None:
 
     def drawn() -> object:
         figure = draw(**{name: control.value for name, control in controls.items()})
-        if isinstance(figure, Figure):
+        if isinstance(figure, pyplot.Figure):
             pyplot.close(figure)  # else the cell shows it once more when it ends
         return figure
 
@@ -58,8 +53,7 @@ def slide(draw: Callable[..., object], **controls: w.Widget) -> None:
 
 
 def explore(dataset: str = "demo", protocol: str = "strict", preset: str = "demo") -> w.Widget:
-    """The explorer over all finished runs, those of `dataset` and `protocol` first; without any, a
-    note that says how to make some.
+    """The explorer over all finished runs, those of `dataset` and `protocol` first.
 
     >>> explore("demo")  # doctest: +SKIP
     """
@@ -69,10 +63,9 @@ def explore(dataset: str = "demo", protocol: str = "strict", preset: str = "demo
     return w.HTML(HTML.nothing(command))
 
 
-def _drawings(figures: Iterable[tuple[str, Figure]]) -> str:
-    """Figures side by side as HTML, each after a text for who does not see it."""
-    shown = [(text, plots.inline_svg(fig, f"dfx{i}-")) for i, (text, fig) in enumerate(figures)]
-    return HTML.drawings(shown)
+def _drawings(*figures: tuple[str, pyplot.Figure]) -> str:
+    """Figures side by side as HTML, each with a text for who does not see it."""
+    return HTML.drawings([(t, plots.inline_svg(f, f"dfx{i}-")) for i, (t, f) in enumerate(figures)])
 
 
 def _control(kind: type[w.Widget], label: str, width: int = 420, **options) -> w.Widget:
@@ -81,25 +74,21 @@ def _control(kind: type[w.Widget], label: str, width: int = 420, **options) -> w
 
 
 class Explorer:
-    """All controls and views of the studies; `box` is what is shown, first those of `dataset`.
-
-    Setting `.value` of a control does what a hand on it does.
-    """
+    """All controls and views of the studies; `box` is what is shown, first those of `dataset`."""
 
     def __init__(self, dataset: str = "", protocol: str = "") -> None:
-        self.first, self.quiet, self.uploaded, self.process = (dataset, protocol), False, b"", None
+        self.first, self.quiet, self.uploaded, self.process = (dataset, protocol), False, None, None
         self.which = _control(w.Dropdown, "Study:")
         self.method = _control(w.Dropdown, "Method:")
         self.rate = _control(w.SelectionSlider, "Rate:", options=["-"], continuous_update=False)
-        costs = [(title, column) for column, (title, _) in plots.COSTS.items()]
+        costs = {title: column for column, (title, _) in plots.COSTS.items()}
         self.cost = _control(w.Dropdown, "Against:", options=costs)
         self.choice = _control(w.Dropdown, "Show:", options=[*explorer.CHOICES])
         unit = {"min": 0, "max": 1, "step": 0.01, "continuous_update": False}
         self.threshold = _control(w.FloatSlider, "Threshold:", **unit)
-        miss = "A missed fake costs (a false alarm: 1):"
-        self.miss = _control(w.BoundedFloatText, miss, 340, value=1, min=0, max=1000)
-        self.share = _control(w.BoundedFloatText, "Fakes, %:", 160, value=50, min=0, max=100)
-        self.upload = w.FileUpload(accept="image/*", description="Choose an image")
+        self.miss = _control(w.BoundedFloatText, "A miss costs (alarm: 1):", value=1, max=1000)
+        self.share = _control(w.BoundedFloatText, "Fakes, %:", 160, value=50)
+        self.upload = w.FileUpload(accept="image/*", description="Choose a file")
         codes = [(f"{code} – {row.title}", code) for code, row in METHODS.items()]
         self.code = _control(w.Dropdown, "New run of:", options=codes, value="CPF-S")
         self.percent = _control(w.BoundedFloatText, "Rate, %:", 160, value=75, min=1, max=99.9)
@@ -112,17 +101,12 @@ class Explorer:
             "New rate": (self._new_rate, self.code, self.percent, self.make, self.stop),
         }
         self.view = _control(w.ToggleButtons, "View:", 900, options=[*self.views])
-        self.cards, self.shown, self.made, self.panel = (
-            w.HTML(),
-            w.HTML(),
-            w.HTML(),
-            w.Box(layout=ROW),
-        )
-        top = [self.which, self.method, self.rate]
+        self.cards, self.shown, self.made = w.HTML(), w.HTML(), w.HTML()
+        self.panel, top = w.Box(layout=ROW), [self.which, self.method, self.rate]
         below = [self.cards, self.view, self.panel, self.shown, self.made]
         self.box = w.VBox([w.HTML(HTML.style()), w.Box(top, layout=ROW), *below]).add_class("dfx")
         for control in (*top, self.view, *(c for _, *each in self.views.values() for c in each)):
-            control.observe(self._moved, "value")
+            control.observe(lambda change: self.quiet or self._follow(change["owner"]), "value")
         self.make.on_click(lambda _: self.start())
         self.stop.on_click(lambda _: self.process.terminate())
         self.load()
@@ -137,38 +121,32 @@ class Explorer:
         return self.study.rows.loc[self.rate.value]
 
     def load(self, run_id: str = "") -> None:
-        """Read the finished runs, and show that one, or the last of the first study."""
+        """Read the finished runs, and show that one."""
         self.studies = {s.title: s for s in explorer.studies(*self.first)}
         its = [title for title, study in self.studies.items() if run_id in study.results]
         self.quiet = True  # until all controls are set
         self.which.options = [*self.studies]
         self.which.value = (its or self.which.options)[0]
-        self._follow(self.which, run_id)
-
-    def _moved(self, change: dict) -> None:
-        if not self.quiet:
-            self._follow(change["owner"])
+        self._follow(self.which, run_id if its else "")
 
     def _follow(self, moved: w.Widget, run_id: str = "") -> None:
         """Set the controls that depend on the one that was moved, then draw."""
         self.quiet, rows = True, self.study.rows
-        try:
-            if moved is self.which:
-                named = {m: METHODS[m].title if m in METHODS else "" for m in rows["method"]}
-                self.method.options = [(f"{m} – {title}", m) for m, title in named.items()]
-                self.method.value = rows["method"].get(run_id, rows["method"].iloc[-1])
-            if moved in (self.which, self.method):
-                mine = rows[rows["method"] == self.method.value]
-                self.rate.options = [*zip(mine["name"], mine.index, strict=True)]
-                self.rate.value, self.rate.disabled = run_id or mine.index[-1], len(mine) < 2
-            if moved in (self.which, self.method, self.rate):
-                self.threshold.value = round(self.run["threshold"], 2)
-            if moved is self.upload and self.upload.value:
-                self.uploaded = bytes(self.upload.value[0]["content"])
-                self.upload.value = ()  # not to be saved with the notebook's widgets
-            self._show()
-        finally:
-            self.quiet = False
+        if moved is self.which:
+            named = {f"{m} – {METHODS[m].title}" if m in METHODS else m: m for m in rows["method"]}
+            self.method.options = named
+            self.method.value = rows["method"].get(run_id, [*named.values()][:2][-1])
+        if moved in (self.which, self.method):
+            mine = rows[rows["method"] == self.method.value]
+            self.rate.options = [*zip(mine["name"], mine.index, strict=True)]
+            self.rate.value, self.rate.disabled = run_id or mine.index[-1], len(mine) < 2
+        if moved in (self.which, self.method, self.rate):
+            self.threshold.value = round(self.run["threshold"], 2)
+        if moved is self.upload and self.upload.value:
+            self.uploaded = bytes(self.upload.value[0]["content"])
+            self.upload.value = ()  # not to be saved with the notebook's widgets
+        self.quiet = False
+        self._show()
 
     def _show(self) -> None:
         draw, *self.panel.children = self.views[self.view.value]
@@ -190,32 +168,26 @@ class Explorer:
             ring = {"color": plots.INK, "markersize": 16, "fillstyle": "none"}
             front.axes[0].plot(run[cost] / plots.COSTS[cost][1], run["auroc"], "o", **ring)
         both = rows.loc[[*dict.fromkeys((self.study.base["run_id"], run.name))]]
-        title = f"AUROC against {plots.COSTS[cost][0]}; {run['name']} has a ring"
-        generators = (f"AUROC of BL and {run['name']} by generator", plots.generators(both))
-        return _drawings([(title, front), generators])
+        what = f"AUROC of all runs against {plots.COSTS[cost][0]}"
+        return _drawings((what, front), ("AUROC by generator", plots.generators(both)))
 
     def _test_images(self) -> str:
         study, run = self.study, self.run
         table = explorer.compared(study, run.name)
         found = explorer.chosen(table, self.choice.value)
-        here = found[:SHOWN]
-        if not here:
-            return HTML.test_images(0, len(table), self.choice.value)
-        images = np.stack([study.data.test.image(i) for i in here])
+        head = HTML.test_images(len(found), len(table), self.choice.value, SHOWN)
+        if (shown := table.loc[found[:SHOWN]]).empty:
+            return head
+        images = np.stack([study.data.test.image(i) for i in shown.index])
         looks = explorer.looks(images, [study.base["folder"], run["folder"]])
         figures = []
-        for (_, t), each in zip(table.loc[here].iterrows(), looks, strict=True):
+        for (_, t), each in zip(shown.iterrows(), looks, strict=True):
             label = f"fake: {t['generator']}" if t["label"] else "real"
-            right = "right" if t["right"] else "wrong"
-            titles = [
-                f"{label}\n{'flipped: now' if t['flip'] else 'both'} {right}",
-                "\nnoise residual x 8",
-                f"BL\nP(fake) {t['base_score']:.3f}",
-                f"{run['name']}\nP(fake) {t['score']:.3f}",
-            ]
+            now = "flipped: now " if t["flip"] else "both "
+            scores = f"BL: P(fake) {t['base_score']:.3f}", f"{run['name']}: {t['score']:.3f}"
+            titles = [f"{label}\n{now}{'right' if t['right'] else 'wrong'}", RESIDUAL, *scores]
             figures.append((", ".join(titles), plots.image_grid([*each], titles, columns=2)))
-        head = HTML.test_images(len(found), len(table), self.choice.value, SHOWN)
-        return head + _drawings(figures)
+        return head + _drawings(*figures)
 
     def _threshold(self) -> str:
         """The decisions at the threshold, and what 100 images cost at any."""
@@ -227,38 +199,36 @@ class Explorer:
             y = explorer.error_cost(table.assign(score=table[column]), x, **weights)
             here = y[np.abs(x - at).argmin()]
             lines[f"{name}: {here:.3g}, lowest {y.min():.3g} at {x[y.argmin()]:.2f}"] = y
-        fig = Figure(figsize=(5.8, 3.4), layout="constrained")
-        ax = sns.lineplot(pd.DataFrame(lines, x), ax=fig.subplots())
+        fig = pyplot.Figure(figsize=(5.8, 3.4), layout="constrained")
+        colours = [plots.appearance(method)[0] for method in ("BL", run["method"])][: len(lines)]
+        ax = sns.lineplot(pd.DataFrame(lines, x), palette=colours, ax=fig.subplots())
         ax.axvline(at, color=plots.INK, linewidth=1)
         ax.set(xlabel="threshold on P(fake)", ylabel="cost of 100 images")
+        sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1), ncols=2)
         matrix = HTML.matrix(run["name"], counts.tolist(), at, run["threshold"])
-        return matrix + _drawings([(f"Cost of 100 images: {'; '.join(lines)}", fig)])
+        return matrix + _drawings((f"Cost of 100 images: {'; '.join(lines)}", fig))
 
     def _your_image(self) -> str:
-        if not self.uploaded:
+        if self.uploaded is None:
             return HTML.upload(explorer.UPLOADS)
         ids = [self.study.base["run_id"], self.run.name]
         answers, looks = explorer.answer(self.uploaded, self.study, ids)
-        said = [
-            f"{name}: {a['label']}\nP(fake) {a['probability']:.3f}, threshold {a['threshold']:.3f}"
-            for name, a in answers.iterrows()
-        ]
-        titles = ["your image", "noise residual x 8", *said]
-        figure = plots.image_grid([*looks], titles, columns=2)
-        return HTML.answer("; ".join(said)) + _drawings([("Where each looks (Grad-CAM)", figure)])
+        said = [f"{n}: {a['label']}, P(fake) {a['probability']:.3f}" for n, a in answers.iterrows()]
+        fig = plots.image_grid([*looks], ["your image", RESIDUAL, *said], columns=2)
+        return HTML.answer("; ".join(said)) + _drawings(("Where each looks (Grad-CAM)", fig))
 
-    def _spec(self) -> runs.Spec:
+    def _spec(self) -> engine.Spec:
         rate = self.percent.value / 100 if METHODS[self.code.value].rated else None
         return self.study.spec(self.code.value, rate)
 
     def _new_rate(self) -> str:
         """The command of the wanted run, and from which BL it starts, where that is another one."""
+        self.make.disabled = True  # until the request is found good
         spec, base = self._spec(), self.study.base["run_id"]
         running = self.process is not None and self.process.poll() is None
         self.make.disabled, self.stop.disabled = running or spec.finished(), not running
         own = [p.run_id for p in spec.parents if (p.method, p.dataset) == ("BL", spec.dataset)]
-        other = own[0] if own and base not in own else ""
-        return HTML.new_run(spec.run_id, spec.finished(), base, other, spec.command())
+        return HTML.new_run(spec.run_id, spec.finished(), base, own, spec.command())
 
     def start(self) -> None:
         """Make the wanted run; `worker.join()` waits for it."""
@@ -268,17 +238,12 @@ class Explorer:
         self.worker.start()
         self._show()
 
-    def _watch(self, spec: runs.Spec) -> None:
-        progress = Progress(engine.Plan((*spec.parents, spec)))
+    def _watch(self, spec: engine.Spec) -> None:
+        seen = progress.Progress(engine.Plan((*spec.parents, spec)))
         while self.process.poll() is None:
-            self.made.value = HTML.note(
-                f"{progress.look().summary()}. It goes on without this page."
-            )
+            self.made.value = HTML.note(seen.look().summary())
             time.sleep(1)
-        if spec.finished():
-            self.made.value = HTML.note(f"{spec.run_id} is made, and shown.")
-            self.load(spec.run_id)
-        else:
-            failure = spec.failure() or {"error": "stopped; the same command goes on"}
-            self.made.value = HTML.note(f"{spec.run_id}: {failure['error']}", bad=True)
-            self._show()
+        done, failure = spec.finished(), spec.failure() or {"error": "stopped; it can go on"}
+        text = f"{spec.run_id}: {'made, and shown' if done else failure['error']}"
+        self.made.value = HTML.note(text, bad=not done)
+        self.load(spec.run_id if done else self.run.name)
