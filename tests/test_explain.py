@@ -1,4 +1,4 @@
-"""Grad-CAM against a computation by hand, on every kind of network; the residual against a closed form and the audit's."""
+"""Grad-CAM against a computation by hand, on every kind of network; the residual and its spectrum."""
 
 from __future__ import annotations
 
