@@ -128,7 +128,8 @@ class ExecutorchModel:
 
 def script(name: str, result: dict) -> str:
     """`predict.py`: needs onnxruntime, numpy and pillow; prepares images with the very functions that prepared the training images."""
-    used = (integrity.to_rgb, integrity._upright, cache.fit, cache._richest_tile)
+    used = (integrity.to_rgb, integrity._upright, cache.at_least, cache.centre_crop)
+    used += (cache.fit, cache._richest_tile)
     facts = {"MODEL": name, "SIZE": result["params"]["size"], "MODE": result["params"]["mode"]}
     facts |= {"THRESHOLD": result["threshold"], "CLASSES": tuple(result["classes"])}
     constants = "\n".join(f"{key} = {value!r}" for key, value in facts.items())
