@@ -445,9 +445,7 @@ def _failures() -> list[dict]:
 
 
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
-    place = rows["method"].map({method: i for i, method in enumerate(plots.by_method(rows))})
-    order = rows.assign(place=place).sort_values(["place", "rate", "seed"], kind="stable").index
-    return rows.loc[order].reset_index(drop=True)
+    return plots.in_order(rows.sort_values("seed", kind="stable"))
 
 
 def _intervals(rows: pd.DataFrame, metric: str) -> list[str]:
