@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from pathlib import Path
@@ -16,13 +17,6 @@ from data_prep.errors import InputError, choose, command_line
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False
 )
-
-
-def _list(text: str | None, kind: type = str) -> tuple | None:
-    """A comma-separated option."""
-    from dflib.study.grid import entries
-
-    return None if text is None else entries(text, kind)
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:
@@ -72,10 +66,10 @@ def study(
     from dflib.study import grid as grids
 
     own = {"preset": preset, "source": source, "protocol": protocol, "folds": folds}
-    own |= {"dataset": _list(dataset), "methods": _list(methods)}
-    own |= {"rates": _list(rates, float), "seeds": _list(seeds, int)}
+    lists = {"dataset": dataset, "methods": methods, "rates": rates, "seeds": seeds}
     options = grids.read(grid) if grid else {}
     options |= {key: value for key, value in own.items() if value is not None}
+    options |= {k: grids.entries(v, grids.LISTS[k], f"--{k} ") for k, v in lists.items() if v}
     options["set"] = options.get("set", {}) | _settings(set_ or [])
     plan = grids.plan(options) if dry_run or watch else _planned(options)
     from dflib.show import report, terminal
@@ -151,7 +145,7 @@ def robustness(
     if not chosen:
         raise InputError("no finished runs yet: python -m dflib study --preset demo")
     tell = lambda folder: typer.echo(folder / grids.FILE)
-    grids.measure(chosen, _list(grid) or grids.GRID, on_run=tell)
+    grids.measure(chosen, tuple(grid.split(",")) if grid else grids.GRID, on_run=tell)
 
 
 @app.command()
@@ -170,7 +164,7 @@ def predict(
     rows = pd.DataFrame([{"path": str(path)} | predictor(path) for path in files(images)])
     if csv:
         rows.to_csv(csv, index=False)
-    terminal.show(rows.round(4), title=predictor.name)
+    terminal.show(rows.round(4).fillna(""), title=predictor.name)
     if rows["error"].notna().all():
         raise typer.Exit(1)
 
@@ -215,17 +209,16 @@ def leak(
     from dflib import train
     from dflib.show import terminal
     from dflib.study import leak as leaks
+    from dflib.study.grid import entries
 
     tell = lambda row: typer.echo(f"seed {row['seed']}  {row['arm']:8} AUROC {row['auroc']:.3f}")
     how = {"size": size, "mode": mode, "model": model, "recipe": train.Recipe(epochs=epochs)}
-    runs, gaps = leaks.leak(dataset, seeds=_list(seeds, int), on_run=tell, **how)
-    rows = []
-    for gap, (a, b) in leaks.GAPS.items():
-        row = {"gap": f"{gap}: {a} minus {b}"}
-        for metric, found in gaps[gap].items():
-            bounds = " [{:+.3f}, {:+.3f}]".format(*found["ci95"]) if found["ci95"] else ""
-            row[metric] = f"{found['mean']:+.3f}{bounds}"
-        rows.append(row)
+    runs, gaps = leaks.leak(dataset, seeds=entries(seeds, int, "--seeds "), on_run=tell, **how)
+    rows = [{"gap": f"{gap}: {a} minus {b}"} for gap, (a, b) in leaks.GAPS.items()]
+    for row, found in zip(rows, gaps.values(), strict=True):
+        for metric, gap in found.items():
+            low, high = gap["ci95"] or (math.nan, math.nan)
+            row[metric] = f"{gap['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
     terminal.show(rows, title=f"{dataset}: mean over seeds [95 % interval]")
     typer.echo(f"written to {leaks.write(dataset, runs, gaps)}")
 

@@ -116,11 +116,10 @@ def open(
 
     Protocol strict makes real and fake alike in size and JPEG quality, and balances the classes in
     shuffled training batches. size: pixels a side, a multiple of 32. mode: resize | center_crop |
-    texture_crop. limit: at most so many images of each class in each part. train_generators,
-    hold_out: see `trained_on`; the test keeps every fake, and all reals stay. equalise,
-    whole_scenes: None leaves it to the protocol. split_seed: where the dataset gives no split.
-    Raises `InputError` for a missing dataset, an unknown protocol or mode, or a part without one of
-    the classes.
+    texture_crop. limit: of images of each class in each part. train_generators, hold_out: see
+    `trained_on`; the test keeps every fake. equalise, whole_scenes: None leaves it to the protocol.
+    split_seed: where the dataset gives no split. Raises `InputError` for a missing dataset, an
+    unknown protocol or mode, or a part without one of the classes.
 
     >>> open("demo", size=32).train.batches(64)  # doctest: +SKIP
     """
@@ -148,8 +147,7 @@ def trained_on(
 ) -> list[str]:
     """The generators whose fakes train and validate: all, those named, or all but those held out.
 
-    Both: names, separated by commas. Raises `InputError` for one that is not in the training part,
-    for both settings at once, and for a hold-out that leaves none.
+    Names are separated by commas. Raises `InputError` for one that is not there, and for none left.
 
     >>> trained_on("demo", hold_out="bilinear")  # doctest: +SKIP
     ['deconv', 'subpixel']

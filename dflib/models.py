@@ -110,8 +110,7 @@ class ConvBlock(nn.Sequential):
 class Adapter(ConvBlock):
     """Depthwise 3x3 -> 1x1 -> BatchNorm -> ReLU (arXiv 2504.21066).
 
-    residual: the input is added before the ReLU (He et al. 2015), and the BatchNorm's scale starts
-    at zero. So at first relu(x + 0) = x: blocks end in a ReLU, x is never negative.
+    residual: relu(x + y) (He et al. 2015), where y is zero at first: x, a ReLU's output, comes out.
     """
 
     def __init__(self, width: int, *, residual: bool) -> None:
@@ -245,9 +244,9 @@ def student(rate: float, *, size: int = 224, backbone: str = "vgg") -> Architect
     """The student with a share `rate` of BL's parameters removed, 0 < rate < 1.
 
     For the paper's rates at 224 px and its BL: the paper's own. Otherwise the nearest of them,
-    scaled in width to within 1 % of the target. Widths are multiples of 16, or of 8, 4 or 1 where
-    no coarser step meets it: 30 channels take a processor more time than 32.
-    Raises `InputError` for a rate outside (0, 1), or one that no width meets.
+    scaled to within 1 % of the target, in widths that are multiples of 16 (30 channels take more
+    time than 32), or of 8, 4 or 1 where no coarser step meets it. Raises `InputError` for a rate
+    outside (0, 1), or one that no width meets.
 
     >>> student(0.9).name
     'S90'
@@ -356,8 +355,6 @@ def load(path: Path) -> Detector:
     """Rebuild a detector from its checkpoint, in eval mode, on the CPU.
 
     Raises `InputError` when the file is missing, damaged, not one of ours, or does not fit itself.
-
-    >>> load("model.safetensors")  # doctest: +SKIP
     """
     metadata, tensors = read(path)
     if metadata.get("format") != FORMAT:

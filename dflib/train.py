@@ -228,10 +228,8 @@ def _train_epoch(part, recipe, loss, hooks, seed, *, model, optimizer, schedule,
         sums += torch.stack([value.detach() * len(labels), right])
     total, right = (sums / len(part)).tolist()
     if not math.isfinite(total):
-        raise InputError(
-            f"the training loss is {total} at learning rate {recipe.lr:.2g}: "
-            f"lower it with --set lr={recipe.lr / 3:.1g}"
-        )
+        hint = f"lower it with --set lr={recipe.lr / 3:.1g}"
+        raise InputError(f"the training loss is {total} at learning rate {recipe.lr:.2g}: {hint}")
     return {"loss": total, "accuracy": right}
 
 

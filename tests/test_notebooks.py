@@ -25,6 +25,7 @@ from sklearn.metrics import roc_auc_score
 from data_prep.paths import PROJECT
 from dflib import models
 from dflib.study import engine, methods, runs
+from dflib.study.kernel import kernel_manager
 
 FOLDER = PROJECT / "notebooks"
 ALL = sorted(FOLDER.glob("*.ipynb"))
@@ -281,7 +282,7 @@ def execute(book: Path, out: Path | None, parameters: dict) -> None:
     with book.with_suffix(".log").open("w") as log, TemporaryDirectory(prefix="dflib-") as sockets:
         kernel = {
             "kernel_name": "python3",
-            "kernel_manager_class": engine._kernel_manager(log, sockets, lambda process: None),
+            "kernel_manager_class": kernel_manager(log, sockets),
         }
         papermill.execute_notebook(
             str(book), out and str(out), parameters, cwd=str(FOLDER), progress_bar=False, **kernel
@@ -542,10 +543,10 @@ def test_the_sweep_notebook_makes_what_is_missing_and_shows_the_grid(made, tiny_
     read = step_through("17_sweep", tmp_path / "read.ipynb", **parameters)
     assert is_quiet(read)
     shown = outputs(read)
-    assert sum("image/png" in o.get("data", {}) for o in shown) == 4
+    assert sum("image/png" in o.get("data", {}) for o in shown) == 3
     text = "".join(o["text"] for o in shown if o.get("name") == "stdout")
     assert "status 0: 2 of 2 done" in text and f"--dataset {tiny_dataset} --methods BL" in text
     (other,) = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(1,))
     assert other.finished()
     recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
-    assert "the plan has **2**" in recap and "2 finished: nothing is left to do" in recap
+    assert "the plan has **2**" in recap and "2 of 2 done" in recap

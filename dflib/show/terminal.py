@@ -28,12 +28,13 @@ COLOURS = {"done": "green", "failed": "red", "blocked": "yellow", "left": "yello
 
 
 def show(rows: pd.DataFrame | list[dict], title: str) -> None:
-    """Print a table whole: in blocks of as many columns as a terminal has room for."""
-    text = pd.DataFrame(rows).fillna("").astype(str)
+    """Print a table whole, in blocks of columns that the terminal has room for, each with the first."""
+    text = pd.DataFrame(rows).astype(str)
+    first = text.columns[0]
     text = text.apply(lambda column: column.str.ljust(column.str.len().max()))
+    text = text.set_index(first).rename_axis(index=None, columns=first)
     width = console.width if console.is_terminal else None
-    table = text.to_string(index=False, justify="left", line_width=width)
-    console.print(f"{title}\n{table}", markup=False)
+    console.print(f"{title}\n{text.to_string(justify='left', line_width=width)}", markup=False)
 
 
 def results(rows: pd.DataFrame) -> None:

@@ -261,7 +261,7 @@ def _seen(asked: list[Spec], sign: str = "", dask_worker=None) -> str:
     """The runs that this process would make of others' requests, or why it cannot make them."""
     if dask_worker and dask_worker.state.nthreads > 1:  # papermill changes its process's folder
         return f"{dask_worker.state.nthreads} threads, take dask worker --nthreads 1"
-    if not (outputs_root() / sign).exists():
+    if sign and not (outputs_root() / sign).exists():
         return f"outputs in {outputs_root()}, another folder"
     try:
         return ", ".join(replace(s).run_id for s in asked)
@@ -294,7 +294,8 @@ def _client(scheduler: str | None, *, most: int) -> Iterator:
     each = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     environments = enumerate(worker_environments(most))
     workers = {i: {"cls": Nanny, "options": each | {"env": env}} for i, env in environments}
-    head = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    place = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
+    head = {"cls": Scheduler, "options": place | {"dashboard": False}}
     with (
         SpecCluster(workers, head, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,

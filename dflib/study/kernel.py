@@ -85,7 +85,7 @@ def _attempt(s: Spec, retry_failed: bool, timeout, budget, threads: int | None) 
         record["error"] = f"stopped after {limit:g} s, the limit of --timeout"
     record |= {"run_id": s.run_id, "command": s.command()}
     with suppress(OSError):
-        _log(s, f"{record['error']}\n{record['traceback']}")
+        _log(s, record["error"])
         write_text(s.folder / "failed.json", json.dumps(record, indent=1))
     return outcome(s, "failed", record["error"], seconds)
 
@@ -128,29 +128,30 @@ def _run_notebook(s: Spec, ends: float, threads: int | None) -> dict | None:
             )
     except (PapermillException, OSError, RuntimeError, ValidationError) as error:
         record = _record(error)
-        if record["kind"] == "died":
+        with suppress(OSError):
+            _log(s, traceback.format_exc())
+        if record["kind"] == "died" and not hasattr(error, "ename"):
             new.unlink(missing_ok=True)  # cut while it was written, say
     if new.exists():
         new.replace(s.folder / "notebook.ipynb")
     if not record and not s.finished():  # papermill may take its kernel's end for the notebook's
         why = "its kernel was killed, or its last cell does not call run.finish(…)"
         text = f"{s.notebook.name} ended without writing result.json: {why}"
-        return {"kind": "died", "error": text, "traceback": ""}
+        return {"kind": "died", "error": text}
     return record
 
 
 def _record(error: Exception) -> dict:
-    """What `failed.json` keeps of an error: its kind (error, died or timeout), and how it reads."""
-    from nbclient.exceptions import CellTimeoutError
+    """What `failed.json` keeps of an error: its kind (error, died or timeout), and a line of it."""
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    if not hasattr(error, "ename"):
-        kind = "timeout" if isinstance(error, CellTimeoutError) else "died"
-        text = f"{type(error).__name__}: {error}"
-        return {"kind": kind, "error": text[:500], "traceback": traceback.format_exc()}
-    text = f"{error.ename}: {error.evalue}"
-    kind = "died" if SHORT_OF.search(text) else "error"
-    more = {"cell": error.exec_count, "traceback": error.traceback}
-    return {"kind": kind, "error": text.splitlines()[0][:500], **more}
+    if isinstance(error, DeadKernelError):
+        return {"kind": "died", "error": "the kernel died: killed, or out of memory?"}
+    raised = hasattr(error, "ename")  # by a cell
+    text = f"{error.ename}: {error.evalue}" if raised else f"{type(error).__name__}: {error}"
+    kind = "error" if raised and not SHORT_OF.search(text) else "died"
+    kind = "timeout" if isinstance(error, CellTimeoutError) else kind
+    return {"kind": kind, "error": text.splitlines()[0][:500]}
 
 
 def kernel_manager(log_file: TextIO, sockets: str, threads: int | None = None) -> type:

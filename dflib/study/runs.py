@@ -12,6 +12,7 @@ import platform
 import shlex
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -29,15 +30,13 @@ from dflib.study import methods
 from dflib.study.settings import DEFAULTS, MEASURES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
     from dflib.data import Dataset
     from dflib.train import Recipe
 
 log = logging.getLogger(__name__)
-SCHEMA = 1
+_parsed = lru_cache(maxsize=64)(json.loads)  # thousands of runs ask for the same notebooks
 TIMINGS = ("train_s", "compress_s", "transfer_s")
 NOTEBOOKS = paths.PROJECT / "notebooks"
 LIBRARIES = ("torch", "torchvision", "onnxruntime", "onnx", "numpy", "scikit-learn", "papermill")
@@ -62,16 +61,14 @@ class Spec:
 
     @cached_property
     def parents(self) -> tuple[Spec, ...]:
-        names = methods.method(self.method).parents
-        return tuple(self._parent(*name.split("@")) for name in names)
-
-    def _parent(self, code: str, at: str = "target") -> Spec:
-        row, there = methods.method(code), {}
-        if at == "source":  # the same settings, with all of its images
-            whole = {key: DEFAULTS[key] for key in ("target_images", *methods.FOLDS.values())}
-            there = {"dataset": self.source, "settings": self.settings | whole}
-        rate, source = self.rate if row.rated else None, self.source if row.transfers else ""
-        return replace(self, method=code, rate=rate, source=source, **there)
+        whole = {key: DEFAULTS[key] for key in ("target_images", *methods.FOLDS.values())}
+        there = {"dataset": self.source, "settings": self.settings | whole}  # with all its images
+        found = []
+        for code, _, at in (name.partition("@") for name in methods.method(self.method).parents):
+            row, changed = methods.method(code), there if at == "source" else {}
+            rate, source = self.rate if row.rated else None, self.source if row.transfers else ""
+            found.append(replace(self, method=code, rate=rate, source=source, **changed))
+        return tuple(found)
 
     @cached_property
     def run_id(self) -> str:
@@ -97,7 +94,6 @@ class Spec:
         return (self.folder / "result.json").exists()
 
     def failure(self) -> dict | None:
-        """The record of a failed attempt, if there is one that can be read."""
         return None if self.finished() else failure(self.folder)
 
     def parameters(self) -> dict:
@@ -112,10 +108,10 @@ class Spec:
     def command(self) -> str:
         """The command line that makes this run."""
         given = self.parameters() | {"method": self.method}
-        changed = given.pop("settings")
+        changed = [("set", f"{key}={value}") for key, value in given.pop("settings").items()]
         option = {"method": "methods", "rate": "rates", "seed": "seeds"}
-        words = [str(w) for k, v in given.items() for w in (f"--{option.get(k, k)}", v)]
-        words += [word for k, v in changed.items() for word in ("--set", f"{k}={v}")]
+        pairs = [(option.get(key, key), str(value)) for key, value in given.items()] + changed
+        words = [word for key, value in pairs for word in (f"--{key}", value)]
         return f"python -m dflib study {shlex.join(words)}"
 
 
@@ -132,8 +128,8 @@ def spec(
 ) -> Spec:
     """The request, checked; what is not given comes from the preset. source: of transfers alone.
 
-    Raises `InputError` for an unknown method, preset, protocol, dataset, layer or setting, a source
-    that is the dataset itself, or a rate that is missing or impossible.
+    Raises `InputError` for an unknown name, a setting or a rate that does not fit, or a source
+    that is the dataset itself.
 
     >>> spec("CPF", rate=0.9).run_id                                # doctest: +SKIP
     'CPF-r90-s0-32px-1f0c9a2b'
@@ -162,9 +158,8 @@ def spec(
 
 def _check_layers(code: str, values: dict, rate: float | None) -> None:
     """Raise `InputError` for a layer that a transfer's model will not have: before it is made."""
-    if values["backbone"] != "vgg":
-        wrong = f"{code} with backbone {values['backbone']}"
-        raise InputError(f"{wrong}: transfers name layers of the vgg; take CPF-S, CKD or CQ-S")
+    if (backbone := values["backbone"]) != "vgg":
+        raise InputError(f"{code} with backbone {backbone}: transfers name layers of the vgg")
     if all(values[key] == DEFAULTS[key] for key in ("trainable", "adapter_after")):
         return
     import torch
@@ -177,8 +172,7 @@ def _check_layers(code: str, values: dict, rate: float | None) -> None:
             with torch.device("meta"):
                 adapters.select(models.Detector(full), values["trainable"])
         if "adapter_after" in row.keys:
-            small = "TL+KD" in row.parents
-            arch = models.student(rate, size=values["size"]) if small else full
+            arch = models.student(rate, size=values["size"]) if "TL+KD" in row.parents else full
             adapters.place(arch, values["adapter_after"])
 
 
@@ -234,8 +228,8 @@ class Run:
         """`train.fit` of the model behind the run's `front`; returns the history (`history.csv`).
 
         A finished run's weights and history are loaded instead; an interrupted one goes on.
-        as_timing: which of `timings` the seconds belong to. stage: a name for each training but the
-        last. Raises `InputError` when the finished run's model has another shape.
+        as_timing: where its seconds are added. stage: a name for each training but the last.
+        Raises `InputError` when the finished run's model has another shape.
         """
         from dflib import train
 
@@ -255,10 +249,10 @@ class Run:
         self.timings[as_timing] += float(history["seconds"].sum())
         return history
 
-    def once(self, name: str, make: Callable[[Path], object], *, as_timing="compress_s") -> Path:
+    def once(self, name: str, make: Callable[[Path], object]) -> Path:
         """The file `name` of the run's folder; `make(path)` writes it, unless it is there already.
 
-        as_timing: where its seconds are added, but for those that `fit` counts inside.
+        Its seconds go to `compress_s`, but for those that `fit` counts inside.
         """
         path = self.folder / name
         if not path.exists():
@@ -266,17 +260,16 @@ class Run:
             started, counted = time.perf_counter(), sum(self.timings.values())
             make(path)
             inside = sum(self.timings.values()) - counted
-            self.timings[as_timing] += time.perf_counter() - started - inside
+            self.timings["compress_s"] += time.perf_counter() - started - inside
         return path
 
     def finish(
         self, model: nn.Module, *, deployed: Path | None = None, base: nn.Module | None = None
     ) -> dict:
-        """Export, evaluate and measure the model, write the files, and return the result.
+        """Export, evaluate and measure the model; a finished run is left as it is. The result.
 
         deployed: the file that is evaluated and timed, if not `model.onnx`: an int8 one, say.
-        base: the model that a receiver has already; what differs is all that must be shipped, in
-        `delta.safetensors`. A finished run is not touched: its result is returned as it is.
+        base: a model that the receiver has; only what differs is shipped (`delta.safetensors`).
         """
         if not self.finished:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +284,7 @@ class Run:
         """What was asked for, of which data and libraries."""
         s, train = self.spec, self.data.train
         asked = {key: value for key, value in asdict(s).items() if key != "settings"}
-        return {"schema": SCHEMA, "run_id": s.run_id, **asked, "source": s.source or None} | {
+        return {"schema": 1, "run_id": s.run_id, **asked, "source": s.source or None} | {
             "params": methods.relevant(s.method, s.settings),
             "parents": [parent.run_id for parent in s.parents],
             "data_fingerprint": fingerprint_of(s.dataset),
@@ -309,32 +302,31 @@ class Run:
 
         from dflib import adapters, export, measure, metrics, models, train
 
-        s, val, test = self.settings, self.data.val, self.data.test
+        s, here, val, test = self.spec, self.folder, self.data.val, self.data.test
         device, name = train.best_device(), torch.cuda.get_device_name
         model.to(device).eval()
-        checkpoint = models.save(model, self.folder / "model.safetensors")
-        onnx = export.to_onnx(model, self.folder / "model.onnx")
+        checkpoint = models.save(model, here / "model.safetensors")
+        onnx = export.to_onnx(model, here / "model.onnx")
         forward, file = export.OnnxModel(deployed) if deployed else model, deployed or onnx
         known, scores = train.predict(forward, val), train.predict(forward, test)
-        for name, part, score in (("validation", val, known), ("predictions", test, scores)):
+        for what, part, score in (("validation", val, known), ("predictions", test, scores)):
             columns = {"generator": part.generators, "label": part.labels, "score": score}
             table = part.table[["path"]].assign(**columns, group=part.groups)
-            table.to_parquet(self.folder / f"{name}.parquet", index=False)
-        strict = self.spec.protocol == "strict"
-        threshold = metrics.best_threshold(val.labels, known) if strict else 0.5
-        options = {"threshold": threshold, "groups": test.groups, "draws": s["draws"]}
-        timed = {"checkpoint": None if deployed else checkpoint, "runs": s["latency_runs"]}
+            table.to_parquet(here / f"{what}.parquet", index=False)
+        threshold = 0.5 if s.protocol == "paper" else metrics.best_threshold(val.labels, known)
+        options = {"threshold": threshold, "groups": test.groups, "draws": s.settings["draws"]}
+        shipped = adapters.save_delta(model, base, here / "delta.safetensors") if base else file
+        timed = {"checkpoint": None if deployed else checkpoint, "runs": s.settings["latency_runs"]}
         cost = measure.cost(model, file, **timed) | {"trainable_params": self.trainable}
-        delta = self.folder / "delta.safetensors"
-        shipped = adapters.save_delta(model, base, delta) if base else file
-        images = [images_root(self.spec.dataset) / path for path in test.table["path"].iloc[:32]]
+        images = [images_root(s.dataset) / path for path in test.table["path"].iloc[:32]]
         there = all(image.is_file() for image in images)  # training needs the decoded ones alone
-        preparing = measure.preprocessing(images, size=s["size"], mode=s["mode"]) if there else None
+        fitted = {key: s.settings[key] for key in ("size", "mode")}
+        preparing = measure.preprocessing(images, **fitted) if there else None
         return {
             "metrics": metrics.evaluate(test.labels, scores, test.generators, **options),
             "threshold": threshold,
             "deployed": file.name,
-            "parity": export.parity(model, onnx, test),
+            "parity": export.parity(model, export.OnnxModel(onnx), test, limit=256),
             "device": name(device) if device.type == "cuda" else measure.cpu_name(),
             "cost": cost | {"shipped_bytes": shipped.stat().st_size, "preprocess_ms": preparing},
         }
@@ -346,12 +338,7 @@ def asked(method: str, **request) -> Run:
 
 
 def predictions(folder: Path) -> pd.DataFrame:
-    """A finished run's test images: path, generator, label, score (P(fake)), group (scene).
-
-    Raises `InputError` where the file is missing or damaged.
-    """
-    import pandas as pd
-
+    """A finished run's test images: path, generator, label, score (P(fake)), group (scene)."""
     try:
         return pd.read_parquet(Path(folder) / "predictions.parquet")
     except (OSError, ValueError) as error:
@@ -366,8 +353,8 @@ def read(folder: Path) -> dict:
         wrong = "is no finished run: it has no result.json. python -m dflib results lists them"
         raise InputError(f"{folder} {wrong}") from error
     except ValueError as error:  # not JSON, not UTF-8
-        mend = f"is damaged ({error}): remove it, and the same study command makes the run again"
-        raise InputError(f"{folder}/result.json {mend}") from error
+        mend = "remove it, and the same study command makes the run again"
+        raise InputError(f"{folder}/result.json is damaged ({error}): {mend}") from error
 
 
 def failure(folder: Path) -> dict | None:
@@ -390,10 +377,9 @@ def find(name: str) -> Path:
 
 def folders() -> list[Path]:
     """All finished runs, here and attached, each once; by dataset, protocol, method and id."""
-    found: dict[Path, Path] = {}
-    for root in (outputs_root(), *attached_roots()):
-        for path in root.glob("*/*/*/*/result.json"):
-            found.setdefault(path.parent.relative_to(root), path.parent)
+    found = {}
+    for root in (*attached_roots()[::-1], outputs_root()):  # one's own count most
+        found |= {f.parent.relative_to(root): f.parent for f in root.glob("*/*/*/*/result.json")}
     return [found[place] for place in sorted(found)]
 
 
@@ -421,19 +407,17 @@ def rows(dataset: str | None = None) -> list[dict]:
     found = []
     for folder in folders():
         try:
-            row = flat(read(folder)) | {"folder": str(folder)}
+            found.append(flat(read(folder)) | {"folder": str(folder)})
         except (InputError, KeyError, TypeError, AttributeError) as error:
             log.warning("left out: %s is no run of this version (%r)", folder, error)
-        else:
-            found += [row] if dataset in (None, row["dataset"]) else []
-    return found
+    return [row for row in found if dataset in (None, row["dataset"])]
 
 
 def flat(result: dict) -> dict:
     """A result as one row: request, costs, timings, metrics with their intervals."""
     params, cost = result["params"], result["cost"]
-    asked = ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset")
-    row = {key: result[key] for key in (*asked, "device", "threshold", "command")}
+    asked = ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "command")
+    row = {key: result[key] for key in (*asked, "device", "threshold")}
     row |= {key: result.get(key) for key in ("source", "train_images")}
     row |= {key: params.get(key) for key in ("size", "mode", "limit", "target_images")}
     row |= result["timings"] | {"parents": ",".join(result["parents"])}
@@ -452,9 +436,6 @@ def flat(result: dict) -> dict:
             if interval := values.get("ci95", {}).get(metric):
                 row[f"{prefix}{metric}_low"], row[f"{prefix}{metric}_high"] = interval
     return row
-
-
-_parsed = lru_cache(maxsize=64)(json.loads)  # thousands of runs ask for the same notebooks
 
 
 def code_hash(notebook: Path) -> str:
