@@ -115,7 +115,7 @@ def test_a_run_without_predictions_says_so(copy):
     (study.results[last(study)]["folder"] / "predictions.parquet").unlink()
     page = widgets.Explorer()
     page.method.value = "CPF-S"
-    assert "no predictions that can be read" in page.cards.value
+    assert "no predictions to read" in page.cards.value
     assert 'role="alert"' in page.cards.value
 
 

@@ -111,7 +111,6 @@ def cards(study: Study, run_id: str) -> pd.DataFrame:
         share = run[column] / base[column]
         shown = "gain" if share < 0.95 else "loss" if share > 1.05 else "none shown"
         found[title] = (form.format(run[column] / unit), f"{100 * share:.3g} % of BL's", shown)
-    compared(study, run_id)  # says what is wrong with the predictions
     change = compare.paired(study.results[run_id], study.base)["all"]
     for title, metric in (("Accuracy", "accuracy"), ("AUROC", "auroc")):
         value = interval(run[metric], (run.get(f"{metric}_low"), run.get(f"{metric}_high")))
@@ -124,11 +123,7 @@ def compared(study: Study, run_id: str) -> pd.DataFrame:
     """Each test image under BL and a run: path, generator, label, base_score, score, base_right,
     right, flip (the decisions, each at the run's threshold, differ)."""
     base, run = study.base, study.results[run_id]
-    try:
-        before, after = (runs.predictions(r["folder"]) for r in (base, run))
-    except (OSError, ValueError) as error:
-        text = f"{run_id} or its BL has no predictions that can be read: make it again"
-        raise InputError(text) from error
+    before, after = (runs.predictions(r["folder"]) for r in (base, run))
     if not before["path"].equals(after["path"]):
         raise InputError(f"{run_id} was tested on other images than BL: choose another run")
     table, fake = after[["path", "generator", "label", "score"]], after["label"] == 1

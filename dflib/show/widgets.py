@@ -233,7 +233,8 @@ class Explorer:
     def start(self) -> None:
         """Make the wanted run; `worker.join()` waits for it."""
         spec = self._spec()
-        self.process = engine.background(spec.command(), spec.folder / "study.txt")
+        again = f"{spec.command()} --retry-failed"
+        self.process = engine.background(again, spec.folder / "study.txt")
         self.worker = threading.Thread(target=self._watch, args=[spec], daemon=True)
         self.worker.start()
         self._show()
