@@ -127,7 +127,7 @@ def paired(
             _bootstrap(p, y == 0, fakes, threshold, codes, draws, seed, brief=True)["all"]
         )
         right.append((p >= threshold) == (y == 1))
-    result = {"mcnemar": _mcnemar(*right)}
+    result = {"mcnemar": mcnemar(*right)}
     for metric in PAIRED:
         a, b = values[0][metric], values[1][metric]
         change = b - a  # draw by draw: the same images in both
@@ -209,6 +209,27 @@ def combine(values: Sequence[ArrayLike]) -> dict:
         "ci95": span,
         "seeds": n,
     }
+
+
+def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> dict:
+    """Do two detectors err equally often? {b: only a is right, c: only b, p: two-sided, test}.
+
+    right_a, right_b: (n,) of bool, on the same images. test: "exact" (b + c < 25) or "chi2", corrected
+    for continuity. Images count as independent: where scenes hold several, trust the interval of
+    the difference. Sources: McNemar 1947, Edwards 1948.
+
+    >>> mcnemar([True, True, False], [True, False, False])
+    {'b': 1, 'c': 0, 'p': 1.0, 'test': 'exact'}
+    """
+    from scipy import stats
+
+    right_a, right_b = np.asarray(right_a, bool), np.asarray(right_b, bool)
+    b, c = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    if b + c >= 25:
+        p = stats.chi2.sf((abs(b - c) - 1) ** 2 / (b + c), 1)
+        return {"b": b, "c": c, "p": float(p), "test": "chi2"}
+    p = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+    return {"b": b, "c": c, "p": float(p), "test": "exact"}
 
 
 def non_inferior(difference_ci: Sequence[float] | None, margin: float) -> bool:
@@ -507,25 +528,6 @@ def _interval(drawn: np.ndarray) -> list[float] | None:
     defined = drawn[1:][np.isfinite(drawn[1:])]
     enough = len(defined) > 0 and len(defined) >= (len(drawn) - 1) / 2
     return np.percentile(defined, [2.5, 97.5]).tolist() if enough else None
-
-
-def _mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> dict:
-    from scipy import stats
-
-    b, c = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    if b + c < 25:
-        return {
-            "b": b,
-            "c": c,
-            "p": float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0,
-            "test": "exact",
-        }
-    return {
-        "b": b,
-        "c": c,
-        "p": float(stats.chi2.sf((abs(b - c) - 1) ** 2 / (b + c), 1)),
-        "test": "chi2",
-    }
 
 
 def _combine(key: str, values: list) -> dict:

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import display
+from IPython.display import DisplayHandle
 from matplotlib import markers, ticker
 from scipy import stats
 
@@ -191,8 +191,13 @@ def _ends(rows: pd.DataFrame, metric: str, **more) -> pd.DataFrame:
 
 def live_curve() -> Callable[[pd.DataFrame], None]:
     """`on_epoch` of `train.fit` in a notebook: one figure that grows with the training."""
-    handle = display("The first epoch is not over yet.", display_id=True)
-    return lambda history: handle.update(curves(history))
+    handle, shown = DisplayHandle(), []
+
+    def draw(history: pd.DataFrame) -> None:
+        (handle.update if shown else handle.display)(curves(history))
+        shown.append(len(history))
+
+    return draw
 
 
 @_figure

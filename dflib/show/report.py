@@ -67,12 +67,12 @@ FIGURES = {  # title: (how it is drawn, what to see)
         "Multiply-accumulates of one image: what the architecture asks for on any machine.",
     ),
     "AUROC against rate": (
-        plots.against_rate,
+        plots.against,
         "Markers: means over seeds; bars: the runs' 95 % intervals, averaged; red band: BL's. Dashed: no rate.",
     ),
     "AUROC by generator": (
-        plots.generators,
-        "Each generator's fakes against all real images. Bars: means over a method's runs; dots: its runs. Dotted line: chance.",
+        plots.forest,
+        "Each generator's fakes against all real images. Means over the runs of a method and rate, with their 95 % intervals averaged; red: BL.",
     ),
 }
 

@@ -1,14 +1,14 @@
-"""A study's runs side by side: what they say over several seeds, against BL, and against training from nothing at the same budget.
+"""Finished runs side by side: a run's baseline, paired differences, means over seeds and folds.
 
-Reads finished runs; makes none, draws nothing.
+A result is the dict of a `result.json` with its `folder`, as `load` gives it; `every` holds all of
+them by run id. A change is a dict of `metrics.combine`, of differences. Makes no run, draws nothing.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,360 +18,397 @@ import pandas as pd
 from data_prep.errors import InputError
 from dflib import metrics
 from dflib.study import runs
-from dflib.study.methods import DEFAULTS, MEASURE, METHODS, UNSET, fold, relevant
+from dflib.study.methods import METHODS, fold, relevant
+from dflib.study.settings import DEFAULTS, MEASURES
 
-METRICS = ("accuracy", "balanced_accuracy", "auroc")
 FOLD = ("train_generators", "hold_out")
-RECIPE = (
-    *(key for key in UNSET if key not in FOLD),
-    "mixup",
-    "mode",
-)  # what may help on unseen generators, at the same budget
+RECIPE = ("cutmix", "blur_jpeg", "ema", "front", "mixup", "mode")  # against unseen generators
+COSTS = ["train_images", "trainable_params", "shipped_bytes", "file_bytes", "transfer_s"]
 log = logging.getLogger(__name__)
 
 
-def load(dataset: str, *, protocol: str = "strict", source: str | None = None) -> dict[str, dict]:
-    """Results of all finished runs on a dataset by run id, the oldest first, each with its `folder`; of transfers those from `source`."""
+def load(
+    dataset: str | None = None, *, protocol: str = "strict", source: str | None = None
+) -> dict[str, dict]:
+    """A dataset's finished runs by run id, the oldest first; of transfers those from `source`.
+
+    Without a dataset: all runs of all datasets. What is damaged is named in a warning and left out.
+    """
     found = {}
     for folder in sorted(runs.folders(), key=lambda f: (f / "result.json").stat().st_mtime):
         try:
             r = runs.read(folder)
-            fits = (r["dataset"], r["protocol"]) == (dataset, protocol) and r["source"] in (
-                None,
-                source,
-            )
+            here = (r["dataset"], r["protocol"]) == (dataset, protocol)
+            if dataset is None or (here and r["source"] in (None, source)):
+                found[r["run_id"]] = r
         except (InputError, KeyError, TypeError) as error:
             log.warning("left out: %s is no finished run of this version (%s)", folder, error)
-            continue
-        if fits:
-            found[r["run_id"]] = r | {"folder": folder}
     return found
 
 
-def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) -> list[dict]:
-    """Those made with the settings `wanted`, whatever the ones named in `but`; of equals the newest (the last).
-
-    wanted: all settings, as `methods.settings` gives them.
-    """
-    same = lambda params: {k: v for k, v in params.items() if k not in but}
-    fits = [r for r in results if same(r["params"]) == same(relevant(r["method"], wanted))]
-    return list({(_key(r), r["seed"]): r for r in fits}.values())
-
-
-def by_seed(results: Iterable[dict]) -> list[list[dict]]:
-    """Runs that differ in their seed alone, together; in the order of the table of methods, then by rate."""
-    groups: dict[tuple, dict[int, dict]] = {}
-    for r in results:
-        groups.setdefault(_key(r), {})[r["seed"]] = r
-    order = {code: i for i, code in enumerate(METHODS)}
-    place = lambda group: (
-        order.get(group[0]["method"], len(order)),
-        group[0]["rate"] or 0,
-        _images(group[0]),
-    )
-    return sorted(([group[seed] for seed in sorted(group)] for group in groups.values()), key=place)
-
-
-def combined(
-    group: Iterable[dict],
-    reference: Iterable[dict] = (),
-    *,
-    sets: dict[str, Sequence[str]] | None = None,
-) -> dict[str, dict]:
-    """Runs that differ in their seed alone as one, on each generator's fakes and "all": {name: {metric: `metrics.combine`'s dict}}.
-
-    reference: the runs to compare with (BL's, say): values are then differences (the group's minus theirs), each to the one of its seed, image by
-    image. sets: names for several generators together, such as {"seen": ["stylegan"]}. Raises `InputError` for a seed without its counterpart, or
-    when they were tested on different images.
-
-    >>> lost = combined(pruned, baselines)["all"]["accuracy"]        # doctest: +SKIP
-    >>> metrics.non_inferior(lost["ci95"], margin=0.02)              # doctest: +SKIP
-    """
-    mine, theirs = ({r["seed"]: r for r in each} for each in (group, reference))
-    if theirs and (lonely := sorted(set(mine) - set(theirs))):
-        raise InputError(
-            f"no run to compare {mine[lonely[0]]['run_id']} with at seed {', '.join(map(str, lonely))}: make it, or leave the seed out"
-        )
-    together = [*mine.values(), *(theirs[seed] for seed in mine if theirs)]
-    _same_images(together)
-    tested = _tested(together[0])
-    sets = (
-        {g: [g] for g in tested}
-        | {name: of for name, of in (sets or {}).items() if len(of)}
-        | {"all": tested}
-    )
-    drawn = [_drawn(r, sets) for r in together]
-    values = {
-        name: {k: np.stack([d[name][k] for d in drawn]) for k in metrics.INTERVALS} for name in sets
-    }
-    change = lambda x: x[: len(mine)] - (x[len(mine) :] if theirs else 0)
-    return {
-        name: {k: metrics.combine(change(x)) for k, x in each.items()}
-        for name, each in values.items()
-    }
-
-
-def _tested(result: dict) -> list[str]:
-    return [g for g in result["metrics"] if g not in ("all", "macro")]
-
-
-def _drawn(result: dict, sets: dict[str, Sequence[str]]) -> dict[str, dict[str, np.ndarray]]:
-    sets = tuple((name, tuple(of)) for name, of in sets.items())
-    return _kept(result["folder"], sets, result["params"].get("draws", DEFAULTS["draws"]))
-
-
-@lru_cache(maxsize=128)  # about a megabyte each; a finished run stays as it is
-def _kept(folder: Path, sets: tuple, draws: int) -> dict[str, dict[str, np.ndarray]]:
-    return runs.resampled(folder, dict(sets), draws=draws)
-
-
-def _same_images(results: Sequence[dict]) -> None:
-    paths = [
-        pd.read_parquet(r["folder"] / "predictions.parquet", columns=["path"])["path"]
-        for r in results
-    ]
-    for r, each in zip(results, paths, strict=True):
-        if not each.equals(paths[0]):
-            raise InputError(
-                f"{r['run_id']} and {results[0]['run_id']} were tested on different images: compare runs on one dataset and protocol"
-            )
-
-
 def recipe(params: dict) -> str:
-    """What a run did against unseen generators, in words: the settings of RECIPE that are not the default; "plain" for none."""
-    return (
-        ", ".join(f"{k} {params[k]}" for k in RECIPE if params.get(k, DEFAULTS[k]) != DEFAULTS[k])
-        or "plain"
-    )
+    """What a run did against unseen generators: "front srm", say; "plain" for nothing.
 
-
-def matrix(results: Iterable[dict]) -> pd.DataFrame:
-    """What was trained on against what was tested on: the AUROC of each method, rate, recipe and fold on each generator's fakes.
-
-    Columns: method, rate, recipe, train (in words: "all", "gan", "without gan"), test, seen, seeds, auroc, auroc_low, auroc_high.
+    Settings that only older code knew are named as well, unless they were off.
     """
-    rows = []
-    for group in by_seed(results):
-        method, rate, params, known = (
-            group[0][k] for k in ("method", "rate", "params", "train_generators")
-        )
-        about = {"method": method, "rate": rate, "recipe": recipe(params)}
-        about["train"] = fold(params).removeprefix("on ").removesuffix(" alone") or "all"
-        for test, found in combined(group).items():
-            if test != "all":
-                row = about | {"test": test, "seen": test in known, "seeds": len(group)}
-                rows.append(row | _with_ends("auroc", found["auroc"], inside=True))
-    return pd.DataFrame(rows)
+    known = _decides(params)
+    names = (*RECIPE, *(k for k in known if k not in DEFAULTS))
+    return ", ".join(f"{k} {known[k]}" for k in names if known[k] != DEFAULTS.get(k)) or "plain"
 
 
-def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str, dict]:
-    """One method's runs, of any folds and seeds: {"seen" | "unseen" | "gap": `metrics.combine`'s dict} of the AUROC on the fakes of the generators
-    that each run was trained on, on those of all others, and the first minus the second.
+def _decides(params: dict, but: Iterable[str] = MEASURES) -> dict:
+    """The settings that decide a run: the defaults where its record, maybe of older code, has none."""
+    named = (DEFAULTS | params).items()
+    return {k: v for k, v in named if k not in {*MEASURES, *but} and (k in DEFAULTS or v)}
 
-    The mean over folds, then over seeds; folds that not all seeds have are left out, and runs that saw every generator. reference: other runs; then values
-    are differences to the one of the same fold and seed, image by image. {} where nothing is left. Raises `InputError` for other test images.
+
+def baseline(result: dict, every: Mapping[str, dict]) -> dict | None:
+    """The BL to hold a run against: the one it was made from; for a transfer `from_nothing`.
+
+    None where there is none, and for a BL.
     """
-    key = lambda r: (fold(r["params"]), r["seed"])
-    unseen = lambda r: [g for g in _tested(r) if g not in r["train_generators"]]
-    mine, theirs = ({key(r): r for r in each if unseen(r)} for each in (group, reference))
-    both = set(mine) & set(theirs) if theirs or reference else set(mine)
-    seeds = sorted({seed for _, seed in both})
-    folds = sorted(f for f in {f for f, _ in both} if all((f, seed) in both for seed in seeds))
-    if not folds:
-        return {}
-    _same_images(
-        [each[f, seed] for each in (mine, theirs) if each for f in folds for seed in seeds]
-    )
-
-    def values(r: dict) -> np.ndarray:
-        drawn = _drawn(r, {"seen": r["train_generators"], "unseen": unseen(r)})
-        a, b = drawn["seen"]["auroc"], drawn["unseen"]["auroc"]
-        return np.stack([a, b, a - b])
-
-    change = lambda *at: values(mine[at]) - (values(theirs[at]) if theirs else 0)
-    arrays = np.stack([np.mean([change(f, seed) for f in folds], axis=0) for seed in seeds], axis=1)
-    return {
-        name: metrics.combine(each) | {"folds": len(folds)}
-        for name, each in zip(("seen", "unseen", "gap"), arrays, strict=True)
-    }
+    if result["method"] == "BL":
+        return None
+    own = (every[i] for i in result["parents"] if i in every)
+    made_from = (b for b in own if (b["method"], b["dataset"]) == ("BL", result["dataset"]))
+    return next(made_from, None) or from_nothing(result, every)
 
 
-def gaps(results: Iterable[dict]) -> pd.DataFrame:
-    """How much each method, rate and recipe loses from seen to unseen generators: one row each, of those with unseen ones.
+def from_nothing(
+    result: dict, every: Mapping[str, dict], *, epochs: float = math.inf
+) -> dict | None:
+    """The BL of a run's seed, images and settings, and of at most `epochs` epochs the longest.
 
-    Columns: method, rate, recipe, folds, seeds; seen, unseen (AUROC) and gap, of `contrast`; the same with `-BL` behind for the difference from BL
-    of the same recipe, and with `-plain` for that from the plain recipe of the same method and rate; each also with `_low` and `_high`.
+    Where all are longer, the shortest; None where there is none. What a record does not hold is
+    what its parents' hold, else the default.
     """
-    groups: dict[tuple, list[dict]] = {}
-    for group in by_seed(results):
-        groups.setdefault(
-            (group[0]["method"], group[0]["rate"], recipe(group[0]["params"])), []
-        ).extend(group)
-    rows = []
-    for (method, rate, how), group in groups.items():
-        if not (found := contrast(group)):
-            continue
-        row = {
-            "method": method,
-            "rate": rate,
-            "recipe": how,
-            "folds": found["gap"]["folds"],
-            "seeds": found["gap"]["seeds"],
-        }
-        others = {
-            "": found,
-            "-BL": contrast(group, base)
-            if (base := groups.get(("BL", None, how))) and method != "BL"
-            else {},
-        }
-        others["-plain"] = (
-            contrast(group, base)
-            if (base := groups.get((method, rate, "plain"))) and how != "plain"
-            else {}
-        )
-        for suffix, each in others.items():
-            for name, value in each.items():
-                row |= _with_ends(name + suffix, value, inside=not suffix and name != "gap")
-        rows.append(row)
-    return pd.DataFrame(rows)
+    ignored = {"epochs", *DEFAULTS} - {*METHODS["BL"].keys} | {"epochs"}
+    place = lambda r: ("BL", *(r[k] for k in ("dataset", "protocol", "seed")))
+    wanted = place(result), _decides(_inherited(result, every), ignored)
+    alike = lambda b: b["method"] == "BL" and (place(b), _decides(b["params"], ignored)) == wanted
+    found = sorted(filter(alike, every.values()), key=lambda b: b["params"]["epochs"])
+    shorter = [b for b in found if b["params"]["epochs"] <= epochs]
+    return (shorter[-1:] or found[:1] or [None])[0]
 
 
-def budget(result: dict, every: dict[str, dict]) -> float:
-    """Epochs on the target's images that went into a run: its own, and those of the runs on the target that its weights come from.
+def _inherited(result: dict, every: Mapping[str, dict]) -> dict:
+    known = result["params"]
+    for parent in (every[i] for i in result["parents"] if i in every):
+        known = _inherited(parent, every) | known
+    return known
 
-    every: results by run id, as `load` gives them. NaN where a run that it comes from is missing.
+
+def budget(result: dict, every: Mapping[str, dict]) -> float:
+    """Epochs on the target's images, a run's own and those of the runs its weights come from.
+
+    NaN where one of these is missing.
     """
     params, code = result["params"], result["method"]
     own = params.get("epochs" if code in ("BL", "TL+KD") else "transfer_epochs", 0)
-    before = [p.removesuffix("@source") for p in METHODS[code].parents if "@source" not in p]
     if params.get("teacher") == "source":
-        before = []  # TL+FT is made beside it, and not used
-    parents = [
-        next((every[i] for i in result["parents"] if i in every and every[i]["method"] == m), None)
-        for m in before
-    ]
-    return own + sum(math.nan if parent is None else budget(parent, every) for parent in parents)
+        return own  # TL+FT is made beside it, and not used
+    made = {every[i]["method"]: every[i] for i in result["parents"] if i in every}
+    before = [p for p in METHODS[code].parents if "@source" not in p]
+    return own + sum(budget(made[p], every) if p in made else math.nan for p in before)
 
 
-def from_nothing(result: dict, every: Iterable[dict], *, epochs: float = math.inf) -> dict | None:
-    """The target's own BL to hold a run against: same seed, images and settings, and of at most `epochs` epochs the one with the most.
+# --- detectors on the same images
 
-    Where all have more, the one with the fewest; None where there is none.
+
+def resampled(
+    folder: Path,
+    sets: Mapping[str, Iterable[str]] | None = None,
+    *,
+    scores: Sequence[float] | None = None,
+    draws: int = 1000,
+) -> dict[str, dict[str, np.ndarray]]:
+    """`metrics.resample` of a finished run's test images, by scene, at its threshold.
+
+    sets: generators whose fakes count together, {"unseen": ["gan"]}; None: {"all": every fake}.
+    scores: others than the run's, of the same images (`robustness`).
     """
-    differ = {"epochs", *MEASURE}
-    mine = {k: DEFAULTS[k] for k in UNSET} | result["params"]  # a fold's BL is another's
-    fits = lambda b: all(mine.get(k, v) == v for k, v in b["params"].items() if k not in differ)
-    found = [b for b in every if (b["method"], b["seed"]) == ("BL", result["seed"]) and fits(b)]
-    longest = max(
-        (b for b in found if b["params"]["epochs"] <= epochs),
-        key=lambda b: b["params"]["epochs"],
-        default=None,
+    table = runs.predictions(folder)
+    generators = table["generator"].where(table["label"] == 1)
+    members = {name: generators.isin(list(of)) for name, of in (sets or {}).items()}
+    options = {"threshold": runs.read(folder)["threshold"], "groups": table["group"]}
+    scores = table["score"] if scores is None else scores
+    return metrics.resample(table["label"], scores, members or None, draws=draws, **options)
+
+
+def combined(group: Iterable[dict], sets: Mapping | None = None) -> dict[str, dict]:
+    """Results of several seeds as one: {generator | set | "all": {metric: `combine`'s dict}}.
+
+    sets: several generators together, {"late": ["gan", "vae"]}. Where some were not in training
+    there are "seen", "unseen" and their difference, "gap". Folds: their mean within each seed.
+    """
+    group = list(group)
+    return _joined(group, _drawn(group, sets))
+
+
+def paired(mine, theirs, sets: Mapping | None = None) -> dict[str, dict]:
+    """Mine minus theirs on the same images: {generator | set | "all": {metric: change}}.
+
+    mine, theirs: one result each, or one per seed and fold, each then to its counterpart. What is
+    hard for both cancels, as the draws are shared. sets, "seen" …: as for `combined`.
+    Raises `InputError` where a counterpart is missing, or for other test images.
+
+    >>> verdict(paired(run, baseline(run, every))["all"]["auroc"])  # doctest: +SKIP
+    '−0.012 [−0.031, +0.007] against BL: no loss is shown'
+    """
+    mine, theirs = ([each] if isinstance(each, dict) else list(each) for each in (mine, theirs))
+    if len(mine) > 1 or len(theirs) > 1:
+        mine, theirs = sorted(mine, key=_place), {_place(r): r for r in theirs}
+        if lonely := [r for r in mine if _place(r) not in theirs]:
+            at = ", ".join(str(r["seed"]) for r in lonely)
+            raise InputError(
+                f"no run to compare {lonely[0]['run_id']} with at seed {at}: "
+                "make it, or leave the seed out"
+            )
+        theirs = [theirs[_place(r)] for r in mine]
+    drawn = _drawn([*mine, *theirs], sets)
+    return _joined(mine, {name: np.subtract(*np.split(x, 2)) for name, x in drawn.items()})
+
+
+def shown(change: dict) -> str:
+    """ "gain" or "loss" where the whole interval lies on one side of zero, else "none shown".
+
+    >>> shown({"ci95": [-0.03, -0.01]}), shown({"ci95": [-0.03, 0.01]}), shown({"ci95": None})
+    ('loss', 'none shown', 'unknown')
+    """
+    if change["ci95"] is None:
+        return "unknown"
+    low, high = change["ci95"]
+    return "gain" if low > 0 else "loss" if high < 0 else "none shown"
+
+
+def verdict(change: dict, than: str = "BL") -> str:
+    """A change in words, no stronger than its interval.
+
+    >>> verdict({"mean": -0.012, "ci95": [-0.031, 0.007]})
+    '−0.012 [−0.031, +0.007] against BL: no loss is shown'
+    """
+    words = {"gain": "a gain", "loss": "a loss", "none shown": "no loss is shown"}
+    says = words.get(shown(change), "without an interval nothing is shown")
+    span = " [{:+.3f}, {:+.3f}]".format(*change["ci95"]) if change["ci95"] else ""
+    number = "not measured" if change["mean"] is None else f"{change['mean']:+.3f}{span}"
+    return f"{number.replace('-', '−')} against {than}: {says}"
+
+
+def mcnemar(mine: dict, theirs: dict) -> dict:
+    """`metrics.mcnemar` of two results' decisions on the same images, at their own thresholds."""
+    _drawn([mine, theirs])  # raises for other images
+    tables = [(runs.predictions(r["folder"]), r) for r in (mine, theirs)]
+    return metrics.mcnemar(*((t["score"] >= r["threshold"]) == t["label"] for t, r in tables))
+
+
+def _place(result: dict) -> tuple:
+    return result["seed"], fold(result["params"])
+
+
+def _tested(result: dict, but: Iterable[str] = ()) -> list[str]:
+    return [g for g in result["metrics"] if g not in ("all", "macro", *but)]
+
+
+def _drawn(results: Sequence[dict], sets: Mapping | None = None) -> dict[str, np.ndarray]:
+    """`resampled` of each, same draws of the same images: {set: (results, metrics, 1 + draws)}."""
+    tested = _tested(results[0])
+    named = {g: [g] for g in tested} | dict(sets or {}) | {"all": tested}
+    draws = min(r["params"].get("draws", DEFAULTS["draws"]) for r in results)
+    unseen = [_tested(r, but=r.get("train_generators", tested)) for r in results]
+    found = []
+    for r, others in zip(results, unseen, strict=True):
+        mine = {"seen": r["train_generators"], "unseen": others} if all(unseen) else {}
+        frozen = tuple((name, tuple(of)) for name, of in (named | mine).items())
+        found.append(_kept(r["folder"], frozen, draws))
+        if found[-1][0] != found[0][0]:
+            raise InputError(
+                f"{r['run_id']} and {results[0]['run_id']} were tested on different images: "
+                "compare runs on one dataset and protocol"
+            )
+    drawn = {name: np.stack([values[name] for _, values in found]) for name in found[0][1]}
+    return drawn | ({"gap": drawn["seen"] - drawn["unseen"]} if all(unseen) else {})
+
+
+@lru_cache(maxsize=256)  # about a megabyte each; a finished run stays as it is
+def _kept(folder: Path, sets: tuple, draws: int) -> tuple[int, dict[str, np.ndarray]]:
+    found = resampled(folder, dict(sets), draws=draws)
+    paths = runs.predictions(folder)["path"]
+    each = {name: np.array([x[k] for k in metrics.INTERVALS]) for name, x in found.items()}
+    return hash(tuple(paths)), each
+
+
+def _joined(group: Sequence[dict], drawn: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    seeds = np.array([r["seed"] for r in group])
+    found = {}
+    for name, values in drawn.items():
+        means = np.stack([values[seeds == s].mean(axis=0) for s in np.unique(seeds)], axis=1)
+        pairs = zip(metrics.INTERVALS, means, strict=True)
+        found[name] = {metric: metrics.combine(each) for metric, each in pairs}
+    return found
+
+
+# --- tables of runs
+
+
+def by_seed(results: Iterable[dict]) -> list[list[dict]]:
+    """Runs that differ in their seed alone, together; by method, rate and number of images."""
+    groups: dict[tuple, dict[int, dict]] = {}
+    for r in results:
+        groups.setdefault(_key(r), {})[r["seed"]] = r
+    in_order = sorted(groups.items(), key=lambda item: item[0][:3])
+    return [[group[seed] for seed in sorted(group)] for _, group in in_order]
+
+
+def _key(result: dict) -> tuple:
+    method, params = result["method"], result["params"]
+    order = [*METHODS, method].index(method)  # behind the table where it is not in it
+    images = params.get("target_images") or math.inf
+    decides = str(sorted(_decides(params).items()))
+    return order, result["rate"] or 0, images, method, result.get("source") or "", decides
+
+
+def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) -> list[dict]:
+    """Those made with the settings `wanted`, but for the named ones; of equals the newest.
+
+    but: with all of RECIPE, what only older code knew may differ as well.
+    """
+    anything = {*RECIPE} <= {*but}
+
+    def told(params: dict) -> dict:
+        found = _decides(params, but)
+        return {k: v for k, v in found.items() if k in DEFAULTS or not anything}
+
+    fits = [r for r in results if told(r["params"]) == told(relevant(r["method"], wanted))]
+    return list({(_key(r), r["seed"]): r for r in fits}.values())
+
+
+def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
+    """What a row is of; settings: those not the default that tell it from rows of its method, rate and images."""
+    place = lambda g: (g[0]["method"], g[0]["rate"], g[0]["params"].get("target_images"))
+    mine, others = (
+        (_decides(group[0]["params"])),
+        [_decides(g[0]["params"]) for g in groups if place(g) == place(group)],
     )
-    return longest or min(found, key=lambda b: b["params"]["epochs"], default=None)
+    named = [
+        k for k, v in mine.items() if v != DEFAULTS.get(k) and any(p.get(k) != v for p in others)
+    ]
+    method, rate, images = place(group)
+    settings = ", ".join(f"{k} {mine[k]}" for k in named)
+    return {"method": method, "rate": rate, "settings": settings, "target_images": images}
 
 
-def baseline(result: dict, every: dict[str, dict]) -> dict | None:
-    """The BL to hold a run against: the one that it was made from; a transfer's is the target's own, of most epochs (`from_nothing`)."""
-    own = [every[i] for i in result["parents"] if i in every and every[i]["method"] == "BL"]
-    return own[0] if own else from_nothing(result, every.values())
+def over_seeds(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFrame:
+    """A row a method, rate and number of target images: means over seeds, differences from BL.
 
-
-def over_seeds(results: Iterable[dict], every: dict[str, dict]) -> pd.DataFrame:
-    """One row a method, rate and number of target images: means over seeds with 95 % intervals, and the paired difference from BL.
-
-    Columns: method, rate, settings (those that tell apart what would else be the same row), target_images (NaN: all), seeds, train_images, trainable_params, shipped_bytes, file_bytes, transfer_s; for each generator and "all",
-    `NAME/auroc`, `NAME/accuracy` and `NAME/balanced_accuracy`, the same with `-BL` behind for the difference, each also with `_low` and `_high`.
+    Columns: those of `about`, seeds, COSTS; for each generator and "all" NAME/accuracy, /auroc and
+    /balanced_accuracy, and with -BL behind minus `baseline`, paired; each with _low and _high.
     """
     rows, groups = [], by_seed(results)
     for group in groups:
         row = about(group, groups) | {"seeds": len(group)}
-        for k in ("trainable_params", "shipped_bytes", "file_bytes"):
-            row[k] = pd.Series([r["cost"].get(k) for r in group], dtype=float).mean()
-        row["train_images"] = pd.Series([r.get("train_images") for r in group], dtype=float).mean()
-        row["transfer_s"] = pd.Series([r["timings"]["transfer_s"] for r in group]).mean()
-        _columns(row, combined(group))
-        pairs = [(r, b) for r in group if r["method"] != "BL" and (b := baseline(r, every))]
-        if pairs:
-            _columns(row, combined(*zip(*pairs, strict=True)), "-BL")
+        row |= pd.DataFrame(map(runs.flat, group))[COSTS].astype(float).mean().to_dict()
+        pairs = [(r, b) for r in group if (b := baseline(r, every))]
+        tables = {"": combined(group), "-BL": paired(*zip(*pairs, strict=True)) if pairs else {}}
+        for suffix, table in tables.items():
+            for name, each in table.items():
+                for k in ("accuracy", "balanced_accuracy", "auroc"):
+                    row |= ends(f"{name}/{k}{suffix}", each[k], inside=not suffix)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def against_scratch(results: Iterable[dict], every: dict[str, dict]) -> pd.DataFrame:
-    """Whether each transfer beats BL trained from nothing on the same target images for at most as many epochs, paired and over seeds.
+def ends(column: str, found: dict, *, inside: bool = False) -> dict:
+    """`metrics.combine`'s dict as three columns; inside: the ends are kept in [0, 1]."""
+    ends = np.array(found["ci95"] or (math.nan, math.nan))
+    low, high = ends.clip(0, 1) if inside else ends
+    return {column: found["mean"], f"{column}_low": low, f"{column}_high": high}
 
-    Columns: method, rate, settings, target_images, epochs (on the target), scratch_epochs, seeds, difference of AUROC with low and high, verdict:
-    beats scratch | beats a shorter scratch | loses to scratch | loses to a longer scratch | undecided | not measured (no such BL). Epochs are
-    passes over the target's images: those spent on the source are free, as it is shared by every task that comes after.
+
+def against_scratch(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFrame:
+    """Whether each transfer beats BL from nothing, with the same target images and epochs at most.
+
+    Columns: those of `about`, epochs (`budget`: the source's are free, later tasks share them),
+    scratch_epochs, seeds, difference of AUROC with _low and _high, verdict: beats scratch | beats a
+    shorter scratch | loses to scratch | loses to a longer scratch | undecided | not measured.
     """
-    rows, groups = (
-        [],
-        by_seed(r for r in results if r["method"] in METHODS and METHODS[r["method"]].transfers),
-    )
+    moved = [r for r in results if r["method"] in METHODS and METHODS[r["method"]].transfers]
+    rows, groups = [], by_seed(moved)
     for group in groups:
         epochs = budget(group[0], every)
-        pairs = [(r, b) for r in group if (b := from_nothing(r, every.values(), epochs=epochs))]
+        pairs = [(r, b) for r in group if (b := from_nothing(r, every, epochs=epochs))]
         theirs = pairs[0][1]["params"]["epochs"] if pairs and epochs > 0 else math.nan
         pairs = [(r, b) for r, b in pairs if b["params"]["epochs"] == theirs]
-        found = (
-            combined(*zip(*pairs, strict=True))["all"]["auroc"]
-            if pairs
-            else {"mean": math.nan, "ci95": None}
-        )
-        low, high = found["ci95"] or (math.nan, math.nan)
-        verdict = "undecided" if pairs else "not measured"
-        if low > 0:
-            verdict = "beats a shorter scratch" if theirs < epochs else "beats scratch"
-        elif high < 0:
-            verdict = "loses to a longer scratch" if theirs > epochs else "loses to scratch"
-        counted = {"epochs": epochs, "scratch_epochs": theirs, "seeds": len(pairs)}
-        rows.append(
-            about(group, groups)
-            | counted
-            | {"difference": found["mean"], "low": low, "high": high, "verdict": verdict}
-        )
+        change = {"mean": math.nan, "ci95": None}
+        if pairs:
+            change = paired(*zip(*pairs, strict=True))["all"]["auroc"]
+        words = {
+            "gain": "beats a shorter scratch" if theirs < epochs else "beats scratch",
+            "loss": "loses to a longer scratch" if theirs > epochs else "loses to scratch",
+        }
+        says = words.get(shown(change), "undecided" if pairs else "not measured")
+        row = {"epochs": epochs, "scratch_epochs": theirs, "seeds": len(pairs), "verdict": says}
+        rows.append(about(group, groups) | row | ends("difference", change))
     return pd.DataFrame(rows)
 
 
-def _columns(row: dict, values: dict[str, dict], suffix: str = "") -> None:
-    for name, each in values.items():
-        for metric in METRICS:
-            row |= _with_ends(f"{name}/{metric}{suffix}", each[metric], inside=not suffix)
+def matrix(results: Iterable[dict]) -> pd.DataFrame:
+    """Trained on against tested on: AUROC of each method, rate, recipe and fold on each generator.
+
+    Columns: method, rate, recipe, train ("all", "gan", "without gan"), test, seen, seeds, auroc,
+    auroc_low, auroc_high.
+    """
+    rows = []
+    for group in by_seed(results):
+        first, found = group[0], combined(group)
+        row = {"recipe": recipe(first["params"]), "seeds": len(group)}
+        row |= {"train": fold(first["params"]).removeprefix("on ").removesuffix(" alone") or "all"}
+        for test in _tested(first):
+            row |= {"test": test, "seen": test in first["train_generators"]}
+            row |= ends("auroc", found[test]["auroc"], inside=True)
+            rows.append({k: first[k] for k in ("method", "rate")} | row)
+    return pd.DataFrame(rows)
 
 
-def _with_ends(column: str, found: dict, *, inside: bool = False) -> dict:
-    """`metrics.combine`'s dict as three columns; inside: the ends are kept in [0, 1]."""
-    low, high = found["ci95"] or (math.nan, math.nan)
-    return {
-        column: found["mean"],
-        f"{column}_low": max(low, 0) if inside else low,
-        f"{column}_high": min(high, 1) if inside else high,
-    }
+def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str, dict]:
+    """AUROC on generators that a run was trained on, on the others, and the gap.
+
+    {"seen" | "unseen" | "gap": `combine`'s dict and the number of folds}: the mean over folds, then
+    over seeds. Folds that not all seeds have, and runs that saw every generator, are left out.
+    reference: other runs: differences to that of the same fold and seed. {} where nothing is left.
+    """
+    sides = [group, reference] if reference else [group]
+    sides = [{_place(r): r for r in s if _tested(r, r["train_generators"])} for s in sides]
+    both = set.intersection(*map(set, sides))
+    seeds = {seed for seed, _ in both}
+    folds = {f for _, f in both if all((seed, f) in both for seed in seeds)}
+    if not folds:
+        return {}
+    chosen = [[side[at] for at in both if at[1] in folds] for side in sides]
+    found = paired(*chosen) if reference else combined(*chosen)
+    return {k: found[k]["auroc"] | {"folds": len(folds)} for k in ("seen", "unseen", "gap")}
 
 
-def _key(result: dict) -> tuple:
-    return (
-        result["method"],
-        result["rate"],
-        result.get("source"),
-        json.dumps(result["params"], sort_keys=True),
-    )
+def gaps(results: Iterable[dict]) -> pd.DataFrame:
+    """What each method, rate and recipe loses from seen to unseen generators, a row each.
 
-
-def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
-    """What a row is about; settings: those that tell it from other rows of its method, rate and images, as text."""
-    first, mine = group[0], group[0]["params"]
-    alike = [g[0]["params"] for g in groups if all(g[0][k] == first[k] for k in ("method", "rate"))]
-    images = mine.get("target_images")
-    others = [p for p in alike if p.get("target_images") == images]
-    differ = ", ".join(f"{k} {v}" for k, v in mine.items() if any(p.get(k) != v for p in others))
-    return {
-        "method": first["method"],
-        "rate": first["rate"],
-        "settings": differ,
-        "target_images": images,
-    }
-
-
-def _images(result: dict) -> float:
-    return result["params"].get("target_images") or math.inf
+    Columns: method, rate, recipe, folds, seeds; seen, unseen and gap of `contrast`; with -BL behind
+    minus BL of the same recipe, with -plain minus the plain recipe; each with _low and _high.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for group in by_seed(results):
+        key = (group[0]["method"], group[0]["rate"], recipe(group[0]["params"]))
+        groups.setdefault(key, []).extend(group)
+    rows = []
+    for key, group in groups.items():
+        if not (found := contrast(group)):
+            continue
+        row = dict(zip(("method", "rate", "recipe"), key, strict=True))
+        row |= {k: found["gap"][k] for k in ("folds", "seeds")}
+        others = {"-BL": ("BL", None, key[2]), "-plain": (*key[:2], "plain")}
+        others = {end: groups[k] for end, k in others.items() if k != key and k in groups}
+        tables = {end: contrast(group, reference) for end, reference in others.items()}
+        for end, table in ({"": found} | tables).items():
+            for name, each in table.items():
+                row |= ends(name + end, each, inside=end == "" and name != "gap")
+        rows.append(row)
+    return pd.DataFrame(rows)
