@@ -1,7 +1,4 @@
-"""Command line: python -m data_prep demo | folder PATH --name NAME | list | audit NAME, and a
-command for each published dataset."""
-
-from __future__ import annotations
+"""Prepare datasets: python -m data_prep demo | folder | list | audit | a published dataset."""
 
 import logging
 import sys
@@ -21,6 +18,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False
 )
 From = Annotated[Path | None, typer.Option("--from", help="folder where the files already are")]
+Called = Annotated[str, typer.Option("--name", help="what to call the dataset")]
 Name = Annotated[
     str | None, typer.Option(help="what to call the dataset; its usual name by default")
 ]
@@ -31,8 +29,7 @@ console = Console(width=None if sys.stdout.isatty() else 160)
 
 @app.command()
 def demo(seed: int = 0) -> None:
-    """Make the offline demo data: patches of photographs against four small generators, and a
-    source task for transfer learning."""
+    """Make the offline demo data: photographs against four small generators, and a source task."""
     from data_prep import demo as maker  # here, because it loads torch
 
     for table, name in zip(maker.prepare(seed=seed), ("demo", "demo-source"), strict=True):
@@ -40,9 +37,7 @@ def demo(seed: int = 0) -> None:
 
 
 @app.command("folder")
-def folder_(
-    path: Path, name: Annotated[str, typer.Option(help="what to call the dataset")]
-) -> None:
+def folder_(path: Path, name: Called) -> None:
     """Your own images: real/ and fake/<generator>/, optionally below train/, val/, test/."""
     _show(folder.prepare(path, name=name), name)
 
@@ -71,24 +66,20 @@ def list_() -> None:
     columns = (name_, "here", "images per split and generator", "licence", "size", address)
     table = Table(*columns, show_lines=True)
     for name in sorted({*paths.present(), *paths.HOW_TO_GET}):
-        source, here = SOURCES.get(name), name in paths.present()
-        licence = paths.describe(name).get("licence", "") if here else ""
-        place = str(paths.data_root() / name) if here else "made here"
-        table.add_row(
-            name,
-            "yes" if here else "no",
-            _per_generator(manifest.load(name)) if here else f"get it: {paths.HOW_TO_GET[name]}",
-            source.licence if source else licence,
-            source.size if source else "",
-            source.address if source else place,
-        )
+        row = ["no", f"get it: {paths.HOW_TO_GET.get(name)}", "", "", "made here"]
+        if name in paths.present():
+            licence = paths.describe(name).get("licence", "")
+            found = _per_generator(manifest.load(name))
+            row = ["yes", found, licence, "", str(paths.data_root() / name)]
+        if source := SOURCES.get(name):
+            row[2:] = source.licence, source.size, source.address
+        table.add_row(name, *row)
     console.print(table)
 
 
 @app.command("audit")
 def audit_(name: str, sample: Sample = 300) -> None:
-    """Look for give-aways, copies and shared scenes: outputs/audit-NAME.html and .json, and a
-    verdict."""
+    """Look for give-aways, copies, shared scenes: outputs/audit-NAME.html, .json, a verdict."""
     from data_prep import audit_page  # here, because it loads scipy, scikit-learn and seaborn
 
     found, page = audit_page.write(name, sample=sample)
@@ -103,11 +94,11 @@ def _per_generator(rows: pd.DataFrame) -> str:
 
 
 def _show(rows: pd.DataFrame, name: str) -> None:
-    counts = manifest.counts(rows)
+    counts = manifest.counts(rows).reset_index()
     title = f"{name}: {paths.data_root() / name / 'manifest.csv'}"
-    table = Table("label", "generator", *map(str, counts.columns), title=title)
-    for (label, generator), row in counts.iterrows():
-        table.add_row(str(label), generator, *map(str, row))
+    table = Table(*counts.columns, title=title)
+    for row in counts.astype(str).itertuples(index=False):
+        table.add_row(*row)
     console.print(table)
 
 

@@ -3,10 +3,8 @@
 `python -m data_prep audit NAME`; the page with its figures is `audit_page`.
 """
 
-from __future__ import annotations
-
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
@@ -15,7 +13,7 @@ import pandas as pd
 from data_prep import duplicates, manifest, paths, shortcut, transform
 from data_prep.errors import InputError
 from data_prep.protocol import PROTOCOLS, assign
-from data_prep.shortcut import Probe
+from data_prep.shortcut import Probe, look
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +40,22 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        return _verdict(self.raw, self.equalised, self.alike)
+        """Two sentences: what the probe tells of the set as it is, and after equalising."""
+        raw, equalised = self.raw, self.equalised
+        kind = "Weak give-aways" if raw.ci95[0] < STRONG else "Strong give-aways"
+        kind = "No strong give-away" if _harmless(raw) else kind
+        text = f"{kind}: metadata and trivial statistics alone reach AUROC {_reached(raw)}."
+        if not _harmless(raw):
+            best = [f"{f.replace('_', ' ')} ({a:.2f})" for f, a in list(raw.single.items())[:3]]
+            text += f" The best alone: {', '.join(best)}."
+        if self.alike is None:
+            same = "Sizes and JPEG qualities are the same in both classes"
+            return f"{text} {same}: nothing to equalise."
+        rest = "the give-away stays: results on this set say little about detection"
+        if equalised.ci95[0] < STRONG:
+            rest = "part of it stays: read results with that in mind"
+        rest = "little is left" if _harmless(equalised) else rest
+        return f"{text} After equalising (protocol strict): {_reached(equalised)}, {rest}."
 
     def summary(self) -> dict:
         """What goes into outputs/audit-NAME.json."""
@@ -55,7 +68,7 @@ class Audit:
             "shortcut_ci95": {kind: probe.ci95 for kind, probe in probes.items()},
             "single_feature_auroc": {kind: probe.single for kind, probe in probes.items()},
             "images_probed": len(self.looked),
-            "equaliser": {"side": self.alike.side, "jpeg": self.alike.jpeg} if self.alike else None,
+            "equaliser": asdict(self.alike) if self.alike else None,
             "images": ok["generator"].value_counts().to_dict(),
             "quarantined": self.table.loc[~good, "status"].value_counts().to_dict(),
             "scenes": int(ok["group"].nunique()),
@@ -68,36 +81,35 @@ class Audit:
 def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Audit:
     """Look at a prepared dataset: its manifest, and up to `sample` images per generator.
 
-    Raises `InputError` for a dataset that is not there, of reals alone, or with too few scenes to
-    cross-validate.
+    Raises `InputError` for a dataset that is not there, of reals alone, or with too few scenes.
 
     >>> audit("demo").verdict                                        # doctest: +SKIP
     """
     table, about = manifest.load(name), paths.describe(name)
     ok = table[table["status"] == "ok"]
-    _check(ok, name)
+    if set(ok["label"]) != {0, 1}:
+        labels = ", ".join(map(str, set(ok["label"])))
+        why = f"has only images with label {labels}: nothing to tell apart, nothing to audit"
+        raise InputError(f"{name!r} {why}")
+    if min(ok.groupby("label")["group"].nunique()) < 2 * shortcut.FOLDS:
+        need = f"at least {2 * shortcut.FOLDS} of each class are needed"
+        raise InputError(f"{name!r} has too few scenes to audit: {need}")
     alike = transform.equaliser(table)
     chosen = _sample(ok, sample)
-    files = [paths.images_root(name) / path for path in chosen["path"]]
-    found = manifest.parallel(
-        partial(shortcut.look, alike=alike),
-        list(zip(files, chosen["sha256"], strict=True)),
-        desc=f"auditing {name}",
-        workers=workers,
-        serial=64,
-    )
+    root, task = paths.images_root(name), partial(look, alike=alike)
+    items = [(root / p, sha256) for p, sha256 in zip(chosen["path"], chosen["sha256"], strict=True)]
+    found = manifest.parallel(task, items, desc=f"auditing {name}", workers=workers, serial=64)
     if None in found:
         first = chosen["path"].iloc[found.index(None)]
-        raise InputError(
-            f"{name}: {found.count(None)} images cannot be read any more (e.g. {first}): "
-            "scan again with python -m data_prep"
-        )
+        what = f"{found.count(None)} images cannot be read any more (e.g. {first})"
+        raise InputError(f"{name}: {what}: scan again with python -m data_prep")
     sets = {kind: pd.DataFrame([f[kind] for f in found]) for kind in ("raw", "equalised")}
     chosen = chosen[["path", "label", "generator", "group"]].reset_index(drop=True)
     labels, scenes = chosen["label"].to_numpy(), chosen["group"].to_numpy()
-    spectra = np.stack([f["spectrum"] for f in found])
-    rows_of = chosen.groupby("generator").indices
+    spectra, rows_of = np.stack([f["spectrum"] for f in found]), chosen.groupby("generator").indices
     splits = {p: split for p in PROTOCOLS if (split := _split(table, p)) is not None}
+    trained = {p: table.loc[split == "train", "group"] for p, split in splits.items()}
+    tested = {p: table.loc[split == "test", "group"] for p, split in splits.items()}
     return Audit(
         name,
         about,
@@ -107,24 +119,12 @@ def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Aud
         **{kind: shortcut.probe(x, labels, scenes) for kind, x in sets.items()},
         alike=alike,
         copies={p: duplicates.report(table, split) for p, split in splits.items()},
-        overlap={p: _overlap(table, split) for p, split in splits.items()},
+        overlap={p: float(tested[p].isin(trained[p]).mean()) for p in splits},
     )
 
 
-def _check(ok: pd.DataFrame, name: str) -> None:
-    if set(ok["label"]) != {0, 1}:
-        labels = ", ".join(map(str, set(ok["label"])))
-        raise InputError(
-            f"{name!r} has only images with label {labels}: nothing to tell apart, nothing to audit"
-        )
-    if min(ok.groupby("label")["group"].nunique()) < 2 * shortcut.FOLDS:
-        need = f"at least {2 * shortcut.FOLDS} of each class are needed"
-        raise InputError(f"{name!r} has too few scenes to audit: {need}")
-
-
 def _sample(ok: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Up to `most` of each generator, as many reals as fakes; of the same scenes where they can
-    be."""
+    """Up to `most` of each generator, as many reals as fakes; of the same scenes if possible."""
     key = pd.util.hash_array(ok["group"].to_numpy(dtype=object))
     order = ok.assign(key=key).sort_values(["key", "path"])
     fakes = order[order["label"] == 1].groupby("generator").head(most)
@@ -139,29 +139,9 @@ def _split(table: pd.DataFrame, protocol: str) -> pd.Series | None:
         return None
 
 
-def _overlap(table: pd.DataFrame, split: pd.Series) -> float:
-    trained = set(table.loc[split == "train", "group"])
-    return float(table.loc[split == "test", "group"].isin(trained).mean())
+def _reached(found: Probe) -> str:
+    return f"{found.auroc:.2f} [{found.ci95[0]:.2f}, {found.ci95[1]:.2f}]"
 
 
-def _verdict(raw: Probe, equalised: Probe, alike: transform.Equaliser | None) -> str:
-    def reached(found: Probe) -> str:
-        return f"{found.auroc:.2f} [{found.ci95[0]:.2f}, {found.ci95[1]:.2f}]"
-
-    def harmless(found: Probe) -> bool:
-        return found.ci95[0] < WEAK and found.auroc < STRONG
-
-    kind = "Weak give-aways" if raw.ci95[0] < STRONG else "Strong give-aways"
-    kind = "No strong give-away" if harmless(raw) else kind
-    text = f"{kind}: metadata and trivial statistics alone reach AUROC {reached(raw)}."
-    if not harmless(raw):
-        best = [f"{f.replace('_', ' ')} ({a:.2f})" for f, a in list(raw.single.items())[:3]]
-        text += f" The best alone: {', '.join(best)}."
-    if alike is None:
-        return f"{text} Sizes and JPEG qualities are the same in both classes: nothing to equalise."
-    rest = "the give-away stays: results on this set say little about detection"
-    if equalised.ci95[0] < STRONG:
-        rest = "part of it stays: read results with that in mind"
-    if harmless(equalised):
-        rest = "little is left"
-    return f"{text} After equalising (protocol strict): {reached(equalised)}, {rest}."
+def _harmless(found: Probe) -> bool:
+    return found.ci95[0] < WEAK and found.auroc < STRONG

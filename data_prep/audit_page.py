@@ -1,7 +1,5 @@
 """The audit's figures (by seaborn) and its page: all inside one HTML file. Measures nothing."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

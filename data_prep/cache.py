@@ -1,12 +1,9 @@
 """Decode once: every usable image of a manifest as a row of a uint8 memory map, N x H x W x 3."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -35,8 +32,7 @@ def build(
     perturb: str = "",
     workers: int | None = None,
 ) -> tuple[np.memmap, pd.DataFrame]:
-    """The decoded images of a dataset (uint8, N x size x size x 3, read-only) and their manifest
-    rows.
+    """The decoded images of a dataset (uint8, N x size x size x 3, read-only), and their rows.
 
     equalise: first make the classes alike in size and JPEG quality (`transform.equaliser`).
     perturb: then make each image worse, such as "jpeg-75" (`transform.perturb`). Last comes `fit`.
@@ -57,29 +53,20 @@ def build(
     manifest.check(table, name, kind=describe(name)["kind"])
     table = table[table["status"] == "ok"].reset_index(drop=True)
     alike = transform.equaliser(table) if equalise else None
-    contents = json.dumps([table["sha256"].tolist(), manifest.DECODING]).encode()
     worse = transform.check_perturbation(perturb) if perturb else ""
+    contents = json.dumps([table["sha256"].tolist(), manifest.DECODING]).encode()
     key = [mode, alike.key if alike else "", worse, str(size)]
     key = [*filter(None, key), hashlib.sha256(contents).hexdigest()[:12]]
     folder = dataset_folder(name) / "cache" / "-".join(key)
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
-        prepared = partial(_prepared, size=size, mode=mode, alike=alike, worse=worse)
         # no with_suffix: names may hold dots, such as resize-0.5
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
-                _remove_stale(folder.parent, key[-1])
-                _fill(folder, name, table, size, prepared, workers)
+                _remove_stale(folder.parent, contents=key[-1])
+                options = {"alike": alike, "worse": worse, "size": size, "mode": mode}
+                _fill(folder, name, table, options, workers)
     return np.load(folder / "images.npy", mmap_mode="r"), table
-
-
-def _prepared(
-    data: bytes, sha256: str, *, size: int, mode: str, alike: Equaliser | None, worse: str
-) -> np.ndarray:
-    """From a file's bytes to the pixels of its row."""
-    image = to_rgb(open_image(data))
-    image = alike(image, sha256) if alike else image
-    return fit(transform.perturb(image, worse) if worse else image, size=size, mode=mode)
 
 
 def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
@@ -118,7 +105,7 @@ def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
     return int(tops[row]), int(lefts[column])
 
 
-def _remove_stale(parent: Path, contents: str) -> None:
+def _remove_stale(parent: Path, *, contents: str) -> None:
     """Remove what killed builds of other contents left: nobody can go on with it."""
     for left in (p for p in parent.glob("*.partial") if contents not in p.name):
         try:
@@ -128,44 +115,37 @@ def _remove_stale(parent: Path, contents: str) -> None:
             log.info("left %s alone: another build is using it", left)
 
 
-def _fill(
-    folder: Path,
-    name: str,
-    table: pd.DataFrame,
-    size: int,
-    prepared: Callable[[bytes, str], np.ndarray],
-    workers: int | None,
-) -> None:
+def _fill(folder: Path, name: str, table: pd.DataFrame, options: dict, workers: int | None) -> None:
     """Decode what is missing in `<folder>.partial`; `folder` appears when all of it is there."""
-    part, done = folder.with_name(f"{folder.name}.partial"), "done.npy"
-    if not (part / done).exists():
-        shape, hint = ((len(table), size, size, 3), "free some, take a smaller --set size=")
-        what, hint = f"decoding {name!r} at {size} px", f"{hint}, or set $DFLIB_DATA"
-        need_room(int(np.prod(shape)), folder.parent, what, hint)
+    part, size = folder.with_name(f"{folder.name}.partial"), options["size"]
+    done, what = part / "done.npy", f"decoding {name!r} at {size} px"
+    if not done.exists():
+        shape, hint = (len(table), size, size, 3), "free some, take a smaller --set size="
+        need_room(int(np.prod(shape)), folder.parent, what, f"{hint}, or set $DFLIB_DATA")
         part.mkdir(exist_ok=True)
         new = {"mode": "w+", "dtype": np.uint8, "shape": shape}
         np.lib.format.open_memmap(part / "images.npy", **new).flush()
         np.save(part / "new.npy", np.zeros(len(table), dtype=bool))
-        (part / "new.npy").rename(part / done)  # all is laid out
-    root, todo = images_root(name), np.flatnonzero(~np.load(part / done))
+        (part / "new.npy").rename(done)  # all is laid out
+    root, todo = images_root(name), np.flatnonzero(~np.load(done))
     paths, hashes = table["path"].to_numpy(), table["sha256"].to_numpy()
     rows = np.split(todo, range(_CHUNK, len(todo), _CHUNK))
     chunks = [(some, [root / p for p in paths[some]], hashes[some]) for some in rows]
-    task, what = (partial(_decode, folder=part, prepared=prepared), f"decoding {name} at {size} px")
-    found = manifest.parallel(task, chunks, desc=what, workers=workers, serial=2)
-    if problems := sum(found, []):
+    task = partial(_decode, folder=part, **options)
+    problems = sum(manifest.parallel(task, chunks, desc=what, workers=workers, serial=2), [])
+    if problems:
         raise InputError(
             f"{len(problems)} images of {name!r} changed since they were scanned "
             f"(e.g. {problems[0]}): scan again with python -m data_prep"
         )
     part.rename(folder)
-    (folder / done).unlink()
+    (folder / "done.npy").unlink()
 
 
 def _decode(
-    chunk: tuple[np.ndarray, list[Path], np.ndarray], *, folder: Path, prepared: Callable
+    chunk: tuple, *, folder: Path, alike: Equaliser | None, worse: str, **fitted
 ) -> list[str]:
-    """Decode some images into their rows; returns what went wrong."""
+    """Decode some files (rows, paths, hashes) into their rows; returns what went wrong."""
     images = np.load(folder / "images.npy", mmap_mode="r+")
     done = np.load(folder / "done.npy", mmap_mode="r+")
     problems = []
@@ -174,7 +154,9 @@ def _decode(
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise BadImage("other contents")
-            images[row] = prepared(data, sha256)
+            image = to_rgb(open_image(data))
+            image = alike(image, sha256) if alike else image
+            images[row] = fit(transform.perturb(image, worse) if worse else image, **fitted)
             done[row] = True
         except (BadImage, OSError) as error:
             problems.append(f"{path}: {error}")

@@ -4,12 +4,9 @@ The photographs lie inside scikit-image and scikit-learn. `build` makes the real
 `build_source` a two-class source task for transfer learning; `prepare` does both and scans them.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,6 +45,7 @@ MIN_STD = 10  # grey levels: a flat patch shows nothing to tell real from fake b
 FAMILIES = ("deconv", "nearest", "bilinear", "subpixel")
 UNSEEN = "nearest"  # only in test: its traces are those that the others teach least about
 SHARES = {"train": 0.62, "val": 0.14, "test": 0.24}  # of each photograph's groups
+Counts = Mapping[str, int]
 COUNTS = {"train": 1250, "val": 250, "test": 300}  # images per class; in test, per generator
 SOURCE_COUNTS = {"train": 1000, "val": 250, "test": 300}
 STEPS, BATCH = 160, 32  # of gradient descent, per decoder; patches
@@ -63,10 +62,6 @@ class Patch:
     box: tuple[int, ...]  # left, top, right, bottom in the photograph as tiled
     pixels: np.ndarray  # uint8, size x size x 3
 
-    @property
-    def name(self) -> str:
-        return "{}_{}-{}-{}-{}".format(self.photo, *self.box)
-
 
 def prepare(*, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Make the datasets "demo" and "demo-source" in half a minute; returns their manifests.
@@ -74,22 +69,17 @@ def prepare(*, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     >>> demo, source = prepare()                                    # doctest: +SKIP
     """
     licence = "photographs of scikit-image and scikit-learn: see their packages"
-
-    def made(name: str, build: Callable[..., list[dict]], kind: str) -> pd.DataFrame:
+    tables = []
+    for name, maker, kind in (("demo", build, "deepfake"), ("demo-source", build_source, "source")):
         folder = data_root() / name
         shutil.rmtree(folder, ignore_errors=True)  # another seed's images would stay behind
-        return manifest.make(name, folder, build(folder, seed=seed), kind=kind, licence=licence)
-
-    return made("demo", build, "deepfake"), made("demo-source", build_source, "source")
+        rows = maker(folder, seed=seed)
+        tables.append(manifest.make(name, folder, rows, kind=kind, licence=licence))
+    return tuple(tables)
 
 
 def build(
-    folder: Path,
-    *,
-    seed: int = 0,
-    size: int = 32,
-    counts: Mapping[str, int] = COUNTS,
-    steps: int = STEPS,
+    folder: Path, *, seed: int = 0, size: int = 32, counts: Counts = COUNTS, steps: int = STEPS
 ) -> list[dict]:
     """Write the real-or-fake set below `folder`; one entry per image (label 1 is fake).
 
@@ -100,11 +90,8 @@ def build(
 
     >>> rows = build(Path("data/demo"), counts={"train": 30, "val": 6, "test": 8}, steps=5)
     """
-    rng = np.random.default_rng(seed)
-    patches = cut(seed=seed, size=size)
-    chosen = [
-        [_pick(patches, split, role, n, rng) for split, n in counts.items()] for role in (0, 1)
-    ]
+    rng, patches = np.random.default_rng(seed), cut(seed=seed, size=size)
+    chosen = [[_pick(patches, s, role, n, rng) for s, n in counts.items()] for role in (0, 1)]
     rows = [_save(folder, p, p.pixels, 0, "real") for part in chosen[0] for p in part]
     train = _to_tensor([p.pixels for p in patches if (p.split, p.role) == ("train", 1)])
     seen = [family for family in FAMILIES if family != UNSEEN]
@@ -115,16 +102,17 @@ def build(
                 sources += part
             elif family != UNSEEN:
                 sources += part[seen.index(family) :: len(seen)]
-        with _one_thread():
+        with threadpool_limits(1):  # layers this small wait for more threads on a busy machine
             model = fit(family, train, steps=steps, seed=seed)
-            fakes = _to_uint8(render(model, _to_tensor([p.pixels for p in sources])))
+            fakes = render(model, _to_tensor([p.pixels for p in sources]))
+        fakes = ((fakes + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         rows += [_save(folder, p, fake, 1, family) for p, fake in zip(sources, fakes, strict=True)]
         log.info("%s: %d fakes from a decoder of %d steps", family, len(sources), steps)
     return rows
 
 
 def build_source(
-    folder: Path, *, seed: int = 0, size: int = 32, counts: Mapping[str, int] = SOURCE_COUNTS
+    folder: Path, *, seed: int = 0, size: int = 32, counts: Counts = SOURCE_COUNTS
 ) -> list[dict]:
     """Write the source task below `folder`: nature (label 0) or man-made (label 1), without colour.
 
@@ -133,14 +121,14 @@ def build_source(
 
     >>> rows = build_source(Path("data/demo-source"), counts={"train": 20, "val": 4, "test": 6})
     """
-    rng = np.random.default_rng(seed)
-    patches = cut(seed=seed, size=size)
-    rows = []
+    rng, patches, rows = np.random.default_rng(seed), cut(seed=seed, size=size), []
     for label, name in enumerate(("nature", "man-made")):
         mine = [p for p in patches if (p.photo not in NATURE) == bool(label)]
         for split, n in counts.items():
-            picked = _pick(mine, split, None, n, rng)
-            rows += [_save(folder, p, _grey(p.pixels), label, name) for p in picked]
+            for patch in _pick(mine, split, None, n, rng):
+                # without its colour, which alone would tell ten photographs apart
+                grey = np.asarray(Image.fromarray(patch.pixels).convert("L").convert("RGB"))
+                rows.append(_save(folder, patch, grey, label, name))
     return rows
 
 
@@ -157,7 +145,10 @@ def cut(*, seed: int, size: int) -> list[Patch]:
     rng = np.random.default_rng(seed)
     tile, patches = 3 * size, []
     for photo, file in PHOTOS.items():
-        image = _open(file)
+        package, _, rest = file.partition("/")
+        with Image.open(str(files(package) / rest)) as opened:
+            image = opened.convert("RGB")
+        image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
         tops = range(0, image.height - tile + 1, tile)
         lefts = range(0, image.width - 2 * tile + 1, 2 * tile)
         corners = [(x, y) for y in tops for x in lefts]
@@ -189,14 +180,6 @@ def _patches(
                 yield box, small[v : v + size, u : u + size]
 
 
-def _open(file: str) -> Image.Image:
-    package, _, rest = file.partition("/")
-    with Image.open(str(files(package) / rest)) as opened:
-        image = opened.convert("RGB")
-    image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-    return image
-
-
 def _pick(
     patches: Sequence[Patch], split: str, role: int | None, n: int, rng: np.random.Generator
 ) -> list[Patch]:
@@ -205,17 +188,6 @@ def _pick(
         held = f"the photographs hold 1 to {len(pool)} of this size"
         raise ValueError(f"{n} {split} images per class asked for; {held}")
     return [pool[i] for i in rng.permutation(len(pool))[:n]]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """For layers this small: faster on a busy machine, and the same bytes on any."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Up(nn.Module):
@@ -326,9 +298,8 @@ def _match_looks(y: Tensor, x: Tensor) -> Tensor:
         luma = (grey_x / grey_y).clamp(0.3, 3) * luma
         chroma = (chroma_x / _rms(chroma)).clamp(0.1, 3) * chroma
         y = low + luma + chroma
-        (mean, mean_x), (std, std_x) = (
-            [f(z, (2, 3), keepdim=True) for z in (y, x)] for f in (torch.mean, torch.std)
-        )
+        mean, mean_x = (z.mean((2, 3), keepdim=True) for z in (y, x))
+        std, std_x = (z.std((2, 3), keepdim=True) for z in (y, x))
         y = ((y - mean) / std.clamp_min(1e-4) * std_x + mean_x).clamp(-1, 1)
     return y
 
@@ -356,18 +327,9 @@ def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _to_uint8(x: Tensor) -> np.ndarray:
-    return ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-
-
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    """Without its colour, which alone would tell ten photographs apart."""
-    return np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
-
-
 def _save(folder: Path, patch: Patch, pixels: np.ndarray, label: int, generator: str) -> dict:
     kind = f"fake/{generator}" if label and generator in FAMILIES else generator
-    path = f"images/{patch.split}/{kind}/{patch.name}.jpg"
+    path = f"images/{patch.split}/{kind}/{patch.photo}_{'-'.join(map(str, patch.box))}.jpg"
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     # JPEG once, alike for both classes, as detectors meet images; q95 4:4:4 keeps the decoders'
     # traces (q80 cost 0.1 of AUROC)

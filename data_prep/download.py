@@ -1,11 +1,9 @@
 """Downloads that can be trusted: resumed after a cut, checked, unpacked only where it is safe."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
-import re
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +28,7 @@ TIMEOUT = 30  # seconds without an answer
 _BLOCK = 1 << 20
 _BREAKS = (requests.RequestException, HTTPError, RemoteIOError, BadZipFile)
 _bar = partial(tqdm, leave=False, disable=None)
+_remote = partial(RemoteZip, initial_buffer_size=_BLOCK, timeout=TIMEOUT)
 
 
 def fetch(url: str, target: Path, *, md5: str | None = None, sha256: str | None = None) -> Path:
@@ -42,7 +41,6 @@ def fetch(url: str, target: Path, *, md5: str | None = None, sha256: str | None 
 
     >>> fetch("https://example.org/set.zip", Path("set.zip"), md5="0695bd…")   # doctest: +SKIP
     """
-    target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_beside(target, ".lock")):
         if not target.exists():
@@ -65,7 +63,6 @@ def unpack(
 
     >>> unpack(Path("set.zip"), Path("set"))                         # doctest: +SKIP
     """
-    folder = Path(folder)
     if folder.exists():
         return folder
     fresh = _beside(folder, ".new")
@@ -74,13 +71,12 @@ def unpack(
         with ZipFile(archive) as opened:
             members = _members(opened, str(archive), wanted)
             need_room(sum(m.file_size for m in members), folder.parent, str(archive))
-            for member in _bar(members, desc=f"unpacking {Path(archive).name}"):
+            for member in _bar(members, desc=f"unpacking {archive.name}"):
                 opened.extract(member, fresh)
     except (BadZipFile, EOFError, OSError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise InputError(
-            f"{archive} cannot be unpacked ({error}): remove it and download it again"
-        ) from error
+        why = f"({error}): remove it and download it again"
+        raise InputError(f"{archive} cannot be unpacked {why}") from error
     fresh.rename(folder)
     return folder
 
@@ -96,9 +92,13 @@ def fetch_members(
 
     >>> fetch_members(url, Path("set"), wanted=names_below("person"))   # doctest: +SKIP
     """
-    folder = Path(folder)
+
+    def listed() -> list[ZipInfo]:
+        with _remote(url) as remote:
+            return _members(remote, url, wanted)
+
     try:
-        members = _retried(partial(_list_remote, url, wanted), url, lambda: "nothing came yet")
+        members = _retried(listed, url, lambda: "nothing came yet")
     except RangeNotSupported:
         log.warning("%s does not support ranges: the whole archive is downloaded", url)
         return unpack(fetch(url, _beside(folder, ".zip")), folder, wanted=wanted)
@@ -124,10 +124,7 @@ def names_below(*prefixes: str) -> Callable[[str], bool]:
 
 
 def _retried(step: Callable, url: str, kept: Callable[[], str]):
-    """The step's result, tried again after a broken connection.
-
-    kept: tells what is here already. `TRIES` times in a row without any change of it are too many.
-    """
+    """The step's result, tried again until `TRIES` breaks in a row add nothing to what is kept."""
     failures = 0
     while True:
         before = kept()
@@ -135,13 +132,13 @@ def _retried(step: Callable, url: str, kept: Callable[[], str]):
             return step()
         except _BREAKS as error:
             if " Client Error" in str(error):  # 404 and its kind: no use in asking again
-                raise InputError(f"{error}: see whether the address has changed") from error
+                what = f"answers {error}: see whether the address has changed"
+                raise InputError(f"{url} {what}") from error
             failures = 0 if kept() != before else failures + 1
             what = f"({error.__class__.__name__}): {kept()}"
             if failures >= TRIES:
-                raise InputError(
-                    f"{url} does not answer {what}; the same command goes on from there"
-                ) from error
+                what = f"does not answer {what}; the same command goes on from there"
+                raise InputError(f"{url} {what}") from error
             log.info("connection lost %s: going on", what)
             time.sleep(WAIT * 2**failures / 2)
 
@@ -160,16 +157,11 @@ def _receive(url: str, part: Path) -> None:
                 return
             part.unlink()
             raise requests.ConnectionError("the server's file is shorter than before")
-        if answer.status_code >= 500:
-            raise requests.ConnectionError(f"status {answer.status_code}")
-        if answer.status_code not in (200, 206):
-            status = f"{answer.status_code} {answer.reason}"
-            raise InputError(f"{url} answers {status}: see whether the address has changed")
+        answer.raise_for_status()
         start = have if answer.status_code == 206 else 0
         if start and not answer.headers["Content-Range"].startswith(f"bytes {start}-"):
-            raise InputError(
-                f"{url} answers with other bytes than asked for: remove {part} and try again"
-            )
+            what = "answers with other bytes than asked for"
+            raise InputError(f"{url} {what}: remove {part} and try again")
         rest = int(answer.headers.get("Content-Length", 0))
         need_room(rest - (have - start), part.parent, url)
         etag.unlink(missing_ok=True)
@@ -185,39 +177,25 @@ def _receive(url: str, part: Path) -> None:
 
 def _check(part: Path, url: str, **checksums: str | None) -> None:
     for kind, expected in checksums.items():
-        if not expected:
-            continue
         with part.open("rb") as file:
-            found = hashlib.file_digest(file, kind).hexdigest()
-        if found != expected.lower():
+            found = hashlib.file_digest(file, kind).hexdigest() if expected else None
+        if found != (expected and expected.lower()):
             aside = part.replace(part.with_suffix(".wrong"))
             raise InputError(
                 f"{url}: {kind} is {found}, expected {expected}. The file is set aside as {aside}: "
-                "remove it and try again; if that gives the same, "
-                "the publisher has changed the file"
+                "remove it and try again; if that gives the same, the publisher changed the file"
             )
 
 
 def _members(opened: ZipFile, where: str, wanted: Callable[[str], bool]) -> list[ZipInfo]:
     """The wanted files of an archive; one unsafe member anywhere refuses it all."""
     for member in opened.infolist():
-        name, link = member.filename, (member.external_attr >> 16) & 0o170000 == 0o120000
+        name, link = member.filename, stat.S_ISLNK(member.external_attr >> 16)
         absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
-        if absolute or link or ".." in re.split(r"[/\\]", name):
-            raise InputError(
-                f"{where}: member {name!r} would be written outside the folder, or is a link: "
-                "refused, nothing unpacked"
-            )
+        if absolute or link or ".." in PureWindowsPath(name).parts:
+            what = "would be written outside the folder, or is a link: refused, nothing unpacked"
+            raise InputError(f"{where}: member {name!r} {what}")
     return [m for m in opened.infolist() if not m.is_dir() and wanted(m.filename)]
-
-
-def _remote(url: str) -> RemoteZip:
-    return RemoteZip(url, initial_buffer_size=_BLOCK, timeout=TIMEOUT)
-
-
-def _list_remote(url: str, wanted: Callable[[str], bool]) -> list[ZipInfo]:
-    with _remote(url) as remote:
-        return _members(remote, url, wanted)
 
 
 def _fetch_some(

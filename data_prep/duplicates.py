@@ -1,9 +1,4 @@
-"""Images that are there twice, and which of them stand on two sides of a split.
-
-Exact copies by SHA-256, near copies by the perceptual hash (imagehash).
-"""
-
-from __future__ import annotations
+"""Copies of images, exact (SHA-256) and near (imagehash), and which of them a split tears apart."""
 
 import numpy as np
 import pandas as pd
@@ -14,8 +9,7 @@ DISTANCE = 4  # of 64 bits: what re-encoding and rescaling change, hardly what a
 
 
 def near_pairs(hashes: np.ndarray, *, distance: int = DISTANCE) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (i, j) of all pairs of distinct 64-bit hashes (uint64, n) at most `distance` bits
-    apart.
+    """Indices (i, j) of the pairs of distinct 64-bit hashes (uint64) at most `distance` bits apart.
 
     Cut into distance + 1 bands, two such hashes agree in one band at least: only those that do are
     compared (Norouzi et al. 2012).
@@ -41,11 +35,7 @@ def near_pairs(hashes: np.ndarray, *, distance: int = DISTANCE) -> tuple[np.ndar
 
 
 def clusters(phash: pd.Series, *, distance: int = DISTANCE) -> np.ndarray:
-    """A cluster number for each perceptual hash (hexadecimal, n); near pairs share one.
-
-    >>> clusters(pd.Series(["00", "ff", "01"]))
-    array([0, 1, 0], dtype=int32)
-    """
+    """A cluster number for each perceptual hash (hexadecimal, n); near pairs share one."""
     values = np.array([int(h, 16) for h in phash], dtype=np.uint64)
     unique, where = np.unique(values, return_inverse=True)
     i, j = near_pairs(unique, distance=distance)

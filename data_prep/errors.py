@@ -1,7 +1,5 @@
 """The one error of bad input: it names the thing, the value, what was expected, the next step."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches

@@ -1,9 +1,4 @@
-"""Your own images: `real/` and `fake/<generator>/`, or the same below `train/`, `val/` and `test/`.
-
-Walking a folder of labelled images, for every dataset, is here too.
-"""
-
-from __future__ import annotations
+"""Your own images, `real/` and `fake/<generator>/`; and the walk through any labelled folders."""
 
 import logging
 import os
@@ -14,10 +9,12 @@ import pandas as pd
 
 from data_prep import manifest
 from data_prep.errors import InputError, choose
+from data_prep.paths import subfolders
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _TEXTS = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf", ".log")
 STRAY = (*_TEXTS, ".md5", ".sha1", ".sha256", ".db", ".ini", ".py", ".zip")
+Reader = Callable[[tuple[str, ...]], tuple[int, str]]  # from folders to label, generator
 log = logging.getLogger(__name__)
 
 
@@ -26,8 +23,7 @@ def prepare(path: Path | str, *, name: str) -> pd.DataFrame:
 
     Layout: `real/**`, `fake/<generator>/**` (images directly in `fake/` count as generator "fake"),
     each optionally below a split folder (`SPLITS`).
-    Raises `InputError` for a missing folder, an unknown class folder (with the nearest valid name),
-    or no images.
+    Raises `InputError` for a missing folder, an unknown class folder, or no images.
 
     >>> prepare("my-images", name="mine")                            # doctest: +SKIP
     """
@@ -51,18 +47,13 @@ def entries(root: Path) -> Iterator[dict]:
 
 
 def classes(
-    root: Path,
-    folder: Path,
-    *,
-    read: Callable[[tuple[str, ...]], tuple[int, str]],
-    split: str = "",
-    flat: bool = False,
+    root: Path, folder: Path, *, read: Reader, split: str = "", flat: bool = False
 ) -> Iterator[dict]:
     """Entries of all files below `folder`, which lies in `root`.
 
-    read: from a file's folders below `folder` to (label, generator). flat: files that lie beside
-    folders there count; else they are strays. Scenes: files with the same stem are one scene
-    (Synthbuster's convention), within a split where the folders give splits.
+    read: from a file's folders below `folder` to (label, generator). flat: files beside folders
+    there count; else they are strays. Files with the same stem are one scene (Synthbuster's
+    convention), within a split where the folders give splits.
     """
     for here, files in _listed(folder, classes_only=not flat):
         label, generator = read(here.relative_to(folder).parts)
@@ -79,8 +70,7 @@ def stem(file: str) -> str:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every file below that may be an image, sorted; a link that leads back up is not followed
-    twice.
+    """Every file below that may be an image, sorted, and none twice because of a link.
 
     Left out, and counted in the log: hidden files, and those of `STRAY` kinds.
     """
@@ -89,10 +79,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def _listed(folder: Path, *, classes_only: bool = False) -> Iterator[tuple[Path, list[str]]]:
-    """As `walk`: each folder with the names of its files.
-
-    classes_only: files that lie beside class folders are strays.
-    """
+    """As `walk`, by folder; classes_only: files beside class folders are strays."""
     seen: set[str] = set()
     strays: list[str] = []
     for here, folders, files in os.walk(folder, followlinks=True):
@@ -115,19 +102,10 @@ def _report(strays: list[str], folder: Path) -> None:
         log.warning("%d stray file(s) below %s left out (e.g. %s)", len(strays), folder, strays[0])
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """Folders directly below, hidden ones left out, sorted."""
-    # scandir knows folders from files without asking about each of 100,000
-    with os.scandir(folder) as found:
-        return sorted(Path(f.path) for f in found if f.is_dir() and not f.name.startswith("."))
-
-
 def _real_or_fake(parts: tuple[str, ...]) -> tuple[int, str]:
     if not parts:
-        raise InputError(
-            "images stand directly in the folder: put real photographs into real/ and each "
-            "generator's images into fake/<generator>/"
-        )
+        how = "put real photographs into real/ and each generator's images into fake/<generator>/"
+        raise InputError(f"images stand directly in the folder: {how}")
     hint = "Layout: real/, fake/<generator>/, optionally below train/, val/, test/."
     if choose("class folder", parts[0].lower(), ["real", "fake"], hint=hint) == "real":
         return 0, "real"

@@ -1,9 +1,4 @@
-"""Is this file an image that can be trusted? Opens, checks and converts single files.
-
-Knows nothing of datasets.
-"""
-
-from __future__ import annotations
+"""Is this file an image that can be trusted? Opens, checks and converts; knows no datasets."""
 
 import hashlib
 import io
@@ -86,10 +81,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 @cache
 def luminance(quality: int) -> np.ndarray:
-    """The quantisation steps of luma in a JPEG of this quality (1 to 100): 8 x 8.
-
-    Asked of Pillow's encoder, which scales the standard's table (ITU T.81, K.1) as the usual (IJG)
-    encoders do.
+    """The quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8: asked of Pillow,
+    which scales the standard's table (ITU T.81, K.1) as the usual (IJG) encoders do.
 
     >>> luminance(50)[0, :4]
     array([16, 11, 10, 16])

@@ -1,9 +1,4 @@
-"""The manifest: one row per image file, with what was found in it.
-
-Scanning is parallel, and unchanged files are not read again.
-"""
-
-from __future__ import annotations
+"""The manifest: a row per image file. Scanned in parallel; unchanged files are not read again."""
 
 import hashlib
 import json
@@ -25,8 +20,8 @@ from data_prep.paths import data_root, dataset_folder, write_text
 
 log = logging.getLogger(__name__)
 
-ENTRY = ["path", "label", "generator", "split", "group"]  # what the folders tell
-# what the file does
+# what the folders tell, and what the file does
+ENTRY = ["path", "label", "generator", "split", "group"]
 FACTS = ["width", "height", "mode", "format", "jpeg_quality", "bytes", "sha256", "phash", "status"]
 COLUMNS = ENTRY + FACTS
 NUMBERS = ["width", "height", "jpeg_quality"]  # which a quarantined file may lack
@@ -67,10 +62,8 @@ def make(
 
     entries: one dict per image with path (relative to `root`), label (0 real, 1 fake), generator,
     split ("" = none given), group. kind: "deepfake", "source" for a transfer-learning source,
-    "reals" for photographs alone. Files that cannot be used keep their row, with the reason as
-    status.
-    Raises `InputError` when there is no image, only one class, or more than 5 % of a class cannot
-    be used (the manifest is written all the same).
+    "reals" for photographs alone. Files that cannot be used keep their row: status is the reason.
+    Raises `InputError` when there is no image, and as `check` does, with the manifest written.
     """
     check_name(name)
     entries = sorted(entries, key=itemgetter("path"))
@@ -83,10 +76,8 @@ def make(
     last, csv = _last_scan(folder, root), folder / "manifest.csv"
     same = last.attrs.get("manifest") == [*_stamp(csv)] and seen.equals(last[seen.columns])
     scan, read = (last, 0) if same else _scan(root, seen, last)
-    log.info(
-        "%d files: %d read, %d unchanged since the last scan", len(seen), read, len(seen) - read
-    )
-    table = scan[COLUMNS]
+    table, n = scan[COLUMNS], len(scan)
+    log.info("%d files: %d read, %d unchanged since the last scan", n, read, n - read)
     relative = os.path.relpath(root, folder.resolve())
     where = str(root) if relative.startswith("..") else relative
     about = {"name": name, "kind": kind, "root": where, "licence": licence}
@@ -105,37 +96,30 @@ def make(
 def check_name(name: str) -> str:
     """The name, if it can be a dataset's; else `InputError`."""
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(
-            f"{name!r} cannot be a dataset's name: letters, digits, - _ . only, and no dot first"
-        )
+        rule = "letters, digits, - _ . only, and no dot first"
+        raise InputError(f"{name!r} cannot be a dataset's name: {rule}")
     return name
 
 
 def load(name: str) -> pd.DataFrame:
-    """The manifest of a prepared dataset, every row of it (quarantined ones too).
-
-    >>> load("demo")["label"].mean()                                 # doctest: +SKIP
-    """
+    """The manifest of a prepared dataset, every row of it (quarantined ones too)."""
     path = dataset_folder(name) / "manifest.csv"
     text = dict.fromkeys(set(COLUMNS) - {"label", "bytes", *NUMBERS}, "str")
-    empty = {column: [""] for column in NUMBERS}
+    empty, again = {column: [""] for column in NUMBERS}, "make it again with python -m data_prep"
     try:
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except ValueError as error:  # not UTF-8, not a table, or empty
-        raise InputError(
-            f"{path} is damaged ({error}): make it again with python -m data_prep"
-        ) from error
-    if missing := [c for c in COLUMNS if c not in table]:
-        raise InputError(
-            f"manifest of {name!r} lacks the column(s) {', '.join(missing)}: "
-            "make it again with python -m data_prep"
-        )
+        raise InputError(f"{path} is damaged ({error}): {again}") from error
+    if missing := [column for column in COLUMNS if column not in table]:
+        raise InputError(f"manifest of {name!r} lacks the column(s) {', '.join(missing)}: {again}")
     return table
 
 
 def check(table: pd.DataFrame, name: str, *, kind: str = "deepfake") -> None:
-    """Log what is quarantined. Raises `InputError` for an absent class (fakes may be, of kind
-    "reals"), or one of which more than 5 % cannot be used."""
+    """Log what is quarantined.
+
+    Raises `InputError` for a class that is absent (fakes may be, of kind "reals") or over 5 % bad.
+    """
     bad, csv = table[table["status"] != "ok"], data_root() / name / "manifest.csv"
     for (generator, status), rows in bad.groupby(["generator", "status"]):
         what = (name, len(rows), generator, status, rows["path"].iloc[0])
@@ -147,9 +131,8 @@ def check(table: pd.DataFrame, name: str, *, kind: str = "deepfake") -> None:
         if not n:
             raise InputError(f"{name}: no image with label {label}; both classes are needed")
         if n == quarantined:
-            raise InputError(
-                f"{name}: no usable image with label {label} ({n} files, all quarantined)"
-            )
+            files = f"{n} files, all quarantined"
+            raise InputError(f"{name}: no usable image with label {label} ({files})")
         if quarantined > MAX_BAD_SHARE * n:
             raise InputError(
                 f"{name}: {quarantined} of {n} images with label {label} cannot be used "
@@ -180,13 +163,9 @@ def _fingerprint(name: str, *_: object) -> str:
 
 
 def counts(table: pd.DataFrame) -> pd.DataFrame:
-    """Usable images per generator and split, and the number quarantined.
-
-    >>> counts(load("demo"))                                         # doctest: +SKIP
-    """
-    ok = (table["status"] == "ok").rename("ok")
-    column = table["split"].replace("", "(none given)").where(ok, "quarantined")
-    found = pd.crosstab([table["label"], table["generator"]], column).rename_axis(columns="split")
+    """Usable images per generator and split, and the number quarantined."""
+    place = table["split"].replace("", "(none given)").where(table["status"] == "ok", "quarantined")
+    found = pd.crosstab([table["label"], table["generator"]], place)
     splits = sorted(set(found.columns) - {"quarantined"})
     return found.reindex(columns=[*splits, "quarantined"], fill_value=0)
 

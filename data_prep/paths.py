@@ -1,19 +1,17 @@
 """Where data live: `$DFLIB_DATA`, else `data/` in the project (without one: in this folder)."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 import tomllib
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
 
 from data_prep.errors import InputError, choose
 
-# both mount styles: <slug>/… and datasets/<owner>/<slug>/… (or notebooks/<owner>/<slug>/…)
-KAGGLE = Path("/kaggle/input")
+KAGGLE = Path("/kaggle/input")  # holds <slug>/… or {datasets,notebooks}/<owner>/<slug>/…
 _PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
 
@@ -53,20 +51,36 @@ def attached_roots() -> list[Path]:
 
 @cache  # what is attached stays as it is, and every look at a run asks
 def _outputs_below(base: Path) -> list[Path]:
-    def has_runs(folder: Path) -> bool:
-        return any(next(folder.glob(f"{p}/*/*/result.json"), None) for p in ("strict", "paper"))
+    def holds_runs(folder: Path) -> bool:
+        datasets = subfolders(folder, most=1000)
+        parts = [dataset / protocol for dataset in datasets for protocol in ("strict", "paper")]
+        return any(next(part.glob("*/*/result.json"), None) for part in parts)
 
-    found, level = [], [base] if base.is_dir() else []
-    for _ in range(7):  # Kaggle's three or four, the clone, outputs
-        deeper = []
+    # deep: Kaggle's three or four, the clone, outputs
+    return list(by_structure(base, holds_runs, depth=6, most=1000))
+
+
+def by_structure(
+    base: Path, is_one: Callable[[Path], bool], *, depth: int, most: int | None = None
+) -> Iterator[Path]:
+    """The folders at or below `base` that `is_one` knows, nearest first; not those inside them."""
+    level = [base] if base.is_dir() else []
+    for _ in range(depth + 1):
+        others = []
         for folder in level:
-            below = [Path(f.path) for f in islice(os.scandir(folder), 1000) if f.is_dir()]
-            if any(map(has_runs, below)):
-                found.append(folder)
+            if is_one(folder):
+                yield folder
             else:
-                deeper += below
-        level = sorted(deeper)
-    return found
+                others += subfolders(folder, most=most)
+        level = others
+
+
+def subfolders(folder: Path, *, most: int | None = None) -> list[Path]:
+    """Folders directly below, hidden ones left out, sorted; only `most` entries are looked at."""
+    # scandir knows folders from files without asking about each of 100,000
+    with os.scandir(folder) as found:
+        below = [Path(f.path) for f in islice(found, most) if f.is_dir()]
+    return sorted(f for f in below if not f.name.startswith("."))
 
 
 def present() -> list[str]:

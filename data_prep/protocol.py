@@ -1,9 +1,4 @@
-"""Which image belongs to train, val or test.
-
-`strict`: whole scenes, with a validation part. `paper`: single images at random, 60/40.
-"""
-
-from __future__ import annotations
+"""Which image trains, validates, tests: by scenes (`strict`), or at random (`paper`)."""
 
 import numpy as np
 import pandas as pd
@@ -11,10 +6,8 @@ import pandas as pd
 from data_prep.errors import InputError, choose
 
 FOLDS = 10
-SHARES = {
-    "strict": {"test": 3, "val": 1},
-    "paper": {"test": 4, "val": 0},
-}  # tenths; the rest trains
+# tenths of the images; the rest trains
+SHARES = {"strict": {"test": 3, "val": 1}, "paper": {"test": 4, "val": 0}}
 PROTOCOLS = tuple(SHARES)
 VAL_TENTHS = 1  # taken from train where the dataset has no validation part of its own
 
@@ -56,18 +49,15 @@ def assign(
 
 
 def _folds(ok: pd.DataFrame, group: pd.Series, seed: int) -> np.ndarray:
-    """A fold for each image: 0 to 9, with each generator's share in each; a scene is in one
-    fold."""
+    """A fold for each image, 0 to 9; generators in equal shares, each scene in one fold."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     smallest = ok.groupby("generator").size().min()
     sizes = {"images in the smallest class": smallest, "scenes": group.nunique()}
     for what, number in sizes.items():
         if number < FOLDS:
-            raise InputError(
-                f"{number} {what} are too few to split: at least {FOLDS} are needed, "
-                "or folders train/, val/ and test/"
-            )
+            need = f"at least {FOLDS} are needed, or folders train/, val/ and test/"
+            raise InputError(f"{number} {what} are too few to split: {need}")
     kind, scenes = (StratifiedKFold, None) if group.is_unique else (StratifiedGroupKFold, group)
     fold = np.empty(len(ok), dtype=int)
     splitter = kind(FOLDS, shuffle=True, random_state=seed)
@@ -81,9 +71,8 @@ def _check(ok: pd.DataFrame, split: pd.Series, protocol: str) -> None:
         labels = set(ok.loc[split == part, "label"])
         if labels != {0, 1}:
             has = f"only label {labels.pop()}" if labels else "no images"
-            raise InputError(
-                f"the {part} part has {has}; both classes are needed in train, val and test"
-            )
+            need = "both classes are needed in train, val and test"
+            raise InputError(f"the {part} part has {has}; {need}")
     sides = split.groupby(ok["group"]).nunique()
     crossing = sides.index[sides > 1]
     if protocol == "strict" and len(crossing):

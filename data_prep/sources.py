@@ -4,8 +4,6 @@ sources.toml says of each where it comes from, its licence and its layout. Fake 
 an explicit mapping: in alphabetical order of folders it would be 0 in some of these sets.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +15,8 @@ import pandas as pd
 
 from data_prep import download, manifest
 from data_prep.errors import InputError, choose
-from data_prep.folder import SPLITS, classes, stem, subfolders
-from data_prep.paths import KAGGLE, PUBLISHED, data_root
+from data_prep.folder import SPLITS, Reader, classes, stem
+from data_prep.paths import KAGGLE, PUBLISHED, by_structure, data_root, subfolders
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +41,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset that we know: a row of sources.toml, which says what the fields are.
-
-    entries: from the folder of a layout to the rows that `manifest.make` takes.
-    """
+    """A row of sources.toml, which tells of the fields; entries: from a layout to its rows."""
 
     name: str
     title: str
@@ -82,26 +77,21 @@ def prepare(
     if root is None:
         looked = home if source.archives and not given else base
         wanted = " or ".join(", ".join(layout) for layout in source.layouts)
+        how = source.by_hand or f"See {source.address}."
         raise InputError(
-            f"{source.name}: no folder with {wanted} below {looked}. "
-            f"{source.by_hand or f'See {source.address}.'} "
+            f"{source.name}: no folder with {wanted} below {looked}. {how} "
             f"Then: python -m data_prep {source.name} --from FOLDER"
         )
     return manifest.make(name, root, source.entries(root), kind=source.kind, licence=source.licence)
 
 
 def find(source: Source, base: Path) -> Path | None:
-    """The nearest folder at or below `base` that has one of the source's layouts; else None.
+    """The nearest folder at or below `base` with one of the layouts: by structure, not by name."""
 
-    By structure and not by name, for Kaggle's mounts have several.
-    """
-    level = [base] if base.is_dir() else []
-    for _ in range(DEPTH + 1):
-        for folder in level:
-            if any(all((folder / part).exists() for part in layout) for layout in source.layouts):
-                return folder
-        level = [s for folder in level for s in subfolders(folder)]
-    return None
+    def has_layout(folder: Path) -> bool:
+        return any(all((folder / part).exists() for part in layout) for layout in source.layouts)
+
+    return next(by_structure(base, has_layout, depth=DEPTH), None)
 
 
 def fetch(source: Source, home: Path) -> Path:
@@ -123,24 +113,25 @@ def fetch(source: Source, home: Path) -> Path:
 
 def _unpacked(source: Source, base: Path, home: Path) -> Path | None:
     """The folder of a zip below `base` that holds the dataset, unpacked into `home`; else None."""
-    zips = sorted(base.rglob(source.packed)) if source.packed and base.is_dir() else []
-    if not zips:
-        return None
-    home.mkdir(parents=True, exist_ok=True)
-    return find(source, download.unpack(zips[0], home / "unpacked"))
+    for file in sorted(base.rglob(source.packed)) if source.packed and base.is_dir() else ():
+        home.mkdir(parents=True, exist_ok=True)
+        return find(source, download.unpack(file, home / "unpacked"))
+    return None
 
 
 def split_folders(
     root: Path, *, splits: Iterable[str], labels: Mapping[str, tuple[int, str]]
 ) -> Iterator[dict]:
     """Rows of `<split>/<class>/…`; labels: each class folder's label and generator."""
-    layout = f"Layout: {{{','.join(splits)}}}/{{{','.join(labels)}}}."
-
-    def read(parts: tuple[str, ...]) -> tuple[int, str]:
-        return labels[choose("class folder", parts[0] if parts else "", labels, hint=layout)]
-
+    read = _reader(labels, 0, f"Layout: {{{','.join(splits)}}}/{{{','.join(labels)}}}.")
     for folder in splits:
         yield from classes(root, root / folder, split=SPLITS.get(folder.lower(), ""), read=read)
+
+
+def _reader(labels: Mapping[str, tuple[int, str]], place: int, hint: str) -> Reader:
+    """Label and generator by the name of a file's first (place 0) or last (-1) folder."""
+    name = lambda folders: folders[place] if folders else ""
+    return lambda folders: labels[choose("class folder", name(folders), labels, hint=hint)]
 
 
 def dogs_vs_cats(root: Path) -> Iterator[dict]:
@@ -192,9 +183,7 @@ def _in_bursts(rows: list[dict]) -> Iterator[dict]:
 
 
 def bursts(ids: Iterable[str]) -> dict[str, str]:
-    """The scene of each RAISE id: the first of a run of ids less than `BURST` apart.
-
-    Ids are r, hexadecimal digits, t; any other name is a scene of its own.
+    """The scene of each RAISE id (r…t): the first of a run of ids less than `BURST` apart.
 
     >>> bursts(["r000da54ft", "r000da550t", "r001d260dt"])
     {'r000da54ft': 'r000da54ft', 'r000da550t': 'r000da54ft', 'r001d260dt': 'r001d260dt'}
@@ -215,7 +204,7 @@ def forensynths(root: Path, *, trained: str, tested: Sequence[str]) -> Iterator[
     trained: a class, "" for all. tested: `<generator>` or `<generator>/<class>`. Each ends in
     `{0_real,1_fake}`. Without progan_train (74 GB) progan_val is what there is to train on.
     """
-    present = [archive for archive in ("progan_train", "progan_val") if (root / archive).is_dir()]
+    present = [name for name in ("progan_train", "progan_val") if (root / name).is_dir()]
     if present == ["progan_val"]:
         what = "progan_train is not there: the few images of progan_val train instead. %s"
         log.warning(what, SOURCES["forensynths"].by_hand)
@@ -230,11 +219,8 @@ def forensynths(root: Path, *, trained: str, tested: Sequence[str]) -> Iterator[
 def _zero_one(root: Path, folder: Path, split: str, generator: str) -> Iterator[dict]:
     if not folder.is_dir():
         raise InputError(f"forensynths: {folder} is missing: download or unpack it again")
-    labels, hint = {"0_real": (0, "real"), "1_fake": (1, generator)}, f"Found below {folder}."
-
-    def read(parts: tuple[str, ...]) -> tuple[int, str]:
-        return labels[choose("class folder", [folder.name, *parts][-1], labels, hint=hint)]
-
+    labels = {"0_real": (0, "real"), "1_fake": (1, generator)}
+    read = _reader(labels, -1, f"Found below {folder}.")
     for row in classes(root, folder, split=split, read=read, flat=True):
         yield row | {"group": stem(row["path"])}  # the same number in two folders is two scenes
 

@@ -1,7 +1,4 @@
-"""Pixels in, pixels out: cropped, coded again, made alike (equalise) or made worse (perturb).
-
-All of it happens to a whole RGB image, before the crop or resize of `cache.fit`. Reads no files.
-"""
+"""Pixels in, pixels out: cropped, coded again, made alike (equalise) or made worse (perturb)."""
 
 from __future__ import annotations
 
@@ -78,10 +75,7 @@ class Equaliser:
         return f"eq{self.side or ''}{'j' if self.jpeg else ''}"
 
     def encoded(self, image: Image.Image, sha256: str) -> bytes:
-        """The equalised RGB image as JPEG bytes (PNG where sizes alone differed).
-
-        The quality is drawn from the file's hash, alike for both classes.
-        """
+        """As JPEG, of a quality drawn from the file's hash; as PNG where sizes alone differed."""
         if self.side:
             image = centre_crop(at_least(image, self.side), self.side, self.side)
         if not self.jpeg:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import shutil
@@ -164,7 +165,8 @@ def test_only_the_wanted_members_of_a_remote_archive_are_fetched(server, members
 def test_a_cut_fetch_of_members_goes_on_with_the_missing_ones(
     server, members, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(download, "_BLOCK", 4096)
+    small = functools.partial(download.RemoteZip, initial_buffer_size=4096)
+    monkeypatch.setattr(download, "_remote", small)
     server.cut = [10**9, 10**9, 10**9, 10**9, 9000, 10**9, 10**9, 100]
     assert members(threads=1) == WANTED
     assert server.cut == []
