@@ -8,6 +8,7 @@ colour-blind). A column's 95 % interval stands in `COLUMN_low` and `COLUMN_high`
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -53,12 +54,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dflib",
 }
-METRICS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1": "F1",
-    "auroc": "AUROC",
-}
+METRICS = {"balanced_accuracy": "balanced accuracy", "f1": "F1", "auroc": "AUROC"}  # for reading
 COSTS = {  # column -> axis title, divisor
     "latency_p50_ms": ("median latency, ms (batch 1, 1 thread)", 1),
     "file_bytes": ("file, MB", 1e6),
@@ -104,11 +100,7 @@ def _panels(names: Sequence[str], wrap: int, height: float, aspect: float = 1) -
 
 def inline_svg(fig: plt.Figure, prefix: str) -> str:
     """A figure as SVG to stand inside a page: its ids begin with `prefix`, and --paper, --grid and
-    the text's colour of the page replace ours.
-
-    >>> inline_svg(layer_bars({"conv": 9}), "a-").startswith("<svg")
-    True
-    """
+    the text's colour of the page replace ours."""
     with mpl.rc_context(STYLE):
         fig.savefig(text := io.StringIO(), format="svg", metadata={"Date": None}, transparent=True)
     svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
@@ -121,7 +113,7 @@ def inline_svg(fig: plt.Figure, prefix: str) -> str:
 
 def appearance(method: str) -> tuple[str, str]:
     """Colour and marker of a method, the same in all figures; BL is red as in the paper."""
-    looks = [(colour, marker) for marker in MARKERS for colour in COLOURS]
+    looks = itertools.product(COLOURS, MARKERS)
     spare = [look for look in looks if look not in LOOKS.values()]
     return LOOKS.get(method, spare[sum(method.encode()) % len(spare)])
 
@@ -170,7 +162,8 @@ def metric_table(result: dict) -> pd.DataFrame:
     found = result["metrics"]
     order = sorted(found, key=lambda name: (name == "all", name == "macro", name))
     text = lambda name, k: interval(found[name].get(k), found[name]["ci95"].get(k))
-    rows = [{title: text(name, k) for k, title in METRICS.items()} for name in order]
+    metrics = {k: METRICS.get(k, k) for k in ("accuracy", *METRICS)}
+    rows = [{title: text(name, k) for k, title in metrics.items()} for name in order]
     return pd.DataFrame(rows, pd.Index(order, name="generator"))
 
 
@@ -191,13 +184,9 @@ def _ends(rows: pd.DataFrame, metric: str, **more) -> pd.DataFrame:
 
 def live_curve() -> Callable[[pd.DataFrame], None]:
     """`on_epoch` of `train.fit` in a notebook: one figure that grows with the training."""
-    handle, shown = DisplayHandle(), []
-
-    def draw(history: pd.DataFrame) -> None:
-        (handle.update if shown else handle.display)(curves(history))
-        shown.append(len(history))
-
-    return draw
+    handle = DisplayHandle()
+    show = itertools.chain([handle.display], itertools.repeat(handle.update))
+    return lambda history: next(show)(curves(history))
 
 
 @_figure
@@ -261,8 +250,8 @@ def layer_bars(counts: dict[str, int], nonzero: dict[str, int] | None = None, *,
     fig, ax = plt.subplots(figsize=(6.4, 0.27 * len(counts) + 1))
     for part, colour in ((counts, GRID), (nonzero or counts, BLUE)):
         sns.barplot(part, orient="y", color=colour, saturation=1, ax=ax)
-    kept = [f"{n:,} of " for n in nonzero.values()] if nonzero else [""] * len(counts)
-    texts = [f"{part}{n:,}" for part, n in zip(kept, counts.values(), strict=True)]
+    pair = lambda name: f"{nonzero[name]:,} of " if nonzero else ""
+    texts = [f"{pair(name)}{n:,}" for name, n in counts.items()]
     ax.bar_label(ax.containers[0], texts, padding=3, fontsize=8)
     ax.margins(x=0.25)
     blue = f"; blue: {label}" if nonzero else ""
@@ -289,10 +278,8 @@ def reliability(parts: dict[str, dict[str, np.ndarray]]):
 
 def _points(rows: pd.DataFrame, at: str, key: str, *, flat=False, **options) -> sns.FacetGrid:
     """A panel each `panel`: at each `at` (down where `flat`) the means over the rows of a `key`,
-    with their 95 % intervals averaged. `options` goes to seaborn's catplot.
-
-    Seaborn takes the median and the range of three rows: the mean and its interval's ends.
-    """
+    with their 95 % intervals averaged: seaborn takes the median and the range of three rows, the
+    mean and its interval's ends. `options` goes to its catplot."""
     colours, shapes = _looks(rows, key)
     by = list(dict.fromkeys(("panel", key, "method", at)))
     means = rows.groupby(by, sort=False)[["value", "low", "high"]].mean()
@@ -320,9 +307,9 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
     the more violet the more is removed; BL as a red line (among the times: its training).
     """
     panels = {
-        f"{name}/{metric}".removeprefix("all/"): f"{METRICS[metric]}, {name}".removesuffix(", all")
+        f"{name}/{metric}".removeprefix("all/"): f"{title}, {name}".removesuffix(", all")
         for name in generators
-        for metric in ("accuracy", "f1")
+        for metric, title in (("accuracy", "accuracy"), ("f1", "F1"))
     }
     spent, title = ("transfer_s", "transfer") if transfers else ("compress_s", "compression")
     panels[spent] = f"{title} time, s"
@@ -338,8 +325,8 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
     place = {"x": "method", "y": "value", "order": long["method"].unique()}
     box = {"hue": "method", "palette": _looks(long, "method")[0], "legend": False, "fill": False}
     grid = sns.catplot(long, kind="box", **place, **shape, **box, width=0.6, showfliers=False)
-    shades = f"blend:{GREY},{COLOURS[-1]}"
-    grid.map_dataframe(sns.stripplot, **place, hue="rate", palette=shades, size=4, jitter=0.1)
+    dots = {"hue": "rate", "palette": f"blend:{GREY},{COLOURS[-1]}", "size": 4, "jitter": 0.1}
+    grid.map_dataframe(sns.stripplot, **place, **dots)
     for ax, metric in zip(grid.axes, panels, strict=True):
         _baseline(ax, rows, metric)
         ax.tick_params(axis="x", rotation=60)
@@ -349,11 +336,9 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
 
 @_figure
 def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms", y: str = "auroc"):
-    """What each run scores (with its 95 % interval) against what it costs; the line joins those
-    that no other beats in both, with their names. Beaten runs are pale.
-
-    x: latency_p50_ms | file_bytes | gzip_bytes | macs | params.
-    """
+    """What each run scores (with its 95 % interval) against what it costs (latency_p50_ms |
+    file_bytes | gzip_bytes | macs | params); the line joins those that no other beats in both, with
+    their names. Beaten runs are pale."""
     title, unit = COSTS[x]
     rows = _ends(in_order(rows), y, cost=lambda r: r[x].astype(float).replace(0, np.nan) / unit)
     rows = rows.dropna(subset=["cost", "value"], ignore_index=True)
@@ -386,7 +371,7 @@ def against(rows: pd.DataFrame, at: str = "rate", metric: str = "auroc"):
     grid = _points(rows, at, "method", formatter=write, height=3.6, aspect=1.5)
     if at == "rate":
         _baseline(grid.ax, rows, metric)
-    return grid.set_axis_labels(title, METRICS.get(metric, metric))
+    return grid.set_axis_labels(title, METRICS.get(metric.split("/")[-1], metric))
 
 
 @_figure
@@ -400,24 +385,24 @@ def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Seq
         columns = {column: f"AUROC, {column.split('/')[0]}" for column in found}
     rows = rows.assign(run=rows["name"]) if "name" in rows else in_order(rows)
     long = pd.concat([_ends(rows, column, panel=title) for column, title in columns.items()])
-    wide = min(5, 9 / len(columns))
     tall = 0.9 + rows["run"].nunique() * (0.08 + 0.16 * (1 + rows["run"].str.count("\n").max()))
-    shape = {"height": tall, "aspect": wide / tall, "sharex": False, "linestyle": "none"}
-    grid = _points(long, "run", "run", flat=True, legend=False, **shape)
+    size = {"height": tall, "aspect": min(5, 9 / len(columns)) / tall}
+    look = {"sharex": False, "linestyle": "none", "legend": False}
+    grid = _points(long, "run", "run", flat=True, **size, **look)
     for k, x in enumerate(lines):
         grid.refline(x=x, color=INK, linestyle="--" if k else "-")
-    for ax, column in zip(grid.axes.flat, () if lines else columns, strict=False):
-        _baseline(ax, rows, column, "v")
+    for ax, column in zip(grid.axes.flat, columns, strict=True):
+        ax.locator_params(axis="x", nbins=5)
+        if not lines:
+            _baseline(ax, rows, column, "v")
     return grid
 
 
 @_figure
 def heat_map(cells: pd.DataFrame, metric: str = "auroc"):
     """What was trained on (rows, of each method and rate) against what was tested on (columns): a
-    metric with its 95 % interval, and whether it was seen in training. White is chance.
-
-    cells: columns method, rate, train, test, seen, and the metric, as `compare.matrix` gives them.
-    """
+    metric with its 95 % interval, and whether it was seen in training. White is chance. cells: as
+    `compare.matrix` gives them."""
     cells = in_order(cells)
     cells["row"] = cells["run"] + ", " + cells["train"]
     columns = [metric, f"{metric}_low", f"{metric}_high"]
@@ -436,19 +421,18 @@ def heat_map(cells: pd.DataFrame, metric: str = "auroc"):
 @_figure
 def robustness(drops: pd.DataFrame, value: str = "value", *, title="AUROC", line: float = 0.5):
     """A value under each perturbation with its 95 % interval: a panel each kind, the strength on x
-    (in the order of the rows), a line each run; a dotted line at `line`.
+    (in the order of the rows), a line each run; dotted: `line`.
 
-    drops: `robustness.drops` of several runs below each other, with columns method and rate; value:
-    which of its columns (value | drop | more).
+    drops: `robustness.drops` of runs below each other, with method and rate; value: a column of it.
     """
     drops = _ends(in_order(drops), value)
     kind = drops["perturbation"].str.partition("-")
     drops["strength"] = kind[2].replace("", "as is")
     kinds = [name for name in kind[0].unique() if name]
-    if not kinds:
+    parts = [drops[kind[0].isin(["", k])].assign(panel=PERTURBED.get(k, k)) for k in kinds]
+    if not parts:
         return None
-    parts = {PERTURBED.get(name, name): drops[kind[0].isin(["", name])] for name in kinds}
-    long = pd.concat([part.assign(panel=title) for title, part in parts.items()])
-    grid = _points(long, "strength", "run", col_wrap=min(4, len(parts)), sharex=False, height=2.8)
+    shape = {"col_wrap": min(4, len(parts)), "sharex": False, "height": 2.8}
+    grid = _points(pd.concat(parts), "strength", "run", **shape)
     grid.refline(y=line, color=INK, linestyle=":")
     return grid.set_axis_labels("", title)

@@ -45,8 +45,8 @@ NUMBERS = {  # title: (column, divisor, how it is written)
 FIGURES = {  # title: (how it is drawn, what to see)
     "Accuracy, F1 and compression time": (
         plots.paper_figure,
-        "The paper's Figure 1. Boxes: quartiles over rates and seeds; markers: single runs, from the lowest "
-        "rate (left) to the highest. Red line: BL with its 95 % interval; among the times, BL's training time.",
+        "The paper's Figure 1. Boxes: quartiles over rates and seeds; dots: single runs, the more "
+        "violet the more is removed. Red line: BL with its 95 % interval; among the times, BL's training time.",
     ),
     "Accuracy, F1 and transfer time": (
         partial(plots.paper_figure, transfers=True),
@@ -68,7 +68,7 @@ FIGURES = {  # title: (how it is drawn, what to see)
     ),
     "AUROC against rate": (
         plots.against,
-        "Markers: means over seeds; bars: the runs' 95 % intervals, averaged; red band: BL's. Dashed: no rate.",
+        "Markers: means over seeds; bars: the runs' 95 % intervals, averaged; red: BL's. At 0 %: no rate.",
     ),
     "AUROC by generator": (
         plots.forest,
