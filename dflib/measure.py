@@ -21,7 +21,7 @@ from timeit import repeat
 
 import numpy as np
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, choose
 
 # instruction sets that matter for small networks
 FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_bf16 amx_int8 asimddp i8mm bf16"
@@ -70,16 +70,16 @@ def cost(model, deployed: Path, *, checkpoint: Path | None = None, runs: int = 5
     return result
 
 
-def profile(path: Path, *, runs: int = 50, threads: int = 1, module: str = __name__) -> dict:
+def profile(path: Path, *, runs: int = 50, threads: int = 1) -> dict:
     """Latency at batch 1 (ms), peak resident memory there (MB), throughput at batch 32 of a file.
 
     In a fresh process, on `threads` pinned cores (the idlest), while no other run of this user is
-    timed; PyTorch runs `models.fused`. module: one that knows more formats (dflib.edge.files).
-    Returns {"latency_ms": {p50, p95, runtime, threads, cpu}, "peak_rss_mb", "throughput":
-    {images_per_s, batch}}. Raises `InputError` when the file cannot be run.
+    timed; PyTorch runs `models.fused`. Returns {"latency_ms": {p50, p95, runtime, threads, cpu},
+    "peak_rss_mb", "throughput": {images_per_s, batch}}. Raises `InputError` when it cannot be run.
 
     >>> profile(Path("model.onnx"))["latency_ms"]["p50"]  # doctest: +SKIP
     """
+    module = RUNNERS[choose("format", Path(path).suffix, RUNNERS)].__module__
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}  # as users run it
     env |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     with alone():
@@ -192,7 +192,7 @@ def _torch(path: Path, threads: int) -> Runner:
     return (lambda x: network(torch.from_numpy(x))), shape, f"torch {torch.__version__}"
 
 
-RUNNERS = {".onnx": _onnx, ".safetensors": _torch}  # suffix of a file -> how it is run
+RUNNERS = {".onnx": _onnx, ".safetensors": _torch}  # dflib.edge.files adds ExecuTorch's
 
 
 def _timed(step: Callable[[], object], times: int = 1) -> list[float]:

@@ -188,7 +188,7 @@ def compressed() -> Iterator[Record]:
 
     from dflib import export, lowrank, measure, models, prune, quantize, train
     from dflib.data import Part
-    from dflib.edge import files
+    from dflib.edge.files import to_executorch
 
     executorch = find_spec("executorch") is not None  # an extra
 
@@ -211,7 +211,7 @@ def compressed() -> Iterator[Record]:
             files[name, "eager"] = models.save(model, Path(folder) / f"{name}.safetensors")
             files[name, "ONNX Runtime"] = export.to_onnx(model, Path(folder) / f"{name}.onnx")
             if executorch:
-                files[name, "ExecuTorch"] = files.to_executorch(model, Path(folder) / f"{name}.pte")
+                files[name, "ExecuTorch"] = to_executorch(model, Path(folder) / f"{name}.pte")
         int8 = Path(folder) / "CPKDQ.onnx"
         files["CPKDQ", "ONNX Runtime"] = quantize.static_int8(
             files["CPF-S", "ONNX Runtime"], int8, part, images=32

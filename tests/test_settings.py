@@ -115,7 +115,7 @@ def test_the_defaults_fit_and_stay_as_they_are():
 
 def test_choices_and_training_defaults_are_those_of_the_modules_that_take_them():
     annotated = {name: get_args(field.annotation) for name, field in Settings.model_fields.items()}
-    assert annotated["calibration"] == quantize.CALIBRATIONS
+    assert annotated["calibration"] == tuple(quantize.CALIBRATIONS)
     assert annotated["importance"] == prune.IMPORTANCES
     assert annotated["mode"] == MODES
     recipe = {k: v for k, v in vars(train.Recipe()).items() if k not in ("epochs", "seed")}

@@ -1,5 +1,5 @@
 """A finished run as files for another machine: the model in a runtime's format, checked against it,
-and a script that needs no dflib. `python -m dflib.edge.files` is `dflib.measure` with .pte files.
+and a script that needs no dflib.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ def _executorch(path: Path, threads: int) -> measure.Runner:
     return (lambda x: model(torch.from_numpy(x))), shape, f"executorch {version('executorch')}"
 
 
+measure.RUNNERS[".pte"] = _executorch
+
 if __name__ == "__main__":
-    measure.RUNNERS[".pte"] = _executorch
     measure.main()
