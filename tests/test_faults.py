@@ -21,6 +21,8 @@ from dflib.show import report
 from dflib.study import engine, runs
 
 CODES = ("BL", "CQ")
+SAME = ("accuracy", "f1", "recall", "tnr", "ap", "auroc", "eer", "ece", "brier", "threshold")
+SAME += ("params", "nonzero")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def table(root: Path) -> pd.DataFrame:
     """The metrics of all finished runs below an outputs root."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(root))
-        return runs.results().set_index("run_id")[[*runs.METRICS, "threshold", "params", "nonzero"]]
+        return runs.results().set_index("run_id")[list(SAME)]
 
 
 def stamps(root: Path) -> dict[str, int]:

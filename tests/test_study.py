@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,6 +57,10 @@ def kernels_below(pid: int) -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def test_plan_puts_parents_first_and_each_run_once(tiny_dataset):
@@ -184,9 +189,7 @@ def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
-    wait_for(
-        lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 60
-    )
+    wait_for(lambda: not any(map(alive, family)), 60)
     before = baseline.stat().st_mtime_ns
     assert not list(outputs.glob("*/*/CPF/*/result.json"))
     done = subprocess.run(command(tiny_dataset, *more), capture_output=True, text=True, check=False)
@@ -199,6 +202,17 @@ def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
         stdout=subprocess.DEVNULL,
     )
     assert _scores(outputs, "CPF") == _undisturbed(tiny_dataset, outputs, more)
+
+
+def test_a_study_in_the_background_ends_with_all_it_started(tiny_dataset, outputs):
+    words = command(tiny_dataset, "--methods", "BL", "--set", "epochs=500")
+    job = engine.background(shlex.join(["python", *words[1:]]), outputs / "study.log")
+    family = wait_for(lambda: kernels_below(job.pid) and psutil.Process(job.pid).children(True))
+    job.terminate()
+    assert job.wait() == -signal.SIGTERM
+    wait_for(lambda: not any(map(alive, family)), 60)
+    refused = engine.background("python -m dflib study --rates 95", outputs / "study.log")
+    assert refused.wait() == 2 and "did you mean 0.95" in (outputs / "study.log").read_text()
 
 
 def _scores(outputs: Path, method: str) -> list[float]:
