@@ -52,10 +52,7 @@ class Part:
         device: torch.device | str = "cpu",
         shuffle: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (uint8 images N x 3 x H x W in channels_last memory, int64 labels N) on the device.
-
-        shuffle: a generator for the order; None keeps the manifest's.
-        """
+        """Yield uint8 images N x 3 x H x W (channels_last), labels N; `shuffle` draws the order."""
         rows = torch.tensor(self.table["row"].to_numpy(), dtype=torch.int64)
         labels = torch.tensor(self.labels, dtype=torch.int64)
         order = torch.arange(len(self)) if shuffle is None else self._shuffled(labels, shuffle)

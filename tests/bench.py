@@ -402,14 +402,14 @@ def memory() -> Iterator[Record]:
 
 def many_files() -> Iterator[Record]:
     """100,000 files in two folders: the first scan, the next one, the decoded cache and the audit, each in a fresh process."""
-    n, step = 100_000, "from data_prep import cache, folder, audit; "
+    n, step = 100_000, "from data_prep import audit_page, cache, folder; "
     with roots() as root:
         images = _jpegs(root / "images", n, side=32)
         steps = {
             "scan": f"folder.prepare({str(images)!r}, name='many')",
             "scan again": f"folder.prepare({str(images)!r}, name='many')",
             "decode": "cache.build('many', size=32)",
-            "audit": "audit.write('many')",
+            "audit": "audit_page.write('many')",
         }
         for name, code in steps.items():
             started = time.perf_counter()

@@ -99,7 +99,7 @@ def test_a_chain_that_deploys_a_float_file_says_so(start):
 
 def test_a_finished_run_refuses_a_model_of_another_shape(start):
     finished = start("int8").parent("BL")
-    with pytest.raises(InputError, match="of another shape: load it with run.model()"):
+    with pytest.raises(InputError, match="of another shape: take run.model()"):
         finished.fit(models.Detector(models.student(0.9, size=32)), finished.recipe())
 
 

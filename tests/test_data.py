@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import dogs_vs_cats, folder, manifest
+from data_prep import folder, manifest, sources
 from data_prep.errors import InputError
 from dflib import data
 
@@ -90,7 +90,7 @@ def test_the_papers_protocol_splits_60_40_less_its_validation(tiny_dataset):
 
 def test_sources_name_their_own_classes(tmp_path, data_root, tree):
     counts = {"train/cats": 20, "train/dogs": 20, "test/cats": 3, "test/dogs": 3}
-    dogs_vs_cats.prepare(tree(tmp_path / "set", counts))
+    sources.prepare("dogs-vs-cats", tree(tmp_path / "set", counts))
     opened = data.open("dogs-vs-cats", size=32)
     assert opened.class_names == ("cats", "dogs")
     assert [len(p) for p in (opened.train, opened.val, opened.test)] == [36, 4, 6]

@@ -124,7 +124,7 @@ def test_code_is_short_and_follows_prose(path):
 
 
 def test_all_code_together_is_short():
-    assert sum(len(code.splitlines()) for path in ALL for code in cells(path, "code")) <= 2600
+    assert sum(len(code.splitlines()) for path in ALL for code in cells(path, "code")) <= 2860
 
 
 @each
@@ -165,7 +165,9 @@ def test_recap_is_computed(path):
         c.cell_type == "markdown" and c.source.startswith("## Recap") for c in book.cells
     ].index(True)
     code = "\n".join(c.source for c in book.cells[start:] if c.cell_type == "code")
-    assert "lessons.recap(" in code or ("Markdown(" in code and re.search(r"f\"+.*{", code))
+    assert "lessons.recap(" in code or (
+        "Markdown(" in code and re.search(r"f\"+.*{", code, re.DOTALL)
+    )
 
 
 @each

@@ -128,7 +128,7 @@ def test_each_setting_says_what_it_is_and_is_read_by_some_method():
     for row in rows:
         assert 20 < len(row["what"]) < 100 and row["takes"] and row["read by"]
     assert {r["setting"] for r in rows if r["changes"] == "the measuring"} == MEASURES
-    assert MEASURES == {"draws", "latency_runs"}
+    assert {"draws", "latency_runs"} == MEASURES
     own = {row["setting"]: row for row in methods.setting_rows("CQ-S")}
     assert "calibration" in own and not {"epochs", "lr", "batch"} & own.keys()
     assert own["size"]["read by"] == "all"

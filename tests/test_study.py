@@ -17,7 +17,7 @@ import pytest
 
 from data_prep.errors import InputError
 from data_prep.manifest import cores
-from dflib.study import engine, kernel, methods, runs
+from dflib.study import engine, methods, runs
 from dflib.study.runs import spec
 
 

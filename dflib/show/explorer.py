@@ -19,7 +19,7 @@ from data_prep.errors import InputError
 from data_prep.integrity import BadImage, open_image, to_rgb
 from dflib import data, explain, models
 from dflib.edge.predict import Predictor
-from dflib.show.plots import by_method, interval, run_label
+from dflib.show.plots import in_order, interval, run_label
 from dflib.study import compare, runs
 from dflib.study.methods import fold
 from dflib.study.settings import DEFAULTS
@@ -63,7 +63,7 @@ class Study:
         """As `runs.results`, by run id; `name`: "CPF 90%", with a hash where several have it."""
         flat = [runs.flat(r) | {"folder": r["folder"]} for r in self.results.values()]
         table = pd.DataFrame(flat).sort_values("rate", kind="stable", na_position="first")
-        table = pd.concat(by_method(table).values()).set_index("run_id")
+        table = in_order(table).set_index("run_id")
         name = pd.Series(map(run_label, table["method"], table["rate"]), table.index)
         hashes = " · " + table.index.str[-8:]
         return table.assign(name=name.where(~name.duplicated(keep=False), name + hashes))
@@ -140,17 +140,21 @@ def chosen(table: pd.DataFrame, choice: str) -> list[int]:
     return by.sort_values(ascending=False, kind="stable").index.tolist()
 
 
+def overlay(images: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Heat maps in [0, 1] over grey images: … x H x W x 3 and … x H x W -> … x H x W x 3, uint8."""
+    share, colour = 0.75 * heat[..., None], 255 * colormaps["inferno"](heat)[..., :3]
+    return ((1 - share) * 0.7 * images.mean(-1, keepdims=True) + share * colour).astype(np.uint8)
+
+
 def looks(images: np.ndarray, folders: Sequence[Path]) -> np.ndarray:
     """Each image as it is looked at: itself, its residual (8 times, around grey), and for each run
     Grad-CAM of "fake" over it. uint8, N x H x W x 3 -> N x (2 + runs) x H x W x 3."""
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     grey = np.clip(128 + 8 * explain.residual(batch), 0, 255)
-    tiles, plain = [images, np.repeat(grey[..., None], 3, -1)], images.mean(-1, keepdims=True)
+    tiles = [images, np.repeat(grey[..., None], 3, -1)]
     for folder in folders:
         heat = explain.gradcam(models.load(folder / "model.safetensors"), batch)
-        colour = 255 * colormaps["inferno"](heat)[..., :3]
-        share = 0.75 * heat[..., None]
-        tiles.append((1 - share) * 0.7 * plain + share * colour)
+        tiles.append(overlay(images, heat))
     return np.stack([tile.astype(np.uint8) for tile in tiles], axis=1)
 
 

@@ -169,7 +169,7 @@ class Explorer:
         front.gca().plot(run[cost] / plots.COSTS[cost][1], run["auroc"], "o", **ring)
         both = rows.loc[[*dict.fromkeys((self.study.base["run_id"], run.name))]]
         what = f"AUROC of all runs against {plots.COSTS[cost][0]}"
-        return _drawings((what, front), ("AUROC by generator", plots.generators(both)))
+        return _drawings((what, front), ("AUROC by generator", plots.forest(both)))
 
     def _test_images(self) -> str:
         study, run = self.study, self.run

@@ -346,7 +346,7 @@ def predictions(folder: Path) -> pd.DataFrame:
 
 
 def read(folder: Path) -> dict:
-    """A run's `result.json`, and its `folder`; raises `InputError` where there is no finished run."""
+    """A run's `result.json` and `folder`; raises `InputError` where there is no finished run."""
     try:
         return json.loads((Path(folder) / "result.json").read_bytes()) | {"folder": Path(folder)}
     except FileNotFoundError as error:
