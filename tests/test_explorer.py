@@ -130,7 +130,7 @@ def test_controls_move_the_cards_and_the_views(page):
     assert "file, MB" in page.shown.value and page.shown.value != shown
     page.view.value = "Threshold"
     shown = page.shown.value
-    page.threshold.value = 0.01
+    page.at.value = 0.01
     assert "<b>CPF-S 60%</b> at 0.01" in page.shown.value and page.shown.value != shown
     page.view.value = "Test images"
     page.choice.value = [*explorer.CHOICES][-1]

@@ -19,7 +19,7 @@ from data_prep.errors import InputError
 from data_prep.integrity import BadImage, open_image, to_rgb
 from dflib import data, explain, models
 from dflib.edge.predict import Predictor
-from dflib.show.plots import in_order, interval, run_label
+from dflib.show.plots import in_order, interval
 from dflib.study import compare, runs
 from dflib.study.methods import fold
 from dflib.study.settings import DEFAULTS
@@ -62,11 +62,9 @@ class Study:
     def rows(self) -> pd.DataFrame:
         """As `runs.results`, by run id; `name`: "CPF 90%", with a hash where several have it."""
         flat = [runs.flat(r) | {"folder": r["folder"]} for r in self.results.values()]
-        table = pd.DataFrame(flat).sort_values("rate", kind="stable", na_position="first")
-        table = in_order(table).set_index("run_id")
-        name = pd.Series(map(run_label, table["method"], table["rate"]), table.index)
-        hashes = " · " + table.index.str[-8:]
-        return table.assign(name=name.where(~name.duplicated(keep=False), name + hashes))
+        table = in_order(pd.DataFrame(flat)).set_index("run_id")
+        twice, hashes = table["run"].duplicated(keep=False), " · " + table.index.str[-8:]
+        return table.assign(name=table["run"].where(~twice, table["run"] + hashes))
 
     def spec(self, method: str, rate: float | None) -> runs.Spec:
         """The request for such a run with the settings of the others; BL's win.

@@ -84,8 +84,7 @@ class Explorer:
         costs = {title: column for column, (title, _) in plots.COSTS.items()}
         self.cost = _control(w.Dropdown, "Against:", options=costs)
         self.choice = _control(w.Dropdown, "Show:", options=[*explorer.CHOICES])
-        unit = {"min": 0, "max": 1, "step": 0.01, "continuous_update": False}
-        self.threshold = _control(w.FloatSlider, "Threshold:", **unit)
+        self.at = _control(w.FloatSlider, "Threshold:", max=1, step=0.01, continuous_update=False)
         self.miss = _control(w.BoundedFloatText, "A miss costs (alarm: 1):", value=1, max=1000)
         self.share = _control(w.BoundedFloatText, "Fakes, %:", 160, value=50)
         self.upload = w.FileUpload(accept="image/*", description="Choose a file")
@@ -96,7 +95,7 @@ class Explorer:
         self.views = {  # name: who draws it, its controls
             "Overview": (self._overview, self.cost),
             "Test images": (self._test_images, self.choice),
-            "Threshold": (self._threshold, self.threshold, self.miss, self.share),
+            "Threshold": (self._threshold, self.at, self.miss, self.share),
             "Your image": (self._your_image, self.upload),
             "New rate": (self._new_rate, self.code, self.percent, self.make, self.stop),
         }
@@ -141,10 +140,12 @@ class Explorer:
             self.rate.options = [*zip(mine["name"], mine.index, strict=True)]
             self.rate.value, self.rate.disabled = run_id or mine.index[-1], len(mine) < 2
         if moved in (self.which, self.method, self.rate):
-            self.threshold.value = round(self.run["threshold"], 2)
+            self.at.value = round(self.run["threshold"], 2)
         if moved is self.upload and self.upload.value:
             self.uploaded = bytes(self.upload.value[0]["content"])
             self.upload.value = ()  # not to be saved with the notebook's widgets
+        if moved is self.view:
+            self.shown.value = ""  # pictures take a second
         self.quiet = False
         self._show()
 
@@ -164,9 +165,8 @@ class Explorer:
         """All runs, a ring around the one that is shown; this one and BL on each generator."""
         rows, run, cost = self.study.rows, self.run, self.cost.value
         front = plots.pareto(rows, cost)
-        if front.axes:
-            ring = {"color": plots.INK, "markersize": 16, "fillstyle": "none"}
-            front.axes[0].plot(run[cost] / plots.COSTS[cost][1], run["auroc"], "o", **ring)
+        ring = {"color": plots.INK, "markersize": 16, "fillstyle": "none"}
+        front.gca().plot(run[cost] / plots.COSTS[cost][1], run["auroc"], "o", **ring)
         both = rows.loc[[*dict.fromkeys((self.study.base["run_id"], run.name))]]
         what = f"AUROC of all runs against {plots.COSTS[cost][0]}"
         return _drawings((what, front), ("AUROC by generator", plots.forest(both)))
@@ -191,7 +191,7 @@ class Explorer:
 
     def _threshold(self) -> str:
         """The decisions at the threshold, and what 100 images cost at any."""
-        run, at, x = self.run, self.threshold.value, np.linspace(0, 1, 201)
+        run, at, x = self.run, self.at.value, np.linspace(0, 1, 201)
         table = explorer.compared(self.study, run.name)
         counts = confusion_matrix(table["label"], table["score"] >= at)
         weights, lines = {"miss": self.miss.value, "share": self.share.value / 100}, {}
