@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from jinja2 import Environment, PackageLoader
-from matplotlib.figure import Figure
 
 from data_prep import manifest, paths, shortcut
 from data_prep.audit import SAMPLE, Audit, audit
@@ -38,9 +38,9 @@ def write(name: str, *, sample: int = SAMPLE) -> tuple[Audit, Path]:
     return found, page
 
 
-def distributions(found: Audit) -> Figure:
+def distributions(found: Audit) -> plt.Figure:
     """Sizes, bytes per pixel and both estimates of JPEG quality, real against fake."""
-    looked, figure = _looked(found), Figure((11, 5.5), layout="constrained")
+    looked, figure = _looked(found), _figure(11, 5.5)
     looked["share"] = 1 / looked.groupby("kind")["kind"].transform("size")
     columns = ("width", "height", "aspect", "bytes_per_pixel", "jpeg_quality", "pixel_quality")
     look = {"hue": "kind", "palette": KINDS, "hue_order": list(KINDS), "element": "step"}
@@ -61,7 +61,7 @@ def distributions(found: Audit) -> Figure:
     return figure
 
 
-def probe_bars(found: Audit) -> Figure:
+def probe_bars(found: Audit) -> plt.Figure:
     """The probe's AUROC with its interval, each feature's alone; before and after equalising."""
     probes = {"as it is": found.raw} | ({"equalised": found.equalised} if found.alike else {})
     names, rows = list(found.raw.single)[:8], []
@@ -70,7 +70,7 @@ def probe_bars(found: Audit) -> Figure:
         rows += [("all together", auroc, images) for auroc in (probe.auroc, *probe.ci95)]
         rows += [(_NAMES.get(name, name), probe.single[name], images) for name in names]
     table = pd.DataFrame(rows, columns=["what", "auroc", "images"])
-    figure = Figure((8, 0.42 * (len(names) + 1) + 1.2), layout="constrained")
+    figure = _figure(8, 0.42 * (len(names) + 1) + 1.2)
     ax = figure.subplots()
     look = {"palette": ["#333333", "#999999"][: len(probes)], "dodge": 0.3 * (len(probes) - 1)}
     look |= {"estimator": "median", "errorbar": ("pi", 100), "linestyle": "none", "capsize": 0.2}
@@ -82,12 +82,12 @@ def probe_bars(found: Audit) -> Figure:
     return figure
 
 
-def spectra(found: Audit) -> Figure:
+def spectra(found: Audit) -> plt.Figure:
     """Mean residual spectrum of each generator; fakes minus the real ones: peaks are traces."""
     names = sorted(found.spectra, key=lambda name: (name != "real", name))
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure((2.9 * columns, 3.1 * rows), layout="constrained")
+    figure = _figure(2.9 * columns, 3.1 * rows)
     look = {"square": True, "xticklabels": False, "yticklabels": False, "rasterized": True}
     for place, name in enumerate(names):
         values, limits, title = found.spectra[name], {"cmap": "cividis"}, name
@@ -101,11 +101,11 @@ def spectra(found: Audit) -> Figure:
     return figure
 
 
-def colours(found: Audit) -> Figure:
+def colours(found: Audit) -> plt.Figure:
     """Mean red, green, blue and the contrast, real against fake: what a thumbnail tells."""
     names = ["red", "green", "blue", "contrast"]
     table = _looked(found).melt("kind", names, var_name="of", value_name="grey levels")
-    figure = Figure((8, 3.2), layout="constrained")
+    figure = _figure(8, 3.2)
     ax = figure.subplots()
     look = {"hue": "kind", "palette": KINDS, "hue_order": list(KINDS), "fliersize": 2, "gap": 0.1}
     sns.boxplot(table, x="of", y="grey levels", ax=ax, **look)
@@ -115,10 +115,7 @@ def colours(found: Audit) -> Figure:
 
 
 def formats(found: Audit) -> pd.DataFrame:
-    """Usable images by label, generator, format, mode, size and JPEG quality.
-
-    More than three sizes or qualities of a generator count as "many".
-    """
+    """Usable images by label, generator, format, mode, size, JPEG quality (over three: "many")."""
     ok = found.table[found.table["status"] == "ok"]
     about = ok[["label", "generator", "format", "mode"]].copy()
     size = ok[["width", "height"]].astype(int).astype(str)
@@ -158,3 +155,9 @@ def _looked(found: Audit) -> pd.DataFrame:
 
 def _rows(table: pd.DataFrame) -> list[list[str]]:
     return [list(map(str, table.columns)), *table.astype(str).to_numpy().tolist()]
+
+
+def _figure(width: float, height: float) -> plt.Figure:
+    """Closed for pyplot, which would show it once more when a notebook's cell ends."""
+    plt.close(made := plt.figure(figsize=(width, height), layout="constrained"))
+    return made

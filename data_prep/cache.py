@@ -90,10 +90,7 @@ def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
 
 
 def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
-    """Corner of the size x size tile with the largest mean absolute gradient.
-
-    The tiles lie on a half-tile grid, and at the far edges.
-    """
+    """Corner of the tile, on a half-tile grid or at the far edges, with the steepest gradients."""
     grey = pixels.mean(axis=2)
     energy = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     total = np.pad(energy, ((1, 1), (1, 1))).cumsum(0).cumsum(1)

@@ -69,13 +69,7 @@ def test_folder_without_splits(tmp_path, data_root, picture):
 
 
 def test_folder_with_splits_under_their_many_names(tmp_path, data_root, picture):
-    names = {
-        "Train": "train",
-        "val": "val",
-        "valid": "val",
-        "validation": "val",
-        "TEST": "test",
-    }
+    names = {"Train": "train", "val": "val", "valid": "val", "validation": "val", "TEST": "test"}
     for i, part in enumerate(names):
         picture(tmp_path / "set" / part / "Real" / f"r{i}.png", seed=2 * i)
         picture(tmp_path / "set" / part / "fake" / "gan" / f"f{i}.png", seed=2 * i + 1)
@@ -115,18 +109,12 @@ def test_fake_is_1_in_the_140k_layout_whatever_the_alphabet_says(tmp_path, data_
     assert images[np.flatnonzero(rows["label"] == 1)].max() <= 2
 
 
-@pytest.mark.parametrize(
-    ("name", "kaggle"),
-    [
-        ("faces-140k", "xhlulu/140k-real-and-fake-faces"),
-        ("dogs-vs-cats", "salader/dogs-vs-cats"),
-    ],
-)
-def test_a_layout_that_is_not_there_tells_how_to_get_it(tmp_path, data_root, name, kaggle):
+@pytest.mark.parametrize("name", ["faces-140k", "deepfake-real", "dogs-vs-cats"])
+def test_a_layout_that_is_not_there_tells_how_to_get_it(tmp_path, data_root, name):
     with pytest.raises(InputError) as caught:
         sources.prepare(name, tmp_path)
-    for text in (kaggle, f"python -m data_prep {name} --from FOLDER", str(tmp_path)):
-        assert text in str(caught.value)
+    address, command = sources.SOURCES[name].address, f"python -m data_prep {name} --from FOLDER"
+    assert all(text in str(caught.value) for text in (address, command, str(tmp_path)))
     assert not data_root.exists()
 
 
@@ -566,44 +554,26 @@ def test_many_processes_find_what_one_finds(tmp_path, tree):
     assert [f["status"] for f in serial].count("ok") == 40
 
 
-@pytest.mark.parametrize(
-    ("file", "contents", "message"),
-    [
-        *(
-            ("manifest.csv", contents, "again with python -m data_prep")
-            for contents in (b"", b"\xff\xfe\0", b"path,label\nx,1\n", b"a,b\n1\n2,3,4,5\n")
-        ),
-        *(
-            ("dataset.json", contents, r"dataset\.json is missing or damaged")
-            for contents in (None, b"", b"{")
-        ),
-    ],
-)
-def test_a_damaged_file_of_a_dataset_is_named(mine, data_root, file, contents, message):
-    file = data_root / "mine" / file
-    file.unlink() if contents is None else file.write_bytes(contents)
-    with pytest.raises(InputError, match=message):
+BAD = {"manifest.csv": (b"", b"\xff\xfe\0", b"path,label\nx,1\n", b"a,b\n1\n2,3,4,5\n")}
+BAD |= {"dataset.json": (None, b"", b"{")}
+
+
+@pytest.mark.parametrize(("file", "contents"), [(f, c) for f, each in BAD.items() for c in each])
+def test_a_damaged_file_of_a_dataset_is_named(mine, data_root, file, contents):
+    damaged = data_root / "mine" / file
+    damaged.unlink() if contents is None else damaged.write_bytes(contents)
+    message = {"manifest.csv": "", "dataset.json": r"dataset\.json is missing or damaged.*"}[file]
+    with pytest.raises(InputError, match=f"{message}again with python -m data_prep"):
         cache.build("mine", size=32)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "faces-140k",
-            r"'faces-140k' is missing: looked for .*manifest\.csv\. "
-            "Get it with: python -m data_prep faces-140k",
-        ),
-        (
-            "faces-140",
-            r"unknown dataset 'faces-140', did you mean 'faces-140k'\?.*"
-            "python -m data_prep folder PATH --name NAME",
-        ),
-    ],
-)
-def test_a_dataset_that_is_not_there_tells_how_to_get_it(data_root, name, message):
-    with pytest.raises(InputError, match=message):
-        paths.dataset_folder(name)
+def test_a_dataset_that_is_not_there_tells_how_to_get_it(data_root):
+    get = r"'faces-140k' is missing: looked for .*manifest\.csv\. Get it with: python -m data_prep"
+    with pytest.raises(InputError, match=f"{get} faces-140k"):
+        paths.dataset_folder("faces-140k")
+    near = r"unknown dataset 'faces-140', did you mean 'faces-140k'\?"
+    with pytest.raises(InputError, match=f"{near}.*python -m data_prep folder PATH --name NAME"):
+        paths.dataset_folder("faces-140")
 
 
 # ---- splits
@@ -713,11 +683,8 @@ def test_quarantined_rows_belong_nowhere():
 def test_too_little_to_split_is_said(table, message):
     with pytest.raises(InputError, match=message):
         protocol.assign(table, "strict")
-
-
-def test_unknown_protocol():
     with pytest.raises(InputError, match=r"unknown protocol 'strikt', did you mean 'strict'\?"):
-        protocol.assign(scenes([(1, 1)]), "strikt")
+        protocol.assign(table, "strikt")
 
 
 # ---- real images
@@ -728,8 +695,7 @@ def test_real_140k_subset(real_data, data_root):
     numbers = {"test": 160, "train": 560, "val": 80}
     expected = {(label, part): n for label in (0, 1) for part, n in numbers.items()}
     assert table.groupby(["label", "split"]).size().to_dict() == expected
-    assert (table["status"] == "ok").all()
-    assert set(table["jpeg_quality"]) == {75}
+    assert (table["status"] == "ok").all() and set(table["jpeg_quality"]) == {75}
     assert (table["path"].str.contains("/fake/") == (table["label"] == 1)).all()
     assert (protocol.assign(table, "strict") == table["split"]).all()
 
