@@ -36,6 +36,7 @@ COSTS = {
 
 def begin() -> None:
     """Set the style of figures, and print what belongs to every result: versions and device."""
+    plt.close(plt.figure())  # the notebook's backend is set up, before a figure's own context is
     plots.use_style()
     device = train.best_device()
     sys.stdout.write(f"python {platform.python_version()}, torch {torch.__version__}, {device}\n")
