@@ -1,5 +1,5 @@
-"""Datasets that can be trusted: scan, check, split, decode once. Knows nothing of models; `dflib.data` reads what is made here.
+"""Datasets that can be trusted: scan, check, split, decode once. Knows nothing of models.
 
-A dataset lives in `<data root>/<name>/`: `manifest.csv` (one row per image), `dataset.json` (where the images are), `cache/` (decoded once).
-The data root is `$DFLIB_DATA`, else `data/` in the project.
+A dataset lives in `<data root>/<name>/`: `manifest.csv` (one row per image), `dataset.json` (where
+the images are), `cache/` (decoded once). The data root is `$DFLIB_DATA`, else `data/`.
 """

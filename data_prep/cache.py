@@ -1,12 +1,9 @@
-"""Decode once: every usable image of a manifest as one row of a uint8 memory map, N x H x W x 3."""
-
-from __future__ import annotations
+"""Decode once: every usable image of a manifest as a row of a uint8 memory map, N x H x W x 3."""
 
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +15,8 @@ from PIL import Image
 from data_prep import manifest, transform
 from data_prep.errors import InputError, choose
 from data_prep.integrity import BadImage, open_image, to_rgb
-from data_prep.paths import dataset_folder, describe, images_root
-from data_prep.transform import Equaliser
+from data_prep.paths import dataset_folder, describe, images_root, need_room
+from data_prep.transform import Equaliser, at_least, centre_crop
 
 MODES = ("resize", "center_crop", "texture_crop")
 _CHUNK = 128  # images that one task decodes
@@ -33,212 +30,130 @@ def build(
     mode: str = "resize",
     equalise: bool = False,
     perturb: str = "",
-    crops: int = 1,
-    only: Iterable[str] | None = None,
     workers: int | None = None,
 ) -> tuple[np.memmap, pd.DataFrame]:
-    """The decoded images of a dataset (uint8, N x size x size x 3, read-only) and the manifest rows they stand for.
+    """The decoded images of a dataset (uint8, N x size x size x 3, read-only), and their rows.
 
-    equalise: make the classes alike in size and JPEG quality first (`transform.equaliser`). perturb: then make each image worse, such as
-    "jpeg-75" (`transform.perturb`). crops: so many of each image (`fit`), in rows that follow each other. only: paths of the images, None for all.
-    Made on the first call, found on the next. Parallel; a cut build goes on where it was; two at once wait for each other.
-    Memory: each process holds one image and a few hundred kB; the rows go straight to the file, whatever N is.
-    Raises `InputError` for an unknown mode or perturbation, a size that is no multiple of 32, a full disk, or files that changed since the scan.
+    equalise: first make the classes alike in size and JPEG quality (`transform.equaliser`).
+    perturb: then make each image worse, such as "jpeg-75" (`transform.perturb`). Last comes `fit`.
+    Made on the first call, found on the next. Parallel; a cut build goes on where it was; two at
+    once wait for each other. Each process holds one image; the rows go straight to the file.
+    Raises `InputError` for an unknown mode or perturbation, a size that is no multiple of 32, a
+    full disk, or files that changed since the scan.
+
+    >>> build("demo", size=32)[0].shape                              # doctest: +SKIP
+    (4200, 32, 32, 3)
     """
     choose("input mode", mode, MODES)
     if size % 32 or size < 32:
-        raise InputError(
-            f"image size {size} is not a multiple of 32 (the detectors halve it five times): try {max(32, round(size / 32) * 32)}"
-        )
+        near = max(32, round(size / 32) * 32)
+        why = f"is not a multiple of 32 (the detectors halve it five times): try {near}"
+        raise InputError(f"image size {size} {why}")
     table = manifest.load(name)
     manifest.check(table, name, kind=describe(name)["kind"])
     table = table[table["status"] == "ok"].reset_index(drop=True)
     alike = transform.equaliser(table) if equalise else None
-    table = table if only is None else table[table["path"].isin(set(only))].reset_index(drop=True)
-    contents = _hash([table["sha256"].tolist(), manifest.DECODING])
-    key = [
-        mode,
-        *([alike.key] if alike else []),
-        *([transform.check_perturbation(perturb)] if perturb else []),
-        *([f"{crops}x"] if crops > 1 else []),
-        str(size),
-        contents,
-    ]
+    worse = transform.check_perturbation(perturb) if perturb else ""
+    contents = json.dumps([table["sha256"].tolist(), manifest.DECODING]).encode()
+    key = [mode, alike.key if alike else "", worse, str(size)]
+    key = [*filter(None, key), hashlib.sha256(contents).hexdigest()[:12]]
     folder = dataset_folder(name) / "cache" / "-".join(key)
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
-        with FileLock(_beside(folder, ".lock")):
+        # no with_suffix: names may hold dots, such as resize-0.5
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
-                _remove_stale(folder.parent, contents)
-                _fill(
-                    folder,
-                    name,
-                    table,
-                    size,
-                    partial(
-                        _prepared, size=size, mode=mode, alike=alike, worse=perturb, crops=crops
-                    ),
-                    workers,
-                    crops,
-                )
+                _remove_stale(folder.parent, contents=key[-1])
+                options = {"alike": alike, "worse": worse, "size": size, "mode": mode}
+                _fill(folder, name, table, options, workers)
     return np.load(folder / "images.npy", mmap_mode="r"), table
 
 
-def _hash(values: list) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
-
-
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(folder.name + suffix)  # names may hold dots, such as resize-0.5
-
-
-def _prepared(
-    data: bytes,
-    sha256: str,
-    *,
-    size: int,
-    mode: str,
-    alike: Equaliser | None,
-    worse: str,
-    crops: int,
-) -> np.ndarray:
-    """From a file's bytes to the pixels of its rows."""
-    image = to_rgb(open_image(data))
-    image = alike(image, sha256) if alike else image
-    return fit_crops(
-        transform.perturb(image, worse) if worse else image, size=size, mode=mode, crops=crops
-    )
-
-
-def fit_crops(image: Image.Image, *, size: int, mode: str, crops: int = 1) -> np.ndarray:
-    """Several crops of one RGB image (see `fit`): uint8, crops x size x size x 3."""
-    return np.stack([fit(image, size=size, mode=mode, crop=i) for i in range(crops)])
-
-
-def fit(image: Image.Image, *, size: int, mode: str = "resize", crop: int = 0) -> np.ndarray:
+def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
     """One RGB image as the detectors see it: uint8, size x size x 3.
 
-    resize: squashed to the square (the paper's way; destroys traces in large photographs). center_crop: the middle, unscaled.
-    texture_crop: the tile with the most fine detail, unscaled (arXiv 2407.15500). Images smaller than `size` are scaled up to it first.
-    crop: 1 to 4 are the corners instead of the middle, or the tiles with the next most detail.
+    resize: squashed to the square (the paper's way; destroys traces in large photographs).
+    center_crop: the middle, unscaled. texture_crop: the tile with the most fine detail, unscaled
+    (arXiv 2407.15500). For the crops, images smaller than `size` are scaled up to it first.
 
     >>> fit(Image.new("RGB", (300, 200)), size=64).shape
     (64, 64, 3)
     """
     if mode == "resize":
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
-    short = min(image.size)
-    if short < size:
-        scale = size / short
-        image = image.resize(
-            (max(size, round(image.width * scale)), max(size, round(image.height * scale))),
-            Image.Resampling.BICUBIC,
-        )
-    pixels = np.asarray(image)
+    image = at_least(image, size)
     if mode == "center_crop":
-        down, right = [(1, 1), (0, 0), (0, 2), (2, 0), (2, 2)][crop]
-        top, left = (pixels.shape[0] - size) * down // 2, (pixels.shape[1] - size) * right // 2
-    else:
-        top, left = _richest_tile(pixels, size, crop)
+        return np.asarray(centre_crop(image, size, size))
+    pixels = np.asarray(image)
+    top, left = _richest_tile(pixels, size)
     return pixels[top : top + size, left : left + size]
 
 
-def _richest_tile(pixels: np.ndarray, size: int, rank: int = 0) -> tuple[int, int]:
-    """Corner of the size x size tile (on a half-tile grid, and at the far edges) with the largest mean absolute gradient, or of the rank-th after it."""
+def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
+    """Corner of the tile, on a half-tile grid or at the far edges, with the steepest gradients."""
     grey = pixels.mean(axis=2)
     energy = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     total = np.pad(energy, ((1, 1), (1, 1))).cumsum(0).cumsum(1)
     tops, lefts = (np.unique([*range(0, n - size, size // 2), n - size]) for n in pixels.shape[:2])
-    tops, lefts = tops[:, None], lefts[None, :]
-    sums = (
-        total[tops + size, lefts + size]
-        - total[tops, lefts + size]
-        - total[tops + size, lefts]
-        + total[tops, lefts]
-    )
-    order = np.argsort(-sums, axis=None, kind="stable")
-    row, column = np.unravel_index(order[min(rank, len(order) - 1)], sums.shape)
-    return int(tops[row, 0]), int(lefts[0, column])
+    top, left = tops[:, None], lefts[None, :]
+    below, right = top + size, left + size
+    sums = total[below, right] - total[top, right] - total[below, left] + total[top, left]
+    row, column = np.unravel_index(sums.argmax(), sums.shape)
+    return int(tops[row]), int(lefts[column])
 
 
-def _remove_stale(parent: Path, contents: str) -> None:
+def _remove_stale(parent: Path, *, contents: str) -> None:
     """Remove what killed builds of other contents left: nobody can go on with it."""
-    for partial_folder in [*parent.glob("*.partial"), *parent.glob("*.new")]:
-        if contents not in partial_folder.name:
-            try:
-                with FileLock(
-                    partial_folder.with_name(partial_folder.name.rpartition(".")[0] + ".lock"),
-                    timeout=0,
-                ):  # held: someone is at it
-                    shutil.rmtree(partial_folder, ignore_errors=True)
-            except Timeout:
-                log.info("left %s alone: another build is using it", partial_folder)
+    for left in (p for p in parent.glob("*.partial") if contents not in p.name):
+        try:
+            with FileLock(left.with_suffix(".lock"), timeout=0):  # held: someone is at it
+                shutil.rmtree(left, ignore_errors=True)
+        except Timeout:
+            log.info("left %s alone: another build is using it", left)
 
 
-def _fill(
-    folder: Path,
-    name: str,
-    table: pd.DataFrame,
-    size: int,
-    prepared: Callable,
-    workers: int | None,
-    crops: int,
-) -> None:
-    shape = (crops * len(table), size, size, 3)
-    partial_folder = _beside(folder, ".partial")
-    if not partial_folder.exists():
-        need, free = int(np.prod(shape)), shutil.disk_usage(folder.parent).free
-        if need > 0.95 * free:
-            raise InputError(
-                f"decoding {name!r} at {size} px needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free below {folder.parent}: free some, take a smaller --set size=, or set $DFLIB_DATA"
-            )
-        fresh = _beside(folder, ".new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-        np.lib.format.open_memmap(
-            fresh / "images.npy", mode="w+", dtype=np.uint8, shape=shape
-        ).flush()
-        np.save(fresh / "done.npy", np.zeros(len(table), dtype=bool))
-        fresh.rename(partial_folder)
-    root = images_root(name)
-    todo = np.flatnonzero(~np.load(partial_folder / "done.npy"))
-    chunks = [
-        (
-            rows,
-            [str(root / p) for p in table["path"].to_numpy()[rows]],
-            table["sha256"].to_numpy()[rows],
-        )
-        for rows in np.split(todo, range(_CHUNK, len(todo), _CHUNK))
-    ]
-    task = partial(_decode, folder=partial_folder, prepared=prepared)
-    problems = sum(
-        manifest.parallel(
-            task, chunks, desc=f"decoding {name} at {size} px", workers=workers, serial=2
-        ),
-        [],
-    )
+def _fill(folder: Path, name: str, table: pd.DataFrame, options: dict, workers: int | None) -> None:
+    """Decode what is missing in `<folder>.partial`; `folder` appears when all of it is there."""
+    part, size = folder.with_name(f"{folder.name}.partial"), options["size"]
+    done, what = part / "done.npy", f"decoding {name!r} at {size} px"
+    if not done.exists():
+        shape, hint = (len(table), size, size, 3), "free some, take a smaller --set size="
+        need_room(int(np.prod(shape)), folder.parent, what, f"{hint}, or set $DFLIB_DATA")
+        part.mkdir(exist_ok=True)
+        new = {"mode": "w+", "dtype": np.uint8, "shape": shape}
+        np.lib.format.open_memmap(part / "images.npy", **new).flush()
+        np.save(part / "new.npy", np.zeros(len(table), dtype=bool))
+        (part / "new.npy").rename(done)  # all is laid out
+    root, todo = images_root(name), np.flatnonzero(~np.load(done))
+    paths, hashes = table["path"].to_numpy(), table["sha256"].to_numpy()
+    rows = np.split(todo, range(_CHUNK, len(todo), _CHUNK))
+    chunks = [(some, [root / p for p in paths[some]], hashes[some]) for some in rows]
+    task = partial(_decode, folder=part, **options)
+    problems = sum(manifest.parallel(task, chunks, desc=what, workers=workers, serial=2), [])
     if problems:
         raise InputError(
-            f"{len(problems)} images of {name!r} changed since they were scanned (e.g. {problems[0]}): scan again with python -m data_prep"
+            f"{len(problems)} images of {name!r} changed since they were scanned "
+            f"(e.g. {problems[0]}): scan again with python -m data_prep"
         )
-    partial_folder.rename(folder)
+    part.rename(folder)
     (folder / "done.npy").unlink()
 
 
 def _decode(
-    chunk: tuple[np.ndarray, list[str], np.ndarray], *, folder: Path, prepared: Callable
+    chunk: tuple, *, folder: Path, alike: Equaliser | None, worse: str, **fitted
 ) -> list[str]:
-    """Decode some images into their rows; returns what went wrong."""
+    """Decode some files (rows, paths, hashes) into their rows; returns what went wrong."""
     images = np.load(folder / "images.npy", mmap_mode="r+")
     done = np.load(folder / "done.npy", mmap_mode="r+")
     problems = []
     for row, path, sha256 in zip(*chunk, strict=True):
         try:
-            data = Path(path).read_bytes()
+            data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise BadImage("other contents")
-            found = prepared(data, sha256)
-            images[row * len(found) : (row + 1) * len(found)] = found
+            image = to_rgb(open_image(data))
+            image = alike(image, sha256) if alike else image
+            images[row] = fit(transform.perturb(image, worse) if worse else image, **fitted)
             done[row] = True
         except (BadImage, OSError) as error:
             problems.append(f"{path}: {error}")

@@ -1,23 +1,21 @@
-"""Offline demo data: real patches of the photographs inside scikit-image and scikit-learn, and fakes from decoders trained on the spot.
+"""Offline demo data: real patches of photographs, and fakes from decoders trained on the spot.
 
-`build` makes the real-or-fake set, `build_source` a two-class source task for transfer learning. `prepare` does both and scans them.
+The photographs lie inside scikit-image and scikit-learn. `build` makes the real-or-fake set,
+`build_source` a two-class source task for transfer learning; `prepare` does both and scans them.
 """
-
-from __future__ import annotations
 
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,7 +24,7 @@ from data_prep.paths import data_root
 
 log = logging.getLogger(__name__)
 
-# Colour photographs that lie inside the wheels. motorcycle_right is left out: it shows motorcycle_left's scene from 20 cm aside.
+# motorcycle_right is left out: it shows motorcycle_left's scene from 20 cm aside
 PHOTOS = {
     "astronaut": "skimage/data/astronaut.png",
     "chelsea": "skimage/data/chelsea.png",
@@ -39,97 +37,61 @@ PHOTOS = {
     "retina": "skimage/data/retina.jpg",
     "rocket": "skimage/data/rocket.jpg",
 }
-NATURE = (
-    "chelsea",
-    "flower",
-    "hubble",
-    "ihc",
-    "retina",
-)  # the source task's class 0; the others are man-made
-LONGEST = 703  # pixels: the large photographs are shrunk to this first, lest retina and hubble outnumber the rest
-SCALES = (1.3, 1.7, 2.3)  # no integer factor: the photographs' own 8x8 JPEG grids do not survive
-STRIDE = (
-    12  # pixels between patches of one tile; they overlap, but stay inside one group and one class
-)
+NATURE = ("chelsea", "flower", "hubble", "ihc", "retina")  # the source task's class 0
+LONGEST = 703  # pixels: photographs are shrunk to this, lest retina and hubble outnumber the rest
+SCALES = (1.3, 1.7, 2.3)  # no integers: the photographs' own 8x8 JPEG grids do not survive
+STRIDE = 12  # pixels between patches of one tile: they overlap, but stay in one group and class
 MIN_STD = 10  # grey levels: a flat patch shows nothing to tell real from fake by
 FAMILIES = ("deconv", "nearest", "bilinear", "subpixel")
-UNSEEN = "nearest"  # only in test: the family of the four whose traces the other three teach least about (as measured)
+UNSEEN = "nearest"  # only in test: its traces are those that the others teach least about
 SHARES = {"train": 0.62, "val": 0.14, "test": 0.24}  # of each photograph's groups
+Counts = Mapping[str, int]
 COUNTS = {"train": 1250, "val": 250, "test": 300}  # images per class; in test, per generator
 SOURCE_COUNTS = {"train": 1000, "val": 250, "test": 300}
-STEPS = 160  # of gradient descent, per decoder, on batches of
-BATCH = 32  # patches
-
-
-class Row(TypedDict):
-    """One image: `path` relative to the data folder (posix), `label` 0 or 1, and the names that the manifest wants."""
-
-    path: str
-    label: int
-    generator: str
-    split: str
-    group: str
+STEPS, BATCH = 160, 32  # of gradient descent, per decoder; patches
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A square of a photograph. `box` (left, top, right, bottom) are pixels of the photograph as tiled; `pixels` is uint8 (size, size, 3)."""
+    """A square of a photograph. A group is two neighbouring tiles: one for reals, one for fakes."""
 
     photo: str
     group: str
     split: str
-    role: int  # a group is two neighbouring tiles: 0 is the one that gives reals, 1 the one that gives sources of fakes
-    box: tuple[int, int, int, int]
-    pixels: np.ndarray
-
-    @property
-    def name(self) -> str:
-        return "{}_{}-{}-{}-{}".format(self.photo, *self.box)
+    role: int  # 0: of the tile that gives reals, 1: of the one that gives sources of fakes
+    box: tuple[int, ...]  # left, top, right, bottom in the photograph as tiled
+    pixels: np.ndarray  # uint8, size x size x 3
 
 
 def prepare(*, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Make the datasets "demo" and "demo-source" in the data root; returns their manifests. About half a minute on two cores.
+    """Make the datasets "demo" and "demo-source" in half a minute; returns their manifests.
 
     >>> demo, source = prepare()                                    # doctest: +SKIP
     """
+    licence = "photographs of scikit-image and scikit-learn: see their packages"
     tables = []
     for name, maker, kind in (("demo", build, "deepfake"), ("demo-source", build_source, "source")):
         folder = data_root() / name
         shutil.rmtree(folder, ignore_errors=True)  # another seed's images would stay behind
         rows = maker(folder, seed=seed)
-        tables.append(
-            manifest.make(
-                name,
-                folder,
-                rows,
-                kind=kind,
-                licence="photographs of scikit-image and scikit-learn: see their packages",
-            )
-        )
-    return tables[0], tables[1]
+        tables.append(manifest.make(name, folder, rows, kind=kind, licence=licence))
+    return tuple(tables)
 
 
 def build(
-    folder: Path,
-    *,
-    seed: int = 0,
-    size: int = 32,
-    counts: Mapping[str, int] = COUNTS,
-    steps: int = STEPS,
-) -> list[Row]:
-    """Write the real-or-fake set below `folder` and return one row per image (label 1 is fake).
+    folder: Path, *, seed: int = 0, size: int = 32, counts: Counts = COUNTS, steps: int = STEPS
+) -> list[dict]:
+    """Write the real-or-fake set below `folder`; one entry per image (label 1 is fake).
 
-    Fakes are decoded from patches that never stand as reals; each decoder is fitted on the training split's. `counts` are images per class
-    and split; in test, per generator, all made from the same sources. Training and validation hold every family but `UNSEEN`.
-    Raises `ValueError` where `size` is odd or below 16, or the photographs hold fewer patches than asked for.
+    Fakes are decoded from patches that never stand as reals; each decoder is fitted on the
+    training split's. counts: images per class and split; in test, per generator, all made from the
+    same sources. Training and validation hold every family but `UNSEEN`. Raises `ValueError` for an
+    odd size, one below 16, or more patches than the photographs hold.
 
     >>> rows = build(Path("data/demo"), counts={"train": 30, "val": 6, "test": 8}, steps=5)
     """
-    rng = np.random.default_rng(seed)
-    patches = cut(seed=seed, size=size)
-    chosen = [
-        [_pick(patches, split, role, n, rng) for split, n in counts.items()] for role in (0, 1)
-    ]
+    rng, patches = np.random.default_rng(seed), cut(seed=seed, size=size)
+    chosen = [[_pick(patches, s, role, n, rng) for s, n in counts.items()] for role in (0, 1)]
     rows = [_save(folder, p, p.pixels, 0, "real") for part in chosen[0] for p in part]
     train = _to_tensor([p.pixels for p in patches if (p.split, p.role) == ("train", 1)])
     seen = [family for family in FAMILIES if family != UNSEEN]
@@ -140,56 +102,56 @@ def build(
                 sources += part
             elif family != UNSEEN:
                 sources += part[seen.index(family) :: len(seen)]
-        with _one_thread():
+        with threadpool_limits(1):  # layers this small wait for more threads on a busy machine
             model = fit(family, train, steps=steps, seed=seed)
-            fakes = _to_uint8(render(model, _to_tensor([p.pixels for p in sources])))
+            fakes = render(model, _to_tensor([p.pixels for p in sources]))
+        fakes = ((fakes + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         rows += [_save(folder, p, fake, 1, family) for p, fake in zip(sources, fakes, strict=True)]
         log.info("%s: %d fakes from a decoder of %d steps", family, len(sources), steps)
     return rows
 
 
 def build_source(
-    folder: Path, *, seed: int = 0, size: int = 32, counts: Mapping[str, int] = SOURCE_COUNTS
-) -> list[Row]:
-    """Write the source task below `folder`: nature (label 0) or man-made (label 1), without colour; same rows, errors and splits as `build`.
+    folder: Path, *, seed: int = 0, size: int = 32, counts: Counts = SOURCE_COUNTS
+) -> list[dict]:
+    """Write the source task below `folder`: nature (label 0) or man-made (label 1), without colour.
 
-    The groups fall into the same splits as in `build` with the same seed: what is learned here has not seen the demo's test scenes.
+    Entries and errors as of `build`, and with the same seed its splits of the groups: what is
+    learned here has not seen the demo's test scenes.
 
     >>> rows = build_source(Path("data/demo-source"), counts={"train": 20, "val": 4, "test": 6})
     """
-    rng = np.random.default_rng(seed)
-    patches = cut(seed=seed, size=size)
-    rows = []
+    rng, patches, rows = np.random.default_rng(seed), cut(seed=seed, size=size), []
     for label, name in enumerate(("nature", "man-made")):
         mine = [p for p in patches if (p.photo not in NATURE) == bool(label)]
         for split, n in counts.items():
-            rows += [
-                _save(folder, p, _grey(p.pixels), label, name)
-                for p in _pick(mine, split, None, n, rng)
-            ]
+            for patch in _pick(mine, split, None, n, rng):
+                # without its colour, which alone would tell ten photographs apart
+                grey = np.asarray(Image.fromarray(patch.pixels).convert("L").convert("RGB"))
+                rows.append(_save(folder, patch, grey, label, name))
     return rows
 
 
 def cut(*, seed: int, size: int) -> list[Patch]:
-    """All patches of all photographs, in a fixed order; tiles are cropped before they are resized, so groups share no pixel.
+    """All patches of all photographs, in a fixed order.
 
-    Raises `ValueError` where `size` is odd or below 16.
+    Tiles are cropped before they are resized, so groups share no pixel.
 
     >>> patches = cut(seed=0, size=32)
     """
     if size < 16 or size % 2:
-        raise ValueError(
-            f"size={size}: the demo's patches need an even size of at least 16 pixels, such as 32"
-        )
+        need = "the demo's patches need an even size of at least 16 pixels, such as 32"
+        raise ValueError(f"size={size}: {need}")
     rng = np.random.default_rng(seed)
     tile, patches = 3 * size, []
     for photo, file in PHOTOS.items():
-        image = _open(file)
-        corners = [
-            (x, y)
-            for y in range(0, image.height - tile + 1, tile)
-            for x in range(0, image.width - 2 * tile + 1, 2 * tile)
-        ]
+        package, _, rest = file.partition("/")
+        with Image.open(str(files(package) / rest)) as opened:
+            image = opened.convert("RGB")
+        image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+        tops = range(0, image.height - tile + 1, tile)
+        lefts = range(0, image.width - 2 * tile + 1, 2 * tile)
+        corners = [(x, y) for y in tops for x in lefts]
         for rank, i in enumerate(rng.permutation(len(corners))):
             (x, y), swap = corners[i], int(rng.integers(2))
             share = np.searchsorted(np.cumsum(list(SHARES.values())), (rank + 0.5) / len(corners))
@@ -206,27 +168,16 @@ def cut(*, seed: int, size: int) -> list[Patch]:
 
 def _patches(
     square: Image.Image, corner: tuple[int, int], size: int
-) -> list[tuple[tuple[int, int, int, int], np.ndarray]]:
-    found = []
+) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """Box in the photograph and pixels of each patch of a tile, which lies at `corner`."""
     for scale in SCALES:
         side = round(square.width / scale)
         small = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
         for v in range(0, side - size + 1, STRIDE):
             for u in range(0, side - size + 1, STRIDE):
-                edges = (u, v, u + size, v + size)
-                box = tuple(
-                    corner[i % 2] + int(edge * square.width / side) for i, edge in enumerate(edges)
-                )
-                found.append((box, small[v : v + size, u : u + size]))
-    return found
-
-
-def _open(file: str) -> Image.Image:
-    package, _, rest = file.partition("/")
-    with Image.open(str(files(package) / rest)) as opened:
-        image = opened.convert("RGB")
-    image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-    return image
+                edges = zip(corner * 2, (u, v, u + size, v + size), strict=True)
+                box = tuple(start + int(edge * square.width / side) for start, edge in edges)
+                yield box, small[v : v + size, u : u + size]
 
 
 def _pick(
@@ -234,21 +185,9 @@ def _pick(
 ) -> list[Patch]:
     pool = [p for p in patches if p.split == split and role in (None, p.role)]
     if not 0 < n <= len(pool):
-        raise ValueError(
-            f"{n} {split} images per class asked for; the photographs hold 1 to {len(pool)} of this size"
-        )
+        held = f"the photographs hold 1 to {len(pool)} of this size"
+        raise ValueError(f"{n} {split} images per class asked for; {held}")
     return [pool[i] for i in rng.permutation(len(pool))[:n]]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """For layers this small: same bytes at any thread count, and on a busy machine 10 times faster than threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Up(nn.Module):
@@ -258,9 +197,7 @@ class Up(nn.Module):
         super().__init__()
         self.family = family
         if family == "deconv":
-            self.conv: nn.Module = nn.ConvTranspose2d(
-                c, d, 3, stride=2, padding=1, output_padding=1
-            )
+            self.conv = nn.ConvTranspose2d(c, d, 3, stride=2, padding=1, output_padding=1)
         else:
             self.conv = nn.Conv2d(c, 4 * d if family == "subpixel" else d, 3, padding=1)
 
@@ -272,23 +209,22 @@ class Up(nn.Module):
 
 
 def _autoencoder(family: str, latent: int = 12, width: int = 24) -> nn.Sequential:
-    encoder = [
+    return nn.Sequential(
         nn.Conv2d(3, width, 4, 2, 1),
         nn.SiLU(),
-        nn.Conv2d(width, latent, 3, 1, 1),
-    ]  # as many numbers as pixels
-    decoder = [
+        nn.Conv2d(width, latent, 3, 1, 1),  # as many numbers as pixels
         nn.Conv2d(latent, width, 3, 1, 1),
         nn.SiLU(),
         Up(family, width, width),
         nn.SiLU(),
         nn.Conv2d(width, 3, 3, 1, 1),
-    ]
-    return nn.Sequential(*encoder, *decoder)
+    )
 
 
 def fit(family: str, images: Tensor, *, steps: int, seed: int) -> nn.Module:
-    """Train one family's auto-encoder on images (n, 3, h, w) in [-1, 1]: L1, plus sharpness and log amplitude spectrum, lest it blur.
+    """Train one family's auto-encoder on images (n, 3, h, w) in [-1, 1].
+
+    The loss is L1, plus sharpness and log amplitude spectrum, lest it blur.
 
     >>> decoder = fit("deconv", torch.rand(64, 3, 32, 32) * 2 - 1, steps=2, seed=0)
     """
@@ -313,26 +249,28 @@ def fit(family: str, images: Tensor, *, steps: int, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def render(model: nn.Module, x: Tensor) -> Tensor:
-    """Decode images (n, 3, h, h) in [-1, 1] as if cut from a larger fake: no padded border, either phase of the upsampling grid."""
+    """Decode images (n, 3, h, h) in [-1, 1] as if cut from a larger fake.
+
+    No padded border, either phase of the upsampling grid.
+
+    >>> render(fit("deconv", x := torch.rand(8, 3, 32, 32), steps=9, seed=0), x).shape
+    torch.Size([8, 3, 32, 32])
+    """
     y, size = torch.empty_like(x), x.shape[-1]
     for phase in (0, 1):
         a, b = 8 + phase, 10 - phase
-        y[phase::2] = model(F.pad(x[phase::2], (a, b, a, b), mode="reflect"))[
-            ..., a : a + size, a : a + size
-        ]
+        larger = model(F.pad(x[phase::2], (a, b, a, b), mode="reflect"))
+        y[phase::2] = larger[..., a : a + size, a : a + size]
     pairs = zip(y.split(128), x.split(128), strict=True)
-    return torch.cat(
-        [_match_looks(_match_spectrum(fake, source), source) for fake, source in pairs]
-    )
+    return torch.cat([_match_looks(_match_spectrum(fake, real), real) for fake, real in pairs])
 
 
 def _match_spectrum(y: Tensor, x: Tensor) -> Tensor:
-    """Give each fake its source's energy at every spatial frequency (all directions together), in luma and chroma; the phases stay its own."""
+    """Give each fake its source's energy at every frequency, in luma and chroma, not its phases."""
     n = x.shape[-1]
     fy, fx = torch.fft.fftfreq(2 * n) * n, torch.fft.rfftfreq(2 * n) * n
-    rings = (
-        F.one_hot((fy[:, None].square() + fx.square()).sqrt().round().long()).float().flatten(0, 1)
-    )
+    radius = (fy[:, None].square() + fx.square()).sqrt().round().long()
+    rings = F.one_hot(radius).float().flatten(0, 1)  # all directions together
     target = _mirrored_spectrum(x).abs().square().flatten(2) @ rings
     for _ in range(2):  # once more, for what clamping took
         spectrum = _mirrored_spectrum(y)
@@ -344,7 +282,7 @@ def _match_spectrum(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _mirrored_spectrum(x: Tensor) -> Tensor:
-    """Of luma and the three channels' distances from it; mirrored, for a plain FFT would draw the jump at the border all over the patch."""
+    """Of luma and the channels' distances from it; mirrored, lest the border's jump be all over."""
     luma = x.mean(1, keepdim=True)
     z = torch.cat([luma, x - luma], 1)
     z = torch.cat([z, z.flip(3)], 3)
@@ -352,20 +290,17 @@ def _mirrored_spectrum(x: Tensor) -> Tensor:
 
 
 def _match_looks(y: Tensor, x: Tensor) -> Tensor:
-    """Give each fake its source's sharpness, high-band chroma, and mean and contrast per channel: what tells without a look at traces."""
+    """Give each fake its source's sharpness, high-band chroma, and channels' mean and contrast."""
     chroma_x = _rms(_bands(x)[2])
     for _ in range(6):  # each step disturbs the others a little
         low, luma, chroma = _bands(y)
         grey_x, grey_y = (_laplacian(z.mean(1, keepdim=True)) for z in (x, y))
-        y = (
-            low
-            + (grey_x / grey_y).clamp(0.3, 3) * luma
-            + (chroma_x / _rms(chroma)).clamp(0.1, 3) * chroma
-        )
-        mean, std = y.mean((2, 3), keepdim=True), y.std((2, 3), keepdim=True).clamp_min(1e-4)
-        y = ((y - mean) / std * x.std((2, 3), keepdim=True) + x.mean((2, 3), keepdim=True)).clamp(
-            -1, 1
-        )
+        luma = (grey_x / grey_y).clamp(0.3, 3) * luma
+        chroma = (chroma_x / _rms(chroma)).clamp(0.1, 3) * chroma
+        y = low + luma + chroma
+        mean, mean_x = (z.mean((2, 3), keepdim=True) for z in (y, x))
+        std, std_x = (z.std((2, 3), keepdim=True) for z in (y, x))
+        y = ((y - mean) / std.clamp_min(1e-4) * std_x + mean_x).clamp(-1, 1)
     return y
 
 
@@ -392,25 +327,12 @@ def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _to_uint8(x: Tensor) -> np.ndarray:
-    return ((x + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-
-
-def _grey(pixels: np.ndarray) -> np.ndarray:
-    """Without its colour, which alone would tell ten photographs apart."""
-    return np.asarray(Image.fromarray(pixels).convert("L").convert("RGB"))
-
-
-def _save(folder: Path, patch: Patch, pixels: np.ndarray, label: int, generator: str) -> Row:
+def _save(folder: Path, patch: Patch, pixels: np.ndarray, label: int, generator: str) -> dict:
     kind = f"fake/{generator}" if label and generator in FAMILIES else generator
-    path = f"images/{patch.split}/{kind}/{patch.name}.jpg"
+    path = f"images/{patch.split}/{kind}/{patch.photo}_{'-'.join(map(str, patch.box))}.jpg"
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    # JPEG once, alike for both classes, as detectors meet images; q95 4:4:4 keeps the decoders' traces (q80 cost 0.1 of AUROC)
+    # JPEG once, alike for both classes, as detectors meet images; q95 4:4:4 keeps the decoders'
+    # traces (q80 cost 0.1 of AUROC)
     Image.fromarray(pixels).save(folder / path, quality=95, subsampling=0)
-    return {
-        "path": path,
-        "label": label,
-        "generator": generator,
-        "split": patch.split,
-        "group": patch.group,
-    }
+    known = {"path": path, "split": patch.split, "group": patch.group}
+    return known | {"label": label, "generator": generator}

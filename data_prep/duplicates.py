@@ -1,52 +1,43 @@
-"""Images that are there twice: exact copies by SHA-256, near copies by the perceptual hash; which of them stand on two sides of a split."""
-
-from __future__ import annotations
+"""Copies of images, exact (SHA-256) and near (imagehash), and which of them a split tears apart."""
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-DISTANCE = 4  # of 64 bits: what re-encoding and rescaling change, and hardly what another picture differs by
+DISTANCE = 4  # of 64 bits: what re-encoding and rescaling change, hardly what another picture does
 
 
 def near_pairs(hashes: np.ndarray, *, distance: int = DISTANCE) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (i, j) of all pairs of distinct 64-bit hashes (uint64, n) at most `distance` bits apart.
+    """Indices (i, j) of the pairs of distinct 64-bit hashes (uint64) at most `distance` bits apart.
 
-    Cut into distance + 1 bands, two such hashes agree in one band at least: only those that do are compared (Norouzi et al. 2012).
+    Cut into distance + 1 bands, two such hashes agree in one band at least: only those that do are
+    compared (Norouzi et al. 2012).
 
     >>> near_pairs(np.array([0, 3, 255], dtype=np.uint64), distance=2)
     (array([0]), array([1]))
     """
     edges = np.linspace(0, 64, distance + 2).astype(np.uint64)
-    found = []
+    found = [np.empty((2, 0), int)]
     for low, high in zip(edges, edges[1:], strict=False):
         band = (hashes >> low) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band, kind="stable")
-        band, sorted_hashes = band[order], hashes[order]
-        first = np.arange(len(hashes))
-        step = 1
-        while True:  # neighbours, next but one, … as long as their bands agree
+        band, ordered = band[order], hashes[order]
+        first, step = np.arange(len(hashes)), 1
+        while len(first):  # neighbours, next but one, … as long as their bands agree
             first = first[first + step < len(hashes)]
             first = first[band[first] == band[first + step]]
-            if not len(first):
-                break
-            near = first[
-                np.bitwise_count(sorted_hashes[first] ^ sorted_hashes[first + step]) <= distance
-            ]
-            found.append(np.sort(np.stack([order[near], order[near + step]]), axis=0))
+            near = np.bitwise_count(ordered[first] ^ ordered[first + step]) <= distance
+            found.append(np.sort([order[first[near]], order[first[near] + step]], axis=0))
             step += 1
-    if not found:
-        return np.empty(0, int), np.empty(0, int)
     i, j = np.unique(np.concatenate(found, axis=1), axis=1)
     return i, j
 
 
 def clusters(phash: pd.Series, *, distance: int = DISTANCE) -> np.ndarray:
-    """A cluster number for each perceptual hash (hexadecimal, n): those linked by near pairs share one."""
-    unique, where = np.unique(
-        np.array([int(h, 16) for h in phash], dtype=np.uint64), return_inverse=True
-    )
+    """A cluster number for each perceptual hash (hexadecimal, n); near pairs share one."""
+    values = np.array([int(h, 16) for h in phash], dtype=np.uint64)
+    unique, where = np.unique(values, return_inverse=True)
     i, j = near_pairs(unique, distance=distance)
     links = coo_matrix((np.ones(len(i)), (i, j)), shape=(len(unique),) * 2)
     return connected_components(links, directed=False)[1][where]
@@ -55,8 +46,9 @@ def clusters(phash: pd.Series, *, distance: int = DISTANCE) -> np.ndarray:
 def report(table: pd.DataFrame, split: pd.Series) -> dict:
     """Copies among the usable images, and how many of them a split tears apart.
 
-    exact: images whose file is there more than once. near: images that look like one of another scene (several images of one scene,
-    as in Synthbuster, are expected to look alike). For each: images, sets of them, sets across_splits, sets across_labels, an example.
+    exact: images whose file is there more than once. near: images that look like one of another
+    scene (several images of one scene, as in Synthbuster, are expected to look alike). For each:
+    images, sets of them, sets across_splits, sets across_labels, an example.
     """
     ok = table[table["status"] == "ok"].assign(split=split)
     near = ok.assign(same=clusters(ok["phash"]))
@@ -68,16 +60,11 @@ def _summary(rows: pd.DataFrame) -> dict:
     rows = rows[rows["same"].duplicated(keep=False)]
     sets = rows.groupby("same")
     torn = sets["split"].nunique() > 1
+    shown = torn.idxmax() if torn.any() else next(iter(rows["same"]), None)
     return {
         "images": len(rows),
         "sets": int(sets.ngroups),
         "across_splits": int(torn.sum()),
         "across_labels": int((sets["label"].nunique() > 1).sum()),
-        "example": rows.loc[
-            rows["same"] == (torn.idxmax() if torn.any() else rows["same"].iloc[0]), "path"
-        ]
-        .head(4)
-        .tolist()
-        if len(rows)
-        else [],
+        "example": rows.loc[rows["same"] == shown, "path"].head(4).tolist(),
     }

@@ -1,6 +1,4 @@
-"""The one error of bad input: it names the thing, the value, what was expected, and the next step."""
-
-from __future__ import annotations
+"""The one error of bad input: it names the thing, the value, what was expected, the next step."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -12,7 +10,7 @@ class InputError(ValueError):
 
 
 def choose(kind: str, value: str, valid: Iterable[str], *, hint: str = "") -> str:
-    """Return `value` if it is one of `valid`, else raise an `InputError` with the nearest valid name and all of them.
+    """`value` if it is one of `valid`; else `InputError` with the nearest name and all of them.
 
     >>> choose("preset", "demo", ["tiny", "demo"])
     'demo'
@@ -20,23 +18,20 @@ def choose(kind: str, value: str, valid: Iterable[str], *, hint: str = "") -> st
     valid = tuple(valid)
     if value in valid:
         return value
-    valid = [str(v) for v in valid]
-    folded = {v.lower(): v for v in valid}
+    folded = {str(v).lower(): str(v) for v in valid}
     near = get_close_matches(str(value).lower(), folded, n=1, cutoff=0.4)
     nearest = f", did you mean {folded[near[0]]!r}?" if near else ";"
-    raise InputError(
-        f"unknown {kind} {value!r}{nearest} Valid: {', '.join(valid) or 'none yet'}.{' ' + hint if hint else ''}"
-    )
+    names = ", ".join(map(str, valid)) or "none yet"
+    raise InputError(f"unknown {kind} {value!r}{nearest} Valid: {names}.{hint and ' ' + hint}")
 
 
 def check_rate(rate: float) -> float:
-    """`rate` itself when it lies in (0, 1); raises an `InputError` that says what was probably meant."""
-    if not 0 < rate < 1:
-        meant = f", did you mean {rate / 100:g}?" if 1 < rate < 100 else ";"
-        raise InputError(
-            f"rate {rate:g} is outside (0, 1){meant} it is the share of parameters removed, e.g. 0.9"
-        )
-    return rate
+    """`rate` itself when it lies in (0, 1); else `InputError` that says what was probably meant."""
+    if 0 < rate < 1:
+        return rate
+    meant = f", did you mean {rate / 100:g}?" if 1 < rate < 100 else ";"
+    what = "it is the share of parameters removed, e.g. 0.9"
+    raise InputError(f"rate {rate:g} is outside (0, 1){meant} {what}")
 
 
 def command_line(app: Callable[[], None]) -> None:

@@ -1,93 +1,21 @@
-"""Is this file an image that can be trusted? Opens, checks and converts single files; knows nothing of datasets."""
-
-from __future__ import annotations
+"""Is this file an image that can be trusted? Opens, checks and converts; knows no datasets."""
 
 import hashlib
 import io
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from data_prep.transform import coded
+
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 89 megapixels
-# Luminance table of the JPEG standard (ITU T.81, K.1), which the usual encoders scale by quality, and its sum at each quality.
-_LUMINANCE = np.array(
-    [
-        16,
-        11,
-        10,
-        16,
-        24,
-        40,
-        51,
-        61,
-        12,
-        12,
-        14,
-        19,
-        26,
-        58,
-        60,
-        55,
-        14,
-        13,
-        16,
-        24,
-        40,
-        57,
-        69,
-        56,
-        14,
-        17,
-        22,
-        29,
-        51,
-        87,
-        80,
-        62,
-    ]
-    + [
-        18,
-        22,
-        37,
-        56,
-        68,
-        109,
-        103,
-        77,
-        24,
-        35,
-        55,
-        64,
-        81,
-        104,
-        113,
-        92,
-        49,
-        64,
-        78,
-        87,
-        103,
-        121,
-        120,
-        101,
-        72,
-        92,
-        95,
-        98,
-        112,
-        100,
-        103,
-        99,
-    ]
-)
-_SCALES = [5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101)]
-_LUMINANCE_SUMS = np.array([np.clip((_LUMINANCE * s + 50) // 100, 1, 255).sum() for s in _SCALES])
 
 
 class BadImage(ValueError):
-    """The file cannot be used as an image; the message is the reason that goes into the manifest."""
+    """The file cannot be used as an image; the message is the reason for the manifest."""
 
 
 def open_image(source: Path | bytes) -> Image.Image:
@@ -123,7 +51,7 @@ def open_image(source: Path | bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB of any mode: EXIF rotation applied, 16-bit scaled down, transparency laid on white.
+    """Upright 8-bit RGB of any mode: EXIF rotation applied, 16 bits scaled, transparency on white.
 
     >>> to_rgb(Image.new("CMYK", (4, 2))).mode
     'RGB'
@@ -131,12 +59,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = _upright(image)
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(image, dtype=np.float64)
-        scale = (
-            257.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 1.0
-        )  # 65535 / 255
-        return Image.fromarray(np.clip(values / scale, 0, 255).round().astype(np.uint8)).convert(
-            "RGB"
-        )
+        wide = image.mode.startswith("I;16") or values.max(initial=0) > 255
+        values = np.clip(values / (257 if wide else 1), 0, 255)  # 65535 / 255 is 257
+        return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -145,7 +70,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As the camera was held. Damaged EXIF (frequent, and harmless to the pixels) counts as none."""
+    """As the camera was held. Damaged EXIF (frequent, harmless to the pixels) counts as none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -154,32 +79,42 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+@cache
+def luminance(quality: int) -> np.ndarray:
+    """The quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8: asked of Pillow,
+    which scales the standard's table (ITU T.81, K.1) as the usual (IJG) encoders do.
+
+    >>> luminance(50)[0, :4]
+    array([16, 11, 10, 16])
+    """
+    tables = Image.open(io.BytesIO(coded(Image.new("L", (8, 8)), quality=quality))).quantization
+    return np.reshape(tables[0], (8, 8))
+
+
+@cache
+def _sums() -> np.ndarray:
+    return np.array([luminance(quality).sum() for quality in range(1, 101)])
+
+
 def jpeg_quality(image: Image.Image) -> int | None:
-    """Quality 1–100 of the usual (IJG) encoders, from the luminance table; None for images that are not JPEG."""
+    """Quality 1 to 100 of the usual encoders, from the luminance table; None if it is no JPEG."""
     tables = getattr(image, "quantization", None)
     if not tables:
         return None
-    return 1 + int(np.abs(_LUMINANCE_SUMS - sum(tables[min(tables)])).argmin())
+    return 1 + int(np.abs(_sums() - sum(tables[min(tables)])).argmin())
 
 
 def inspect_file(path: Path) -> dict:
-    """The manifest's facts of one file: width, height, mode, format, jpeg_quality, bytes, sha256, phash, status."""
+    """The manifest's facts of one file: from `width` to `status`, None where it is no image."""
     import imagehash  # here, because it loads scipy
 
-    facts: dict = dict.fromkeys(
-        ("width", "height", "mode", "format", "jpeg_quality", "sha256", "phash")
-    )
-    facts |= {"bytes": 0, "status": "ok"}
+    kinds = ("width", "height", "mode", "format", "jpeg_quality", "sha256", "phash")
+    facts = dict.fromkeys(kinds) | {"bytes": 0, "status": "ok"}
     try:
         data = Path(path).read_bytes()
         facts |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         image = open_image(data)
-        facts |= {
-            "width": image.width,
-            "height": image.height,
-            "mode": image.mode,
-            "format": image.format,
-        }
+        facts |= {k: getattr(image, k) for k in ("width", "height", "mode", "format")}
         facts |= {"jpeg_quality": jpeg_quality(image), "phash": str(imagehash.phash(to_rgb(image)))}
     except BadImage as error:
         facts["status"] = str(error)

@@ -1,30 +1,26 @@
-"""Where data live: `$DFLIB_DATA`, else `data/` in the project (or in the current folder when installed without one)."""
-
-from __future__ import annotations
+"""Where data live: `$DFLIB_DATA`, else `data/` in the project (without one: in this folder)."""
 
 import json
 import os
+import shutil
+import tomllib
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
 
 from data_prep.errors import InputError, choose
 
-KAGGLE = Path(
-    "/kaggle/input"
-)  # both mount styles: <slug>/… and datasets/<owner>/<slug>/… (or notebooks/<owner>/<slug>/…)
+KAGGLE = Path("/kaggle/input")  # holds <slug>/… or {datasets,notebooks}/<owner>/<slug>/…
 _PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
 
-HOW_TO_GET = {  # name -> the command that makes, finds or downloads it
-    "demo": "python -m data_prep demo",
-    "demo-source": "python -m data_prep demo",
-    "synthbuster": "python -m data_prep synthbuster",
-    "raise": "python -m data_prep raise",
-    "forensynths": "python -m data_prep forensynths",
-    "faces-140k": "python -m data_prep faces-140k --from FOLDER",
-    "deepfake-real": "python -m data_prep deepfake-real --from FOLDER",
-    "dogs-vs-cats": "python -m data_prep dogs-vs-cats --from FOLDER",
+PUBLISHED = tomllib.loads(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
+
+# name -> the command that makes, finds or downloads it
+HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") | {
+    name: f"python -m data_prep {name}{'' if 'archives' in row else ' --from FOLDER'}"
+    for name, row in PUBLISHED.items()
 }
 
 
@@ -39,38 +35,52 @@ def outputs_root() -> Path:
 
 
 def attached_roots() -> list[Path]:
-    """Outputs of earlier sessions, in which finished runs are found and nothing is written: below each folder in `$DFLIB_ATTACHED`
-    (separated as in `$PATH`), and below what Kaggle mounts; known by their structure. Of large folders (of images) only 1,000 entries are looked at.
+    """Outputs of earlier sessions, in which finished runs are found and nothing is written.
 
+    They lie below each folder in `$DFLIB_ATTACHED` (separated as in `$PATH`), and below what Kaggle
+    mounts; known by their structure. Of large folders (of images) only 1,000 entries are looked at.
     Raises `InputError` for a folder in `$DFLIB_ATTACHED` that is not there.
     """
     given = [Path(part) for part in os.environ.get("DFLIB_ATTACHED", "").split(os.pathsep) if part]
     for folder in given:
         if not folder.is_dir():
-            raise InputError(
-                f"$DFLIB_ATTACHED names {folder}, which is no folder: mend it, or unset it"
-            )
+            what = f"$DFLIB_ATTACHED names {folder}, which is no folder"
+            raise InputError(f"{what}: mend it, or unset it")
     return [root for base in (*given, KAGGLE) for root in _outputs_below(base)]
 
 
 @cache  # what is attached stays as it is, and every look at a run asks
 def _outputs_below(base: Path) -> list[Path]:
-    found, level = [], [base] if base.is_dir() else []
-    for _ in range(7):  # Kaggle's three or four, the clone, outputs
-        deeper = []
+    def holds_runs(folder: Path) -> bool:
+        datasets = subfolders(folder, most=1000)
+        parts = [dataset / protocol for dataset in datasets for protocol in ("strict", "paper")]
+        return any(next(part.glob("*/*/result.json"), None) for part in parts)
+
+    # deep: Kaggle's three or four, the clone, outputs
+    return list(by_structure(base, holds_runs, depth=6, most=1000))
+
+
+def by_structure(
+    base: Path, is_one: Callable[[Path], bool], *, depth: int, most: int | None = None
+) -> Iterator[Path]:
+    """The folders at or below `base` that `is_one` knows, nearest first; not those inside them."""
+    level = [base] if base.is_dir() else []
+    for _ in range(depth + 1):
+        others = []
         for folder in level:
-            below = [Path(f.path) for f in islice(os.scandir(folder), 1000) if f.is_dir()]
-            if any(
-                True
-                for f in below
-                for p in ("strict", "paper")
-                for _ in (f / p).glob("*/*/result.json")
-            ):
-                found.append(folder)
+            if is_one(folder):
+                yield folder
             else:
-                deeper += below
-        level = sorted(deeper)
-    return found
+                others += subfolders(folder, most=most)
+        level = others
+
+
+def subfolders(folder: Path, *, most: int | None = None) -> list[Path]:
+    """Folders directly below, hidden ones left out, sorted; only `most` entries are looked at."""
+    # scandir knows folders from files without asking about each of 100,000
+    with os.scandir(folder) as found:
+        below = [Path(f.path) for f in islice(found, most) if f.is_dir()]
+    return sorted(f for f in below if not f.name.startswith("."))
 
 
 def present() -> list[str]:
@@ -81,22 +91,19 @@ def present() -> list[str]:
 def dataset_folder(name: str) -> Path:
     """Folder of a prepared dataset.
 
-    Raises an `InputError` that tells how to get it when it is known but absent, or the nearest name when it is unknown.
+    Raises `InputError` that tells how to get it when it is known but absent, or the nearest name.
     """
     folder = data_root() / name
-    if (folder / "manifest.csv").exists():
-        return folder
-    if name in HOW_TO_GET:
-        raise InputError(
-            f"dataset {name!r} is missing: looked for {folder / 'manifest.csv'}. Get it with: {HOW_TO_GET[name]}"
-        )
-    hint = "For your own images: python -m data_prep folder PATH --name NAME"
-    choose("dataset", name, sorted({*present(), *HOW_TO_GET}), hint=hint)
-    raise AssertionError("unreachable")
+    if not (folder / "manifest.csv").exists():
+        hint = "For your own images: python -m data_prep folder PATH --name NAME"
+        choose("dataset", name, sorted({*present(), *HOW_TO_GET}), hint=hint)
+        where = f"looked for {folder / 'manifest.csv'}"
+        raise InputError(f"dataset {name!r} is missing: {where}. Get it with: {HOW_TO_GET[name]}")
+    return folder
 
 
 def describe(name: str) -> dict:
-    """The dataset's `dataset.json`: name, kind (deepfake | source), root of the images, classes, licence."""
+    """The dataset's `dataset.json`: name, kind, root of the images, classes, licence."""
     path = dataset_folder(name) / "dataset.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -112,7 +119,17 @@ def images_root(name: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: a reader sees the old file or the whole new one, also after a crash."""
+    """Write a text file in one step: a reader sees the old file or the whole new one."""
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8", newline="")
     new.replace(path)
+
+
+def need_room(
+    needed: int, folder: Path, what: str, hint: str = "free some, or set $DFLIB_DATA"
+) -> None:
+    """Raises `InputError` where a disk would be (almost) full with so many bytes more."""
+    free = shutil.disk_usage(folder).free
+    if needed > 0.95 * free:
+        room = f"{needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free below {folder}"
+        raise InputError(f"{what} needs {room}: {hint}")

@@ -1,18 +1,14 @@
-"""Which image belongs to train, val or test. `strict`: whole scenes, with a validation part. `paper`: single images at random, 60/40."""
-
-from __future__ import annotations
+"""Which image trains, validates, tests: by scenes (`strict`), or at random (`paper`)."""
 
 import numpy as np
 import pandas as pd
 
 from data_prep.errors import InputError, choose
 
-PROTOCOLS = ("strict", "paper")
 FOLDS = 10
-SHARES = {
-    "strict": {"test": 3, "val": 1},
-    "paper": {"test": 4, "val": 0},
-}  # tenths of the images; the rest trains
+# tenths of the images; the rest trains
+SHARES = {"strict": {"test": 3, "val": 1}, "paper": {"test": 4, "val": 0}}
+PROTOCOLS = tuple(SHARES)
 VAL_TENTHS = 1  # taken from train where the dataset has no validation part of its own
 
 
@@ -25,11 +21,14 @@ def assign(
 ) -> pd.Series:
     """Split of every row of a manifest ("train", "val", "test"; "" for quarantined rows).
 
-    Splits that the dataset gives are kept. Otherwise `strict` divides by `group`, so that no scene stands on two sides,
-    60/10/30, and `paper` divides single images at random, 60/40 (arXiv 2504.21066). Where a validation part is missing, a tenth of
-    train becomes it (for early stopping and the threshold; `paper` keeps 0.5 as its threshold).
-    whole_scenes: None leaves it to the protocol; True keeps scenes together under `paper` too, to measure what that alone changes.
-    Raises `InputError` for an unknown protocol, too few scenes, or a given split with a scene on both sides (strict).
+    Splits that the dataset gives are kept. Otherwise `strict` divides by `group`, so that no scene
+    stands on two sides, 60/10/30, and `paper` divides single images at random, 60/40
+    (arXiv 2504.21066). Where a validation part is missing, a tenth of train becomes it.
+    whole_scenes: None leaves it to the protocol; True keeps scenes together under `paper` too.
+    Raises `InputError` for an unknown protocol, too few scenes, or a given split with a scene on
+    both sides (strict).
+
+    >>> assign(manifest.load("demo")).value_counts()                 # doctest: +SKIP
     """
     choose("protocol", protocol, PROTOCOLS)
     split = pd.Series("", index=table.index, dtype="str")
@@ -39,11 +38,9 @@ def assign(
     if (ok["split"] != "").any():
         split[ok.index] = ok["split"].where(ok["split"] != "", "train")
     else:
-        fold = _folds(ok, group, seed)
-        tests = SHARES[protocol]["test"]
-        split[ok.index] = np.select(
-            [fold < tests, fold < tests + SHARES[protocol]["val"]], ["test", "val"], "train"
-        )
+        fold, tests = _folds(ok, group, seed), SHARES[protocol]["test"]
+        parts = [fold < tests, fold < tests + SHARES[protocol]["val"]]
+        split[ok.index] = np.select(parts, ["test", "val"], "train")
     if not (split == "val").any():
         train = ok[split[ok.index] == "train"]
         split[train.index[_folds(train, group[train.index], seed + 1) < VAL_TENTHS]] = "val"
@@ -52,23 +49,19 @@ def assign(
 
 
 def _folds(ok: pd.DataFrame, group: pd.Series, seed: int) -> np.ndarray:
+    """A fold for each image, 0 to 9; generators in equal shares, each scene in one fold."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    single = group.is_unique
-    sizes = {
-        "images in the smallest class": ok.groupby("generator").size().min(),
-        "scenes": group.nunique(),
-    }
+    smallest = ok.groupby("generator").size().min()
+    sizes = {"images in the smallest class": smallest, "scenes": group.nunique()}
     for what, number in sizes.items():
         if number < FOLDS:
-            raise InputError(
-                f"{number} {what} are too few to split: at least {FOLDS} are needed, or folders train/, val/ and test/"
-            )
-    splitter = (StratifiedKFold if single else StratifiedGroupKFold)(
-        FOLDS, shuffle=True, random_state=seed
-    )
+            need = f"at least {FOLDS} are needed, or folders train/, val/ and test/"
+            raise InputError(f"{number} {what} are too few to split: {need}")
+    kind, scenes = (StratifiedKFold, None) if group.is_unique else (StratifiedGroupKFold, group)
     fold = np.empty(len(ok), dtype=int)
-    for i, (_, test) in enumerate(splitter.split(ok, ok["generator"], None if single else group)):
+    splitter = kind(FOLDS, shuffle=True, random_state=seed)
+    for i, (_, test) in enumerate(splitter.split(ok, ok["generator"], scenes)):
         fold[test] = i
     return fold
 
@@ -77,13 +70,13 @@ def _check(ok: pd.DataFrame, split: pd.Series, protocol: str) -> None:
     for part in ("train", "val", "test"):
         labels = set(ok.loc[split == part, "label"])
         if labels != {0, 1}:
-            raise InputError(
-                f"the {part} part has {'no images' if not labels else f'only label {labels.pop()}'}; both classes are needed in train, val and test"
-            )
-    if protocol == "strict":
-        sides = split.groupby(ok["group"]).nunique()
-        crossing = sides[sides > 1]
-        if len(crossing):
-            raise InputError(
-                f"{len(crossing)} scenes stand in more than one split (e.g. {crossing.index[0]!r}): a leak. Mend the folders, or use --protocol paper"
-            )
+            has = f"only label {labels.pop()}" if labels else "no images"
+            need = "both classes are needed in train, val and test"
+            raise InputError(f"the {part} part has {has}; {need}")
+    sides = split.groupby(ok["group"]).nunique()
+    crossing = sides.index[sides > 1]
+    if protocol == "strict" and len(crossing):
+        raise InputError(
+            f"{len(crossing)} scenes stand in more than one split (e.g. {crossing[0]!r}): a leak. "
+            "Mend the folders, or use --protocol paper"
+        )

@@ -1,4 +1,4 @@
-"""What happens to an image before it is cropped or resized: the two classes made alike (equalise), or an image made worse (perturb)."""
+"""Pixels in, pixels out: cropped, coded again, made alike (equalise) or made worse (perturb)."""
 
 from __future__ import annotations
 
@@ -6,141 +6,143 @@ import io
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from PIL import Image, ImageFilter
 
 from data_prep.errors import InputError, choose
+
+if TYPE_CHECKING:  # the processes that scan files need no pandas
+    import pandas as pd
 
 QUALITIES = range(70, 91)  # of the JPEG that every equalised image becomes
 SMALL = 0.05  # share of a class that may be smaller than the common side, and is scaled up to it
 
 
+def at_least(image: Image.Image, side: int) -> Image.Image:
+    """The image itself; one with a shorter edge is scaled up until that has `side` pixels."""
+    short = min(image.size)
+    if short >= side:
+        return image
+    scale = side / short
+    size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle width x height pixels of an image that has as many, unscaled.
+
+    >>> centre_crop(Image.new("RGB", (300, 200)), 64, 32).size
+    (64, 32)
+    """
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def coded(image: Image.Image, format_: str = "JPEG", **options) -> bytes:
+    """The image as the bytes of a file; options (such as quality) as Pillow's `save` takes them."""
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def decoded(data: bytes) -> Image.Image:
+    """The RGB image in the bytes of a file that is known to be good."""
+    with Image.open(io.BytesIO(data)) as opened:
+        return opened.convert("RGB")
+
+
+def jpeg(image: Image.Image, quality: float, *, format_: str = "JPEG") -> Image.Image:
+    """An RGB image as JPEG (or WEBP) of this quality (1 to 100), and decoded again.
+
+    >>> jpeg(Image.new("RGB", (8, 8)), 75).size
+    (8, 8)
+    """
+    return decoded(coded(image, format_, quality=int(quality)))
+
+
 @dataclass(frozen=True)
 class Equaliser:
-    """Makes real and fake alike in size and JPEG quality. side: of the centre square cut out, None for all of it; jpeg: whether to encode again."""
+    """Makes real and fake alike in size and JPEG quality."""
 
-    side: int | None
-    jpeg: bool
+    side: int | None  # of the centre square that is cut out; None: the whole image
+    jpeg: bool  # whether to encode again
 
     @property
     def key(self) -> str:
         return f"eq{self.side or ''}{'j' if self.jpeg else ''}"
 
     def encoded(self, image: Image.Image, sha256: str) -> bytes:
-        """The equalised RGB image as JPEG bytes (PNG where sizes alone differed); the quality is drawn from the file's hash, alike for both classes."""
+        """As JPEG, of a quality drawn from the file's hash; as PNG where sizes alone differed."""
         if self.side:
-            image = centre_square(image, self.side)
-        buffer = io.BytesIO()
-        if self.jpeg:
-            image.save(buffer, "JPEG", quality=QUALITIES[int(sha256[:8], 16) % len(QUALITIES)])
-        else:
-            image.save(buffer, "PNG", compress_level=0)
-        return buffer.getvalue()
+            image = centre_crop(at_least(image, self.side), self.side, self.side)
+        if not self.jpeg:
+            return coded(image, "PNG", compress_level=0)
+        return coded(image, quality=QUALITIES[int(sha256[:8], 16) % len(QUALITIES)])
 
     def __call__(self, image: Image.Image, sha256: str) -> Image.Image:
-        with Image.open(io.BytesIO(self.encoded(image, sha256))) as opened:
-            return opened.convert("RGB")
+        return decoded(self.encoded(image, sha256))
 
 
 def equaliser(table: pd.DataFrame) -> Equaliser | None:
-    """What makes the usable images of a manifest alike; None where they all have one size, and one JPEG quality already.
+    """What makes the usable images of a manifest alike; None where they are alike already.
 
-    Size: a centre square, unscaled (scaling one class alone would leave traces), that all but 5 % of each class can give. JPEG: where any
-    file is lossless (its history is unknown) or qualities differ, every image is encoded at a random quality of 70 to 90
-    (arXiv 2403.17608 matches sizes and qualities for the same reason). What was lost before, in one class alone, does not come back.
+    Size: a centre square, unscaled (scaling one class alone would leave traces), that all but 5 %
+    of each class can give. JPEG: where any file is lossless (its history is unknown) or qualities
+    differ, every image is encoded at a random quality of 70 to 90 (arXiv 2403.17608 matches both
+    for the same reason). What was lost before, in one class alone, does not come back.
     """
     ok = table[table["status"] == "ok"]
-    short = ok[["width", "height"]].min(axis=1)
     side = None
     if ok["width"].nunique() > 1 or ok["height"].nunique() > 1:
-        side = int(short.groupby(ok["label"]).quantile(SMALL, interpolation="lower").min())
-    jpeg = bool((ok["format"] != "JPEG").any() or ok["jpeg_quality"].nunique() > 1)
-    return Equaliser(side, jpeg) if side or jpeg else None
+        short = ok[["width", "height"]].min(axis=1).groupby(ok["label"])
+        side = int(short.quantile(SMALL, interpolation="lower").min())
+    again = bool((ok["format"] != "JPEG").any() or ok["jpeg_quality"].nunique() > 1)
+    return Equaliser(side, again) if side or again else None
 
 
-def centre_square(image: Image.Image, side: int) -> Image.Image:
-    """The middle side x side pixels, unscaled; smaller images are scaled up first."""
-    short = min(image.size)
-    if short < side:
-        size = (
-            max(side, round(image.width * side / short)),
-            max(side, round(image.height * side / short)),
-        )
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
-def _coded(format_: str) -> Callable[[Image.Image, float], Image.Image]:
-    def again(image: Image.Image, quality: float) -> Image.Image:
-        buffer = io.BytesIO()
-        image.save(buffer, format_, quality=int(quality))
-        with Image.open(buffer) as opened:
-            return opened.convert("RGB")
-
-    return again
-
-
-def _resized(image: Image.Image, factor: float) -> Image.Image:
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    return image.resize(size, Image.Resampling.BICUBIC)
+def _resized(
+    image: Image.Image, factor: float, how: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    return image.resize(tuple(max(1, round(n * factor)) for n in image.size), how)
 
 
 def _cropped(image: Image.Image, share: float) -> Image.Image:
-    width, height = (max(1, round(n * share)) for n in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    return centre_crop(image, *(max(1, round(n * share)) for n in image.size))
 
 
 def _noisy(image: Image.Image, sigma: float) -> Image.Image:
     pixels = np.asarray(image)
     rng = np.random.default_rng(zlib.crc32(pixels.tobytes()))  # the same image has the same noise
-    return Image.fromarray(
-        np.uint8(np.clip(np.rint(pixels + rng.normal(0, sigma, pixels.shape)), 0, 255))
-    )
+    noisy = np.rint(pixels + rng.normal(0, sigma, pixels.shape))
+    return Image.fromarray(np.uint8(np.clip(noisy, 0, 255)))
 
 
 def _screenshot(image: Image.Image, factor: float) -> Image.Image:
     """Shown at another size, cut out by hand (a little is lost all round), saved as JPEG."""
-    width, height = (max(1, round(n * factor)) for n in image.size)
-    shown = image.resize((width, height), Image.Resampling.BILINEAR)
-    return _coded("JPEG")(_cropped(shown, 0.94), 80)
+    return jpeg(_cropped(_resized(image, factor, Image.Resampling.BILINEAR), 0.94), 80)
 
 
-_PERTURBATIONS = {  # name -> (function of image and amount, least, most)
-    "jpeg": (_coded("JPEG"), 1, 100),
-    "webp": (_coded("WEBP"), 1, 100),
-    "blur": (lambda image, sigma: image.filter(ImageFilter.GaussianBlur(sigma)), 0.1, 50),
-    "resize": (_resized, 0.01, 4),
-    "crop": (_cropped, 0.05, 1),
-    "noise": (_noisy, 0.1, 128),
-    "screenshot": (_screenshot, 0.05, 4),
+_PERTURBATIONS = {  # name -> (function of image and amount, least, most, amounts of the grid)
+    "jpeg": (jpeg, 1, 100, (95, 90, 75, 50, 30)),
+    "webp": (partial(jpeg, format_="WEBP"), 1, 100, (80, 50)),
+    "blur": (lambda image, x: image.filter(ImageFilter.GaussianBlur(x)), 0.1, 50, (1, 2, 4)),
+    "resize": (_resized, 0.01, 4, (0.75, 0.5)),
+    "crop": (_cropped, 0.05, 1, (0.9, 0.75)),
+    "noise": (_noisy, 0.1, 128, (2, 5, 10)),
+    "screenshot": (_screenshot, 0.05, 4, (0.75, 0.5)),
 }
-GRID = (
-    *(
-        "jpeg-95",
-        "jpeg-90",
-        "jpeg-75",
-        "jpeg-50",
-        "jpeg-30",
-        "webp-80",
-        "webp-50",
-        "blur-1",
-        "blur-2",
-        "blur-4",
-    ),
-    *("resize-0.75", "resize-0.5", "crop-0.9", "crop-0.75", "noise-2", "noise-5", "noise-10"),
-    *("screenshot-0.75", "screenshot-0.5"),
-)
+GRID = tuple(f"{kind}-{n:g}" for kind, (*_, grid) in _PERTURBATIONS.items() for n in grid)
 
 
 def perturb(image: Image.Image, how: str) -> Image.Image:
-    """An RGB image made worse: "jpeg-75", "webp-80" (quality), "blur-2" (sigma in pixels), "resize-0.5" (factor), "crop-0.75"
-    (share of each side), "noise-5" (sigma in grey levels), "screenshot-0.75" (resized by the factor, cut by 6 %, JPEG of quality 80).
+    """An RGB image made worse. Raises `InputError` for an unknown name or an amount out of range.
 
-    Raises `InputError` for a name that is not known or an amount out of range.
+    how: "jpeg-75", "webp-80" (quality), "blur-2" (sigma in pixels), "resize-0.5" (factor),
+    "crop-0.75" (share of each side), "noise-5" (sigma in grey levels), "screenshot-0.75" (resized
+    by the factor, cut by 6 %, JPEG of quality 80).
 
     >>> perturb(Image.new("RGB", (8, 8)), "resize-0.5").size
     (4, 4)
@@ -157,15 +159,13 @@ def check_perturbation(how: str) -> str:
 
 def _parsed(how: str) -> tuple[Callable[[Image.Image, float], Image.Image], float]:
     kind, _, text = how.partition("-")
-    function, least, most = _PERTURBATIONS[
-        choose("perturbation", kind, _PERTURBATIONS, hint=f"E.g. {', '.join(GRID)}.")
-    ]
+    choose("perturbation", kind, _PERTURBATIONS, hint=f"E.g. {', '.join(GRID)}.")
+    function, least, most, _ = _PERTURBATIONS[kind]
     try:
         amount = float(text)
     except ValueError as error:
-        raise InputError(
-            f"perturbation {how!r} has no amount: e.g. {kind}-{most if most > 4 else 0.5}"
-        ) from error
+        example = f"{kind}-{most if most > 4 else 0.5}"
+        raise InputError(f"perturbation {how!r} has no amount: e.g. {example}") from error
     if not least <= amount <= most:
         raise InputError(f"perturbation {how!r}: {kind} takes {least} to {most}")
     return function, amount

@@ -188,7 +188,7 @@ def compressed() -> Iterator[Record]:
 
     from dflib import export, lowrank, measure, models, prune, quantize, train
     from dflib.data import Part
-    from dflib.edge import files
+    from dflib.edge.files import to_executorch
 
     executorch = find_spec("executorch") is not None  # an extra
 
@@ -211,7 +211,7 @@ def compressed() -> Iterator[Record]:
             files[name, "eager"] = models.save(model, Path(folder) / f"{name}.safetensors")
             files[name, "ONNX Runtime"] = export.to_onnx(model, Path(folder) / f"{name}.onnx")
             if executorch:
-                files[name, "ExecuTorch"] = files.to_executorch(model, Path(folder) / f"{name}.pte")
+                files[name, "ExecuTorch"] = to_executorch(model, Path(folder) / f"{name}.pte")
         int8 = Path(folder) / "CPKDQ.onnx"
         files["CPKDQ", "ONNX Runtime"] = quantize.static_int8(
             files["CPF-S", "ONNX Runtime"], int8, part, images=32
@@ -402,14 +402,14 @@ def memory() -> Iterator[Record]:
 
 def many_files() -> Iterator[Record]:
     """100,000 files in two folders: the first scan, the next one, the decoded cache and the audit, each in a fresh process."""
-    n, step = 100_000, "from data_prep import cache, folder, audit; "
+    n, step = 100_000, "from data_prep import audit_page, cache, folder; "
     with roots() as root:
         images = _jpegs(root / "images", n, side=32)
         steps = {
             "scan": f"folder.prepare({str(images)!r}, name='many')",
             "scan again": f"folder.prepare({str(images)!r}, name='many')",
             "decode": "cache.build('many', size=32)",
-            "audit": "audit.write('many')",
+            "audit": "audit_page.write('many')",
         }
         for name, code in steps.items():
             started = time.perf_counter()
@@ -464,7 +464,7 @@ def finished_runs() -> Iterator[Record]:
         folder.prepare(_jpegs(root / "images", 240), name="many")
         request = {"preset": "tiny", "dataset": "many", "methods_": ("BL", "CPF"), "rates": (0.9,)}
         plan = engine.plan(**request, seeds=range(2500))
-        first = plan.specs[0]
+        first = plan[0]
         assert engine.execute(first)["status"] == "done"
         template = json.loads((first.folder / "result.json").read_text())
         for s in plan:
@@ -510,44 +510,6 @@ def finished_runs() -> Iterator[Record]:
                 value < 3,
                 f"whole process: python -m dflib {words[0]}{' --dry-run' * ('--dry-run' in words)}",
             )
-
-
-def scheduling() -> Iterator[Record]:
-    """The paper's methods and rates over as many seeds as make 10,000 runs, on 64 workers; durations are drawn, no run is made."""
-    from data_prep import folder
-    from dflib.study import engine, methods
-    from dflib.study.schedule import simulate, utilisation
-
-    with roots() as root:
-        for name in ("target", "source"):
-            folder.prepare(_jpegs(root / name, 240), name=name)
-        plan = engine.plan(
-            preset="tiny",
-            dataset="target",
-            source="source",
-            methods_=methods.PAPER,
-            rates=methods.preset("paper").rates,
-            seeds=range(264),
-        )
-    specs = plan.specs[:10_000]
-    rng, kinds = np.random.default_rng(0), sorted({(s.method, s.dataset) for s in specs})
-    typical = dict(
-        zip(kinds, rng.lognormal(6.5, 1.0, len(kinds)).tolist(), strict=True)
-    )  # seconds: minutes to an hour
-    guess = {s.run_id: typical[s.method, s.dataset] for s in specs}
-    takes = {run: seconds * float(rng.lognormal(0, 0.5)) for run, seconds in guess.items()}
-    parents = {s.run_id: [p.run_id for p in s.parents] for s in specs}
-    value = 100 * utilisation(
-        simulate(parents, takes, guess.get, workers=64, between=5), workers=64
-    )
-    yield record(
-        f"{len(specs):,} runs on 64 workers, simulated",
-        value,
-        "% of the time at work",
-        ">= 95",
-        value >= 95,
-        f"events in virtual time, the engine's own Schedule decides; durations log-normal around the estimate that it is given (sigma 0.5), {sum(takes.values()) / 3600 / 64:.0f} h a worker, 5 s between two runs counted as idle",
-    )
 
 
 TWO_CORES = (
@@ -660,7 +622,6 @@ def overhead() -> Iterator[Record]:
 BENCHES = {
     "engine": engine,
     "overhead": overhead,
-    "scheduling": scheduling,
     "finished": finished_runs,
     "evaluation": evaluation,
     "import": import_time,

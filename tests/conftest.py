@@ -18,7 +18,7 @@ import pytest
 from local_server import Server, serving
 from PIL import Image, ImageFilter
 
-from data_prep import dogs_vs_cats, folder
+from data_prep import folder, sources
 
 hypothesis.settings.register_profile("here", deadline=None, derandomize=True, print_blob=False)
 hypothesis.settings.load_profile("here")
@@ -99,7 +99,7 @@ def tiny_source(roots) -> str:
             path = base / ("test" if i // 9 > 5 else "train") / kind / f"{x}-{y}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             image.crop((x, y, x + CELL, y + CELL)).save(path)
-    dogs_vs_cats.prepare(base, name="tiny-source")
+    sources.prepare("dogs-vs-cats", base, name="tiny-source")
     return "tiny-source"
 
 

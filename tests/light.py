@@ -77,10 +77,12 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(folder), "DFLIB_OUTPUTS": str(folder / "outputs")} | more
 
 
-def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
-    """Run `python -m dflib WORDS` of the copy."""
+def call(
+    folder: Path, *words: str, cores: int | None = None, **more: str
+) -> subprocess.CompletedProcess:
+    """Run `python -m dflib WORDS` of the copy, on so many cores."""
     return subprocess.run(
-        command(*words),
+        [*(["taskset", "-c", f"0-{cores - 1}"] if cores else []), *command(*words)],
         cwd=folder,
         env=environment(folder, **more),
         capture_output=True,

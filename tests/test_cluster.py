@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -116,23 +117,23 @@ def test_a_study_on_two_nodes(cluster, tiny_dataset, tmp_path):
             (
                 "DFLIB_DATA",
                 tmp_path / "no-data",
-                f"dataset {tiny_dataset}: unknown dataset '{tiny_dataset}'",
+                f"unknown dataset '{tiny_dataset}'",
             ),
             (
                 "DFLIB_OUTPUTS",
                 tmp_path / "other",
-                "outputs: .*other, another folder. Here: the same folder",
+                "outputs in .*other, another folder. Here: BL-s0-",
             ),
         ):
             right = os.environ[key]
             client.run(
                 lambda key=key, wrong=wrong: os.environ.update({key: str(wrong)}), workers=[there]
             )
-            with pytest.raises(InputError, match=f"worker {there}, {message}"):
+            with pytest.raises(InputError, match=f"worker {there}: {message}"):
                 engine.run(plan, scheduler=address)
             if key == "DFLIB_DATA":  # as if the worker had come later
                 late = client.submit(
-                    engine._node, plan.specs[0], False, None, None, workers=[there]
+                    engine._node, plan[0], [], expected=0.0, ends=math.inf, workers=[there]
                 ).result()
                 assert late["status"] == "failed" and late["error"].startswith(
                     f"worker {there} has other data"

@@ -1,4 +1,4 @@
-"""Exported files: they compute what the run does, or are refused; `predict.py` decides like dflib without it."""
+"""Exported files compute what the run does, or are refused; `predict.py` decides like dflib."""
 
 from __future__ import annotations
 
@@ -20,75 +20,79 @@ from dflib.study import runs
 MODES = ("resize", "center_crop", "texture_crop")
 
 
+def lived_in(arch: models.Architecture) -> models.Detector:
+    """Untrained weights with BatchNorm statistics of its own."""
+    with train.seeded(0):
+        model = models.Detector(arch).train()
+        model(torch.rand(16, 3, 32, 32))
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_dataset) -> dict[str, runs.Run]:
-    """A finished run for each input mode, of untrained weights with lived-in BatchNorm statistics."""
+    """A finished run for each input mode."""
     made = {}
     for mode in MODES:
-        settings = {
-            "mode": mode,
-            "latency_runs": 1,
-            "weight_decay": 0.5,
-        }  # the decay: no other test's run
-        made[mode] = runs.Run(
-            runs.spec("BL", preset="tiny", dataset=tiny_dataset, settings=settings)
-        )
-        with train.seeded(0):
-            model = models.Detector(models.student(0.9, size=32)).train()
-            model(torch.rand(16, 3, 32, 32))
-        made[mode].finish(model)
+        settings = {"mode": mode, "latency_runs": 1, "weight_decay": 0.5}  # no other test's run
+        spec = runs.spec("BL", preset="tiny", dataset=tiny_dataset, settings=settings)
+        made[mode] = runs.Run(spec)
+        made[mode].finish(lived_in(models.student(0.9, size=32)))
     return made
+
+
+def is_int8(path) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
 
 
 @pytest.mark.parametrize("format", ["onnx", "onnx-int8"])
 def test_the_file_is_checked_against_the_run_on_the_whole_test_set(finished, tmp_path, format):
-    run = finished["resize"]
-    done = files.export_run(run.spec.run_id, format=format, out=tmp_path / "edge" / "detector.onnx")
-    assert sorted(p.name for p in (tmp_path / "edge").iterdir()) == ["detector.onnx", "predict.py"]
-    assert (
-        done["parity"]["images"] == len(run.data.test)
-        and done["bytes"] == (tmp_path / "edge" / "detector.onnx").stat().st_size
-    )
-    x = torch.cat([train.pixels(images) for images, _ in run.data.test.batches(64)])
-    ours, theirs = (
-        run.model()(x).detach(),
-        files.export.OnnxModel(tmp_path / "edge" / "detector.onnx")(x),
-    )
-    assert done["parity"]["max_logit_difference"] == pytest.approx(
-        (ours - theirs).abs().max().item(), abs=1e-5
-    )
-    assert done["parity"]["max_logit_difference"] < 1e-4 or format == "onnx-int8"
-    int8 = any(
-        n.op_type == "QuantizeLinear"
-        for n in onnx.load(tmp_path / "edge" / "detector.onnx").graph.node
-    )
-    assert int8 == (format == "onnx-int8")
+    run, file = finished["resize"], tmp_path / "edge" / "detector.onnx"
+    done = files.export_run(run.spec.run_id, format=format, out=file)
+    assert sorted(p.name for p in file.parent.iterdir()) == ["detector.onnx", "predict.py"]
+    assert done["parity"]["images"] == len(run.data.test)
+    assert done["bytes"] == file.stat().st_size
+    sides = (run.model(), files.export.OnnxModel(file))
+    ours, theirs = (train.logits(side, run.data.test) for side in sides)
+    difference = (ours - theirs).abs().max().item()
+    assert done["parity"]["max_logit_difference"] == pytest.approx(difference, abs=1e-5)
+    assert difference < 1e-4 or format == "onnx-int8"
+    assert is_int8(file) == (format == "onnx-int8")
 
 
 RUNNER = """
 import runpy, sys
-sys.modules.update(dict.fromkeys(("dflib", "data_prep", "torch", "pandas", "filelock")))  # importing one of them fails
+names = ("dflib", "data_prep", "torch", "pandas", "filelock")
+sys.modules.update(dict.fromkeys(names))  # importing one of them fails
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+def answers(command: list, folder) -> list[list[str]]:
+    """What `predict.py` prints: path, probability and label of each image."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+def some_images(run: runs.Run) -> list:
+    return [images_root(run.spec.dataset) / p for p in run.data.test.table["path"].iloc[:4]]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_predict_py_decides_like_dflib_and_needs_nothing_of_it(finished, tmp_path, mode, picture):
     run = finished[mode]
     files.export_run(run.folder, format="onnx", out=tmp_path / "detector.onnx")
-    images = [images_root(run.spec.dataset) / p for p in run.data.test.table["path"].iloc[:4]]
-    images += [
-        picture(tmp_path / "grey.png", mode="L", size=(90, 61)),
-        picture(tmp_path / "cmyk.jpg", mode="CMYK", size=(40, 70)),
-    ]
-    images += [picture(tmp_path / "alpha.png", mode="RGBA", size=(50, 50))]
+    odd = {
+        "grey.png": ("L", (90, 61)),
+        "cmyk.jpg": ("CMYK", (40, 70)),
+        "alpha.png": ("RGBA", (50, 50)),
+    }
+    made = [picture(tmp_path / name, mode=m, size=size) for name, (m, size) in odd.items()]
+    images = some_images(run) + made
     command = [sys.executable, "-c", RUNNER, str(tmp_path / "predict.py"), *map(str, images)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
     predictor = Predictor(run.folder)
-    for line, path in zip(done.stdout.splitlines(), images, strict=True):
-        name, probability, label = line.split("\t")
+    for (name, probability, label), path in zip(answers(command, tmp_path), images, strict=True):
         ours = predictor(path)
         assert (name, label) == (str(path), ours["label"])
         assert float(probability) == pytest.approx(ours["probability"], abs=1e-5)
@@ -98,106 +102,78 @@ def test_predict_py_runs_in_a_fresh_environment_of_three_packages(finished, tmp_
     run, python = finished["resize"], tmp_path / "venv" / "bin" / "python"
     files.export_run(run.folder, format="onnx", out=tmp_path / "edge" / "detector.onnx")
     venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
-    install = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--disable-pip-version-check",
-        "onnxruntime",
-        "numpy",
-        "pillow",
-    ]
+    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    install += ["onnxruntime", "numpy", "pillow"]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"PyPI cannot be had: {done.stderr.strip().splitlines()[-1]}")
-    images = [images_root(run.spec.dataset) / p for p in run.data.test.table["path"].iloc[:4]]
+    images, predictor = some_images(run), Predictor(tmp_path / "edge" / "detector.onnx")
     command = [python, "-I", "-W", "error", "predict.py", *images]
-    done = subprocess.run(
-        command, cwd=tmp_path / "edge", capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = [float(line.split("\t")[1]) for line in done.stdout.splitlines()]
-    assert found == pytest.approx(
-        [Predictor(tmp_path / "edge" / "detector.onnx")(p)["probability"] for p in images], abs=1e-5
-    )
+    found = [float(probability) for _, probability, _ in answers(command, tmp_path / "edge")]
+    assert found == pytest.approx([predictor(p)["probability"] for p in images], abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["delta", "chain", "chain-int8", "resnet18", "mobilenet_v3_small"])
+KINDS = {  # a run of its own each: method, settings
+    "delta": ("BL", {"weight_decay": 0.2}),
+    "chain": ("chain", {"steps": "prune:0.5,finetune"}),
+    "chain-int8": ("chain", {"steps": "prune:0.5,int8"}),
+    "resnet18": ("BL", {"backbone": "resnet18"}),
+    "mobilenet_v3_small": ("BL", {"backbone": "mobilenet_v3_small"}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_run_is_exported(tiny_dataset, tmp_path, kind):
-    settings = {"latency_runs": 1, "weight_decay": 0.3}
-    backbone = kind if "_" in kind or kind == "resnet18" else "vgg"
-    method, deployed, base = "BL", None, None
-    if backbone != "vgg":
-        settings["backbone"] = backbone
-    elif kind != "delta":
-        method, settings["steps"] = (
-            "chain",
-            "prune:0.5,int8" if kind == "chain-int8" else "prune:0.5,finetune",
-        )
-    else:
-        settings["weight_decay"] = 0.2  # a run of its own
+    method, settings = KINDS[kind]
+    settings = {"latency_runs": 1, "weight_decay": 0.3} | settings
     run = runs.Run(runs.spec(method, preset="tiny", dataset=tiny_dataset, settings=settings))
-    with train.seeded(0):
-        model = models.Detector(models.architecture("BL", size=32, backbone=backbone)).train()
-        model(torch.rand(16, 3, 32, 32))
-        model.eval()
-        if kind == "delta":
-            base, model = model, adapters.insert(model)
-        elif method == "chain":
-            model = prune.structured(model, rate=0.5)
+    backbone = settings.get("backbone", "vgg")
+    model = lived_in(models.architecture("BL", size=32, backbone=backbone))
+    deployed, base = None, None
+    if kind == "delta":
+        base, model = model, adapters.insert(model)
+    elif method == "chain":
+        model = prune.structured(model, rate=0.5)
     run.folder.mkdir(parents=True, exist_ok=True)
     if kind == "chain-int8":
-        onnx_file = files.export.to_onnx(model, run.folder / "model.onnx")
-        deployed = quantize.static_int8(onnx_file, run.folder / "model.int8.onnx", run.data.train)
+        float_file = files.export.to_onnx(model, run.folder / "model.onnx")
+        deployed = quantize.static_int8(float_file, run.folder / "model.int8.onnx", run.data.train)
     run.finish(model, deployed=deployed, base=base)
     out = tmp_path / "detector.onnx"
-    done = files.export_run(run.spec.run_id, format="onnx", out=out)
-    assert (
-        done["parity"]["max_logit_difference"] < files.SAME_LOGITS
-        and done["parity"]["same_decisions"] == 1
-    )
-    assert not any(n.op_type == "QuantizeLinear" for n in onnx.load(out).graph.node)
-    done = files.export_run(run.spec.run_id, format="onnx-int8", out=out)
-    assert done["parity"]["images"] == len(run.data.test)
-    assert any(n.op_type == "QuantizeLinear" for n in onnx.load(out).graph.node)
+    same = files.export_run(run.spec.run_id, format="onnx", out=out)["parity"]
+    assert same["max_logit_difference"] < files.SAME_LOGITS and same["same_decisions"] == 1
+    assert not is_int8(out)
+    same = files.export_run(run.spec.run_id, format="onnx-int8", out=out)["parity"]
+    assert same["images"] == len(run.data.test)
+    assert is_int8(out)
     assert kind != "chain-int8" or out.read_bytes() == deployed.read_bytes()
 
 
 def test_a_file_that_computes_something_else_is_refused_and_nothing_is_left(
     finished, tmp_path, monkeypatch
 ):
-    run = finished["resize"]
     with train.seeded(1):
         other = models.Detector(models.student(0.9, size=32)).eval()
     write = files.export.to_onnx
-    monkeypatch.setattr(
-        files.export, "to_onnx", lambda model, path: write(other, path)
-    )  # the exporter is wrong
-    with pytest.raises(
-        InputError, match=r"refused: the exported file does not compute .*logits differ by up to"
-    ):
-        files.export_run(run.spec.run_id, format="onnx", out=tmp_path / "detector.onnx")
+    wrong = lambda model, path: write(other, path)
+    monkeypatch.setattr(files.export, "to_onnx", wrong)
+    message = r"refused: the exported file does not compute .*logits differ by up to"
+    with pytest.raises(InputError, match=message):
+        files.export_run(
+            finished["resize"].spec.run_id, format="onnx", out=tmp_path / "detector.onnx"
+        )
     assert not list(tmp_path.iterdir())
-
-
-def test_rounding_on_the_threshold_is_no_other_decision(finished):
-    part, model = (
-        finished["resize"].data.test,
-        lambda x: torch.tensor([[0.0, 0.0]]).repeat(len(x), 1),
-    )
-    other = lambda shift: lambda x: torch.tensor([[0.0, -shift]]).repeat(len(x), 1)
-    assert files.compare(model, other(1e-7), part, threshold=0.5)["same_decisions"] == 1
-    assert files.compare(model, other(1e-4), part, threshold=0.5)["same_decisions"] == 0
 
 
 def test_int8_that_decides_otherwise_is_flagged():
     bad = {"max_logit_difference": 3.0, "same_decisions": 0.9, "images": 100}
-    assert "check before use: logits differ by up to 3, 90.00% of 100" in files._judged(
-        bad, exact=False
-    )
+    text = "check before use: logits differ by up to 3, 90.00% of 100"
+    assert text in files._judged(bad, exact=False)
     assert files._judged(bad | {"same_decisions": 0.99}, exact=False) is None
+
+
+SUFFIX = r"--out .*detector\.pt: .* ends in \.onnx, e\.g\. detector\.onnx"
+MISSING = r'ExecuTorch is not installed: pip install -e "\.\[executorch\]"'
 
 
 @pytest.mark.parametrize(
@@ -205,28 +181,16 @@ def test_int8_that_decides_otherwise_is_flagged():
     [
         ({"format": "onxx"}, "unknown format 'onxx', did you mean 'onnx'"),
         ({"run": "BL-s0-32px-nothing"}, "unknown run 'BL-s0-32px-nothing'"),
-        ({"out": "detector.pt"}, r"--out .*detector\.pt: .* ends in \.onnx, e\.g\. detector\.onnx"),
+        ({"out": "detector.pt"}, SUFFIX),
+        ({"format": "executorch", "out": "detector.pte"}, MISSING),
     ],
 )
-def test_a_request_that_cannot_be_met_is_named(finished, tmp_path, options, message):
-    request = {
-        "run": finished["resize"].spec.run_id,
-        "format": "onnx",
-        "out": "detector.onnx",
-    } | options
+def test_a_request_that_cannot_be_met_is_named(finished, tmp_path, monkeypatch, options, message):
+    monkeypatch.setitem(sys.modules, "executorch.runtime", None)
+    run_id = finished["resize"].spec.run_id
+    request = {"run": run_id, "format": "onnx", "out": "detector.onnx"} | options
     with pytest.raises(InputError, match=message):
         files.export_run(request["run"], format=request["format"], out=tmp_path / request["out"])
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_executorch_the_error_says_how_to_get_it(finished, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "executorch.runtime", None)
-    with pytest.raises(
-        InputError, match=r'ExecuTorch is not installed: pip install -e "\.\[executorch\]"'
-    ):
-        files.export_run(
-            finished["resize"].spec.run_id, format="executorch", out=tmp_path / "detector.pte"
-        )
     assert not list(tmp_path.iterdir())
 
 

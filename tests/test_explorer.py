@@ -1,13 +1,17 @@
-"""The explorer: its numbers against independent ones, its controls by setting values, and uploads."""
+"""The explorer: its numbers against independent ones, its controls by setting values, uploads, a
+new run; and a slider's figure."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +22,7 @@ from data_prep.errors import InputError
 from data_prep.paths import images_root
 from dflib.edge.predict import Predictor
 from dflib.show import explorer, widgets
+from dflib.study import runs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,6 +33,14 @@ def outputs(explorer_outputs) -> Iterator[Path]:
 
 
 @pytest.fixture
+def copy(explorer_outputs, tmp_path, monkeypatch) -> Path:
+    """The finished runs, to be changed."""
+    shutil.copytree(explorer_outputs, tmp_path / "outputs")
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
 def study() -> explorer.Study:
     (found,) = explorer.studies()
     return found
@@ -35,7 +48,11 @@ def study() -> explorer.Study:
 
 @pytest.fixture
 def page() -> widgets.Explorer:
-    return widgets.Explorer(explorer.studies())
+    return widgets.Explorer()
+
+
+def last(study: explorer.Study, method: str = "CPF-S") -> str:
+    return study.rows.index[study.rows["method"] == method][-1]
 
 
 def written(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -43,180 +60,204 @@ def written(image: Image.Image, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+def uploaded(content: bytes) -> tuple[dict]:
+    about = {"name": "<b>x</b>.exe", "type": "", "size": 1, "last_modified": pd.Timestamp.now()}
+    return (about | {"content": memoryview(content)},)
+
+
 def test_a_study_holds_what_can_be_compared(study, tiny_dataset):
     assert study.rows["name"].tolist() == ["BL", "CPF 60%", "CPF-S 60%", "CPF-S 90%"]
-    assert study.title.startswith(f"{tiny_dataset} · strict · 32 px · seed 0")
-    assert study.of("CPF-S")["label"].tolist() == ["60 %", "90 %"]
+    assert study.title == f"{tiny_dataset} · strict · {study.base['run_id']}"
 
 
-def test_cards_tell_ratios_and_paired_differences(study):
-    run = study.of("CPF-S").iloc[-1]
-    cards = {c.title: c for c in explorer.cards(study, run["run_id"])}
-    ratio = study.base["params"] / run["params"]
-    assert (
-        cards["Parameters"].value == f"{run['params']:,}"
-        and cards["Parameters"].against == f"{ratio:.1f} times fewer"
-    )
-    table = explorer.compared(study, run["run_id"])
+def test_what_shares_its_name_has_its_hash(study):
+    twin = study.results[last(study)] | {"run_id": "CPF-S-r90-s0-32px-0badcafe"}
+    both = explorer.Study(study.base, study.results | {twin["run_id"]: twin})
+    assert both.rows["name"].tolist()[-2:] == [
+        f"CPF-S 90% · {last(study)[-8:]}",
+        "CPF-S 90% · 0badcafe",
+    ]
+
+
+def test_cards_tell_shares_and_paired_differences(study):
+    run, base = study.rows.loc[last(study)], study.rows.loc[study.base["run_id"]]
+    cards = explorer.cards(study, run.name)
+    share = f"{100 * run['params'] / base['params']:.3g} % of BL's"
+    assert cards.loc["Parameters"].tolist() == [f"{run['params']:,}", share, "gain"]
+    table = explorer.compared(study, run.name)
     a, b = (roc_auc_score(table["label"], table[c]) for c in ("base_score", "score"))
-    assert cards["AUROC"].against.startswith(f"{b - a:+.3f} against BL [".replace("-", "−"))
-    assert all(c.against == "" for c in explorer.cards(study, study.base["run_id"]))
+    assert cards.loc["AUROC", "against"].startswith(f"{b - a:+.3f} [".replace("-", "−"))
+    assert set(explorer.cards(study, base.name)["against"]) == {""}
 
 
 def test_flips_are_decisions_that_differ_at_each_runs_threshold(study):
-    run = study.of("CPF-S").iloc[0]
-    table = explorer.compared(study, run["run_id"])
-    differ = (table["base_score"] >= study.base["threshold"]) != (
-        table["score"] >= run["threshold"]
-    )
-    assert set(explorer.chosen(table, "decisions that flipped")) == set(np.flatnonzero(differ))
-    both = set(explorer.chosen(table, "got worse (BL was right)")) | set(
-        explorer.chosen(table, "got better (BL was wrong)")
-    )
-    assert both == set(np.flatnonzero(differ))
-    assert (
-        table["generator"].iloc[explorer.chosen(table, "one of each generator")[:3]].nunique() == 3
-    )
+    run_id = last(study)
+    table = explorer.compared(study, run_id)
+    decided = table["base_score"] >= study.base["threshold"]
+    differ = set(np.flatnonzero(decided != (table["score"] >= study.results[run_id]["threshold"])))
+    found = {choice: explorer.chosen(table, choice) for choice in explorer.CHOICES}
+    worse, better = found["got worse (BL was right)"], found["got better (BL was wrong)"]
+    assert set(found["decisions that flipped"]) == differ == {*worse, *better}
+    surest = (table["score"] - table["label"]).abs()[found["wrong under both"]]
+    assert surest.is_monotonic_decreasing
 
 
-def test_confusion_and_cost_are_what_scikit_learn_counts(study):
-    table = explorer.compared(study, study.base["run_id"])
+def test_cost_is_what_scikit_learn_counts(study):
+    table = explorer.compared(study, last(study))
     for at in (0.0, float(table["score"].median()), 1.0):
         tn, fp, fn, tp = confusion_matrix(table["label"], table["score"] >= at).ravel()
-        assert explorer.confusion(table, "score", at) == {"tp": tp, "fn": fn, "fp": fp, "tn": tn}
-        (cost,) = explorer.error_cost(table, "score", np.array([at]), miss=7, share=0.1)
+        (cost,) = explorer.error_cost(table, np.array([at]), miss=7, share=0.1)
         assert cost == pytest.approx(100 * (0.9 * fp / (fp + tn) + 0.1 * 7 * fn / (fn + tp)))
 
 
-def test_a_missing_run_is_answered_with_its_command(study, page):
-    command = study.missing("CPF", 0.75)
-    assert (
-        "--methods CPF " in command
-        and "--rates 0.75" in command
-        and "--set weight_decay=0.3" in command
-    )
-    page.method.value = "CPF"
-    shown = page.run_id
-    page.wanted.value = 75
-    assert command in page.message.value and page.run_id == shown
-    page.wanted.value = 60
-    assert page.message.value == ""
-
-
-def test_controls_move_the_cards(page):
+def test_a_run_without_predictions_says_so(copy):
+    (study,) = explorer.studies()
+    (study.results[last(study)]["folder"] / "predictions.parquet").unlink()
+    page = widgets.Explorer()
     page.method.value = "CPF-S"
-    assert [label for label, _ in page.rate.options] == ["60 %", "90 %"]
+    assert "no predictions to read" in page.cards.value
+    assert 'role="alert"' in page.cards.value
+
+
+def test_controls_move_the_cards_and_the_views(page):
+    page.method.value = "CPF-S"
+    assert [name for name, _ in page.rate.options] == ["CPF-S 60%", "CPF-S 90%"]
     before = page.cards.value
     page.rate.value = page.rate.options[0][1]
     assert "CPF-S 60%" in page.cards.value and page.cards.value != before
-    assert 'r="9"' in page.pareto.value  # the ring around the current run
+    shown = page.shown.value
     page.cost.value = "file_bytes"
-    assert "file, MB" in page.pareto.value
+    assert "file, MB" in page.shown.value and page.shown.value != shown
     page.view.value = "Threshold"
-    line = page.line.value
-    page.threshold.value = 0.01
-    assert page.line.value != line and "confusion matrix of CPF-S 60%" in page.matrix.value
+    shown = page.shown.value
+    page.at.value = 0.01
+    assert "<b>CPF-S 60%</b> at 0.01" in page.shown.value and page.shown.value != shown
     page.view.value = "Test images"
-    page.choice.value = "probabilities furthest apart"
-    assert (
-        page.images.value.count("<figure") == explorer.SHOWN
-        and page.images.value.count("data:image/png") == 4 * explorer.SHOWN
-    )
-    page.page.value = 2
-    assert "Page 2 of" in page.images.value
+    page.choice.value = [*explorer.CHOICES][-1]
+    assert page.shown.value.count("<figure") == widgets.SHOWN
+    assert page.shown.value.count("<image ") == 4 * widgets.SHOWN
+
+
+def test_every_control_has_a_label(page):
+    controls = [page.which, page.method, page.rate, page.view]
+    controls += [control for _, *each in page.views.values() for control in each]
+    assert all(control.description for control in controls)
 
 
 def test_an_upload_gets_two_probabilities_and_stays_in_memory(
     page, study, tiny_dataset, roots, tmp_path, monkeypatch
 ):
-    path = images_root(tiny_dataset) / explorer.predictions(study.base["folder"])["path"].iloc[0]
+    path = images_root(tiny_dataset) / explorer.compared(study, last(study))["path"].iloc[0]
     monkeypatch.chdir(tmp_path)
     before = {p: p.stat().st_mtime_ns for root in (roots, tmp_path) for p in root.rglob("*")}
     page.view.value = "Your image"
-    page.first.value, page.second.value = study.base["run_id"], study.of("CPF-S")["run_id"].iloc[-1]
-    page.upload.value = (
-        {
-            "name": "<b>x</b>.exe",
-            "type": "",
-            "size": 1,
-            "content": memoryview(path.read_bytes()),
-            "last_modified": pd.Timestamp.now(),
-        },
-    )
-    for run_id in (page.first.value, page.second.value):
-        assert (
-            f"P(fake) {Predictor(study.row(run_id)['folder'])(path)['probability']:.3f}"
-            in page.answer.value
-        )
-    assert page.upload.value == () and page.answer.value.count("data:image/png") == 4
-    assert before == {
-        p: p.stat().st_mtime_ns for root in (roots, tmp_path) for p in root.rglob("*")
-    }
+    page.upload.value = uploaded(path.read_bytes())
+    for name, run_id in (("BL", study.base["run_id"]), (page.run["name"], page.run.name)):
+        expected = Predictor(study.results[run_id]["folder"])(path)
+        said = f"{name}: {expected['label']}, P(fake) {expected['probability']:.3f}"
+        assert said in page.shown.value
+    assert page.upload.value == () and page.shown.value.count("<image ") == 4
+    after = {p: p.stat().st_mtime_ns for root in (roots, tmp_path) for p in root.rglob("*")}
+    assert before == after
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"plain text", "not an image of a kind that is taken here: JPEG, PNG"),
+        (b"plain text", "not an image of a kind that is taken: JPEG, PNG"),
         (b"", "not an image"),
-        (
-            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "not an image",
-        ),  # Pillow would start Ghostscript
+        # Pillow would start Ghostscript
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (written(Image.new("RGB", (9, 9)), "PPM"), "not an image"),
-        (bytes(explorer.UPLOAD_BYTES + 1), "8.0 MB: at most 8 MB"),
-        (written(Image.new("1", (9000, 5000))), "9000 x 5000 pixels: at most 40 million"),
+        (bytes(8_000_001), "8.0 MB: take JPEG"),
+        (written(Image.new("1", (9000, 5000))), "9000 x 5000 pixels: take JPEG"),
         (written(Image.effect_noise((64, 64), 50), "JPEG")[:900], "truncated or damaged"),
     ],
 )
 def test_a_wrong_upload_is_refused_with_its_reason(content, message, page):
     with pytest.raises(InputError, match=re.escape(message)):
         explorer.check_upload(content)
-    page.upload.value = (
-        {
-            "name": "x.png",
-            "type": "image/png",
-            "size": 1,
-            "content": memoryview(content),
-            "last_modified": pd.Timestamp.now(),
-        },
-    )
-    assert 'role="alert"' in page.answer.value and message in page.answer.value
+    page.view.value = "Your image"
+    page.upload.value = uploaded(content)
+    assert 'role="alert"' in page.shown.value and message in page.shown.value
 
 
-def test_a_rate_is_cancelled_or_made_on_the_spot_and_kept(explorer_outputs, tmp_path, monkeypatch):
-    shutil.copytree(explorer_outputs, tmp_path / "outputs")
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
-    page = widgets.Explorer(explorer.studies())
-    page.new_rate.value, page.epochs.value = 75, 1
-    cancel = lambda _: page.cancel.click()
-    page.progress.observe(cancel, "value")  # at the first step of the fine-tuning
+def test_a_new_rate_is_stopped_and_made_as_a_run_like_all_others(copy):
+    page = widgets.Explorer()
+    page.view.value, page.percent.value = "New rate", 75
+    command = page.study.spec("CPF-S", 0.75).command()
+    assert command in page.shown.value and "--set weight_decay=0.3" in command
+    page.start()
+    assert page.make.disabled and not page.stop.disabled
+    page.stop.click()
+    page.worker.join()
+    assert "stopped" in page.made.value and page.process.returncode
     page.start()
     page.worker.join()
-    assert (
-        "Cancelled" in page.state.value
-        and page.job.process.returncode < 0
-        and not page.job.folder.exists()
-    )
-    page.progress.unobserve(cancel, "value")
-    page.start()
-    page.worker.join()
-    run_id = page.job.spec.run_id
-    assert page.run_id == run_id and "CPF-S 75%" in page.cards.value
-    assert run_id not in explorer.studies()[0].table["run_id"].tolist()
-    page.keep.click()
-    row = explorer.studies()[0].row(run_id)
-    assert row["folder"] == page.study.row(run_id)["folder"]
-    assert row["params"] / page.study.base["params"] == pytest.approx(0.25, rel=0.01)
-    page.start()
-    assert f"{run_id} is finished already" in page.state.value
+    assert page.run["name"] == "CPF-S 75%" and "made, and shown" in page.made.value
+    assert page.run["params"] / page.study.base["cost"]["params"] == pytest.approx(0.25, rel=0.01)
+    assert "is finished" in page.shown.value and page.make.disabled
+    found = runs.read(runs.find(page.run.name))
+    assert found["parents"] == [page.study.base["run_id"]] and found["folder"].is_relative_to(copy)
 
 
-def test_names_from_outside_are_escaped():
-    assert "<script>" not in widgets.note("<script>", "<script>") + widgets.bar(
-        "<script>", 0.5, "red"
-    )
+def test_a_run_that_starts_from_another_bl_says_so(study, monkeypatch):
+    monkeypatch.setattr(runs, "code_hash", lambda notebook: "other code")
+    page = widgets.Explorer()
+    page.view.value = "New rate"
+    (own,) = page.study.spec("CPF-S", 0.75).parents
+    assert own.run_id != study.base["run_id"]
+    for text in ("does not start from the BL shown", study.base["run_id"], own.run_id):
+        assert text in page.shown.value
+
+
+@pytest.mark.parametrize(("setting", "works"), [({"attention": 0.0}, True), ({"crops": 4}, False)])
+def test_runs_of_older_code_are_shown_and_their_settings_named(setting, works, copy):
+    for path in copy.glob("*/*/*/*/result.json"):
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"params": result["params"] | setting}))
+    page = widgets.Explorer()
+    assert len(page.study.results) == 4
+    page.view.value = "New rate"
+    (name,) = setting
+    assert ("python -m dflib study" in page.shown.value) == works
+    assert (name in page.shown.value) != works and page.make.disabled != works
+
+
+def test_names_from_outside_are_escaped(study):
+    assert "<script>" not in widgets.HTML.note("<script>", "<script>")
+    assert "<script>" not in widgets.HTML.cards("<script>", "", explorer.cards(study, last(study)))
 
 
 def test_without_runs_the_explorer_says_how_to_make_some(outputs_root):
     assert "python -m dflib study --preset demo --dataset demo" in widgets.explore().value
+
+
+SLIDE = """
+import matplotlib.pyplot as plt
+from ipywidgets import IntSlider
+from dflib.show import plots, widgets
+
+def draw(rank):
+    figure, axes = plt.subplots()
+    axes.set_title(f"rank {rank}")
+    return figure
+
+slider = IntSlider(4, 1, 9)
+widgets.slide(draw, rank=slider)
+"""
+
+
+def test_a_sliders_figure_is_drawn_once_without_a_front_end_and_follows():
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SLIDE)])
+    shown = []
+    for move in ("", "slider.value = 9"):
+        book.cells[1:] = [nbformat.v4.new_code_cell(move)]
+        nbclient.NotebookClient(book, kernel_name="python3").execute()
+        images = [
+            o.data["image/png"] for c in book.cells for o in c.outputs if "image/png" in o.data
+        ]
+        assert len(images) == 1
+        shown += images
+    assert shown[0] != shown[1]
+    assert all("rank" in str(o.data) or "image/png" in o.data for o in book.cells[0].outputs)

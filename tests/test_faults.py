@@ -21,6 +21,8 @@ from dflib.show import report
 from dflib.study import engine, runs
 
 CODES = ("BL", "CQ")
+SAME = ("accuracy", "f1", "recall", "tnr", "ap", "auroc", "eer", "ece", "brier", "threshold")
+SAME += ("params", "nonzero")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def table(root: Path) -> pd.DataFrame:
     """The metrics of all finished runs below an outputs root."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(root))
-        return runs.results().set_index("run_id")[[*runs.METRICS, "threshold", "params", "nonzero"]]
+        return runs.results().set_index("run_id")[list(SAME)]
 
 
 def stamps(root: Path) -> dict[str, int]:
@@ -114,7 +116,7 @@ def broken(
 
 
 def test_a_killed_kernel(tiny_dataset, undisturbed, outputs):
-    s = tiny(tiny_dataset, *CODES).specs[-1]
+    s = tiny(tiny_dataset, *CODES)[-1]
     outcome = broken(s, psutil.Process.kill, when=lambda: running(s))
     assert "killed" in outcome["error"] and s.failure()["kind"] == "died"
     completes(tiny_dataset, outputs, undisturbed)
@@ -123,7 +125,7 @@ def test_a_killed_kernel(tiny_dataset, undisturbed, outputs):
 def test_a_notebook_that_hangs_is_stopped_and_tried_again_on_request(
     tiny_dataset, undisturbed, outputs
 ):
-    s = tiny(tiny_dataset, *CODES).specs[-1]
+    s = tiny(tiny_dataset, *CODES)[-1]
     outcome = broken(s, psutil.Process.suspend, timeout=5)
     assert (
         outcome["error"] == "stopped after 5 s, the limit of --timeout"
@@ -163,7 +165,7 @@ def test_two_studies_at_once_on_the_same_outputs(tiny_dataset, undisturbed, outp
 
 
 def test_out_of_memory_while_training(tiny_dataset, undisturbed, outputs):
-    s = tiny(tiny_dataset, *CODES).specs[0]
+    s = tiny(tiny_dataset, *CODES)[0]
     shutil.rmtree(s.folder)
 
     def limit(kernel: psutil.Process) -> None:
@@ -202,7 +204,7 @@ def test_a_killed_worker_takes_its_kernel_with_it_and_the_run_is_made_elsewhere(
     request.addfinalizer(driver.kill)
     (kernel,) = wait_for(lambda: kernels_below(driver.pid), 900)
 
-    wait_for(lambda: running(tiny(tiny_dataset, *CODES).specs[-1]), 900)
+    wait_for(lambda: running(tiny(tiny_dataset, *CODES)[-1]), 900)
     worker = kernel.parent()
     assert worker.pid != driver.pid
     kernel.suspend()  # it cannot look for itself whether its parent is there

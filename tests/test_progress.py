@@ -18,8 +18,9 @@ from test_plots import result
 
 from data_prep.errors import InputError
 from dflib.__main__ import _seconds
+from dflib.show import report, terminal
 from dflib.study import engine, methods, runs
-from dflib.study.progress import Progress, Report, spoken
+from dflib.study.progress import Progress, spoken
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +86,19 @@ def test_a_study_goes_down_the_graph_and_says_what_failed(fresh, tiny_dataset):
     )
 
 
+def test_the_longest_path_starts_first(fresh, tiny_dataset):
+    asked = words(tiny_dataset, "--methods", "CPF,CKD", "--rates", "0.6,0.9")
+    done = light.call(fresh, *asked, cores=1)  # so there is one worker
+    ended = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("done ")]
+    # by epochs, as none was timed; a child takes over the place that its parent leaves
+    order = ["BL", *["CKD-0", "CKD"] * 2, "CPF", "CPF"]
+    assert [run[: run.index("-r" if "-r" in run else "-s")] for run in ended] == order
+
+
 def test_a_budget_leaves_what_does_not_fit(fresh, tiny_dataset):
     base, pruned = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=(0.9,))
     finish(base)
-    assert engine.estimate(engine.Plan((pruned,)))[pruned.run_id] == 35  # half as many epochs
+    assert engine.estimates((pruned,))(*engine.kind(pruned)) == 35  # half as many epochs
     cut = light.call(
         fresh, *words(tiny_dataset, "--methods", "BL,CPF", "--rates", "0.9"), "--budget", "30s"
     )
@@ -176,7 +186,7 @@ def test_states_are_found_in_the_outputs_folder(tiny_dataset, tmp_path, monkeypa
     plan = engine.plan(
         preset="tiny", dataset=tiny_dataset, methods_=("CPF", "CQ"), rates=(0.6, 0.9)
     )
-    base, *rest = plan.specs
+    base, *rest = plan
     assert Progress(plan).look().summary() == "0 of 4 done, 4 waiting"
     base.folder.mkdir(parents=True)
     with FileLock(base.folder / "lock"):
@@ -197,44 +207,46 @@ def test_the_time_left_is_the_work_over_the_devices_or_the_longest_path(
     tiny_dataset, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
-    plan = engine.plan(
-        preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=(0.6, 0.7, 0.8, 0.9)
-    )
-    assert Progress(plan).seconds_left() is None
-    guess = engine.estimates(plan)
+    rates = (0.6, 0.7, 0.8, 0.9)
+    plan = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF",), rates=rates)
+    view = Progress(plan)
+    assert view.seconds_left() is None
+    assert view.summary(devices=1) == "0 of 5 done, 5 waiting; no run to learn from yet"
     for s in plan:
-        guess.learn(s, 100.0)
-    assert Progress(plan, guess).seconds_left() == pytest.approx(500)
-    assert Progress(plan, guess, slots=2).seconds_left() == pytest.approx(250)
-    view = Progress(plan, guess, slots=64)
-    assert view.seconds_left() == pytest.approx(200)  # BL, then all at once
-    view.end(plan.specs[0], {"status": "done"})
-    assert view.summary() == "1 of 5 done, 4 waiting; about 2 min left"
-    assert [spoken(s) for s in (0, 89, 91, 5399, 30600)] == [
-        "0 s",
-        "89 s",
-        "2 min",
-        "90 min",
-        "8 h 30 min",
-    ][:3] + [
-        "1 h 30 min",
-        "8 h 30 min",
-    ]
+        view.guess.learn(*engine.kind(s), 100.0)
+    assert [view.seconds_left(n) for n in (None, 1, 2, 64)] == [500, 500, 250, 200]  # BL, then all
+    assert view.summary(devices=2) == "0 of 5 done, 5 waiting; about 4 min left on 2 devices"
+    view.end(plan[0], {"status": "done", "seconds": 300.0})  # is learned: BL takes 100 to 300 s
+    assert view.guess(*engine.kind(plan[0])) == 200
+    view.start(plan[1])
+    assert view.seconds_left(64) == pytest.approx(100, abs=1)
+    assert view.summary().startswith("1 of 5 done, 1 running, 3 waiting; about 7 min left")
+    assert [row["estimate"] for row in view.rows()] == ["", "2 min", "2 min", "2 min", "2 min"]
+    assert [row["state"] for row in view.rows()] == ["done", "running", *["waiting"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (89, "89 s"), (91, "2 min"), (5399, "1 h 30 min"), (30600, "8 h 30 min")],
+)
+def test_a_time_is_spoken(seconds, text):
+    assert spoken(seconds) == text
 
 
 def test_a_report_that_cannot_be_written_does_not_stop_anything(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "file"))
-    refresh = Report()
-    refresh()
-    assert not refresh.thread.is_alive()  # a minute has not gone
-    refresh.next = time.monotonic()
-    refresh()
-    refresh.wait()
-    assert refresh.next > time.monotonic() + 50
+    with pytest.raises(OSError, match="file"):
+        report.write()
+    assert terminal.refresh() > time.monotonic() + 50
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
-    refresh()
-    refresh.wait()
-    assert not (tmp_path / "outputs").exists()  # not twice a minute
-    Report()._write()
+    terminal.refresh()
     assert (tmp_path / "outputs" / "report.html").exists()
+
+
+def test_a_table_shows_every_row_and_nothing_is_cut(capsys):
+    rows = [{"run": f"CPF-r90-s{i}", "why": "x" * 190, "s": f"[{i}.0]"} for i in range(600)]
+    terminal.show(rows, title="many")
+    shown = capsys.readouterr().out
+    assert all(row["run"] in shown and row["s"] in shown for row in rows)
+    assert shown.count("x" * 190) == len(rows) and len(shown.splitlines()) == 602

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -58,6 +59,10 @@ def kernels_below(pid: int) -> list[psutil.Process]:
     return found
 
 
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
 def test_plan_puts_parents_first_and_each_run_once(tiny_dataset):
     plan = engine.plan(
         preset="tiny",
@@ -106,7 +111,7 @@ def test_a_setting_of_any_ancestor_is_taken(tiny_dataset, tiny_source):
         engine.plan(**request),
         engine.plan(**request, settings={"scope": "global"}),
     )  # CPF's, on the source
-    assert plain.specs[-1].run_id != other.specs[-1].run_id
+    assert plain[-1].run_id != other[-1].run_id
     with pytest.raises(InputError, match="unknown setting 'alpha'"):
         engine.plan(**request, settings={"alpha": 0.5})
 
@@ -143,7 +148,7 @@ def test_study_ends_with_every_run_and_the_same_command_finds_them(tiny_dataset,
 def test_a_failed_run_is_a_record_and_blocks_its_children(tiny_dataset, outputs):
     plan = tiny(tiny_dataset, "BL", "CQ", lr=1e30)
     outcomes = engine.run(plan)
-    baseline, quantized = plan.specs
+    baseline, quantized = plan
     assert outcomes[baseline.run_id]["status"] == "failed"
     assert "training loss" in outcomes[baseline.run_id]["error"]
     assert outcomes[quantized.run_id]["status"] == "blocked"
@@ -156,7 +161,7 @@ def test_a_failed_run_is_a_record_and_blocks_its_children(tiny_dataset, outputs)
 
 
 def test_a_killed_kernel_is_recorded_and_the_run_can_be_made_again(tiny_dataset, outputs):
-    (s,) = tiny(tiny_dataset, "BL", epochs=500).specs
+    (s,) = tiny(tiny_dataset, "BL", epochs=500)
     outcome: dict = {}
     worker = threading.Thread(target=lambda: outcome.update(engine.execute(s)))
     worker.start()
@@ -184,9 +189,7 @@ def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
-    wait_for(
-        lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 60
-    )
+    wait_for(lambda: not any(map(alive, family)), 60)
     before = baseline.stat().st_mtime_ns
     assert not list(outputs.glob("*/*/CPF/*/result.json"))
     done = subprocess.run(command(tiny_dataset, *more), capture_output=True, text=True, check=False)
@@ -199,6 +202,17 @@ def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
         stdout=subprocess.DEVNULL,
     )
     assert _scores(outputs, "CPF") == _undisturbed(tiny_dataset, outputs, more)
+
+
+def test_a_study_in_the_background_ends_with_all_it_started(tiny_dataset, outputs):
+    words = command(tiny_dataset, "--methods", "BL", "--set", "epochs=500")
+    job = engine.background(shlex.join(["python", *words[1:]]), outputs / "study.log")
+    family = wait_for(lambda: kernels_below(job.pid) and psutil.Process(job.pid).children(True))
+    job.terminate()
+    assert job.wait() == -signal.SIGTERM
+    wait_for(lambda: not any(map(alive, family)), 60)
+    refused = engine.background("python -m dflib study --rates 95", outputs / "study.log")
+    assert refused.wait() == 2 and "did you mean 0.95" in (outputs / "study.log").read_text()
 
 
 def _scores(outputs: Path, method: str) -> list[float]:
@@ -248,7 +262,7 @@ def test_a_run_beside_which_nothing_can_start_has_all_cores(tiny_dataset, output
 
 
 def test_two_processes_that_want_the_same_run_make_it_once(tiny_dataset, outputs):
-    code = f"from dflib import study; p = engine.plan(preset='tiny', dataset={tiny_dataset!r}, methods_=('BL',)); print(engine.execute(p.specs[0])['seconds'])"
+    code = f"from dflib.study import engine; p = engine.plan(preset='tiny', dataset={tiny_dataset!r}, methods_=('BL',)); print(engine.execute(p[0])['seconds'])"
     both = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -264,7 +278,7 @@ def test_an_unknown_notebook_parameter_is_named(tiny_dataset, outputs, tmp_path,
             cell["source"] = [line.replace("seed =", "sead =") for line in cell["source"]]
     (tmp_path / "02_baseline.ipynb").write_text(json.dumps(notebook))
     monkeypatch.setattr(runs, "NOTEBOOKS", tmp_path)
-    (s,) = tiny(tiny_dataset, "BL").specs
+    (s,) = tiny(tiny_dataset, "BL")
     with pytest.raises(
         InputError, match="unknown parameter of 02_baseline.ipynb 'seed', did you mean 'sead'"
     ):
@@ -295,16 +309,16 @@ def test_runs_go_to_an_existing_cluster(tiny_dataset, outputs):
 
 def test_estimates_come_from_finished_runs(tiny_dataset, outputs):
     plan = tiny(tiny_dataset, "BL")
-    assert list(engine.estimate(plan).values()) == [None]
-    engine.execute(plan.specs[0])
+    assert engine.estimates(plan)(*engine.kind(plan[0])) is None
+    engine.execute(plan[0])
     other_seed = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(5,))
-    (seconds,) = engine.estimate(other_seed).values()
-    assert seconds == pytest.approx(runs.read(plan.specs[0].folder)["timings"]["total_s"])
+    seconds = engine.estimates(other_seed)(*engine.kind(other_seed[0]))
+    assert seconds == pytest.approx(runs.read(plan[0].folder)["timings"]["total_s"])
 
 
 MANY_WIDGETS = """
 import sys, nbformat, papermill
-from dflib.study import engine
+from dflib.study import kernel
 
 cell = '''from ipywidgets import FloatSlider, VBox, interactive_output
 slider = FloatSlider(0.5, min=0, max=1)
@@ -314,7 +328,7 @@ book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "lang
 path = sys.argv[1] + "/widgets.ipynb"
 nbformat.write(book, path)
 with open(sys.argv[1] + "/log.txt", "w") as log:
-    manager = engine._kernel_manager(log, sys.argv[1], lambda process: None)
+    manager = kernel.kernel_manager(log, sys.argv[1])
     papermill.execute_notebook(path, path, {}, progress_bar=False, kernel_name="python3", kernel_manager_class=manager)
 """
 
@@ -345,8 +359,8 @@ def test_folds_train_without_each_generator_or_on_each_alone(tiny_dataset, tiny_
             True
         }
         assert not {s.run_id for s in p} & {s.run_id for s in whole}
-        assert methods.fold(methods.relevant("CPF", p.specs[-1].settings)).startswith(word)
-        assert spec("BL", **p.specs[0].parameters()).run_id == p.specs[0].run_id
+        assert methods.fold(methods.relevant("CPF", p[-1].settings)).startswith(word)
+        assert spec("BL", **p[0].parameters()).run_id == p[0].run_id
     transfer = engine.plan(
         **request | {"methods_": ("TL+FT",)}, source=tiny_source, folds="leave-one-out"
     )
@@ -355,15 +369,6 @@ def test_folds_train_without_each_generator_or_on_each_alone(tiny_dataset, tiny_
     )  # one a seed: the source has other classes
     with pytest.raises(InputError, match="unknown kind of folds 'leave'"):
         engine.plan(**request, folds="leave")
-
-
-def test_a_run_keeps_its_id_and_parameters_where_no_generator_is_left_out(tiny_dataset):
-    plain = spec("BL", preset="tiny", dataset=tiny_dataset)
-    assert not {"hold_out", "train_generators"} & set(methods.relevant("BL", plain.settings))
-    assert (
-        spec("BL", preset="tiny", dataset=tiny_dataset, settings={"hold_out": ""}).run_id
-        == plain.run_id
-    )
 
 
 def test_a_run_without_a_generator_says_so(tiny_dataset, outputs):

@@ -21,9 +21,9 @@ from dflib.edge import page as edge_page
 from dflib.edge.predict import Predictor
 from dflib.study import runs
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+NO_BROWSER = "no Chromium: apt-get install chromium, or your system's browser"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -60,9 +60,7 @@ def served(tmp_path) -> Iterator[tuple[Path, str]]:
     server.server_close()
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium: apt-get install chromium, or your system's browser"
-)
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
 @pytest.mark.parametrize(("mode", "format"), [("resize", "onnx-int8"), ("center_crop", "onnx")])
 def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture, mode, format):
     from playwright.sync_api import sync_playwright
@@ -75,10 +73,8 @@ def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture,
     images = [images_root(tiny_dataset) / p for p in run.data.test.table["path"].iloc[:4]]
     sizes = [(300, 200), (20, 45), (33, 64)]
     images += [picture(folder / f"{w}.png", size=(w, h), seed=w) for w, h in sizes]
-    images += [
-        picture(folder / "photo.jpg", size=(120, 77)),
-        picture(folder / "grey.png", mode="L", size=(70, 50)),
-    ]
+    images.append(picture(folder / "photo.jpg", size=(120, 77)))
+    images.append(picture(folder / "grey.png", mode="L", size=(70, 50)))
     asked = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -89,13 +85,9 @@ def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture,
         for path in images:
             page.set_input_files("#file", path)
             page.wait_for_selector("#answer[data-label]")
-            theirs, ours = (
-                page.evaluate("({ ...document.getElementById('answer').dataset })"),
-                python(path),
-            )
-            assert float(theirs["probability"]) == pytest.approx(ours["probability"], abs=1e-6), (
-                path.name
-            )
+            theirs = page.evaluate("({ ...document.getElementById('answer').dataset })")
+            ours, found = python(path), float(theirs["probability"])
+            assert found == pytest.approx(ours["probability"], abs=1e-6), path.name
             assert theirs["label"] == ours["label"]
         (folder / "text.png").write_text("no image")
         page.set_input_files("#file", folder / "text.png")
@@ -107,21 +99,17 @@ def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture,
 
 def test_a_mode_that_the_page_cannot_prepare_is_refused(tmp_path):
     result = {"run_id": "BL-x", "params": {"mode": "texture_crop", "size": 32}}
-    with pytest.raises(
-        InputError, match=r"BL-x: the page cannot prepare images by texture_crop; use predict\.py"
-    ):
+    message = r"BL-x: the page cannot prepare images by texture_crop; use predict\.py"
+    with pytest.raises(InputError, match=message):
         edge_page.write(tmp_path / "detector.onnx", result)
     assert not list(tmp_path.iterdir())
 
 
 def test_offline_the_error_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(
-        edge_page, "URL", "http://127.0.0.1:9/onnxruntime-web.tgz"
-    )  # nobody listens
-    with pytest.raises(
-        InputError, match=r"cannot be had .*put its dist/ files ort\.wasm\.min\.mjs"
-    ):
+    monkeypatch.setattr(edge_page, "URL", "http://127.0.0.1:9/nobody-listens.tgz")
+    message = r"cannot be had .*put its dist/ files ort\.wasm\.min\.mjs"
+    with pytest.raises(InputError, match=message):
         edge_page._runtime()
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""The edge: a finished run as files for another machine, a page for the browser, predictions on single images.
+"""The edge: a finished run as files for other machines, a page for the browser, single images.
 
-Not here: how models are made (`dflib`), which runs there are (`dflib.study`), anything drawn from results (`dflib.show`).
+Not here: how models are made (dflib), which runs there are (dflib.study), figures (dflib.show).
 """

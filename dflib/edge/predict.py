@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from data_prep.cache import fit
 from data_prep.errors import InputError
@@ -20,13 +18,13 @@ from dflib.train import pixels
 
 
 class Predictor:
-    """A detector ready for single images. Calls return {"probability", "label", "threshold", "error"}; a bad image is an error, not an exception.
+    """A detector for single images: {"probability", "label", "threshold", "error"} of each.
 
-    run: a run id, a run folder, or a `.safetensors` or `.onnx` file (then the threshold is 0.5 and images are squashed to the square).
-    The image is taken as it is: what makes the classes of a set alike (protocol strict) needs the set, and a single image has none.
-    Raises `InputError` when it is none of these.
+    run: a run id, a run folder, or a `.safetensors` or `.onnx` file (then with a threshold of 0.5,
+    and images squashed to the square); else `InputError`. A bad image is answered with its error.
+    Images are taken as they are: to make classes alike (protocol strict) takes a whole set.
 
-    >>> Predictor("outputs/demo/strict/BL/…")(Path("photo.jpg"))    # doctest: +SKIP
+    >>> Predictor("outputs/demo/strict/BL/…")(Path("photo.jpg"))  # doctest: +SKIP
     """
 
     def __init__(self, run: str | Path) -> None:
@@ -36,8 +34,7 @@ class Predictor:
             folder = runs.find(str(run))
             result = runs.read(folder)
             self.threshold, self.mode = result["threshold"], result["params"]["mode"]
-            self.classes = tuple(result["classes"])
-            path = folder / result["deployed"]
+            self.classes, path = tuple(result["classes"]), folder / result["deployed"]
         self.name = path.parent.name if path.name.startswith("model") else path.name
         if path.suffix == ".onnx":
             self.forward = export.OnnxModel(path)
@@ -47,48 +44,30 @@ class Predictor:
             self.forward, self.size = models.fused(model), model.arch.size
 
     def __call__(self, image: Path | bytes) -> dict:
+        answer = {"probability": None, "label": None, "threshold": self.threshold, "error": None}
         try:
-            probability = self.probability(to_rgb(open_image(image)))
+            array = fit(to_rgb(open_image(image)), size=self.size, mode=self.mode)
         except BadImage as error:
-            return {
-                "probability": None,
-                "label": None,
-                "threshold": self.threshold,
-                "error": str(error),
-            }
+            return answer | {"error": str(error)}
+        probability = float(self.probabilities(array[None])[0])
         label = self.classes[int(probability >= self.threshold)]
-        return {
-            "probability": probability,
-            "label": label,
-            "threshold": self.threshold,
-            "error": None,
-        }
-
-    def probability(self, image: Image.Image) -> float:
-        """P(fake) of one RGB image."""
-        return float(self.probabilities(fit(image, size=self.size, mode=self.mode)[None])[0])
+        return answer | {"probability": probability, "label": label}
 
     def probabilities(self, arrays: np.ndarray) -> np.ndarray:
         """P(fake) of decoded images, uint8 N x size x size x 3 -> N."""
-        return self.logits(arrays).softmax(1)[:, 1].numpy()
-
-    def logits(self, arrays: np.ndarray) -> Tensor:
-        """Logits of decoded images, uint8 N x size x size x 3 -> N x 2."""
+        images = torch.from_numpy(np.array(arrays)).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            return self.forward(
-                pixels(torch.from_numpy(np.array(arrays)).permute(0, 3, 1, 2))
-            ).double()
+            return self.forward(pixels(images)).double().softmax(1)[:, 1].numpy()
 
 
 def files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files named, and those in the folders named; raises `InputError` for a path that is not there, or an empty folder."""
+    """The files named, and those in the folders named; `InputError` where there is none.
+
+    >>> list(files(["photo.jpg", "holiday/"]))  # doctest: +SKIP
+    """
     for path in map(Path, paths):
-        if path.is_dir():
-            found = list(walk(path))
-            if not found:
-                raise InputError(f"{path} holds no files: give images or folders of images")
-            yield from found
-        elif path.exists():
-            yield path
-        else:
-            raise InputError(f"{path} is not there: give images or folders of images")
+        found = list(walk(path)) if path.is_dir() else [path]
+        if not found or not path.exists():
+            what = "holds no files" if path.is_dir() else "is not there"
+            raise InputError(f"{path} {what}: give images or folders of images")
+        yield from found

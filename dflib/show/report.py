@@ -45,8 +45,8 @@ NUMBERS = {  # title: (column, divisor, how it is written)
 FIGURES = {  # title: (how it is drawn, what to see)
     "Accuracy, F1 and compression time": (
         plots.paper_figure,
-        "The paper's Figure 1. Boxes: quartiles over rates and seeds; markers: single runs, from the lowest "
-        "rate (left) to the highest. Red line: BL with its 95 % interval; among the times, BL's training time.",
+        "The paper's Figure 1. Boxes: quartiles over rates and seeds; dots: single runs, the more "
+        "violet the more is removed. Red line: BL with its 95 % interval; among the times, BL's training time.",
     ),
     "Accuracy, F1 and transfer time": (
         partial(plots.paper_figure, transfers=True),
@@ -67,12 +67,12 @@ FIGURES = {  # title: (how it is drawn, what to see)
         "Multiply-accumulates of one image: what the architecture asks for on any machine.",
     ),
     "AUROC against rate": (
-        plots.against_rate,
-        "Markers: means over seeds; bars: the runs' 95 % intervals, averaged; red band: BL's. Dashed: no rate.",
+        plots.against,
+        "Markers: means over seeds; bars: the runs' 95 % intervals, averaged; red: BL's. At 0 %: no rate.",
     ),
     "AUROC by generator": (
-        plots.generators,
-        "Each generator's fakes against all real images. Bars: means over a method's runs; dots: its runs. Dotted line: chance.",
+        plots.forest,
+        "Each generator's fakes against all real images. Means over the runs of a method and rate, with their 95 % intervals averaged; red: BL.",
     ),
 }
 
@@ -445,9 +445,7 @@ def _failures() -> list[dict]:
 
 
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
-    place = rows["method"].map({method: i for i, method in enumerate(plots.by_method(rows))})
-    order = rows.assign(place=place).sort_values(["place", "rate", "seed"], kind="stable").index
-    return rows.loc[order].reset_index(drop=True)
+    return plots.in_order(rows.sort_values("seed", kind="stable"))
 
 
 def _intervals(rows: pd.DataFrame, metric: str) -> list[str]:

@@ -1,9 +1,10 @@
-"""Techniques one after the other: prune, distill, int8 (CPKDQ), or any other order that `methods.parse_steps` lets through."""
+"""Techniques one after the other: prune, distill, int8 (CPKDQ), or any order of `parse_steps`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,132 +17,91 @@ from dflib.study.runs import Run
 
 def steps(run: Run) -> tuple[tuple[str, float | None], ...]:
     """The steps of a CPKDQ or chain run."""
-    return methods.parse_steps(
-        run.settings["steps"] if run.spec.rate is None else methods.CPKDQ.format(rate=run.spec.rate)
-    )
+    rate = run.spec.rate
+    return methods.parse_steps(methods.CPKDQ.format(rate=rate) if rate else run.settings["steps"])
 
 
 def make(run: Run, *, on_epoch: Callable | None = None) -> tuple[Detector, Path | None]:
-    """Do all steps, starting from BL; returns the last float model, and the int8 file if there is one (else None).
+    """Do all steps, starting from BL; returns the last float model, and the int8 file or None.
 
-    What each step made stays in the run's folder (`1-prune.safetensors`, …): after an interruption the next step goes on from it.
+    What each step made stays in the run's folder (`1-prune.safetensors`, …): after an interruption
+    the next step goes on from it.
 
-    >>> model, deployed = make(engine.start("chain", settings={"steps": "student:0.9,distill,int8"}))  # doctest: +SKIP
+    >>> model, deployed = make(engine.start("CPKDQ", rate=0.9))  # doctest: +SKIP
     """
-    model, deployed, done = run.parent("BL").model(), None, []
+    model, deployed, before, s = run.parent("BL").model(), None, "", run.settings
+    short = run.recipe(epochs=s["finetune_epochs"], lr=s["finetune_lr"])
     for i, (kind, rate) in enumerate(steps(run), 1):
         if kind.startswith("int8"):
             onnx = run.once("model.onnx", partial(export.to_onnx, model))
             deployed = run.once("model.int8.onnx", partial(_int8, run, kind, onnx))
         else:
-            path = run.once(
-                f"{i}-{kind}.safetensors",
-                partial(_save, run, model, kind, rate, f"-{i}", done, on_epoch),
-            )
-            model = models.load(path)
-        done.append(kind)
+            recipe = student_recipe(run) if before == "student" else short
+            tune = partial(run.fit, recipe=recipe, stage=f"-{i}", on_epoch=on_epoch)
+            step = partial(_step, run, model, kind, rate, tune)
+            model = models.load(run.once(f"{i}-{kind}.safetensors", step))
+        before = kind
     return model, deployed
 
 
-def prune_in_steps(run: Run, model: Detector, rate: float, **options) -> Detector:
-    """`prune.gradually` as the run's settings say, with a short fine-tuning after each step but the last (options: of `train.fit`).
+def prune_in_steps(run: Run, model: Detector, rate: float) -> Detector:
+    """`prune.gradually` as the run's settings say, fine-tuned shortly after each step but the last.
 
-    rate: share of BL's parameters that are gone in the end (a model that is smaller already gives up the rest).
+    rate: share of BL's parameters that are gone in the end; a smaller model gives up the rest.
     """
-    s, full = run.settings, models.parameters(run.parent("BL").model())
-    own = 1 - (1 - rate) * full / models.parameters(model)
-    recipe = run.recipe(epochs=s["step_epochs"], lr=s["finetune_lr"])
-    batches = []
+    s, seed = run.settings, run.spec.seed
+    options = {key: s[key] for key in ("importance", "scope", "round_to")}
     if s["importance"] == "taylor":
-        loader = run.data.train.batches(
-            s["batch"],
-            device=train.best_device(),
-            shuffle=torch.Generator().manual_seed(run.spec.seed),
-        )
-        batches = [batch for _, batch in zip(range(8), loader, strict=False)]
-    with train.seeded(run.spec.seed):
-        return prune.gradually(
-            model,
-            rate=own,
-            steps=s["prune_steps"],
-            importance=s["importance"],
-            scope=s["scope"],
-            round_to=s["round_to"],
-            batches=batches,
-            tune=lambda m, i: run.fit(
-                m, recipe, as_timing="compress_s", stage=f"-step{i}", **options
-            ),
-        )
+        order = torch.Generator().manual_seed(seed)
+        batches = run.data.train.batches(s["batch"], device=train.best_device(), shuffle=order)
+        options["batches"] = list(islice(batches, 8))
+    recipe = run.recipe(epochs=s["step_epochs"], lr=s["finetune_lr"])
+    tune = lambda m, i: run.fit(m, recipe, as_timing="compress_s", stage=f"-step{i}")
+    rate = _own(run, model, rate)
+    with train.seeded(seed):
+        return prune.gradually(model, rate=rate, steps=s["prune_steps"], tune=tune, **options)
 
 
 def teacher_of(run: Run) -> distill.Distillation:
     """BL as the teacher, with the run's temperature and alpha."""
-    s = run.settings
-    return distill.Distillation(
-        run.parent("BL").model(), temperature=s["temperature"], alpha=s["alpha"]
-    )
+    s, teacher = run.settings, run.parent("BL").model()
+    return distill.Distillation(teacher, temperature=s["temperature"], alpha=s["alpha"])
 
 
 def student_recipe(run: Run) -> train.Recipe:
-    """How a student is trained, with a teacher or without: `distill_epochs` where given, else as long as BL."""
+    """How a student is trained: `distill_epochs` where given, else as long as BL."""
     return run.recipe(epochs=run.settings["distill_epochs"] or run.settings["epochs"])
 
 
-def _save(
-    run: Run,
-    model: Detector,
-    kind: str,
-    rate: float,
-    stage: str,
-    done: list[str],
-    on_epoch,
-    path: Path,
-) -> None:
+def _own(run: Run, model: Detector, rate: float) -> float:
+    """The share of the model's parameters to remove, for a share `rate` of BL's to be gone."""
+    return 1 - (1 - rate) * models.parameters(run.parent("BL").model()) / models.parameters(model)
+
+
+def _step(run: Run, model: Detector, kind: str, rate: float, tune: Callable, path: Path) -> None:
     """One step that makes a float model, from the one before it to the file `path`."""
+    s = run.settings
     if kind == "prune":
         model = prune_in_steps(run, model, rate)
     elif kind == "mask":
-        full = models.parameters(run.parent("BL").model())
-        prune.apply_masks(
-            model,
-            prune.magnitude_masks(
-                model,
-                rate=1 - (1 - rate) * full / models.parameters(model),
-                scope=run.settings["scope"],
-            ),
-        )
+        masks = prune.magnitude_masks(model, rate=_own(run, model, rate), scope=s["scope"])
+        prune.apply_masks(model, masks)
     elif kind == "student":
         with train.seeded(run.spec.seed):
-            model = Detector(
-                models.student(rate, size=run.settings["size"], backbone=run.settings["backbone"])
-            )
+            model = Detector(models.student(rate, size=s["size"], backbone=s["backbone"]))
     else:
-        short = run.recipe(epochs=run.settings["finetune_epochs"], lr=run.settings["finetune_lr"])
-        recipe = student_recipe(run) if done[-1:] == ["student"] else short
-        masks = prune.masks_of(model) if "mask" in done else {}
+        zeros = {name: mask for name, mask in prune.masks_of(model).items() if not mask.all()}
         loss = teacher_of(run) if kind == "distill" else None
-        keep_zeros = lambda m: prune.apply_masks(m, masks)
-        run.fit(
-            model,
-            recipe,
-            as_timing="compress_s",
-            stage=stage,
-            loss=loss,
-            after_step=keep_zeros,
-            on_epoch=on_epoch,
-        )
+        keep = lambda m: prune.apply_masks(m, zeros)
+        tune(model, as_timing="compress_s", loss=loss, after_step=keep)
     models.save(model, path)
 
 
 def _int8(run: Run, kind: str, onnx: Path, target: Path) -> None:
-    if kind == "int8":
-        s = run.settings
-        keep = tuple(filter(None, s["keep_float"].split(",")))
-        options = {
-            "calibration": s["calibration"],
-            "images": s["calibration_images"],
-            "keep_float": keep,
-        }
-        quantize.static_int8(onnx, target, run.data.train, **options)
-    else:
+    s = run.settings
+    if kind == "int8-linear":
         quantize.dynamic_linear(onnx, target)
+    else:
+        options = {"calibration": s["calibration"], "images": s["calibration_images"]}
+        options["keep_float"] = tuple(filter(None, s["keep_float"].split(",")))
+        quantize.static_int8(onnx, target, run.data.train, **options)

@@ -127,7 +127,7 @@ def resampled(
     sets: generators whose fakes count together, {"unseen": ["gan"]}; None: {"all": every fake}.
     scores: others than the run's, of the same images (`robustness`).
     """
-    table = pd.read_parquet(Path(folder) / "predictions.parquet")
+    table = runs.predictions(folder)
     generators = table["generator"].where(table["label"] == 1)
     members = {name: generators.isin(list(of)) for name, of in (sets or {}).items()}
     options = {"threshold": runs.read(folder)["threshold"], "groups": table["group"]}
@@ -197,7 +197,7 @@ def verdict(change: dict, than: str = "BL") -> str:
 def mcnemar(mine: dict, theirs: dict) -> dict:
     """`metrics.mcnemar` of two results' decisions on the same images, at their own thresholds."""
     _drawn([mine, theirs])  # raises for other images
-    tables = [(pd.read_parquet(r["folder"] / "predictions.parquet"), r) for r in (mine, theirs)]
+    tables = [(runs.predictions(r["folder"]), r) for r in (mine, theirs)]
     return metrics.mcnemar(*((t["score"] >= r["threshold"]) == t["label"] for t, r in tables))
 
 
@@ -232,7 +232,7 @@ def _drawn(results: Sequence[dict], sets: Mapping | None = None) -> dict[str, np
 @lru_cache(maxsize=256)  # about a megabyte each; a finished run stays as it is
 def _kept(folder: Path, sets: tuple, draws: int) -> tuple[int, dict[str, np.ndarray]]:
     found = resampled(folder, dict(sets), draws=draws)
-    paths = pd.read_parquet(folder / "predictions.parquet", columns=["path"])["path"]
+    paths = runs.predictions(folder)["path"]
     each = {name: np.array([x[k] for k in metrics.INTERVALS]) for name, x in found.items()}
     return hash(tuple(paths)), each
 
@@ -312,12 +312,12 @@ def over_seeds(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFra
         for suffix, table in tables.items():
             for name, each in table.items():
                 for k in ("accuracy", "balanced_accuracy", "auroc"):
-                    row |= _ends(f"{name}/{k}{suffix}", each[k], inside=not suffix)
+                    row |= ends(f"{name}/{k}{suffix}", each[k], inside=not suffix)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _ends(column: str, found: dict, *, inside: bool = False) -> dict:
+def ends(column: str, found: dict, *, inside: bool = False) -> dict:
     """`metrics.combine`'s dict as three columns; inside: the ends are kept in [0, 1]."""
     ends = np.array(found["ci95"] or (math.nan, math.nan))
     low, high = ends.clip(0, 1) if inside else ends
@@ -347,7 +347,7 @@ def against_scratch(results: Iterable[dict], every: Mapping[str, dict]) -> pd.Da
         }
         says = words.get(shown(change), "undecided" if pairs else "not measured")
         row = {"epochs": epochs, "scratch_epochs": theirs, "seeds": len(pairs), "verdict": says}
-        rows.append(about(group, groups) | row | _ends("difference", change))
+        rows.append(about(group, groups) | row | ends("difference", change))
     return pd.DataFrame(rows)
 
 
@@ -364,7 +364,7 @@ def matrix(results: Iterable[dict]) -> pd.DataFrame:
         row |= {"train": fold(first["params"]).removeprefix("on ").removesuffix(" alone") or "all"}
         for test in _tested(first):
             row |= {"test": test, "seen": test in first["train_generators"]}
-            row |= _ends("auroc", found[test]["auroc"], inside=True)
+            row |= ends("auroc", found[test]["auroc"], inside=True)
             rows.append({k: first[k] for k in ("method", "rate")} | row)
     return pd.DataFrame(rows)
 
@@ -409,6 +409,6 @@ def gaps(results: Iterable[dict]) -> pd.DataFrame:
         tables = {end: contrast(group, reference) for end, reference in others.items()}
         for end, table in ({"": found} | tables).items():
             for name, each in table.items():
-                row |= _ends(name + end, each, inside=end == "" and name != "gap")
+                row |= ends(name + end, each, inside=end == "" and name != "gap")
         rows.append(row)
     return pd.DataFrame(rows)

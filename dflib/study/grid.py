@@ -1,48 +1,30 @@
-"""Studies as YAML files that can be kept and shared: the keys are the options of `python -m dflib study`; and their runs."""
+"""A study as options: those of `python -m dflib study`, in a YAML file that can be kept."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
 from data_prep.errors import InputError, choose
+from dflib.study import engine
 
-if TYPE_CHECKING:
-    from dflib.study.engine import Plan
-
-LISTS = {
-    "dataset": str,
-    "methods": str,
-    "rates": float,
-    "seeds": int,
-}  # key: kind of each entry; one alone may stand without a list
-WORDS = ("preset", "source", "protocol", "folds")
-KEYS = (*WORDS, *LISTS, "set")
+LISTS = {"dataset": str, "methods": str, "rates": float, "seeds": int}
+KEYS = ("preset", "source", "protocol", "folds", *LISTS, "set")
 
 
-def read(path: Path) -> dict:
-    """A grid file as {option: value}, lists as tuples, `set` as a dict of settings.
-
-    Raises `InputError` for a file that is missing or no YAML mapping, an unknown key (with the nearest), or a value of another kind.
-
-    >>> read("notebooks/grids/demo.yaml")["rates"]                  # doctest: +SKIP
-    (0.6, 0.9)
-    """
+def read(path: Path | str) -> dict:
+    """The options of a grid file; raises `InputError` where it cannot be read, or as `parse`."""
     try:
-        return parse(Path(path).read_text(encoding="utf-8"), path)
+        return parse(Path(path).read_bytes(), path)
     except OSError as error:
-        raise InputError(
-            f"grid {path} cannot be read ({error.strerror}): see notebooks/grids for examples"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"grid {path} is no YAML: {error}") from error
+        raise InputError(f"grid {path}: {error.strerror}; notebooks/grids has examples") from error
 
 
-def parse(text: str, path: Path | str = "text") -> dict:
-    """The same for the text of a grid file.
+def parse(text: str | bytes, path: Path | str = "text") -> dict:
+    """The text of a grid file as {option: value}, lists as tuples, `set` as a dict.
+
+    Raises `InputError` for what is no YAML mapping, an unknown key, or a value of another kind.
 
     >>> parse("methods: [BL, CPF]")
     {'methods': ('BL', 'CPF')}
@@ -55,7 +37,27 @@ def parse(text: str, path: Path | str = "text") -> dict:
         raise InputError(f"grid {path} holds no `key: value` lines; keys: {', '.join(KEYS)}")
     for key in found:
         choose(f"key of {path}", str(key), KEYS)
-    return {key: _value(path, key, value) for key, value in found.items() if value is not None}
+    if not isinstance(found.get("set") or {}, dict):
+        raise InputError(f"grid {path}: set: expected settings, each a `key: value` line")
+    option = lambda k, v: entries(v, LISTS[k], f"grid {path}: {k}: ") if k in LISTS else v
+    return {key: option(key, value) for key, value in found.items() if value is not None}
+
+
+def entries(value: object, kind: type = str, name: str = "") -> tuple:
+    """The entries of a list, of "a,b", or a single one; raises `InputError` for another kind.
+
+    >>> entries("0.6,0.9", float)
+    (0.6, 0.9)
+    """
+    each = value.split(",") if isinstance(value, str) else value
+    words = [str(word).strip() for word in (each if isinstance(each, list) else [each])]
+    try:
+        found = tuple(kind(word) for word in words if word)
+    except ValueError as error:
+        raise InputError(f"{name}{value!r} is not a list of {kind.__name__}s: 0.6,0.9") from error
+    if not found:
+        raise InputError(f"{name}{value!r} is empty: leave it out for the preset's own")
+    return found
 
 
 def text(options: dict) -> str:
@@ -64,72 +66,26 @@ def text(options: dict) -> str:
     >>> text({"preset": "tiny", "rates": (0.6, 0.9)})
     'preset: tiny\nrates: [0.6, 0.9]\n'
     """
-    known = {key: options[key] for key in KEYS if options.get(key) not in (None, (), {})}
-    return yaml.safe_dump(_lists(known), sort_keys=False, default_flow_style=None, width=120)
+    plain = {k: [*options[k]] if k in LISTS else options[k] for k in KEYS if options.get(k)}
+    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
 
 
 def words(options: dict) -> list[str]:
-    """The same as options of the command line: `python -m dflib study` with them asks for the same runs.
+    """Options as words of the command line: `python -m dflib study` with them is the same study.
 
     >>> words({"preset": "tiny", "rates": (0.6, 0.9), "set": {"epochs": 3}})
     ['--preset', 'tiny', '--rates', '0.6,0.9', '--set', 'epochs=3']
     """
-    found = []
-    for key in (k for k in KEYS if k != "set" and options.get(k) not in (None, ())):
-        found += [f"--{key}", ",".join(map(str, options[key])) if key in LISTS else options[key]]
-    for key, value in options.get("set", {}).items():
-        found += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-    return found
+    given = [(key, options[key]) for key in KEYS if key != "set" and options.get(key)]
+    given += [("set", f"{key}={value}") for key, value in options.get("set", {}).items()]
+    joined = lambda key, value: ",".join(map(str, value)) if key in LISTS else value
+    return [word for key, value in given for word in (f"--{key}", joined(key, value))]
 
 
-def request(options: dict) -> dict:
-    """What `engine.check` and `engine.plan` take of the options, the datasets, seeds and folds aside."""
+def plan(options: dict) -> engine.Plan:
+    """The study over all its datasets, each run once; raises `InputError` as `engine.plan`."""
     names = {"methods": "methods_", "set": "settings"}
-    wanted = ("preset", "protocol", "methods", "rates", "set")
-    return {
-        "preset": "demo",
-        "protocol": "strict",
-        "methods_": None,
-        "rates": None,
-        "settings": {},
-    } | {names.get(k, k): options[k] for k in wanted if k in options}
-
-
-def plan(options: dict) -> Plan:
-    """The study that the options ask for: over all its datasets, each run once. Raises `InputError` as `engine.plan` does.
-
-    >>> len(plan(read("notebooks/grids/demo.yaml")))                # doctest: +SKIP
-    9
-    """
-    from dflib.study import engine
-
-    more = {key: options.get(key) for key in ("source", "seeds", "folds")}
-    plans = [
-        engine.plan(**request(options), **more, dataset=name)
-        for name in options.get("dataset") or (None,)
-    ]
-    return engine.Plan(tuple({s.run_id: s for p in plans for s in p}.values()))
-
-
-def _lists(value):
-    if isinstance(value, dict):
-        return {k: _lists(v) for k, v in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _value(path: Path, key: str, value) -> object:
-    if key == "set":
-        if not isinstance(value, dict):
-            raise InputError(
-                f"grid {path}: set: expected settings as `key: value` lines, e.g. epochs: 5"
-            )
-        return value
-    kind = LISTS.get(key, str)
-    entries = value if key in LISTS and isinstance(value, list) else [value]
-    fits = {float: (int, float), int: int, str: str}[kind]
-    for entry in entries:
-        if isinstance(entry, bool) or not isinstance(entry, fits):
-            raise InputError(f"grid {path}: {key}: {entry!r} is no {kind.__name__}")
-    if not entries:
-        raise InputError(f"grid {path}: {key} is empty: leave the line out for the preset's own")
-    return tuple(map(kind, entries)) if key in LISTS else value
+    request = {names.get(key, key): value for key, value in options.items()}
+    datasets = request.pop("dataset", (None,))
+    found = (s for name in datasets for s in engine.plan(**request, dataset=name))
+    return tuple({s.run_id: s for s in found}.values())

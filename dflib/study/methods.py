@@ -22,8 +22,8 @@ class Method:
     title: str
     notebook: str
     parents: tuple[str, ...] = ("BL",)
-    rated: bool = True  # takes a compression rate
     does: tuple[str, ...] = ()
+    rated: bool = True  # takes a compression rate
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -36,68 +36,28 @@ class Method:
         return any("@source" in parent or METHODS[parent].transfers for parent in self.parents)
 
 
-FRESH = ("epochs", "train")
-TUNED = ("finetune", "train")
-PRUNED = ("structured", *TUNED)
-STUDENT = ("network", "student", *FRESH)
-INT8_CHAIN = ("distill", "int8", *PRUNED)
-ADAPTER = ("adapter", "train")
-
+COMBINED = ("structured", "finetune", "distill", "int8")
+ADAPTER = ("adapter",)
 ROWS = (
-    Method("BL", "baseline", "02_baseline", (), False, ("network", *FRESH)),
-    Method("CPF", "magnitude pruning, fine-tuned", "03_prune", does=("prune", *TUNED)),
-    Method("CPF-S", "structured pruning, fine-tuned", "03_prune", does=PRUNED),
-    Method(
-        "SCRATCH",
-        "the pruned shape from scratch",
-        "03_prune",
-        ("BL", "CPF-S"),
-        does=("budget", *FRESH),
-    ),
-    Method("CKD-0", "the student without a teacher", "04_distill", does=STUDENT),
-    Method(
-        "CKD", "knowledge distillation", "04_distill", ("BL", "CKD-0"), does=("distill", *STUDENT)
-    ),
+    Method("BL", "baseline", "02_baseline", (), ("baseline",), rated=False),
+    Method("CPF", "magnitude pruning, fine-tuned", "03_prune", does=("prune", "finetune")),
+    Method("CPF-S", "structured pruning, fine-tuned", "03_prune", does=("structured", "finetune")),
+    Method("SCRATCH", "the pruned shape from scratch", "03_prune", ("BL", "CPF-S"), ("budget",)),
+    Method("CKD-0", "the student without a teacher", "04_distill", does=("student",)),
+    Method("CKD", "knowledge distillation", "04_distill", ("BL", "CKD-0"), ("student", "distill")),
     Method("CQ", "int8 linear layers", "05_quantize", rated=False),
+    Method("CQ-S", "int8 convolutions and linear layers", "05_quantize", ("BL",), ("int8",), False),
+    Method("CPKDQ", "pruned, distilled, int8", "18_combine", does=COMBINED),
+    Method("chain", "a chain of steps", "18_combine", ("BL",), ("chain", *COMBINED), False),
+    Method("TL+FT", "transfer, fine-tuned", "07_tl_finetune", ("BL@source",), ("transfer",), False),
+    Method("TL+FT+Q", "transfer, int8 linear layers", "08_tl_quantize", ("TL+FT",), (), False),
+    Method("TL+P+FT", "transfer of a pruned model", "09_tl_prune", ("CPF@source",), ("transfer",)),
     Method(
-        "CQ-S", "int8 convolutions and linear layers", "05_quantize", rated=False, does=("int8",)
+        "TL+KD", "transfer by distillation", "10_tl_distill", ("BL@source", "TL+FT"), ("teacher",)
     ),
-    Method("CPKDQ", "pruned, distilled, int8", "18_combine", does=INT8_CHAIN),
-    Method(
-        "chain",
-        "a chain of steps",
-        "18_combine",
-        rated=False,
-        does=("chain", *INT8_CHAIN, *STUDENT),
-    ),
-    Method(
-        "TL+FT",
-        "transfer, fine-tuned",
-        "07_tl_finetune",
-        ("BL@source",),
-        False,
-        ("transfer", "train"),
-    ),
-    Method("TL+FT+Q", "transfer, int8 linear layers", "08_tl_quantize", ("TL+FT",), rated=False),
-    Method(
-        "TL+P+FT",
-        "transfer of a pruned model",
-        "09_tl_prune",
-        ("CPF@source",),
-        does=("transfer", "train"),
-    ),
-    Method(
-        "TL+KD",
-        "transfer by distillation",
-        "10_tl_distill",
-        ("BL@source", "TL+FT"),
-        does=("teacher", *FRESH),
-    ),
-    Method(
-        "TL+P+A", "adapter in the pruned model", "11_tl_prune_adapter", ("TL+P+FT",), does=ADAPTER
-    ),
-    Method("TL+KD+A", "adapter in the student", "12_tl_distill_adapter", ("TL+KD",), does=ADAPTER),
-    Method("LRF", "low-rank factorisation, fine-tuned", "06_low_rank", does=TUNED),
+    Method("TL+P+A", "adapter in the pruned model", "11_tl_prune_adapter", ("TL+P+FT",), ADAPTER),
+    Method("TL+KD+A", "adapter in the student", "12_tl_distill_adapter", ("TL+KD",), ADAPTER),
+    Method("LRF", "low-rank factorisation, fine-tuned", "06_low_rank", does=("finetune",)),
 )
 METHODS = {row.code: row for row in ROWS}
 
@@ -117,33 +77,17 @@ class Preset:
 
 COMPRESSED = ("BL", "CPF", "CKD", "CQ", "CQ-S")
 PAPER = (*COMPRESSED, "TL+FT", "TL+FT+Q", "TL+P+FT", "TL+KD", "TL+P+A", "TL+KD+A")
-QUICK = {"limit": 48, "latency_runs": 5, "draws": 50}
-
+SMALL = {"size": 32, "epochs": 12, "finetune_epochs": 4, "transfer_epochs": 4}
+TINY = SMALL | {"epochs": 2, "finetune_epochs": 1, "transfer_epochs": 1, "limit": 48}
+TINY |= {"latency_runs": 5, "draws": 50}
+RATES = (0.6, 0.7, 0.8, 0.9)
+LARGE = {"size": 224, "patience": 8}
 PRESETS = {
-    "tiny": Preset(
-        "demo",
-        PAPER,
-        (0.9,),
-        (0,),
-        {"size": 32, "epochs": 2, "finetune_epochs": 1, "transfer_epochs": 1} | QUICK,
-        "seconds: for tests; its numbers mean nothing",
-    ),
-    "demo": Preset(
-        "demo",
-        COMPRESSED,  # the transfers take as long again: --methods TL+FT,TL+KD,…
-        (0.6, 0.9),
-        (0,),
-        {"size": 32, "epochs": 12, "finetune_epochs": 4, "transfer_epochs": 4},
-        "minutes on two CPU cores, offline",
-    ),
+    "tiny": Preset("demo", PAPER, (0.9,), (0,), TINY, "seconds: its numbers mean nothing"),
+    # the transfers take as long again: --methods TL+FT,TL+KD,…
+    "demo": Preset("demo", COMPRESSED, (0.6, 0.9), (0,), SMALL, "minutes on two cores, offline"),
     "paper": Preset(
-        "faces-140k",
-        PAPER,
-        (0.6, 0.7, 0.8, 0.9),
-        (0, 1, 2),
-        {"size": 224, "patience": 8},
-        "the paper's grid, for GPUs",
-        "dogs-vs-cats",
+        "faces-140k", PAPER, RATES, (0, 1, 2), LARGE, "the paper's grid, for GPUs", "dogs-vs-cats"
     ),
 }
 FOLDS = {"leave-one-out": "hold_out", "one-to-all": "train_generators"}  # set to each generator
@@ -189,12 +133,9 @@ def relevant(code: str, values: dict) -> dict:
 def setting_rows(code: str | None = None) -> list[dict]:
     """All settings, or those that a method reads, as rows of a table for people.
 
-    >>> setting_rows("chain")[-3]["setting"]
-    'keep_float'
+    >>> setting_rows("CQ-S")[-1]["setting"]
+    'draws'
     """
-    rows = METHODS.values() if code is None else [method(code)]
-    names = [name for name in FIELDS if any(name in row.keys for row in rows)]
-    readers = {name: [row.code for row in METHODS.values() if name in row.keys] for name in names}
     return [
         {
             "setting": name,
@@ -202,50 +143,49 @@ def setting_rows(code: str | None = None) -> list[dict]:
             "default": DEFAULTS[name],
             "what": FIELDS[name]["description"],
             "source": FIELDS[name]["source"],
-            "read by": "all" if len(readers[name]) == len(METHODS) else ", ".join(readers[name]),
+            "read by": _readers(name),
             "changes": "the measuring" if FIELDS[name]["measures"] else "the result",
         }
-        for name in names
+        for name in (FIELDS if code is None else method(code).keys)
     ]
 
 
-STEPS = {  # of a chain: whether a rate goes with it
-    "prune": True,  # whole channels go
-    "mask": True,  # small weights become zero
-    "student": True,  # an untrained student takes over
-    "finetune": False,  # training with the labels
-    "distill": False,  # training with BL as the teacher
-    "int8": False,  # convolutions and linear layers
-    "int8-linear": False,
-}
+def _readers(name: str) -> str:
+    reads = {code: name in row.keys for code, row in METHODS.items()}
+    others = [code for code, read in reads.items() if not read]
+    if len(others) <= 3:
+        return f"all but {', '.join(others)}" if others else "all"
+    return ", ".join(code for code, read in reads.items() if read)
+
+
+RATED = ("prune", "mask", "student")  # channels go, weights become zero, a student takes over
+STEPS = (*RATED, "finetune", "distill", "int8", "int8-linear")
 CPKDQ = "prune:{rate:g},distill,int8"
 
 
 def parse_steps(text: str) -> tuple[tuple[str, float | None], ...]:
-    """The steps of a chain: "prune:0.8,distill,int8" -> (("prune", 0.8), ("distill", None), ("int8", None)).
+    """The steps of a chain; a rate is a share of BL's parameters.
 
-    A rate is a share of BL's parameters. Raises `InputError` for an unknown step, a rate that is missing, impossible or too many, and for an order
-    that makes no sense (what follows int8, a student that comes late or is never trained, a second cut that removes less, a chain that compresses nothing).
+    Raises `InputError` for an unknown step, a wrong rate, and an order that makes no sense.
+
+    >>> parse_steps("prune:0.8,int8")
+    (('prune', 0.8), ('int8', None))
     """
     steps: list[tuple[str, float | None]] = []
     for word in text.split(","):
-        kind, _, rate = word.strip().partition(":")
+        kind, _, given = word.strip().partition(":")
         choose("step", kind, STEPS)
-        if STEPS[kind] != bool(rate):
-            raise InputError(
-                f"step {word.strip()!r}: write {kind}:RATE, such as {kind}:0.9"
-                if STEPS[kind]
-                else f"{kind} takes no rate"
-            )
+        if given and kind not in RATED:
+            raise InputError(f"{kind} takes no rate")
         try:
-            value = float(rate) if rate else None
-        except ValueError as error:
-            raise InputError(
-                f"step {word.strip()!r}: {rate!r} is no number; write {kind}:0.9, say"
-            ) from error
-        if wrong := _out_of_order(steps, kind, value if value is None else check_rate(value)):
+            rate = float(given) if kind in RATED else None
+        except ValueError:
+            raise InputError(f"step {word.strip()!r}: write {kind}:RATE, e.g. {kind}:0.9") from None
+        if rate is not None:
+            check_rate(rate)
+        if wrong := _out_of_order(steps, kind, rate):
             raise InputError(f"steps {text!r}: {wrong}")
-        steps.append((kind, value))
+        steps.append((kind, rate))
     if steps[-1][0] == "student":
         raise InputError(f"steps {text!r}: the student is never trained; add distill or finetune")
     if {kind for kind, _ in steps} <= {"finetune", "distill"}:
@@ -253,22 +193,20 @@ def parse_steps(text: str) -> tuple[tuple[str, float | None], ...]:
     return tuple(steps)
 
 
-def _out_of_order(
-    before: list[tuple[str, float | None]], kind: str, rate: float | None
-) -> str | None:
+def _out_of_order(before: list, kind: str, rate: float | None) -> str | None:
     """Why a step makes no sense after those before it."""
     earlier = [k for k, _ in before]
     reached = max((r for _, r in before if r), default=0.0)
     if any(k.startswith("int8") for k in earlier):
         return f"{kind} cannot follow int8, which is not trained or cut any more; put int8 last"
     if kind == "student" and earlier:
-        return f"a student starts untrained, and throws away what {', '.join(earlier)} did; put it first"
+        return f"a student throws away what {', '.join(earlier)} did; put it first"
     if earlier[-1:] == ["student"] and kind not in ("finetune", "distill"):
         return f"{kind} needs a trained student; put distill or finetune before it"
     if kind == "prune" and "mask" in earlier:
         return "prune does not see the zeros of mask; prune first"
     if rate and rate <= reached:
-        return f"{kind}:{rate:g} removes nothing after {reached:g} (rates are shares of BL's parameters); take a larger one"
+        return f"{kind}:{rate:g} removes nothing after {reached:g}; take a larger rate"
     return None
 
 

@@ -1,43 +1,28 @@
-"""How far a study is: its states, what runs, the time left; told by the engine, or seen in the outputs folder (`--watch`). Starts nothing."""
+"""How far a study is: told by the engine, or seen in its folder of outputs. Draws nothing."""
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections import Counter
 from contextlib import suppress
 
 from filelock import FileLock, Timeout
-from rich.console import Group
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
-from dflib.study.engine import Plan, estimates
+from dflib.study.engine import Plan, estimates, kind
 from dflib.study.runs import Spec
-from dflib.study.schedule import Estimates, Schedule
+from dflib.study.schedule import Estimates, longest_paths
 
-log = logging.getLogger(__name__)
-
-STATES = {
-    "done": "green",
-    "running": "cyan",
-    "failed": "red",
-    "blocked": "yellow",
-    "left": "yellow",
-    "waiting": "dim",
-}
-SHOWN = 8  # running runs in the terminal
-REPORT_EVERY = 60.0  # seconds at least between two reports
+STATES = ("done", "running", "failed", "blocked", "left", "waiting")
 
 
-def spoken(seconds: float) -> str:
+def spoken(seconds: float | None) -> str:
     """A time for reading.
 
-    >>> spoken(45), spoken(700), spoken(12000)
-    ('45 s', '12 min', '3 h 20 min')
+    >>> spoken(45), spoken(700), spoken(12000), spoken(None)
+    ('45 s', '12 min', '3 h 20 min', 'no run to learn from yet')
     """
+    if seconds is None:
+        return "no run to learn from yet"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -45,41 +30,38 @@ def spoken(seconds: float) -> str:
 
 
 class Progress:
-    """The state of each run of a plan, by run id. The engine tells it (`start`, `end`), or `look` finds it in the outputs folder.
+    """The state of each run of a plan by its id: the engine tells it, or `look` finds it.
 
-    slots: runs that go on at the same time, for the time left; at least as many as were ever seen running.
+    slots: runs that go on at the same time, at least as many as were ever seen running.
 
     >>> Progress(plan).look().summary()                             # doctest: +SKIP
     '3 of 8 done, 1 running, 4 waiting; about 12 min left'
     """
 
     def __init__(self, p: Plan, guess: Estimates | None = None, *, slots: int = 1) -> None:
-        self.plan, self.guess, self.slots, self.dashboard = p, guess or estimates(p), slots, ""
-        self.state = {s.run_id: "done" if s.finished() else "waiting" for s in p}
-        self.since: dict[str, float] = {}  # of the running ones
+        self.guess, self.slots, self.began = guess or estimates(p), slots, time.time()
         self.specs = {s.run_id: s for s in p}
-        self.began = time.time()
+        self.state = {s.run_id: "done" if s.finished() else "waiting" for s in p}
+        self.since: dict[str, float] = {}  # of what runs
 
-    def start(self, s: Spec) -> None:
+    def start(self, s: Spec, since: float | None = None) -> None:
         """A run has started."""
-        self.state[s.run_id], self.since[s.run_id] = "running", time.time()
+        self.state[s.run_id], self.since[s.run_id] = "running", since or time.time()
         self.slots = max(self.slots, len(self.running))
 
     def end(self, s: Spec, outcome: dict) -> None:
-        """A run has ended, as `study.run` tells it."""
+        """A run has ended, as `engine.run` tells it; what it took is learned."""
         self.state[s.run_id] = outcome["status"]
+        if outcome["status"] == "done" and outcome["seconds"]:
+            self.guess.learn(*kind(s), outcome["seconds"])
 
     def look(self) -> Progress:
         """Find the states in the outputs folder, whoever runs the study."""
         for run, s in self.specs.items():
-            if self.state[run] == "done":
-                continue
-            if s.finished():
+            if self.state[run] == "done" or s.finished():
                 self.state[run] = "done"
             elif _locked(s):
-                if self.state[run] != "running":
-                    self.start(s)
-                    self.since[run] = _started(s)
+                self.start(s, self.since.get(run) or _started(s))
             else:
                 lost = any(self.state[q.run_id] in ("failed", "blocked") for q in s.parents)
                 self.state[run] = "failed" if s.failure() else "blocked" if lost else "waiting"
@@ -94,68 +76,51 @@ class Progress:
         """Whether nothing runs and nothing can start."""
         return not {"running", "waiting"} & set(self.state.values())
 
-    def seconds_left(self) -> float | None:
-        """Until the last run ends: all work over the slots, or the longest path, whichever is longer; None where no run tells how long one takes."""
-        open_ = {
+    def seconds(self) -> dict[str, float | None]:
+        """What each run that goes on or waits still takes; None where no run tells how long."""
+        runs = {
             run: s for run, s in self.specs.items() if self.state[run] in ("running", "waiting")
         }
-        takes = {}
-        for run, s in open_.items():
-            if (seconds := self.guess(s)) is None:
-                return None
-            gone = time.time() - self.since[run] if self.state[run] == "running" else 0.0
-            takes[run] = max(0.0, seconds - gone)
-        paths = Schedule(
-            {run: [q.run_id for q in s.parents] for run, s in open_.items()}, takes.get
-        ).path
-        return max([sum(takes.values()) / self.slots, *paths.values()], default=0.0)
+        takes = {run: self.guess(*kind(s)) for run, s in runs.items()}
+        gone = {run: time.time() - self.since[run] for run in self.running}
+        return {run: s and max(0.0, s - gone.get(run, 0.0)) for run, s in takes.items()}
 
-    def summary(self) -> str:
-        """One line."""
-        counts = Counter(self.state.values())
-        words = [f"{counts['done']} of {len(self.state)} done"]
-        words += [
-            f"{counts[state]} {state}" for state in STATES if state != "done" and counts[state]
-        ]
-        left = None if self.over else self.seconds_left()
-        return ", ".join(words) + ("" if left is None else f"; about {spoken(left)} left")
+    def seconds_left(self, devices: int | None = None) -> float | None:
+        """Until the last run ends: all work over the devices (`slots`), or the longest path."""
+        takes = self.seconds()
+        if None in takes.values():
+            return None
+        parents = {run: [q.run_id for q in self.specs[run].parents] for run in takes}
+        paths = longest_paths(parents, takes).values()
+        return max([sum(takes.values()) / (devices or self.slots), *paths])
 
-    def render(self) -> Group:
-        """For a terminal: bar, counts, time left, the running runs with their logs, the dashboard."""
-        ended = sum(state not in ("running", "waiting") for state in self.state.values())
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row(
-            "study",
-            ProgressBar(len(self.state), ended, width=40),
-            f"{spoken(time.time() - self.began)}",
-        )
-        runs = Table.grid(padding=(0, 2))
-        for run in self.running[:SHOWN]:
-            expected = self.guess(self.specs[run])
-            of = "" if expected is None else f" of about {spoken(expected)}"
-            text = Text(run, style=STATES["running"])
-            runs.add_row(
-                text,
-                spoken(time.time() - self.since[run]) + of,
-                Text(str(self.specs[run].folder / "log.txt"), style="dim", overflow="fold"),
-            )
-        if len(self.running) > SHOWN:
-            runs.add_row(f"and {len(self.running) - SHOWN} more")
-        return Group(
-            bar,
-            Text(self.summary()),
-            runs,
-            *([Text(f"Dask: {self.dashboard}")] if self.dashboard else []),
-        )
+    def summary(self, devices: int | None = None) -> str:
+        """One line: the counts, and the time left, which `devices` would take if it is given."""
+        n = Counter(self.state.values())
+        others = (f"{n[state]} {state}" for state in STATES[1:] if n[state])
+        text = ", ".join([f"{n['done']} of {len(self.state)} done", *others])
+        left = None if self.over else self.seconds_left(devices)
+        if left is None:
+            return text + (f"; {spoken(None)}" if devices and not self.over else "")
+        on = f" on {devices} device{'s' * (devices > 1)}" if devices else ""
+        return f"{text}; about {spoken(left)} left{on}"
+
+    def rows(self) -> list[dict[str, str]]:
+        """The plan for reading: each run, what it starts from, its state, what it still takes."""
+        takes = {run: spoken(seconds) for run, seconds in self.seconds().items()}
+        found = []
+        for run, s in self.specs.items():
+            row = {"run": run, "starts from": ", ".join(q.run_id for q in s.parents)}
+            found.append(row | {"state": self.state[run], "estimate": takes.get(run, "")})
+        return found
 
 
 def _locked(s: Spec) -> bool:
     """Whether a process makes this run now: it holds the lock of the run's folder."""
-    path = s.folder / "lock"
-    if not path.exists():
+    if not (s.folder / "lock").exists():
         return False
     try:
-        with FileLock(path, timeout=0):
+        with FileLock(s.folder / "lock", timeout=0):
             return False
     except Timeout:
         return True
@@ -165,40 +130,8 @@ def _locked(s: Spec) -> bool:
 
 def _started(s: Spec) -> float:
     """When the present attempt began, by its log; now, where that cannot be read."""
-    with suppress(OSError, ValueError):
-        lines = [
-            line for line in (s.folder / "log.txt").read_text().splitlines() if s.command() in line
-        ]
-        return (
-            time.mktime(time.strptime(lines[-1][:19], "%Y-%m-%d %H:%M:%S"))
-            if lines
-            else time.time()
-        )
+    with suppress(OSError, ValueError, IndexError):
+        lines = (s.folder / "log.txt").read_text().splitlines()
+        last = [line for line in lines if s.command() in line][-1]
+        return time.mktime(time.strptime(last[:19], "%Y-%m-%d %H:%M:%S"))
     return time.time()
-
-
-class Report:
-    """Writes `report.html` in the background when called, at most once a minute and 3 % of the time; a failure is logged, never raised."""
-
-    def __init__(self) -> None:
-        self.thread, self.next = threading.Thread(), time.monotonic() + REPORT_EVERY
-
-    def __call__(self) -> None:
-        if time.monotonic() >= self.next and not self.thread.is_alive():
-            self.thread = threading.Thread(target=self._write, daemon=True)
-            self.thread.start()
-
-    def wait(self) -> None:
-        """Until the one that is being written is there."""
-        if self.thread.is_alive():
-            self.thread.join()
-
-    def _write(self) -> None:
-        from dflib.show import report
-
-        started = time.monotonic()
-        try:
-            report.write()
-        except Exception:  # whatever it is, the study goes on; the last report tells
-            log.debug("report.html is not refreshed", exc_info=True)
-        self.next = time.monotonic() + max(REPORT_EVERY, 30 * (time.monotonic() - started))

@@ -21,7 +21,7 @@ from data_prep.integrity import open_image, to_rgb
 from data_prep.paths import describe, images_root
 from data_prep.transform import GRID
 from dflib import metrics
-from dflib.study import runs
+from dflib.study import compare, runs
 
 FILE = "robustness.parquet"
 BLOCK = 64  # images whose perturbed versions are in memory at once
@@ -68,7 +68,7 @@ def drawn(
             f"{Path(folder).name} was not measured under {how}: python -m dflib robustness --run {Path(folder).name}"
         )
     sets = None if generators is None else {"all": generators}
-    return runs.resampled(folder, sets, scores=known[how] if how else None, draws=draws)["all"]
+    return compare.resampled(folder, sets, scores=known[how] if how else None, draws=draws)["all"]
 
 
 def drops(

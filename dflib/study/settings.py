@@ -27,6 +27,9 @@ def _parts(text: str) -> list[str]:
 InOrder = Annotated[str, AfterValidator(lambda text: ",".join(_parts(text)))]
 AnyOrder = Annotated[str, AfterValidator(lambda text: ",".join(sorted({*_parts(text)})))]
 
+FRESH = ("baseline", "student", "teacher")  # groups whose methods train a new network,
+TRAIN = (*FRESH, "budget", "finetune", "transfer", "adapter")  # and all that train
+
 
 class Settings(
     BaseModel,
@@ -37,7 +40,7 @@ class Settings(
     str_strip_whitespace=True,
     use_attribute_docstrings=True,
 ):
-    """All settings, checked: `Settings(epochs="5").epochs` is 5. The docstrings are shown to users."""
+    """All settings, checked: `Settings(epochs="5").epochs` is 5. The docstrings are for users."""
 
     size: int = _setting(224, "data", ge=32, multiple_of=32)
     """Pixels a side of the input: fewer are faster and lose detail."""
@@ -52,38 +55,38 @@ class Settings(
     hold_out: AnyOrder = _setting("", "data", source="arXiv 2003.07325")
     """Generators whose fakes do not train: how well are unseen ones found?"""
     backbone: Literal["vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0"] = _setting(
-        "vgg", "network", source="arXiv 2504.21066"
+        "vgg", "baseline", "student", "chain", source="arXiv 2504.21066"
     )
     """The baseline's network: the paper's VGG, or one of torchvision's, untrained."""
 
-    epochs: int = _setting(30, "epochs", ge=1)
+    epochs: int = _setting(30, *FRESH, "budget", "chain", ge=1)
     """Passes over the training images for a network that starts from nothing."""
 
-    lr: float = _setting(1e-3, "train", gt=0, source="arXiv 1711.05101")
+    lr: float = _setting(1e-3, *TRAIN, gt=0, source="arXiv 1711.05101")
     """AdamW's largest learning rate where no other one (finetune_lr …) is named."""
-    batch: int = _setting(64, "train", ge=2)
+    batch: int = _setting(64, *TRAIN, ge=2)
     """Images in a training step: larger is faster on a GPU, and takes more memory."""
-    weight_decay: float = _setting(0.01, "train", ge=0, source="arXiv 1711.05101")
+    weight_decay: float = _setting(0.01, *TRAIN, ge=0, source="arXiv 1711.05101")
     """AdamW's pull of the weights towards zero: more against overfitting."""
-    warmup: float = _setting(0.1, "train", ge=0, le=1)
+    warmup: float = _setting(0.1, *TRAIN, ge=0, le=1)
     """Share of the steps in which the learning rate rises; a cosine to zero follows."""
-    label_smoothing: float = _setting(0.0, "train", ge=0, le=1, source="arXiv 1512.00567")
+    label_smoothing: float = _setting(0.0, *TRAIN, ge=0, le=1, source="arXiv 1512.00567")
     """Share of each label given to all classes: against overconfidence."""
-    patience: int = _setting(0, "train", ge=0)
+    patience: int = _setting(0, *TRAIN, ge=0)
     """Stop after so many epochs without a better validation AUROC, keep the best; 0: never."""
-    augment: bool = _setting(True, "train")
+    augment: bool = _setting(True, *TRAIN)
     """Mirror, shift and light of training images are varied; nothing that blurs traces."""
-    mixup: float = _setting(0.0, "train", ge=0, source="arXiv 1710.09412")
+    mixup: float = _setting(0.0, *TRAIN, ge=0, source="arXiv 1710.09412")
     """Blend two images and their labels (of the Beta distribution; 0.2 is usual; 0: off)."""
-    cutmix: float = _setting(0.0, "train", ge=0, source="arXiv 1905.04899")
+    cutmix: float = _setting(0.0, *TRAIN, ge=0, source="arXiv 1905.04899")
     """Paste a part of one image into another (1 is usual); with mixup, a coin decides."""
-    blur_jpeg: float = _setting(0.0, "train", ge=0, le=1, source="arXiv 1912.11035")
+    blur_jpeg: float = _setting(0.0, *TRAIN, ge=0, le=1, source="arXiv 1912.11035")
     """Probability of a blur, and of a JPEG, of each training image: for unseen generators."""
-    front: Literal["", "srm"] = _setting("", "train", source="arXiv 1805.04953")
+    front: Literal["", "srm"] = _setting("", *TRAIN, source="arXiv 1805.04953")
     """srm: fixed high-pass filters before the network, for traces instead of content."""
-    ema: float = _setting(0.0, "train", ge=0, lt=1, source="Polyak and Juditsky 1992")
+    ema: float = _setting(0.0, *TRAIN, ge=0, lt=1, source="Polyak and Juditsky 1992")
     """Decay a step of the weights' running average, which is then kept (0.99, say; 0: off)."""
-    amp: bool = _setting(True, "train", source="arXiv 1710.03740")
+    amp: bool = _setting(True, *TRAIN, source="arXiv 1710.03740")
     """Mixed precision where the hardware has it: faster; off to rule out rounding."""
 
     finetune_epochs: int = _setting(10, "finetune", "budget", ge=1)
@@ -109,7 +112,7 @@ class Settings(
     """Softens the teacher's answers: higher shows more of how sure it is."""
     alpha: float = _setting(0.9, "distill", ge=0, le=1, source="arXiv 1503.02531")
     """Weight of the teacher against the labels."""
-    distill_epochs: int = _setting(0, "student", ge=0)
+    distill_epochs: int = _setting(0, "student", "chain", ge=0)
     """Passes over the training images of a student; 0: as many as `epochs`."""
 
     steps: InOrder = _setting("prune:0.9,distill,int8", "chain")
@@ -171,7 +174,7 @@ BOUNDS = {
 
 
 def checked(values: dict) -> dict:
-    """All settings, those of `values` on top of the defaults; each as its type, lists spelled alike.
+    """All settings: `values` on top of the defaults, each as its type, lists spelled alike.
 
     Raises `InputError` for an unknown name (with the nearest) or a value that does not fit.
 

@@ -1,0 +1,188 @@
+"""What several notebooks say or show, one call each: two runs side by side, a recap, a quick try.
+
+Figures are in `plots`; which baseline, which difference and which words is `study.compare`'s.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from IPython.display import Markdown
+from matplotlib.figure import Figure
+from torch import nn
+
+from dflib import data, models, train
+from dflib.show import plots
+from dflib.study import compare, runs
+from dflib.study.runs import Run
+
+METRICS = ("auroc", "balanced_accuracy", "accuracy")
+COSTS = {
+    "parameters": "params",
+    "not zero": "nonzero",
+    "MACs": "macs",
+    "file, bytes": "file_bytes",
+    "gzipped, bytes": "gzip_bytes",
+}
+
+
+def begin() -> None:
+    """Set the style of figures, and print what belongs to every result: versions and device."""
+    plt.close(plt.figure())  # the notebook's backend is set up, before a figure's own context is
+    plots.use_style()
+    device = train.best_device()
+    sys.stdout.write(f"python {platform.python_version()}, torch {torch.__version__}, {device}\n")
+
+
+def samples(*parts: data.Part, seed: int = 0) -> Figure:
+    """Eight images of each class of each part, a row each, below their generator's name.
+
+    >>> samples(run.data.train)                                     # doctest: +SKIP
+    """
+    rng, images, names = np.random.default_rng(seed), [], []
+    for part in parts:
+        for label in (0, 1):
+            chosen = rng.choice(np.flatnonzero(part.labels == label), 8)
+            images += [part.image(i) for i in chosen]
+            names += list(part.generators[chosen])
+    return plots.image_grid(images, names)
+
+
+def costs(*made: Run) -> pd.DataFrame:
+    """What runs cost, a column each; behind the first, the share of its cost that the others have.
+
+    >>> costs(baseline, pruned)                                     # doctest: +SKIP
+    """
+    table = pd.DataFrame({name(run): _costs(run.result["cost"]) for run in made})
+    first = table.iloc[:, 0]
+    shares = {f"{other} / {first.name}": table[other] / first for other in list(table)[1:]}
+    return table.assign(**shares)
+
+
+def _costs(cost: dict) -> dict[str, float]:
+    found = {title: cost[key] for title, key in COSTS.items()}
+    return found | {"latency, ms": cost["latency_ms"]["p50"]}
+
+
+def differences(run: Run, base: Run) -> pd.DataFrame:
+    """Metrics of two finished runs, and the paired difference with its 95 % interval.
+
+    Raises `InputError` when they were tested on other images.
+    """
+    mine, theirs = record(run), record(base)
+    paired = compare.paired(mine, theirs)["all"]
+    rows = {}
+    for metric in METRICS:
+        low, high = paired[metric]["ci95"] or (None, None)
+        values = [each["metrics"]["all"][metric] for each in (theirs, mine)]
+        rows[metric] = [*values, paired[metric]["mean"], low, high]
+    names = [name(base), name(run), "difference", "low", "high"]
+    return pd.DataFrame(rows, index=names).T.astype(float).round(3)
+
+
+def verdict(run: Run, base: Run, metric: str = "auroc") -> str:
+    """What the paired difference of two finished runs shows, in words (`study.compare`)."""
+    change = compare.paired(record(run), record(base))["all"][metric]
+    return f"{name(run)}: {compare.verdict(change, than=name(base))}"
+
+
+def score_pairs(run: Run, base: Run) -> Figure:
+    """P(fake) of each test image under two runs; off the diagonal they differ."""
+    a, b = (runs.predictions(each.folder) for each in (base, run))
+    kind = a["label"].map({0: "real", 1: "fake"})
+    x, y = name(base), name(run)
+    with sns.axes_style("ticks"):
+        grid = sns.relplot(x=a["score"], y=b["score"], hue=kind, style=kind, height=4)
+    grid.refline(x=base.result["threshold"], y=run.result["threshold"], linewidth=0.8)
+    grid.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"P(fake), {x}", ylabel=f"P(fake), {y}")
+    plt.close(grid.figure)
+    return grid.figure
+
+
+def name(run: Run) -> str:
+    """A run's short name: "CKD 90%"."""
+    return plots.run_label(run.spec.method, run.spec.rate)
+
+
+def record(run: Run) -> dict:
+    """A finished run's result with its folder, as `study.compare` takes it."""
+    return run.result | {"folder": run.folder}
+
+
+def names(rows: pd.DataFrame) -> list[str]:
+    """The short name of each row's run, from its method and rate."""
+    return [plots.run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)]
+
+
+def intervals(rows: pd.DataFrame, shown: dict[str, str], **plain: str) -> pd.DataFrame:
+    """A table of `study.compare` for reading: {title: column} with the 95 % interval in brackets.
+
+    plain: title=column of columns that have none.
+    """
+    if rows.empty:
+        return rows
+    ends = lambda r, column: [r.get(f"{column}_low"), r.get(f"{column}_high")]
+    text = lambda column: [
+        plots.interval(r.get(column), ends(r, column)) for _, r in rows.iterrows()
+    ]
+    table = {title: text(column) for title, column in shown.items()}
+    table |= {title: rows[column].to_numpy() for title, column in plain.items()}
+    return pd.DataFrame(table, index=names(rows))
+
+
+def recap(run: Run, base: Run | None = None, *, more: Iterable[str] = ()) -> Markdown:
+    """A run in a few sentences: quality with its interval, the verdict against `base`, costs."""
+    result = run.result
+    quality, cost = result["metrics"]["all"], result["cost"]
+    interval = lambda key: plots.interval(quality[key], quality["ci95"][key])
+    lines = [
+        f"{name(run)}: AUROC {interval('auroc')} (95 % interval), balanced accuracy "
+        f"{interval('balanced_accuracy')} at the threshold {result['threshold']:.3f}, "
+        f"on {quality['n']:,} test images."
+    ]
+    if base and base.finished:
+        share = costs(base, run).iloc[:, -1]
+        lines += [
+            f"AUROC, paired. {verdict(run, base)}.",
+            f"Beside {name(base)}: file {share['file, bytes']:.0%}, MACs {share['MACs']:.0%}, "
+            f"latency {share['latency, ms']:.0%}.",
+        ]
+    else:
+        lines += [
+            f"File {cost['file_bytes'] / 1e6:.2f} MB, {cost['macs'] / 1e6:.0f} million MACs, "
+            f"{cost['latency_ms']['p50']:.2f} ms for an image on one thread."
+        ]
+    return Markdown("\n".join(f"- {line}" for line in (*lines, *more)))
+
+
+def sizes(model: models.Detector) -> dict[str, int]:
+    """Parameters of each block, and of the adapter where there is one."""
+    found = {}
+    for name, block in model.features.named_children():
+        own = models.parameters(getattr(block, "adapter", nn.Identity()))
+        found[f"features.{name}"] = models.parameters(block) - own
+        found |= {"adapter": own} if own else {}
+    return found
+
+
+def small(run: Run, images: int = 200) -> data.Dataset:
+    """The run's data with so many training images of each class, and 200 to validate."""
+    table = run.data.val.table
+    sample = table.sample(min(200, len(table)), random_state=0)
+    return replace(data.few(run.data, images), val=replace(run.data.val, table=sample))
+
+
+def quick(model: nn.Module, on: data.Dataset, recipe: train.Recipe, **options) -> dict[str, float]:
+    """Train a candidate for a look: validation AUROC, parameters that trained, seconds."""
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log = train.fit(model, on, recipe, **options)
+    auroc, seconds = log["val_auroc"].iloc[-1], log["seconds"].sum()
+    return {"AUROC": auroc, "trainable": count, "seconds": seconds}

@@ -1,0 +1,146 @@
+"""What a terminal shows: tables, and a study as it runs, at its end, from elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import pandas as pd
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
+
+from dflib.study import engine, runs
+from dflib.study.progress import Progress, spoken
+
+log = logging.getLogger(__name__)
+
+console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+# a notebook's `!python …` has a terminal, too
+LIVE = sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
+SHOWN = 8  # runs in the live view
+REPORT_EVERY = 60.0  # seconds at least between two reports
+COLOURS = {"done": "green", "failed": "red", "blocked": "yellow", "left": "yellow"}
+
+
+def show(rows: pd.DataFrame | list[dict], title: str) -> None:
+    """Print a table whole, in blocks of columns that the terminal has room for, each with the first."""
+    text = pd.DataFrame(rows).astype(str)
+    first = text.columns[0]
+    text = text.apply(lambda column: column.str.ljust(column.str.len().max()))
+    text = text.set_index(first).rename_axis(index=None, columns=first)
+    width = console.width if console.is_terminal else None
+    console.print(f"{title}\n{text.to_string(justify='left', line_width=width)}", markup=False)
+
+
+def results(rows: pd.DataFrame) -> None:
+    """Print finished runs (rows of `runs.results`)."""
+    from dflib.show import report
+
+    if rows.empty:
+        console.print("no finished runs yet: python -m dflib study --preset demo")
+    else:
+        title = "finished runs (95 % intervals by bootstrap over scenes)"
+        show(report.table_rows(rows), title)
+
+
+def plan(p: engine.Plan) -> None:
+    """Print what a study would make, and what that costs."""
+    progress = Progress(p).look()
+    words = {"done": "finished", "failed": "failed before"}
+    rows = [row | {"state": words.get(row["state"], "to do")} for row in progress.rows()]
+    show(rows, title=f"{len(rows)} runs")
+    console.print(progress.summary(devices=1))
+
+
+def study(p: engine.Plan, **options) -> dict[str, dict]:
+    """Make a study (options: of `engine.run`) and tell of each run as it ends; the outcomes."""
+    engine.prepare_data(p)
+    progress = Progress(p)
+    found, due = list(progress.state.values()).count("done"), time.monotonic() + REPORT_EVERY
+
+    def end(s: runs.Spec, outcome: dict) -> None:
+        nonlocal due
+        progress.end(s, outcome)
+        if outcome["seconds"] or outcome["status"] != "done":
+            console.print(_line(s, outcome))
+            due = refresh() if time.monotonic() > due else due
+
+    with _live(progress, transient=True):
+        tell = {"on_start": progress.start, "on_outcome": end}
+        outcomes = engine.run(p, guess=progress.guess, **tell, **options)
+    took = spoken(time.time() - progress.began)
+    console.print(f"{len(p)} runs in {took}: {progress.summary()} ({found} found finished)")
+    return outcomes
+
+
+def watch(p: engine.Plan) -> None:
+    """Show a study that runs elsewhere, until it is over; once, where nobody looks."""
+    progress = Progress(p).look()
+    with _live(progress):
+        while LIVE and not progress.over:
+            time.sleep(2)
+            progress.look()
+    console.print(progress.summary())
+    for run in progress.running:
+        console.print(f"running {run}  log: {progress.specs[run].folder / 'log.txt'}")
+
+
+def unfinished(p: engine.Plan, outcomes: dict[str, dict]) -> set[str]:
+    """Print which runs are not done, why, and what to do; their states."""
+    bad = [outcomes[s.run_id] | {"log": s.folder / "log.txt"} for s in p]
+    bad = pd.DataFrame(bad).query("status != 'done'").drop(columns="seconds")
+    if len(bad):
+        show(bad, title="not finished")
+    if left := sum(bad["status"] == "left"):
+        console.print(f"The budget is used up, {left} runs are left: the same command goes on.")
+    if any(bad["status"] == "failed"):
+        text = "then run the same command with --retry-failed: finished runs are kept."
+        console.print(f"Mend the cause, {text}")
+    return set(bad["status"])
+
+
+def refresh() -> float:
+    """Write the report while a study runs; when to write the next (monotonic), in 3 % of the time.
+
+    A failure is only logged: the study goes on, and its last report tells.
+    """
+    from dflib.show import report
+
+    began = time.monotonic()
+    try:
+        report.write()
+    except Exception:
+        log.debug("report.html is not refreshed", exc_info=True)
+    took = time.monotonic() - began
+    return began + max(REPORT_EVERY, 30 * took)
+
+
+def _line(s: runs.Spec, outcome: dict) -> str:
+    status = outcome["status"]
+    text = f"[{COLOURS[status]}]{status:7}[/] {s.run_id}  "
+    if status != "done":
+        return text + escape(outcome["error"])
+    values = runs.read(s.folder)["metrics"]["all"]
+    scores = f"accuracy {values['accuracy']:.3f}  AUROC {values['auroc']:.3f}"
+    return f"{text}{spoken(outcome['seconds'])}  {scores}"
+
+
+def _live(progress: Progress, *, transient: bool = False) -> AbstractContextManager:
+    options = {"console": console, "refresh_per_second": 1, "transient": transient}
+    return Live(get_renderable=lambda: _view(progress), **options) if LIVE else nullcontext()
+
+
+def _view(progress: Progress) -> Text:
+    """The counts and the time left, then each run that goes on, with its log."""
+    now, left = time.time(), progress.seconds()
+    lines = [f"{progress.summary()} (after {spoken(now - progress.began)})"]
+    for run in progress.running[:SHOWN]:
+        rest = "" if left[run] is None else f", about {spoken(left[run])} left"
+        path = progress.specs[run].folder / "log.txt"
+        lines.append(f"{run}  {spoken(now - progress.since[run])}{rest}  {path}")
+    return Text("\n".join(lines))

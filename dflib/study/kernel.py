@@ -1,0 +1,217 @@
+"""One run made here: papermill executes its notebook in a kernel. Which run, and when: `engine`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from contextlib import suppress
+from queue import Empty
+from tempfile import TemporaryDirectory
+from typing import TextIO
+
+from filelock import FileLock
+
+from data_prep.errors import choose
+from data_prep.paths import write_text
+from dflib.study.runs import Spec
+
+# to glibc: freed blocks of up to 100 MB are kept for the next step; to ask for them again took 9 %
+# of training at 64 px, and twice the time with the threshold that Dask sets for its workers
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_THRESHOLD_": "100000000"}
+STOPPED = "stopped at the end of the budget; it goes on from its last epoch"
+SHORT_OF = re.compile(  # memory or disk, in the words of Python, torch, pyarrow, ONNX Runtime, …
+    r"MemoryError|out of memory|allocate memory|bad_alloc|No space left|Disk quota"
+    r"|PytorchStreamWriter|SIGKILL|measured: killed"
+)
+
+
+def outcome(s: Spec, status: str = "done", error: str | None = None, seconds: float = 0.0) -> dict:
+    """What became of a run."""
+    return {"run_id": s.run_id, "status": status, "error": error, "seconds": seconds}
+
+
+def execute(
+    s: Spec,
+    *,
+    retry_failed: bool = True,
+    timeout: float | None = None,
+    budget: float | None = None,
+    threads: int | None = None,
+) -> dict:
+    """Execute one run's notebook, here; {"run_id", "status", "error", "seconds"}.
+
+    threads: that its kernel computes with; None: as this process would.
+    status: done (in 0 seconds if it was before), or failed, with a record in `failed.json`. Kinds
+    `error` (the notebook raised) and `timeout` are only reported next time unless `retry_failed`,
+    `died` (killed, or short of memory or disk) is tried again. After `budget` seconds the run is
+    stopped without a record, and left. Of two processes that ask for one run the second waits, and
+    finds it done. Raises `InputError` for a parameter that the notebook lacks.
+    """
+    if s.finished():
+        return outcome(s)
+    try:
+        s.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(s.folder / "lock"):
+            return _attempt(s, retry_failed, timeout, budget, threads)
+    except OSError as error:  # not even the record can be written: the run is tried again
+        return outcome(s, "failed", f"{type(error).__name__}: {error}")
+
+
+def _attempt(s: Spec, retry_failed: bool, timeout, budget, threads: int | None) -> dict:
+    """What `execute` does under the run's lock."""
+    if s.finished():
+        return outcome(s)
+    earlier = s.failure()
+    if earlier and earlier["kind"] != "died" and not retry_failed:
+        again = "(from an earlier attempt: --retry-failed tries again)"
+        return outcome(s, "failed", f"{earlier['error']} {again}")
+    began, limit = time.monotonic(), min(timeout or math.inf, budget or math.inf)
+    _log(s, s.command())
+    record = _run_notebook(s, began + limit, threads)
+    seconds = time.monotonic() - began
+    if record is None or (record["kind"] != "error" and s.finished()):  # only its end was cut off
+        return outcome(s, seconds=seconds)
+    if record["kind"] == "timeout" and limit == budget:
+        _log(s, STOPPED)
+        return outcome(s, "left", STOPPED, seconds)
+    if record["kind"] == "timeout":
+        record["error"] = f"stopped after {limit:g} s, the limit of --timeout"
+    record |= {"run_id": s.run_id, "command": s.command()}
+    with suppress(OSError):
+        _log(s, record["error"])
+        write_text(s.folder / "failed.json", json.dumps(record, indent=1))
+    return outcome(s, "failed", record["error"], seconds)
+
+
+def _log(s: Spec, text: str) -> None:
+    with (s.folder / "log.txt").open("a") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def _run_notebook(s: Spec, ends: float, threads: int | None) -> dict | None:
+    """Execute and keep the notebook; None when its last cell wrote the result, else what failed.
+
+    ends: by the monotonic clock.
+    """
+    import papermill
+    from nbformat import ValidationError
+    from papermill.exceptions import PapermillException
+
+    known = papermill.inspect_notebook(str(s.notebook))
+    for name in s.parameters():  # papermill itself would only warn
+        choose(f"parameter of {s.notebook.name}", name, known)
+    hush("papermill", "traitlets", "asyncio")
+    new, record = s.folder / "notebook.new.ipynb", None
+    try:
+        with (
+            (s.folder / "log.txt").open("a") as text,
+            TemporaryDirectory(prefix="dflib-") as sockets,
+        ):
+            papermill.execute_notebook(
+                str(s.notebook),
+                str(new),
+                s.parameters(),
+                cwd=str(s.notebook.parent),
+                progress_bar=False,
+                stdout_file=text,
+                stderr_file=text,
+                kernel_name="python3",
+                kernel_manager_class=kernel_manager(text, sockets, threads),
+                timeout_func=lambda cell: ends < math.inf and max(0.1, ends - time.monotonic()),
+            )
+    except (PapermillException, OSError, RuntimeError, ValidationError) as error:
+        record = _record(error)
+        with suppress(OSError):
+            _log(s, traceback.format_exc())
+        if record["kind"] == "died" and not hasattr(error, "ename"):
+            new.unlink(missing_ok=True)  # cut while it was written, say
+    if new.exists():
+        new.replace(s.folder / "notebook.ipynb")
+    if not record and not s.finished():  # papermill may take its kernel's end for the notebook's
+        why = "its kernel was killed, or its last cell does not call run.finish(…)"
+        text = f"{s.notebook.name} ended without writing result.json: {why}"
+        return {"kind": "died", "error": text}
+    return record
+
+
+def _record(error: Exception) -> dict:
+    """What `failed.json` keeps of an error: its kind (error, died or timeout), and a line of it."""
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    if isinstance(error, DeadKernelError):
+        return {"kind": "died", "error": "the kernel died: killed, or out of memory?"}
+    raised = hasattr(error, "ename")  # by a cell
+    text = f"{error.ename}: {error.evalue}" if raised else f"{type(error).__name__}: {error}"
+    kind = "error" if raised and not SHORT_OF.search(text) else "died"
+    kind = "timeout" if isinstance(error, CellTimeoutError) else kind
+    return {"kind": kind, "error": text.splitlines()[0][:500]}
+
+
+def kernel_manager(log_file: TextIO, sockets: str, threads: int | None = None) -> type:
+    """A kernel manager over ipc sockets in a folder of their own (TCP ports race among many).
+
+    What the kernel process itself says on its way out goes to the run's log.
+    """
+    from jupyter_client.asynchronous.client import AsyncKernelClient
+    from jupyter_client.channels import AsyncZMQSocketChannel
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Channel(AsyncZMQSocketChannel):
+        """Looks again each second: a widget's message can swallow the wake-up call of a reply."""
+
+        async def get_msg(self, timeout: float | None = None) -> dict:
+            ends = math.inf if timeout is None else time.monotonic() + timeout
+            while ends > time.monotonic() + 1:
+                with suppress(Empty):
+                    return await super().get_msg(1)
+            return await super().get_msg(max(0.0, ends - time.monotonic()))
+
+    class Client(AsyncKernelClient):
+        shell_channel_class = iopub_channel_class = Channel
+
+    class KernelManager(AsyncKernelManager):
+        def __init__(self, **options) -> None:
+            super().__init__(**options)
+            self.transport, self.ip, self.client_factory = "ipc", f"{sockets}/kernel", Client
+
+        async def start_kernel(self, *, extra_arguments: list[str], **options) -> None:
+            env = os.environ | KEEP_MEMORY | (thread_environment(threads) if threads else {})
+            env["TQDM_DISABLE"] = "1"  # nobody watches: no dead bars in the notebook
+            code = f"import dflib.study.kernel as k; k.die_with_parent({os.getpid()})"
+            words = [*extra_arguments, f"--IPKernelApp.exec_lines={code}"]
+            options |= {"env": env, "stdout": log_file, "stderr": log_file}
+            await super().start_kernel(extra_arguments=words, **options)
+
+    return KernelManager
+
+
+def thread_environment(threads: int | str) -> dict[str, str]:
+    """What a process is told that is to compute with so many threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
+def die_with_parent(parent: int) -> None:
+    """End this process when its parent (a process id) ends, however: none trains on beside another.
+
+    Linux does it at once; a kernel that looks itself does so only while it runs Python code.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # too late for the signal
+        os._exit(1)
+
+
+def hush(*names: str) -> None:
+    """Keep what libraries log in normal work out of the user's sight."""
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,246 @@
+"""Decoding once: what the memory map holds, under which name, and after builds that were killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_prep import cache, folder, manifest
+from data_prep.errors import InputError
+
+BUILD = [sys.executable, "-c", "from data_prep import cache; cache.build('small', size=32)"]
+
+
+def noise(width: int, height: int) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@settings(max_examples=40)
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    mode=st.sampled_from(cache.MODES),
+    size=st.sampled_from([32, 64]),
+)
+def test_every_mode_gives_squares_of_any_image(width, height, mode, size):
+    result = cache.fit(noise(width, height), size=size, mode=mode)
+    assert result.shape == (size, size, 3)
+    assert result.dtype == np.uint8
+
+
+def test_resize_squashes_the_whole_image():
+    wide = np.zeros((32, 128, 3), dtype=np.uint8)
+    wide[:, 64:] = 255
+    result = cache.fit(Image.fromarray(wide), size=32, mode="resize")
+    assert (result[:, :14] == 0).all()
+    assert (result[:, 18:] == 255).all()
+
+
+@settings(max_examples=30)
+@given(width=st.integers(32, 100), height=st.integers(32, 100))
+def test_centre_crop_takes_the_middle_unscaled(width, height):
+    image = noise(width, height)
+    top, left = (height - 32) // 2, (width - 32) // 2
+    middle = np.asarray(image)[top : top + 32, left : left + 32]
+    assert np.array_equal(cache.fit(image, size=32, mode="center_crop"), middle)
+
+
+def test_small_images_are_scaled_up_with_their_proportions():
+    halves = np.zeros((16, 32, 3), dtype=np.uint8)
+    halves[:8] = 255
+    result = cache.fit(Image.fromarray(halves), size=32, mode="center_crop")
+    assert (result[:14] == 255).all()
+    assert (result[18:] == 0).all()
+
+
+@settings(max_examples=60)
+@given(
+    width=st.integers(40, 140),
+    height=st.integers(40, 140),
+    right=st.booleans(),
+    bottom=st.booleans(),
+)
+def test_texture_crop_finds_the_textured_corner(width, height, right, bottom):
+    image = np.full((height, width, 3), 128, dtype=np.uint8)
+    top, left = (height - 32) * bottom, (width - 32) * right
+    image[top : top + 32, left : left + 32] = np.asarray(noise(32, 32))
+    crop = cache.fit(Image.fromarray(image), size=32, mode="texture_crop")
+    # all of it, but for a row or column where the next tile is as rich
+    assert (crop != 128).any(axis=2).mean() > 0.9
+
+
+@pytest.fixture
+def small(tmp_path, data_root, tree) -> Path:
+    """A dataset "small" of 24 JPEGs of 40 x 36 pixels; returns the folder of its files."""
+    root = tree(tmp_path / "set", {"real": 12, "fake/gan": 12}, suffix=".jpg", size=(40, 36))
+    folder.prepare(root, name="small")
+    return root
+
+
+def directly(root: Path) -> np.ndarray:
+    """Every image of "small", decoded and resized by Pillow."""
+    images = []
+    for path in manifest.load("small")["path"]:
+        with Image.open(root / path) as image:
+            images.append(image.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC))
+    return np.stack(images)
+
+
+def caches(data_root: Path) -> list[str]:
+    return sorted(p.name for p in (data_root / "small" / "cache").iterdir() if p.suffix != ".lock")
+
+
+def test_the_memory_map_holds_what_direct_decoding_gives(small, data_root):
+    images, rows = cache.build("small", size=32)
+    assert isinstance(images, np.memmap)
+    assert (images.shape, images.dtype, len(rows)) == ((24, 32, 32, 3), np.uint8, 24)
+    assert np.array_equal(images, directly(small))
+    with pytest.raises(ValueError, match="read-only"):
+        images[0] = 0
+    assert len(caches(data_root)) == 1
+    shutil.rmtree(small)  # the second call reads no file of the dataset
+    assert np.array_equal(cache.build("small", size=32)[0], images)
+
+
+def test_two_processes_fill_one_map(small, monkeypatch):
+    monkeypatch.setattr(cache, "_CHUNK", 5)
+    assert np.array_equal(cache.build("small", size=32, workers=2)[0], directly(small))
+
+
+def test_a_cache_has_a_name_that_depends_on_contents_size_and_mode_alone(
+    small, data_root, tmp_path, monkeypatch, picture
+):
+    cache.build("small", size=32)
+    (first,) = caches(data_root)
+    cache.build("small", size=64)
+    cache.build("small", size=32, mode="center_crop")
+    assert len(caches(data_root)) == 3
+    monkeypatch.setenv("DFLIB_DATA", str(tmp_path / "elsewhere"))
+    shutil.copytree(small, tmp_path / "moved")
+    folder.prepare(tmp_path / "moved", name="small")
+    cache.build("small", size=32)
+    assert caches(tmp_path / "elsewhere") == [first]
+    picture(tmp_path / "moved" / "real" / "real-000.jpg", seed=77)
+    folder.prepare(tmp_path / "moved", name="small")
+    cache.build("small", size=32)
+    assert len(caches(tmp_path / "elsewhere")) == 2
+
+
+def test_a_killed_build_goes_on_where_it_was(small, data_root):
+    rows = manifest.load("small")["path"].tolist()
+    direct = directly(small)
+    last = small / rows[-1]
+    last.rename(small.parent / "kept.jpg")
+    os.mkfifo(last)  # reading it waits for ever: there the build is killed
+    builder = subprocess.Popen(BUILD)
+    try:
+        end = time.monotonic() + 60
+        while (
+            not (done := list(data_root.glob("small/cache/*.partial/done.npy")))
+            or np.load(done[0]).sum() < len(rows) - 1
+        ):
+            assert builder.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        builder.send_signal(signal.SIGKILL)
+        builder.wait()
+    last.unlink()
+    (small.parent / "kept.jpg").rename(last)
+    for path in rows[:-1]:
+        (small / path).unlink()  # a build that began anew would miss them
+    assert np.array_equal(cache.build("small", size=32)[0], direct)
+    assert all(n.startswith("resize-32-") and "." not in n for n in caches(data_root))
+
+
+def test_a_build_killed_in_its_very_last_step_is_whole(small, data_root):
+    images = np.array(cache.build("small", size=32)[0])
+    (name,) = caches(data_root)
+    made = data_root / "small" / "cache" / name
+    np.save(made / "done.npy", np.ones(24, dtype=bool))
+    made.rename(made.with_suffix(".partial"))  # all is decoded, nothing renamed
+    made.with_suffix(".new").mkdir()  # a still earlier attempt died while it laid out the file
+    assert np.array_equal(cache.build("small", size=32)[0], images)
+    assert caches(data_root) in ([name], [name, f"{name}.new"])
+
+
+def test_what_a_killed_build_of_other_contents_left_is_removed(small, data_root, picture):
+    cache.build("small", size=32)
+    (old,) = caches(data_root)
+    parent, other = data_root / "small" / "cache", old.replace("-32-", "-64-")
+    (parent / old).rename(parent / f"{old}.partial")  # killed before its end,
+    shutil.copytree(parent / f"{old}.partial", parent / f"{other}.partial")
+    picture(small / "real" / "real-000.jpg", seed=5, size=(40, 36))  # and then the data changed
+    folder.prepare(small, name="small")
+    partial = lambda: [n for n in caches(data_root) if n.endswith(".partial")]
+    with FileLock(parent / f"{other}.lock"):  # but this one is still being built
+        cache.build("small", size=32)
+        assert partial() == [f"{other}.partial"]
+    cache.build("small", size=64)
+    assert not partial()
+
+
+def test_two_builds_at_once_make_one_good_cache(small, data_root):
+    both = [subprocess.Popen(BUILD, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [p.communicate(timeout=120)[1] for p in both] == ["", ""]
+    assert [p.returncode for p in both] == [0, 0]
+    assert len(caches(data_root)) == 1
+    assert np.array_equal(cache.build("small", size=32)[0], directly(small))
+
+
+@pytest.mark.parametrize("change", ["removed", "damaged", "replaced"])
+def test_files_that_changed_since_the_scan_are_an_error_until_scanned_again(small, picture, change):
+    path = small / "real" / "real-003.jpg"
+    path.unlink()
+    if change == "damaged":
+        path.write_bytes(b"damaged")
+    elif change == "replaced":
+        picture(path, seed=1234, size=(40, 36))
+    what = r"1 images of 'small' changed since they were scanned"
+    with pytest.raises(InputError, match=rf"{what} \(e\.g\. .*real-003\.jpg.*scan again"):
+        cache.build("small", size=32)
+    if change == "replaced":
+        folder.prepare(small, name="small")
+        assert np.array_equal(cache.build("small", size=32)[0], directly(small))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(
+            ({"size": size}, rf"image size {size} is not a multiple of 32 .*: try {near}")
+            for size, near in [(33, 32), (100, 96), (0, 32), (-32, 32), (31, 32), (225, 224)]
+        ),
+        (
+            {"size": 32, "mode": "centre_crop"},
+            r"unknown input mode 'centre_crop', did you mean 'center_crop'\?",
+        ),
+    ],
+)
+def test_a_size_or_mode_that_cannot_be_is_refused(small, data_root, options, message):
+    with pytest.raises(InputError, match=message):
+        cache.build("small", **options)
+    assert not (data_root / "small" / "cache").exists()
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(small, data_root, monkeypatch):
+    usage = shutil.disk_usage(data_root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=24 * 32 * 32 * 3))
+    message = r"decoding 'small' at 32 px needs 0\.0 GB, 0\.0 GB are free .*--set size="
+    with pytest.raises(InputError, match=message):
+        cache.build("small", size=32)
+    assert caches(data_root) == []
+    monkeypatch.undo()
