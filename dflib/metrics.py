@@ -2,9 +2,9 @@
 
 A score is P(fake) in [0, 1]; label 1 is fake; an image is called fake where score >= threshold.
 Intervals are 95 % percentile intervals (Efron & Tibshirani 1993) of a bootstrap that draws whole
-groups (scenes) with replacement (Field & Welsh 2007). A draw with no real, or none of a set's fakes,
-is left out for that set. An interval is None where there is no honest one: draws=0, one group holds
-all reals or all fakes, under half of the draws define the metric. No models, no plots here.
+groups (scenes) with replacement (Field & Welsh 2007). A draw with no real, or none of a set's
+fakes, is left out for that set. An interval is None where there is no honest one: draws=0, one
+group holds all reals or all fakes, under half of the draws define the metric.
 """
 
 import logging
@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-INTERVALS = tuple(
-    "accuracy balanced_accuracy f1 precision recall tnr ap auroc eer brier ece".split()
-)
+DECIDED = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr")  # at a threshold
+INTERVALS = (*DECIDED, "ap", "auroc", "eer", "brier", "ece")
 RATES = ("0.01", "0.05", "0.10")  # false positive rates of tpr_at_fpr
 BINS = 15  # of the reliability diagram
 CELLS = 400_000  # images x draws at once: 3 MB an array stays near the core's cache
@@ -32,12 +31,12 @@ def evaluate(
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict]:
-    """All metrics: of each generator (its fakes, all reals), "all", and "macro", the mean over them.
+    """All metrics of each generator (its fakes, all reals), "all", and "macro", their mean.
 
     labels, scores, generators ("real" for reals), groups (None: each image its own): (n,) each.
-    Values are fractions, never NaN: precision is None where nothing is called fake. auroc, ap: as in
-    scikit-learn; eer: FPR = FNR on the interpolated ROC curve; tpr_at_fpr: the best TPR at that FPR
-    or less; ece: of `reliability`. Raises ValueError: bad input, one class.
+    Values are fractions, never NaN: precision is None where nothing is called fake. auroc, ap: as
+    in scikit-learn; eer: FPR = FNR on the interpolated ROC curve; tpr_at_fpr: the best TPR at that
+    FPR or less; ece: of `reliability`. Raises ValueError: bad input, one class.
     Sources: Hanley & McNeil 1982 (AUROC), Davis & Goadrich 2006 (AP), Brier 1950, Guo et al. 2017.
 
     >>> names = ["real", "real", "gan", "vae"]
@@ -139,10 +138,10 @@ def combine(values: Sequence[ArrayLike]) -> dict:
     Returns {mean, ci95, seeds, std_seeds, std_images}. Images and seeds are two random factors.
     std_images: of the mean over seeds, from draw to draw (all seeds see the same images);
     std_seeds: between the seeds' values. ci95 = mean +- t (std_images^2 + std_seeds^2 / seeds)^.5,
-    t with the degrees of freedom of Satterthwaite 1946: Student's where seeds matter alone (or there
-    are no draws), normal where images do. What image and seed do together counts twice, so it is
-    rather too wide. Of one seed: the percentile interval of its images. None where any of the seeds
-    has no interval. Raises ValueError: no seeds, arrays of different lengths.
+    t with the degrees of freedom of Satterthwaite 1946: Student's where seeds matter alone (or
+    nothing was drawn), normal where images do. What image and seed do together counts twice, so it
+    is rather too wide. Of one seed: the percentile interval of its images. None where any of the
+    seeds has no interval. Raises ValueError: no seeds, arrays of different lengths.
 
     >>> found = combine([[.5, .4, .6], [.7, .6, .8]])
     >>> round(found["mean"], 3), round(found["std_seeds"], 3), found["seeds"]
@@ -208,12 +207,12 @@ def non_inferior(difference_ci: Sequence[float] | None, margin: float) -> bool:
 
 
 def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = BINS) -> dict[str, np.ndarray]:
-    """A reliability diagram: {edges: (bins + 1,), score, observed (share of fakes), count: (bins,)}.
+    """A reliability diagram: {edges: (bins + 1,), score, observed (share of fakes), count}.
 
-    labels, scores: (n,) each; one class is enough. Bins of equal width on P(fake), (low, high], 0 in
-    the first; empty ones hold NaN. ece is the sum of count / n x |observed - score|. Chance makes it
-    too large (Bröcker 2012), so its interval is a reflected one (2 x value - draw), and may lie below
-    the value. Raises ValueError: bad input. Sources: DeGroot & Fienberg 1983, Guo et al. 2017.
+    labels, scores: (n,) each; one class is enough. Bins of equal width on P(fake), (low, high], 0
+    in the first; empty ones hold NaN. ece is the sum of count / n x |observed - score|. Chance
+    makes it too large (Bröcker 2012), so its interval is a reflected one (2 x value - draw), and
+    may lie below. Raises ValueError: bad input. Sources: DeGroot & Fienberg 1983, Guo et al. 2017.
 
     >>> reliability([0, 1, 1], [.2, .4, .9], bins=2)["observed"].tolist()
     [0.5, 1.0]
@@ -227,10 +226,10 @@ def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = BINS) -> dict[
 
 
 def fit_temperature(labels: ArrayLike, logit_difference: ArrayLike) -> float:
-    """The T that minimises the NLL of P(fake) = sigmoid(logit_difference / T); T > 1: overconfident.
+    """The T with the least NLL of P(fake) = sigmoid(logit_difference / T); T > 1: overconfident.
 
-    labels, logit_difference (fake minus real): (n,) each, of validation images. T lies in [0.01, 100];
-    where no T is best (separated classes, scores no better than chance) an end is returned and a
+    labels, logit_difference (fake minus real): (n,) each, of validation. T lies in [0.01, 100];
+    where none is best (separated classes, scores no better than chance) an end is returned and a
     warning logged. Raises ValueError: bad input, one class. Source: Guo et al. 2017.
 
     >>> round(fit_temperature([0, 0, 0, 1, 0, 1, 1, 1], [-4] * 4 + [4] * 4), 3)  # 4 / ln 3
@@ -272,7 +271,7 @@ def logits(scores: ArrayLike) -> np.ndarray:
 
 
 def _counts(codes: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each group is drawn, (groups, some draws): ones first (as they are), multinomial."""
+    """How often each group is drawn, (groups, some draws): once each, then multinomial."""
     groups, step, rng = codes.max() + 1, max(1, CELLS // len(codes)), np.random.default_rng(seed)
     yield np.ones((groups, 1))
     for start in range(0, draws, step):

@@ -1,4 +1,4 @@
-"""Runs side by side: budgets, the right BL to hold a run against, means over seeds and verdicts, on written predictions."""
+"""Runs side by side, on written predictions: baselines, budgets, paired changes, verdicts."""
 
 from __future__ import annotations
 
@@ -11,52 +11,59 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from data_prep.errors import InputError
-from dflib.show import report
+from dflib import metrics
 from dflib.study import compare, methods
 
 LABELS = np.repeat([0, 1], [40, 80])
 GENERATORS = np.repeat(["real", "gan", "vae"], 40)
+COST = {"params": 1, "nonzero": 1, "macs": 1, "peak_rss_mb": 1, "latency_ms": {"p50": 1, "p95": 1}}
 
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Write a finished run whose scores part the classes by `skill`."""
+    """Write a finished run whose scores part the classes by `skill`; returns its id."""
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
 
     def make(
-        method, skill=1.0, seed=0, rate=None, parents=(), paths=range(120), noise=None, **settings
+        method,
+        skill=1.0,
+        seed=0,
+        rate=None,
+        parents=(),
+        paths=range(120),
+        noise=None,
+        older=None,
+        **settings,
     ):
-        values = methods.settings("tiny", settings)
         run_id = f"{method}-{seed}-{len(list(tmp_path.glob('*/*/*/*')))}"
         folder = tmp_path / "faces" / "strict" / method / run_id
         folder.mkdir(parents=True)
-        result = {
-            "run_id": run_id,
-            "method": method,
-            "rate": rate,
-            "seed": seed,
+        asked = {"run_id": run_id, "method": method, "rate": rate, "seed": seed}
+        place = {
             "dataset": "faces",
             "protocol": "strict",
+            "preset": "tiny",
+            "command": "",
+            "device": "",
+        }
+        known = sorted((settings.get("train_generators") or "gan,vae").split(","))
+        result = asked | place
+        result |= {
             "source": "dogs" if method.startswith("TL") else None,
-            "params": methods.relevant(method, values),
+            "params": methods.relevant(method, methods.settings("tiny", settings)) | (older or {}),
             "parents": list(parents),
-            "train_generators": sorted((settings.get("train_generators") or "gan,vae").split(",")),
+            "train_generators": known,
             "threshold": 0.5,
-            "metrics": dict.fromkeys(("all", "macro", "gan", "vae")),
-            "cost": {"trainable_params": 10, "shipped_bytes": 5, "file_bytes": 100},
+            "metrics": {name: {} for name in ("all", "macro", "gan", "vae")},
+            "cost": COST | {"trainable_params": 10, "shipped_bytes": 5, "file_bytes": 100},
             "timings": {"transfer_s": 2.0},
         }
         (folder / "result.json").write_text(json.dumps(result))
         rng = np.random.default_rng(100 * seed + len(method) if noise is None else noise)
         score = 1 / (1 + np.exp(-(skill * (2 * LABELS - 1) + rng.normal(0, 1, 120))))
-        table = {
-            "path": [f"{i}.png" for i in paths],
-            "generator": GENERATORS,
-            "label": LABELS,
-            "score": score,
-            "group": np.arange(120) // 2,
-        }
-        pd.DataFrame(table).to_parquet(folder / "predictions.parquet")
+        table = {"path": [f"{i}.png" for i in paths], "generator": GENERATORS, "label": LABELS}
+        table = pd.DataFrame(table).assign(score=score, group=np.arange(120) // 2)
+        table.to_parquet(folder / "predictions.parquet")
         return run_id
 
     return make
@@ -66,10 +73,20 @@ def loaded() -> dict[str, dict]:
     return compare.load("faces", source="dogs")
 
 
+def scores(result: dict) -> pd.DataFrame:
+    return pd.read_parquet(result["folder"] / "predictions.parquet")
+
+
+def auroc(result: dict, *generators: str) -> float:
+    table = scores(result)
+    table = table[table["generator"].isin(("real", *generators))]
+    return roc_auc_score(table["label"], table["score"])
+
+
 def test_load_knows_dataset_source_and_protocol_and_names_what_is_damaged(write, tmp_path, caplog):
     kept = {write("BL"), write("TL+FT")}
     (tmp_path / "faces" / "strict" / "BL" / write("BL") / "result.json").write_text("{")
-    assert set(loaded()) == kept
+    assert set(loaded()) == set(compare.load()) == kept
     assert "left out" in caplog.text
     assert {r["method"] for r in compare.load("faces").values()} == {"BL"}
     assert compare.load("faces", protocol="paper") == compare.load("other") == {}
@@ -77,73 +94,65 @@ def test_load_knows_dataset_source_and_protocol_and_names_what_is_damaged(write,
 
 def test_matching_takes_the_newest_of_equals_and_lets_named_settings_differ(write):
     write("BL"), write("BL", epochs=9), write("BL", target_images=25)
-    newest, wanted = write("BL"), methods.settings("tiny")
-    found = compare.matching(loaded().values(), wanted)
-    assert [r["run_id"] for r in found] == [newest]
-    few = compare.matching(loaded().values(), wanted, but=("target_images",))
-    assert {r["params"]["target_images"] for r in few} == {None, 25}
+    write("BL", older={"crops": 5})
+    newest, wanted = write("BL", draws=40), methods.settings("tiny")
+    matching = lambda *but: compare.matching(loaded().values(), wanted, but=but)
+    assert [r["run_id"] for r in matching()] == [newest]
+    assert {r["params"]["target_images"] for r in matching("target_images")} == {None, 25}
+    recipes = {compare.recipe(r["params"]) for r in matching(*compare.RECIPE)}
+    assert recipes == {"plain", "crops 5"}
+
+
+def test_a_recipe_names_what_older_code_did_unless_it_was_off():
+    older = {"pairs": True, "attention": 0.0, "front": "srm", "ema": 0.99}
+    assert compare.recipe(older) == "ema 0.99, front srm, pairs True"
+    assert compare.recipe({"attention": 0.0}) == "plain"
+
+
+# --- baselines and budgets
 
 
 def test_the_budget_counts_epochs_on_the_target_alone(write):
     ft = write("TL+FT", transfer_epochs=3)
     quantized = write("TL+FT+Q", parents=[ft])
-    pruned = write("TL+P+FT", rate=0.9, parents=["CPF-on-the-source"], transfer_epochs=3)
-    adapted = write("TL+P+A", rate=0.9, parents=[pruned], transfer_epochs=5)
-    student = write("TL+KD", rate=0.9, parents=["BL-on-the-source", ft], epochs=7)
-    taught = write(
-        "TL+KD", rate=0.9, parents=["BL-on-the-source", ft], epochs=7, teacher="transferred"
-    )
-    behind = write("TL+KD+A", rate=0.9, parents=[student], transfer_epochs=3)
-    lost = write("TL+KD+A", rate=0.9, parents=["gone"], transfer_epochs=3)
+    rated, source = {"rate": 0.9, "transfer_epochs": 3}, ["BL-on-the-source", ft]
+    pruned = write("TL+P+FT", parents=["CPF-on-the-source"], **rated)
+    adapted = write("TL+P+A", parents=[pruned], rate=0.9, transfer_epochs=5)
+    student = write("TL+KD", parents=source, rate=0.9, epochs=7)
+    taught = write("TL+KD", parents=source, rate=0.9, epochs=7, teacher="transferred")
+    behind, lost = (write("TL+KD+A", parents=[p], **rated) for p in (student, "gone"))
     every = loaded()
     epochs = {name: compare.budget(every[name], every) for name in every}
-    assert [epochs[i] for i in (ft, quantized, pruned, adapted, student, taught, behind)] == [
-        3,
-        3,
-        3,
-        8,
-        7,
-        10,
-        10,
-    ]
+    named = (ft, quantized, pruned, adapted, student, taught, behind)
+    assert [epochs[i] for i in named] == [3, 3, 3, 8, 7, 10, 10]
     assert math.isnan(epochs[lost])
 
 
-def test_a_run_is_held_against_the_bl_of_its_seed_images_and_budget(write):
+def test_a_run_is_held_against_the_bl_of_its_seed_images_settings_and_budget(write):
     short, long = write("BL", epochs=3), write("BL", epochs=8)
-    (
-        write("BL", epochs=4, lr=0.5),
-        write("BL", epochs=4, seed=1),
-        write("BL", epochs=4, target_images=25),
-    )
+    for other in ({"lr": 0.5}, {"seed": 1}, {"target_images": 25}, {"train_generators": "gan"}):
+        write("BL", epochs=4, **other)
+    write("BL", epochs=4, front="srm"), write("BL", epochs=4, older={"crops": 5})
     run = write("TL+FT")
     every = loaded()
-    run = every[run]
-    bl = lambda **limit: compare.from_nothing(run, every.values(), **limit)["run_id"]
+    bl = lambda **limit: compare.from_nothing(every[run], every, **limit)["run_id"]
     assert (bl(), bl(epochs=8), bl(epochs=7), bl(epochs=2)) == (long, long, short, short)
-    assert compare.from_nothing(run, []) is None
+    assert compare.from_nothing(every[run], {}) is None
 
 
-def test_means_over_seeds_and_differences_from_bl(write):
-    for seed in range(3):
-        write("BL", 0.5, seed), write("CPF", 2.0, seed, rate=0.9)
+@pytest.mark.parametrize(
+    "settings",
+    [{"train_generators": "gan"}, {"front": "srm"}, {"lr": 0.5}, {"older": {"crops": 5}}],
+)
+def test_a_transfer_of_a_fold_or_recipe_is_held_against_the_bl_of_the_same(write, settings):
+    plain, same = write("BL", epochs=9), write("BL", **settings)
+    tuned = write("TL+FT", **settings)
+    quantized = write("TL+FT+Q", parents=[tuned], **settings)  # reads no learning rate, no front
     every = loaded()
-    table = compare.over_seeds(every.values(), every).set_index("method")
-    assert table["seeds"].tolist() == [3, 3]
-    for method in ("BL", "CPF"):
-        files = [
-            r["folder"] / "predictions.parquet" for r in every.values() if r["method"] == method
-        ]
-        use = LABELS * (GENERATORS != "vae") + (LABELS == 0) > 0
-        mine = [roc_auc_score(LABELS[use], pd.read_parquet(f)["score"][use]) for f in files]
-        assert table.loc[method, "gan/auroc"] == pytest.approx(np.mean(mine))
-        assert (
-            table.loc[method, "gan/auroc_low"] < np.mean(mine) < table.loc[method, "gan/auroc_high"]
-        )
-    change = table["all/auroc"].diff().iloc[-1]
-    assert table.loc["CPF", "all/auroc-BL"] == pytest.approx(change)
-    assert table.loc["CPF", "all/auroc-BL_low"] > 0
-    assert math.isnan(table.loc["BL", "all/auroc-BL"])
+    for name in (tuned, quantized):
+        assert compare.baseline(every[name], every)["run_id"] == same
+    del every[same]
+    assert compare.baseline(every[tuned], every) is None and plain in every
 
 
 def test_a_compressed_run_is_held_against_its_own_bl_not_a_longer_one(write):
@@ -153,13 +162,17 @@ def test_a_compressed_run_is_held_against_its_own_bl_not_a_longer_one(write):
     every = loaded()
     assert compare.baseline(every[cut], every)["run_id"] == own
     assert compare.baseline(every[moved], every)["run_id"] == longer
+    assert compare.baseline(every[own], every) is None
     del every[own]
     assert compare.baseline(every[cut], every)["run_id"] == longer
 
 
+# --- changes
+
+
 @pytest.fixture
 def three_seeds(write):
-    """three_seeds(method, skill): finished runs of three seeds; images that are hard for one are hard for all."""
+    """three_seeds(method, skill): runs of three seeds; images hard for one are hard for all."""
 
     def make(method, skill, seeds=(0, 1, 2), **options) -> list[dict]:
         ids = [write(method, skill, seed, noise=seed, **options) for seed in seeds]
@@ -171,85 +184,140 @@ def three_seeds(write):
 def test_runs_of_several_seeds_become_one_result(three_seeds):
     good, bad = three_seeds("BL", 1.5), three_seeds("CPF", 0.5)
     found = compare.combined(good)["all"]["accuracy"]
-    tables = [pd.read_parquet(r["folder"] / "predictions.parquet") for r in good]
-    assert found["mean"] == pytest.approx(
-        np.mean([((t["score"] >= 0.5) == t["label"]).mean() for t in tables])
-    )
+    tables = [scores(r) for r in good]
+    right = [((t["score"] >= 0.5) == t["label"]).mean() for t in tables]
+    assert found["mean"] == pytest.approx(np.mean(right))
     assert found["seeds"] == 3 and found["ci95"][0] < found["mean"] < found["ci95"][1]
-    unseen = compare.combined(good, sets={"unseen": ["vae"]})["unseen"]["recall"]["mean"]
-    assert unseen == pytest.approx(
-        np.mean([(t["score"] >= 0.5)[t["generator"] == "vae"].mean() for t in tables])
-    )
-    lost = compare.combined(bad[::-1], good)["all"]["auroc"]  # by seed, whatever the order
+    late = compare.combined(good, sets={"late": ["vae"]})["late"]["recall"]["mean"]
+    called = [(t["score"] >= 0.5)[t["generator"] == "vae"].mean() for t in tables]
+    assert late == pytest.approx(np.mean(called))
+    lost = compare.paired(bad[::-1], good)["all"]["auroc"]  # by seed, whatever the order
     means = [compare.combined(group)["all"]["auroc"]["mean"] for group in (bad, good)]
     assert lost["ci95"][1] < 0 and lost["mean"] == pytest.approx(means[0] - means[1])
-    same = compare.combined(good, good)["all"]["auroc"]
+    same = compare.paired(good, good)["all"]["auroc"]
     assert (same["mean"], same["ci95"]) == (0, [0, 0])
+
+
+def test_two_runs_are_compared_whatever_their_seeds_and_draws(three_seeds):
+    (one,), (other,) = three_seeds("BL", 1.5, (0,)), three_seeds("BL", 0.5, (7,), draws=30)
+    change = compare.paired(one, other)["gan"]["auroc"]
+    assert change["mean"] == pytest.approx(auroc(one, "gan") - auroc(other, "gan"))
+    drawn = [compare.resampled(r["folder"], draws=30)["all"]["f1"] for r in (one, other)]
+    expected = metrics.combine([drawn[0] - drawn[1]])
+    assert compare.paired(one, other)["all"]["f1"] == expected
+    a, b = ((t["score"] >= 0.5) == t["label"] for t in map(scores, (one, other)))
+    assert compare.mcnemar(one, other) == metrics.mcnemar(a, b)
+
+
+@pytest.mark.parametrize(
+    ("ci95", "shown", "says"),
+    [
+        ([-0.2, -0.1], "loss", "−0.123 [−0.200, −0.100] against CKD: a loss"),
+        ([0.1, 0.2], "gain", "against CKD: a gain"),
+        ([-0.1, 0.1], "none shown", "against CKD: no loss is shown"),
+        ([-0.1, 0.0], "none shown", "[−0.100, +0.000] against CKD: no loss is shown"),
+        (None, "unknown", "−0.123 against CKD: without an interval nothing is shown"),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval_on_one_side(ci95, shown, says):
+    change = {"mean": -0.123, "ci95": ci95}
+    assert compare.shown(change) == shown
+    assert compare.verdict(change, "CKD").endswith(says)
 
 
 def test_a_seed_without_its_counterpart_is_named(three_seeds):
     with pytest.raises(InputError, match="no run to compare BL-1-1 with at seed 1, 2"):
-        compare.combined(three_seeds("BL", 3.0), three_seeds("CPF", 1.0, seeds=(0,)))
+        compare.paired(three_seeds("BL", 3.0), three_seeds("CPF", 1.0, seeds=(0,)))
 
 
-def auroc(result: dict, *generators: str) -> float:
-    table = pd.read_parquet(result["folder"] / "predictions.parquet")
-    table = table[table["generator"].isin(("real", *generators))]
-    return roc_auc_score(table["label"], table["score"])
+def test_runs_on_other_images_are_not_compared(write):
+    write("BL"), write("CPF", rate=0.9, paths=range(1, 121))
+    every = loaded()
+    with pytest.raises(InputError, match="were tested on different images"):
+        compare.over_seeds(every.values(), every)
+    with pytest.raises(InputError, match="were tested on different images"):
+        compare.mcnemar(*every.values())
+
+
+# --- tables
+
+
+def test_means_over_seeds_and_differences_from_bl(write):
+    for seed in range(3):
+        write("BL", 0.5, seed), write("CPF", 2.0, seed, rate=0.9)
+    every = loaded()
+    table = compare.over_seeds(every.values(), every).set_index("method")
+    assert table["seeds"].tolist() == [3, 3] and table["shipped_bytes"].tolist() == [5, 5]
+    for method in ("BL", "CPF"):
+        row = table.loc[method]
+        mine = [auroc(r, "gan") for r in every.values() if r["method"] == method]
+        assert row["gan/auroc"] == pytest.approx(np.mean(mine))
+        assert row["gan/auroc_low"] < np.mean(mine) < row["gan/auroc_high"]
+    change = table["all/auroc"].diff().iloc[-1]
+    assert table.loc["CPF", "all/auroc-BL"] == pytest.approx(change)
+    assert table.loc["CPF", "all/auroc-BL_low"] > 0
+    assert math.isnan(table.loc["BL", "all/auroc-BL"])
+
+
+def test_records_of_older_code_stand_in_the_row_of_the_same_settings(write, tmp_path):
+    write("BL", seed=0)
+    file = tmp_path / "faces" / "strict" / "BL" / write("BL", seed=1) / "result.json"
+    record = json.loads(file.read_text())
+    for unset in (
+        "cutmix",
+        "front",
+        "hold_out",
+    ):  # older code recorded them only where they were on
+        record["params"].pop(unset)
+    file.write_text(json.dumps(record | {"params": record["params"] | {"attention": 0.0}}))
+    write("BL", older={"pairs": True})
+    groups = compare.by_seed(loaded().values())
+    assert sorted(len(group) for group in groups) == [1, 2]
+    assert {compare.about(group, groups)["settings"] for group in groups} == {"", "pairs True"}
 
 
 @pytest.fixture
 def folds(write):
-    """BL and CKD trained on each of two generators alone, two seeds; CKD also with cutmix; a BL that saw both; one fold of a third seed."""
+    for unset in ("cutmix", "front", "hold_out"):  # recorded only where they were on
+    saw both."""
     for noise, (seed, g) in enumerate([(0, "gan"), (0, "vae"), (1, "gan"), (1, "vae")]):
         fold = {"seed": seed, "train_generators": g}
         write("BL", 1.0, noise=noise, **fold), write("CKD", 0.6, rate=0.9, noise=10 + noise, **fold)
         write("CKD", 0.7, rate=0.9, noise=20 + noise, cutmix=1.0, **fold)
     write("BL")
-    return loaded().values()
+    return list(loaded().values())
+
+
+def gap(result: dict) -> list[float]:
+    (known,) = result["train_generators"]
+    seen, unseen = auroc(result, known), auroc(result, "vae" if known == "gan" else "gan")
+    return [seen, unseen, seen - unseen]
+
+
+def chosen(results, method: str, how: str = "plain", known=("gan", "vae")) -> list[dict]:
+    fits = lambda r: len(r["train_generators"]) == 1 and set(r["train_generators"]) <= set(known)
+    alike = [r for r in results if r["method"] == method and fits(r)]
+    return [r for r in alike if compare.recipe(r["params"]) == how]
 
 
 def test_the_gap_is_the_mean_over_folds_and_seeds_of_seen_minus_unseen(folds, write):
     table = compare.gaps(folds)
-    assert table[["method", "recipe", "folds", "seeds"]].to_numpy().tolist() == [
-        ["BL", "plain", 2, 2],
-        ["CKD", "plain", 2, 2],
-        ["CKD", "cutmix 1.0", 2, 2],
-    ]
-    expected = {}
-    for method, how in (("BL", "plain"), ("CKD", "plain"), ("CKD", "cutmix 1.0")):
-        mine = [
-            r
-            for r in folds
-            if r["method"] == method
-            and compare.recipe(r["params"]) == how
-            and len(r["train_generators"]) == 1
-        ]
-        others = {"gan": "vae", "vae": "gan"}
-        pairs = [(auroc(r, g), auroc(r, others[g])) for r in mine for g in r["train_generators"]]
-        seen, unseen = np.mean(pairs, axis=0)
-        row = table[(table["method"] == method) & (table["recipe"] == how)].iloc[0]
-        assert row[["seen", "unseen", "gap"]].tolist() == pytest.approx(
-            [seen, unseen, seen - unseen]
-        )
+    kinds = [("BL", "plain"), ("CKD", "plain"), ("CKD", "cutmix 1.0")]
+    rows = table[["method", "recipe", "folds", "seeds"]].to_numpy().tolist()
+    assert rows == [[*kind, 2, 2] for kind in kinds]
+    for kind, row in zip(kinds, table.to_dict("records"), strict=True):
+        expected = np.mean([gap(r) for r in chosen(folds, *kind)], axis=0)
+        assert [row[k] for k in ("seen", "unseen", "gap")] == pytest.approx(expected)
         assert row["gap_low"] < row["gap"] < row["gap_high"]
-        expected[method, how] = row["gap"]
-    bl, plain, cut = expected.values()
+    bl, plain, cut = table["gap"]
     assert table["gap-BL"].tolist() == pytest.approx([np.nan, plain - bl, np.nan], nan_ok=True)
     assert table["gap-plain"].tolist() == pytest.approx([np.nan, np.nan, cut - plain], nan_ok=True)
-    write(
-        "CKD", 0.6, 2, 0.9, train_generators="gan"
-    )  # a third seed with one of the folds: that fold counts
-    row = compare.gaps(loaded().values()).query("method == 'CKD' and recipe == 'plain'").iloc[0]
+    write("CKD", 0.6, 2, 0.9, train_generators="gan")  # a third seed: its only fold counts
+    every = loaded().values()
+    row = compare.gaps(every).query("method == 'CKD' and recipe == 'plain'").iloc[0]
     assert (row["folds"], row["seeds"]) == (1, 3)
-    mine = [
-        r
-        for r in loaded().values()
-        if r["method"] == "CKD"
-        and compare.recipe(r["params"]) == "plain"
-        and r["train_generators"] == ["gan"]
-    ]
-    assert row["gap"] == pytest.approx(np.mean([auroc(r, "gan") - auroc(r, "vae") for r in mine]))
+    mine = [gap(r)[2] for r in chosen(every, "CKD", known=["gan"])]
+    assert row["gap"] == pytest.approx(np.mean(mine))
 
 
 def test_a_run_contrasted_with_itself_differs_in_nothing_and_one_that_saw_all_has_no_gap(folds):
@@ -262,16 +330,12 @@ def test_a_run_contrasted_with_itself_differs_in_nothing_and_one_that_saw_all_ha
 
 def test_the_matrix_has_a_cell_for_each_training_and_test_generator(folds):
     cells = compare.matrix(r for r in folds if r["method"] == "BL")
-    assert {(c.train, c.test): (c.seen, c.seeds) for c in cells.itertuples()} == {
-        ("gan", "gan"): (True, 2),
-        ("gan", "vae"): (False, 2),
-        ("vae", "gan"): (False, 2),
-        ("vae", "vae"): (True, 2),
-        ("all", "gan"): (True, 1),
-        ("all", "vae"): (True, 1),
-    }
+    both = ("gan", "vae")
+    seen = {(train, test): (train in (test, "all")) for train in (*both, "all") for test in both}
+    expected = {at: (known, 1 if at[0] == "all" else 2) for at, known in seen.items()}
+    assert {(c.train, c.test): (c.seen, c.seeds) for c in cells.itertuples()} == expected
     cell = cells[(cells["train"] == "gan") & (cells["test"] == "vae")].iloc[0]
-    mine = [r for r in folds if r["method"] == "BL" and r["train_generators"] == ["gan"]]
+    mine = chosen(folds, "BL", known=["gan"])
     assert cell["auroc"] == pytest.approx(np.mean([auroc(r, "vae") for r in mine]))
     assert 0 <= cell["auroc_low"] < cell["auroc"] < cell["auroc_high"] <= 1
 
@@ -279,60 +343,26 @@ def test_the_matrix_has_a_cell_for_each_training_and_test_generator(folds):
 def test_each_transfer_gets_a_verdict_against_scratch(write):
     for seed in range(3):
         write("BL", 1.0, seed, epochs=3), write("BL", 3.0, seed, epochs=30)
-        (
-            write("TL+FT", 3.0, seed, transfer_epochs=3),
-            write("TL+FT", 3.0, seed, transfer_epochs=5, lr=0.5),
-        )
-        (
-            write("TL+P+FT", 0.0, seed, rate=0.9, transfer_epochs=5),
-            write("TL+P+FT", 0.0, seed, rate=0.6, transfer_epochs=2),
-        )
-        write("TL+P+FT", 3.0, seed, rate=0.7, transfer_epochs=7)
+        write("TL+FT", 3.0, seed, transfer_epochs=3)
+        write("TL+FT", 3.0, seed, transfer_epochs=5, lr=0.5)
+        for rate, skill, epochs in ((0.9, 0.0, 5), (0.6, 0.0, 2), (0.7, 3.0, 7)):
+            write("TL+P+FT", skill, seed, rate=rate, transfer_epochs=epochs)
         write("TL+KD", 1.0, seed, rate=0.9, epochs=3, noise=100 * seed + 2)  # BL's very scores
         write("TL+FT", 3.0, seed, transfer_epochs=5, target_images=25)
     every = loaded()
     table = compare.against_scratch(every.values(), every)
-    table["images"] = table["target_images"].fillna(0)
-    verdicts = {
-        (r.method, r.rate, r.images, r.settings): (r.verdict, r.epochs, r.seeds)
-        for r in table.fillna({"rate": 0}).itertuples()
-    }
-    assert verdicts == {
+    assert set(table["scratch_epochs"].dropna()) == {3}
+    table = table.fillna({"rate": 0, "target_images": 0})
+    about = table[["method", "rate", "target_images", "settings"]].itertuples(
+        index=False, name=None
+    )
+    told = table[["verdict", "epochs", "seeds"]].itertuples(index=False, name=None)
+    assert dict(zip(about, told, strict=True)) == {
         ("TL+FT", 0, 25, ""): ("not measured", 5, 0),
-        ("TL+FT", 0, 0, "lr 0.001, transfer_epochs 3"): ("beats scratch", 3, 3),
+        ("TL+FT", 0, 0, "transfer_epochs 3"): ("beats scratch", 3, 3),
         ("TL+FT", 0, 0, "lr 0.5, transfer_epochs 5"): ("not measured", 5, 0),
         ("TL+P+FT", 0.6, 0, ""): ("loses to a longer scratch", 2, 3),
         ("TL+P+FT", 0.7, 0, ""): ("beats a shorter scratch", 7, 3),
         ("TL+P+FT", 0.9, 0, ""): ("loses to scratch", 5, 3),
         ("TL+KD", 0.9, 0, ""): ("undecided", 3, 3),
     }
-    assert set(table["scratch_epochs"].dropna()) == {3}
-
-
-def test_runs_on_other_images_are_not_compared(write):
-    write("BL"), write("CPF", rate=0.9, paths=range(1, 121))
-    every = loaded()
-    with pytest.raises(InputError, match="were tested on different images"):
-        compare.over_seeds(every.values(), every)
-
-
-def test_the_report_shows_seeds_and_verdicts_where_there_are_any(write):
-    def shown() -> dict | None:
-        every = loaded()
-        return report._over_seeds(
-            pd.DataFrame(
-                {"record": list(every.values()), "folder": [r["folder"] for r in every.values()]}
-            )
-        )
-
-    write("BL", 1.0, 0, epochs=3)
-    assert shown() is None
-    write("TL+FT", 3.0, 0, transfer_epochs=3)
-    table = shown()
-    lines = {
-        row[0][0]: dict(zip(table["head"], (text for text, _ in row), strict=True))
-        for row in table["rows"]
-    }
-    assert lines["BL"]["against scratch"] == "–" and lines["BL"]["AUROC minus BL"] == "–"
-    assert lines["TL+FT"]["against scratch"].startswith("beats scratch (+0.")
-    assert lines["TL+FT"]["to ship"] == "5.0%" and lines["TL+FT"]["seeds"] == "1"

@@ -1,4 +1,4 @@
-"""The records of the real study in the gallery: readable by this version, without anything of a machine, and what its page says of them is true."""
+"""The gallery's records of real photographs: readable today, of no machine, and as its page says."""
 
 from __future__ import annotations
 
@@ -52,10 +52,8 @@ def test_the_pages_tables_are_those_of_the_records(faces, method):
         f"{row['all/auroc-BL' + end]:+.3f}".replace("-", "−") for end in ("", "_low", "_high")
     ]
     difference = f"{signed[0]} [{signed[1]}, {signed[2]}]"
-    assert (
-        f"| {row['all/auroc']:.3f} [{row['all/auroc_low']:.3f}, {row['all/auroc_high']:.3f}] | {difference} |"
-        in page
-    )
+    value, low, high = (row[f"all/auroc{end}"] for end in ("", "_low", "_high"))
+    assert f"| {value:.3f} [{low:.3f}, {high:.3f}] | {difference} |" in page
     assert f"| {difference} |" in front
     for name in ("front srm", "ema 0.99, front srm"):
         other = [r for r in group if compare.recipe(r["params"]) == name]

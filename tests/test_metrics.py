@@ -1,4 +1,4 @@
-"""dflib.metrics against scikit-learn, scipy, statsmodels, brute force and simulations with a known answer."""
+"""dflib.metrics against scikit-learn, scipy, statsmodels, brute force and known answers."""
 
 import doctest
 import json
@@ -18,21 +18,13 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.weightstats import DescrStatsW
 
 from dflib import metrics
-from dflib.metrics import (
-    best_threshold,
-    evaluate,
-    fit_temperature,
-    non_inferior,
-    over_seeds,
-    paired,
-    reliability,
-)
+from dflib.metrics import best_threshold, evaluate, fit_temperature, non_inferior, reliability
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def slow(labels, scores, threshold, weight=None) -> dict[str, float]:
-    """The independent implementation: scikit-learn, one draw at a time; NaN where a class has no weight."""
+    """The independent way: scikit-learn, a draw at a time; NaN where a class has no weight."""
     weight = np.ones(len(labels)) if weight is None else weight
     if not weight[labels == 0].sum() or not weight[labels == 1].sum():
         return dict.fromkeys((*metrics.INTERVALS, *metrics.RATES), np.nan)
@@ -55,7 +47,7 @@ def slow(labels, scores, threshold, weight=None) -> dict[str, float]:
 
 
 def binned_gaps(labels, scores, weight) -> float:
-    """The expected calibration error from its definition: |share of fakes - mean score| of each bin, weighed by its images."""
+    """The expected calibration error by its definition: |share of fakes - mean score| of bins."""
     bins = pd.cut(scores, np.linspace(0, 1, 16), include_lowest=True)
     table = (
         pd.DataFrame({"y": labels * weight, "p": scores * weight, "w": weight})
@@ -70,7 +62,7 @@ def binned_gaps(labels, scores, weight) -> float:
 
 
 def flat(each: dict) -> dict:
-    """An entry of `evaluate`, or its intervals, with the rates of tpr_at_fpr beside the other metrics."""
+    """An entry of `evaluate`, or its intervals, with tpr_at_fpr beside the other metrics."""
     return {k: each[k] for k in metrics.INTERVALS} | each["tpr_at_fpr"]
 
 
@@ -79,7 +71,7 @@ def same(ours: float | None, theirs: float) -> bool:
 
 
 def random_set(seed: int, n: int, levels: int, names=("gan", "vae", "diffusion")):
-    """Labels, scores on a grid of `levels` values (few: heavy ties) and generators, both classes and all names present."""
+    """Labels, scores on a grid of `levels` values (few: heavy ties), generators: all present."""
     rng = np.random.default_rng(seed)
     generators = np.array(["real", *names, *rng.choice(["real", *names], size=n - 1 - len(names))])
     labels = (generators != "real").astype(int)
@@ -88,7 +80,7 @@ def random_set(seed: int, n: int, levels: int, names=("gan", "vae", "diffusion")
 
 
 def detector(rng, scenes: int, images: int, shift=1.0, noise=0.3):
-    """Scenes with one real and one fake of each image; a scene moves all of its scores, so its images agree."""
+    """Scenes with a real and a fake of each image; a scene moves all of its scores alike."""
     labels = np.tile([0, 1], scenes * images)
     groups = np.repeat(np.arange(scenes), 2 * images)
     x = (
@@ -228,7 +220,7 @@ def test_group_counts_are_multinomial():
 
 
 def test_auroc_interval_covers_the_known_value():
-    """Two normals d apart: AUROC = Phi(d / sqrt 2). 200 sets: nominal 95 %, 5 % of slack, and not nearly always either."""
+    """Two normals d apart: AUROC = Phi(d / sqrt 2). Nominal 95 % of 200 sets, and 5 % of slack."""
     rng, labels = np.random.default_rng(0), np.repeat([0, 1], 80)
     truth, inside = stats.norm.cdf(1.2 / np.sqrt(2)), 0
     for _ in range(200):
@@ -241,7 +233,7 @@ def test_auroc_interval_covers_the_known_value():
 
 
 def test_the_interval_of_the_calibration_error_covers_what_the_value_overstates():
-    """Overconfident scores, at T = 1.5: the truth from a million images; chance adds half of it again on 300."""
+    """Overconfident scores, T = 1.5: the truth of a million images; chance adds half on 300."""
     rng = np.random.default_rng(3)
     draw = lambda n: (
         p := rng.beta(0.7, 0.7, n),
@@ -316,7 +308,7 @@ def test_no_interval_from_a_single_scene():
 
 
 def test_no_interval_where_most_draws_are_undefined():
-    """Two images a generator: each is missing from 13 % of the draws, at least one of 20 generators from 94 %."""
+    """Two images a generator: each is missing from 13 % of the draws, one of 20 from 94 %."""
     labels = np.repeat([0, 1], 40)
     generators = np.append(np.full(40, "real"), np.tile([f"g{i}" for i in range(20)], 2))
     table = evaluate(labels, np.linspace(0, 1, 80), generators, threshold=0.5, draws=400)
@@ -354,77 +346,57 @@ def test_best_threshold_takes_the_midpoint_nearest_to_a_half():
 @quick
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=150))
 def test_mcnemar_equals_statsmodels(right):
-    right_a, right_b = np.array([(True, True), (True, True), *right]).T
-    labels = np.arange(len(right_a)) % 2
-    scores_a, scores_b = (np.where(each, labels, 1 - labels) for each in (right_a, right_b))
-    result = paired(labels, scores_a, scores_b, threshold_a=0.5, threshold_b=0.5, draws=0)[
-        "mcnemar"
-    ]
+    check_mcnemar(*np.array(right).T)
+
+
+@pytest.mark.parametrize(("b", "c"), [(24, 0), (12, 12), (20, 5), (60, 41), (13, 13)])
+def test_mcnemar_on_either_side_of_25(b, c):
+    check_mcnemar(*np.repeat([[1, 0], [0, 1], [1, 1]], [b, c, 30], axis=0).T.astype(bool))
+
+
+def check_mcnemar(right_a, right_b):
+    result = metrics.mcnemar(right_a, right_b)
     b, c = (right_a & ~right_b).sum(), (~right_a & right_b).sum()
-    table = [[(right_a & right_b).sum(), b], [c, (~right_a & ~right_b).sum()]]
-    exact = b + c < 25
+    table, exact = [[0, b], [c, 0]], bool(b + c < 25)
     assert (result["b"], result["c"], result["test"]) == (b, c, "exact" if exact else "chi2")
-    assert result["p"] == pytest.approx(
-        mcnemar(table, exact=exact, correction=True).pvalue if b + c else 1.0
-    )
+    theirs = mcnemar(table, exact=exact, correction=True).pvalue if b + c else 1.0
+    assert result["p"] == pytest.approx(theirs)
 
 
-@pytest.mark.parametrize(
-    ("b", "c", "test"),
-    [(24, 0, "exact"), (12, 12, "exact"), (20, 5, "chi2"), (60, 41, "chi2"), (13, 13, "chi2")],
-)
-def test_mcnemar_on_either_side_of_25(b, c, test):
-    right_a, right_b = np.repeat([[1, 0], [0, 1], [1, 1]], [b, c, 30], axis=0).T
-    labels = np.arange(len(right_a)) % 2
-    scores_a, scores_b = (np.where(each, labels, 1 - labels) for each in (right_a, right_b))
-    result = paired(labels, scores_a, scores_b, threshold_a=0.5, threshold_b=0.5, draws=0)[
-        "mcnemar"
-    ]
-    assert result["test"] == test
-    assert result["p"] == pytest.approx(
-        mcnemar([[30, b], [c, 0]], exact=test == "exact", correction=True).pvalue
-    )
-
-
-def test_paired_differences_equal_an_explicit_loop():
+def test_differences_of_resampled_values_are_paired_as_in_an_explicit_loop():
     rng = np.random.default_rng(6)
     labels, a, groups = detector(rng, scenes=25, images=2)
     b = np.clip(a + 0.1 * rng.normal(size=len(a)), 0, 1)
-    result = paired(labels, a, b, threshold_a=0.5, threshold_b=0.4, groups=groups, draws=60, seed=3)
+    options = {"groups": groups, "draws": 60, "seed": 3}
+    ours = [
+        metrics.resample(labels, x, threshold=t, **options)["all"] for x, t in ((a, 0.5), (b, 0.4))
+    ]
     weights = np.hstack(list(metrics._counts(groups, 60, 3)))[groups, 1:].T
     drawn = [(slow(labels, a, 0.5, w), slow(labels, b, 0.4, w)) for w in weights]
     for metric in ("auroc", "accuracy", "balanced_accuracy"):
+        found = metrics.combine([ours[1][metric] - ours[0][metric]])
         expected = np.percentile([y[metric] - x[metric] for x, y in drawn], [2.5, 97.5])
-        assert result[metric]["ci95"] == pytest.approx(expected, abs=1e-9)
-        assert result[metric]["a"] == pytest.approx(slow(labels, a, 0.5)[metric])
-        assert result[metric]["b"] == pytest.approx(slow(labels, b, 0.4)[metric])
-        assert result[metric]["difference"] == pytest.approx(
-            result[metric]["b"] - result[metric]["a"]
-        )
-    json.dumps(result, allow_nan=False)
+        assert found["ci95"] == pytest.approx(expected, abs=1e-9)
+        points = [slow(labels, x, t)[metric] for x, t in ((a, 0.5), (b, 0.4))]
+        assert found["mean"] == pytest.approx(points[1] - points[0])
 
 
 def test_pairing_narrows_the_interval_and_equals_have_none():
     rng = np.random.default_rng(7)
     labels, a, groups = detector(rng, scenes=60, images=2)
     b = np.clip(a + 0.02 * rng.normal(size=len(a)), 0, 1)
-    alone = evaluate(labels, a, np.where(labels, "gan", "real"), threshold=0.5, groups=groups)[
-        "all"
-    ]["ci95"]["auroc"]
-    together = paired(labels, a, b, threshold_a=0.5, threshold_b=0.5, groups=groups)
-    assert width(together["auroc"]["ci95"]) < width(alone) / 3
-    equal = paired(labels, a, a, threshold_a=0.5, threshold_b=0.5, groups=groups)
-    assert (
-        equal["auroc"]["difference"] == 0
-        and equal["auroc"]["ci95"] == [0, 0]
-        and equal["mcnemar"]["p"] == 1
+    first, again, second = (
+        metrics.resample(labels, x, threshold=0.5, groups=groups)["all"]["auroc"] for x in (a, a, b)
     )
+    alone, together = (metrics.combine([x])["ci95"] for x in (first, second - first))
+    assert width(together) < width(alone) / 3
+    assert metrics.combine([again - first])["ci95"] == [0, 0]
 
 
 @quick
 @given(st.integers(0, 10**6), st.floats(0.01, 0.05))
 def test_non_inferiority_is_the_one_sided_test_at_half_the_level(seed, margin):
-    """Of the difference in accuracy of two detectors, with a normal interval: statsmodels' z test against minus the margin."""
+    """Of a difference in accuracy: statsmodels' z test against minus the margin."""
     rng = np.random.default_rng(seed)
     change = rng.choice([-1, 0, 1], size=500, p=[0.04, 0.92, 0.04])
     described = DescrStatsW(change)
@@ -524,44 +496,6 @@ def test_a_temperature_fitted_from_scores_calibrates_them_and_keeps_their_order(
     ).mean() > 0.997  # rounding
 
 
-# --- seeds
-
-
-def test_over_seeds_equals_statsmodels_and_keeps_the_shape():
-    labels, scores, generators = random_set(0, 80, 10**9)
-    tables = [
-        evaluate(labels, np.clip(scores + shift, 0, 1), generators, threshold=0.5, draws=20)
-        for shift in (0, 0.1, 0.3)
-    ]
-    combined = over_seeds(tables)
-    values = np.array([table["vae"]["accuracy"] for table in tables])
-    found = combined["vae"]["accuracy"]
-    assert found["mean"] == pytest.approx(values.mean()) and found["std"] == pytest.approx(
-        values.std(ddof=1)
-    )
-    assert (
-        found["ci95"] == pytest.approx(DescrStatsW(values).tconfint_mean(0.05))
-        and found["seeds"] == 3
-    )
-    assert combined["all"]["tpr_at_fpr"]["0.05"]["mean"] == pytest.approx(
-        np.mean([t["all"]["tpr_at_fpr"]["0.05"] for t in tables])
-    )
-    assert "ci95" not in combined["all"] and combined.keys() == tables[0].keys()
-    json.dumps(combined, allow_nan=False)
-
-
-def test_over_seeds_with_one_seed_and_with_undefined_values():
-    assert over_seeds([{"f1": 0.5}]) == {"f1": {"mean": 0.5, "std": None, "ci95": None, "seeds": 1}}
-    assert over_seeds([{"precision": None}])["precision"] == {
-        "mean": None,
-        "std": None,
-        "ci95": None,
-        "seeds": 0,
-    }
-    some = over_seeds([{"precision": None}, {"precision": 0.4}, {"precision": 0.6}])["precision"]
-    assert some["mean"] == pytest.approx(0.5) and some["seeds"] == 2
-
-
 # --- any sets, images and seeds together
 
 
@@ -581,14 +515,6 @@ def test_resampled_sets_hold_the_values_of_scikit_learn_and_of_evaluate(seed, n,
         "auroc"
     ]
     assert metrics.combine([drawn["vae"]["auroc"]])["ci95"] == interval
-    every = metrics.resample(labels, scores, threshold=0.4, draws=30, seed=3)["all"]
-    other = metrics.resample(labels, scores**2, threshold=0.16, draws=30, seed=3)["all"]
-    assert (
-        paired(labels, scores, scores**2, threshold_a=0.4, threshold_b=0.16, draws=30, seed=3)[
-            "auroc"
-        ]["ci95"]
-        == (metrics.combine([other["auroc"] - every["auroc"]])["ci95"])
-    )
 
 
 def test_a_set_without_fakes_has_no_values():
@@ -616,6 +542,9 @@ def test_seeds_alone_are_students_and_images_alone_are_normal(values):
     assert alone["std_seeds"] == pytest.approx(np.std(values, ddof=1)) and alone["seeds"] == len(
         values
     )
+    undrawn = metrics.combine([[v] for v in values])  # as in a resample with draws=0
+    assert undrawn["ci95"] == pytest.approx(DescrStatsW(values).tconfint_mean(0.05))
+    assert undrawn["std_images"] is None and metrics.combine([values[:1]])["ci95"] is None
     drawn = np.append(values[0], values[0] + 0.1 * np.random.default_rng(0).normal(size=400))
     images = metrics.combine([drawn] * len(values))  # every seed alike
     spread = drawn[1:].std(ddof=1)
@@ -623,15 +552,13 @@ def test_seeds_alone_are_students_and_images_alone_are_normal(values):
 
 
 def test_the_combined_interval_covers_what_new_seeds_and_new_images_would_give():
-    """Scores = label + image + seed x label + noise, three seeds. Each part alone covers far too seldom."""
+    """Scores = label + image + seed x label + noise: each part alone covers far too seldom."""
     rng, truth, inside = np.random.default_rng(5), stats.norm.cdf(0.5), np.zeros(3)
     labels = np.repeat([0, 1], 60)
     for _ in range(150):
         image = rng.normal(size=120) * 0.8
         values = []
-        for shift in rng.normal(
-            0, 0.25, 3
-        ):  # of the fakes: recall and AUROC differ from seed to seed
+        for shift in rng.normal(0, 0.25, 3):  # of the fakes
             scores = stats.norm.cdf(
                 labels - 0.5 + labels * shift + image + 0.6 * rng.normal(size=120)
             )
@@ -660,106 +587,59 @@ def test_a_difference_over_seeds_is_non_inferior_only_with_seeds_enough_alike():
 # --- bad input, documentation, weight of the import
 
 Y, P, G = [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], ["real", "gan", "real", "gan"]
+GOOD = {"labels": Y, "scores": P, "generators": G, "threshold": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("bad", "message"),
     [
-        (lambda: evaluate(Y, P[:3], G, threshold=0.5), r"scores has shape \(3,\): expected \(4,\)"),
-        (
-            lambda: evaluate(Y, P, G[:2], threshold=0.5),
-            r"generators has shape \(2,\): expected \(4,\)",
-        ),
-        (
-            lambda: evaluate(Y, P, G, threshold=0.5, groups=[1]),
-            r"groups has shape \(1,\): expected \(4,\)",
-        ),
-        (
-            lambda: evaluate(Y, [P] * 4, G, threshold=0.5),
-            r"scores has shape \(4, 4\): expected \(4,\)",
-        ),
-        (
-            lambda: evaluate(Y, [0.1, np.nan, 0.2, 0.8], G, threshold=0.5),
-            r"scores\[1\] = nan: expected a probability",
-        ),
-        (
-            lambda: evaluate(Y, [0.1, 0.9, 1.5, 0.8], G, threshold=0.5),
-            r"scores\[2\] = 1.5: expected .* in \[0, 1\]",
-        ),
-        (lambda: evaluate(Y, [0.1, 0.9, 0.2, -1e-9], G, threshold=0.5), r"scores\[3\] = -1e-09"),
-        (
-            lambda: evaluate([0, 1, 2, 1], P, G, threshold=0.5),
-            r"labels\[2\] = 2.0: expected 0 \(real\) or 1 \(fake\)",
-        ),
-        (
-            lambda: evaluate([1] * 4, P, ["gan"] * 4, threshold=0.5),
-            r"labels holds only \[1.0\]: expected both",
-        ),
-        (lambda: evaluate([], [], [], threshold=0.5), r"labels holds only \[\]"),
-        (
-            lambda: evaluate(Y, P, ["gan", *G[1:]], threshold=0.5),
-            r"generators\[0\] = gan: expected \"real\" for label 0",
-        ),
-        (lambda: evaluate(Y, P, ["real"] * 4, threshold=0.5), r"generators\[1\] = real: .*2 of 4"),
-        (
-            lambda: evaluate(Y, P, ["real", "all", "real", "gan"], threshold=0.5),
-            r"generators\[1\] = all",
-        ),
-        (
-            lambda: evaluate(Y, P, ["real", None, "real", "gan"], threshold=0.5),
-            r"generators\[1\] = None",
-        ),
-        (
-            lambda: evaluate(Y, P, G, threshold=0.5, groups=["a", "b", np.nan, "c"]),
-            r"groups\[2\] = nan: expected .* scene",
-        ),
-        (
-            lambda: evaluate(Y, P, G, threshold=np.nan),
-            r"threshold = nan: expected a number in \[0, 1\]",
-        ),
-        (
-            lambda: evaluate(Y, P, G, threshold=0.5, draws=-1),
-            r"draws = -1: expected a whole number, 0 or more",
-        ),
-        (lambda: best_threshold([0, 0], [0.1, 0.2]), "expected both real"),
-        (
-            lambda: paired(Y, P, [0.1], threshold_a=0.5, threshold_b=0.5),
-            r"scores_b has shape \(1,\)",
-        ),
-        (lambda: paired(Y, P, P, threshold_a=0.5, threshold_b=1.5), r"threshold = 1.5"),
-        (lambda: non_inferior([-0.1, 0.1], 0), r"margin = 0: expected a positive number"),
-        (
-            lambda: non_inferior([0.1, -0.1], 0.02),
-            r"difference_ci = \[0.1, -0.1\]: expected \[low, high\]",
-        ),
-        (lambda: reliability(Y, P, bins=0), r"bins = 0: expected a whole number, 1 or more"),
-        (lambda: reliability([], []), r"labels holds only \[\]"),
-        (lambda: metrics.at_temperature(P, 0), r"temperature = 0: expected a positive number"),
-        (
-            lambda: fit_temperature(Y, [1, 2, np.inf, 3]),
-            r"logit_difference\[2\] = inf: expected a finite number",
-        ),
-        (
-            lambda: metrics.resample(Y, P, {"a": [True] * 4}, threshold=0.5),
-            r"sets\['a'\]\[0\] = True: expected a fake",
-        ),
-        (lambda: metrics.combine([]), "expected one array"),
-        (
-            lambda: metrics.combine([[0.1, 0.2], [0.1]]),
-            r"expected one array \(1 \+ draws,\) per seed",
-        ),
-        (lambda: over_seeds([]), r"values = \[\]: expected one dict per seed"),
-        (lambda: over_seeds([{"f1": 1.0}, {"ap": 1.0}]), "all with the same keys"),
-        (
-            lambda: over_seeds([{"f1": 1.0}, {"f1": np.nan}]),
-            r"values\[1\]\['f1'\] = nan: expected a finite number or None",
-        ),
-        (lambda: over_seeds([{"f1": "high"}]), r"values\[0\]\['f1'\] = 'high'"),
+        ({"scores": P[:3]}, r"scores has shape \(3,\): expected \(4,\)"),
+        ({"generators": G[:2]}, r"generators has shape \(2,\): expected \(4,\)"),
+        ({"groups": [1]}, r"groups has shape \(1,\): expected \(4,\)"),
+        ({"scores": [P] * 4}, r"scores has shape \(4, 4\): expected \(4,\)"),
+        ({"scores": [0.1, np.nan, 0.2, 0.8]}, r"scores\[1\] = nan: expected a probability"),
+        ({"scores": [0.1, 0.9, 1.5, 0.8]}, r"scores\[2\] = 1.5: expected .* in \[0, 1\]"),
+        ({"scores": [0.1, 0.9, 0.2, -1e-9]}, r"scores\[3\] = -1e-09"),
+        ({"labels": [0, 1, 2, 1]}, r"labels\[2\] = 2.0: expected 0 \(real\) or 1 \(fake\)"),
+        ({"labels": [1] * 4, "generators": ["gan"] * 4}, r"labels holds only \[1.0\]: expected"),
+        ({"labels": [], "scores": [], "generators": []}, r"labels holds only \[\]"),
+        ({"generators": ["gan", *G[1:]]}, r"generators\[0\] = gan: expected \"real\" for label 0"),
+        ({"generators": ["real"] * 4}, r"generators\[1\] = real: .*2 of 4"),
+        ({"generators": ["real", "all", "real", "gan"]}, r"generators\[1\] = all"),
+        ({"generators": ["real", None, "real", "gan"]}, r"generators\[1\] = None"),
+        ({"groups": ["a", "b", np.nan, "c"]}, r"groups\[2\] = nan: expected .* scene"),
+        ({"threshold": np.nan}, r"threshold = nan: expected a number in \[0, 1\]"),
+        ({"threshold": 1.5}, "threshold = 1.5"),
+        ({"draws": -1}, r"draws = -1: expected a whole number, 0 or more"),
     ],
 )
-def test_bad_input_is_named(call, message):
+def test_bad_input_is_named(bad, message):
     with pytest.raises(ValueError, match=message):
-        call()
+        evaluate(**(GOOD | bad))
+
+
+@pytest.mark.parametrize(
+    ("function", "bad", "message"),
+    [
+        (best_threshold, ([0, 0], [0.1, 0.2]), "expected both real"),
+        (non_inferior, ([-0.1, 0.1], 0), r"margin = 0: expected a positive number"),
+        (non_inferior, ([0.1, -0.1], 0.02), r"difference_ci = \[0.1, -0.1\]: expected \[low, high"),
+        (reliability, (Y, P, 0), r"bins = 0: expected a whole number, 1 or more"),
+        (reliability, ([], []), r"labels holds only \[\]"),
+        (metrics.at_temperature, (P, 0), r"temperature = 0: expected a positive number"),
+        (fit_temperature, (Y, [1, 2, np.inf, 3]), r"logit_difference\[2\] = inf: expected a fin"),
+        (metrics.combine, ([],), "expected one array"),
+        (metrics.combine, ([[0.1, 0.2], [0.1]],), r"one array \(1 \+ draws,\) per seed"),
+    ],
+)
+def test_bad_input_of_others_is_named(function, bad, message):
+    with pytest.raises(ValueError, match=message):
+        function(*bad)
+
+
+def test_a_set_may_hold_fakes_alone():
+    with pytest.raises(ValueError, match=r"sets\['a'\]\[0\] = True: expected a fake"):
+        metrics.resample(Y, P, {"a": [True] * 4}, threshold=0.5)
 
 
 def test_examples_in_the_docstrings_are_true():
@@ -772,42 +652,3 @@ def test_import_is_light():
     code = f"import sys, dflib.metrics; print(*set({heavy}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("\n", "")
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "words"),
-    [
-        ([0.1, 0.3], [0.3, 0.4], "overlap"),
-        ([0.3, 0.4], [0.1, 0.29], "do not overlap"),
-        ([0.1, 0.9], [0.4, 0.5], "overlap"),
-        (None, [0, 1], "are not known"),
-        ([0, 1], None, "are not known"),
-    ],
-)
-def test_overlap_in_words(a, b, words):
-    assert metrics.overlap(a, b) == words
-
-
-@pytest.mark.parametrize(
-    ("span", "word"),
-    [
-        ([-0.2, -0.1], "a loss"),
-        ([0.1, 0.2], "a gain"),
-        ([-0.1, 0.1], "no difference"),
-        ([-0.1, 0.0], "no difference"),
-        (None, "not known"),
-    ],
-)
-def test_a_verdict_needs_the_whole_interval_on_one_side(span, word):
-    assert metrics.verdict(span).startswith(word)
-
-
-def test_a_metric_for_a_sentence():
-    assert (
-        metrics.with_interval({"auroc": 0.91234, "ci95": {"auroc": [0.88, 0.94]}}, "auroc")
-        == "0.912 (0.880 to 0.940)"
-    )
-    assert (
-        metrics.with_interval({"auroc": 0.5, "ci95": {"auroc": None}}, "auroc")
-        == "0.500 (no interval: too few scenes)"
-    )

@@ -1,7 +1,7 @@
 """Finished runs side by side: a run's baseline, paired differences, means over seeds and folds.
 
-A result is the dict of a `result.json` with its `folder`, as `load` gives it; `every` holds all of
-them by run id. A change is a dict of `metrics.combine`, of differences. Makes no run, draws nothing.
+A result is the dict of a `result.json` with its `folder`; `every` holds all of them by run id, as
+`load` gives them. A change is a dict of `metrics.combine`, of differences. Makes no run.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def recipe(params: dict) -> str:
 
 
 def _decides(params: dict, but: Iterable[str] = MEASURES) -> dict:
-    """The settings that decide a run: the defaults where its record, maybe of older code, has none."""
+    """The settings that decide a run; its record, maybe of older code, may lack some defaults."""
     named = (DEFAULTS | params).items()
     return {k: v for k, v in named if k not in {*MEASURES, *but} and (k in DEFAULTS or v)}
 
@@ -86,8 +86,9 @@ def from_nothing(
     place = lambda r: ("BL", *(r[k] for k in ("dataset", "protocol", "seed")))
     wanted = place(result), _decides(_inherited(result, every), ignored)
     alike = lambda b: b["method"] == "BL" and (place(b), _decides(b["params"], ignored)) == wanted
-    found = sorted(filter(alike, every.values()), key=lambda b: b["params"]["epochs"])
-    shorter = [b for b in found if b["params"]["epochs"] <= epochs]
+    length = lambda b: b["params"].get("epochs", DEFAULTS["epochs"])
+    found = sorted(filter(alike, every.values()), key=length)
+    shorter = [b for b in found if length(b) <= epochs]
     return (shorter[-1:] or found[:1] or [None])[0]
 
 
@@ -272,28 +273,20 @@ def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) 
 
     but: with all of RECIPE, what only older code knew may differ as well.
     """
-    anything = {*RECIPE} <= {*but}
-
-    def told(params: dict) -> dict:
-        found = _decides(params, but)
-        return {k: v for k, v in found.items() if k in DEFAULTS or not anything}
-
-    fits = [r for r in results if told(r["params"]) == told(relevant(r["method"], wanted))]
-    return list({(_key(r), r["seed"]): r for r in fits}.values())
+    results = list(results)
+    older = {k for r in results for k in r["params"]} - {*DEFAULTS}
+    but = {*but, *older} if {*RECIPE} <= {*but} else but
+    same = lambda r: _decides(r["params"], but) == _decides(relevant(r["method"], wanted), but)
+    return list({(_key(r), r["seed"]): r for r in results if same(r)}.values())
 
 
 def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
-    """What a row is of; settings: those not the default that tell it from rows of its method, rate and images."""
+    """What a row is of; settings: what tells it from others of its method, rate and images."""
     place = lambda g: (g[0]["method"], g[0]["rate"], g[0]["params"].get("target_images"))
-    mine, others = (
-        (_decides(group[0]["params"])),
-        [_decides(g[0]["params"]) for g in groups if place(g) == place(group)],
-    )
-    named = [
-        k for k, v in mine.items() if v != DEFAULTS.get(k) and any(p.get(k) != v for p in others)
-    ]
-    method, rate, images = place(group)
-    settings = ", ".join(f"{k} {mine[k]}" for k in named)
+    others = [_decides(g[0]["params"]) for g in groups if place(g) == place(group)]
+    told = {k: v for k, v in _decides(group[0]["params"]).items() if v != DEFAULTS.get(k)}
+    differ = [f"{k} {v}" for k, v in told.items() if any(other.get(k) != v for other in others)]
+    (method, rate, images), settings = place(group), ", ".join(differ)
     return {"method": method, "rate": rate, "settings": settings, "target_images": images}
 
 

@@ -1,12 +1,13 @@
-"""What a detector still tells after images were re-encoded, blurred, resized, cropped: the scores of finished runs on a grid of perturbations.
+"""What a detector still tells of images that were re-encoded, blurred, resized, cropped.
 
-Kept as `robustness.parquet` beside each run: one row a test image (those of `predictions.parquet`), one column of P(fake) a perturbation.
+Beside each run, in `robustness.parquet`: a row a test image (as in `predictions.parquet`), a column
+of P(fake) a perturbation (`data_prep.transform.GRID`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +21,8 @@ from data_prep.errors import InputError
 from data_prep.integrity import open_image, to_rgb
 from data_prep.paths import describe, images_root
 from data_prep.transform import GRID
-from dflib import metrics
+from dflib import export, metrics, models, train
+from dflib.data import Part
 from dflib.study import compare, runs
 
 FILE = "robustness.parquet"
@@ -33,42 +35,44 @@ def measure(
     *,
     on_run: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Score every test image under every perturbation of `grid` (`transform.perturb`), for those of the finished runs that lack it.
+    """Score every test image of finished runs under each perturbation that they lack.
 
-    A perturbation comes after real and fake were made alike and before the crop or resize. Each file is read and decoded once for the whole grid and all
-    runs on the same images. on_run: called as each run's file is written. Raises `InputError` for a dataset that changed since a run.
+    A perturbation comes after real and fake were made alike, before the crop. Each file is
+    decoded once for the whole grid and all runs on the same images. on_run: called as a run's file
+    is written. Raises `InputError` for a dataset that changed since a run.
 
-    >>> measure(runs.folders(), grid=("jpeg-50", "blur-2"))         # doctest: +SKIP
+    >>> measure(runs.folders(), grid=("jpeg-50", "blur-2"))  # doctest: +SKIP
     """
     for how in grid:
         transform.check_perturbation(how)
-    todo = [runs.own(f) for f in map(Path, folders) if not set(grid) <= set(_known(f))]
+    todo = [runs.own(folder) for folder in map(Path, folders) if not measured(folder, grid)]
     for _, alike in groupby(sorted(todo, key=_images), key=_images):
         together = list(alike)
         for folder, scores in zip(together, _scores(together, grid), strict=True):
             new = folder / f"{FILE}.new"
-            _known(folder).drop(columns=list(grid), errors="ignore").join(scores).to_parquet(
-                new, index=False
-            )
+            others = _known(folder).drop(columns=list(grid), errors="ignore")
+            others.join(scores).to_parquet(new, index=False)
             new.replace(folder / FILE)
             on_run(folder)
 
 
-def drawn(
-    folder: Path, how: str = "", *, generators: Collection[str] | None = None, draws: int = 1000
-) -> dict[str, np.ndarray]:
-    """`metrics.resample` of a run on the test images made worse by `how` ("": as they are), at the run's threshold.
+def measured(folder: Path, grid: Sequence[str] = GRID) -> bool:
+    """Whether a run has its scores under every perturbation of the grid."""
+    return set(grid) <= set(_known(folder))
 
-    generators: those whose fakes count, None for all. The draws are those of the images as they are: differences are paired.
-    Raises `InputError` where `how` was not measured.
+
+def drawn(folder: Path, how: str = "", *, draws: int = 1000) -> dict[str, np.ndarray]:
+    """`metrics.resample` of a run on test images made worse by `how` ("": as they are).
+
+    All with the same draws, so differences are paired. Raises `InputError` where `how` was not
+    measured.
     """
-    known = _known(folder)
+    known, name = _known(folder), Path(folder).name
     if how and how not in known:
-        raise InputError(
-            f"{Path(folder).name} was not measured under {how}: python -m dflib robustness --run {Path(folder).name}"
-        )
-    sets = None if generators is None else {"all": generators}
-    return compare.resampled(folder, sets, scores=known[how] if how else None, draws=draws)["all"]
+        mend = f"python -m dflib robustness --run {name}"
+        raise InputError(f"{name} was not measured under {how}: {mend}")
+    scores = known[how] if how else None
+    return compare.resampled(folder, scores=scores, draws=draws)["all"]
 
 
 def drops(
@@ -77,97 +81,59 @@ def drops(
     *,
     metric: str = "auroc",
     grid: Sequence[str] = GRID,
-    generators: Collection[str] | None = None,
     draws: int = 1000,
 ) -> pd.DataFrame:
-    """What one method's runs (several seeds) score under each perturbation, what they lose to it, and how much more that is than `against` loses.
+    """What one method's runs (several seeds) score and lose under each perturbation.
 
-    against: runs of the same seeds, in the same order (BL's). One row a perturbation, "" first: columns value, drop, and with `against` more (a paired
-    difference of drops: above zero is more brittle), each with _low and _high (95 %, `metrics.combine`).
+    A row a perturbation, "" first: value, drop, and with `against` (BL's runs of the same seeds, in
+    the same order) more: the drop minus theirs, paired; above zero is more brittle. Each with _low
+    and _high (95 %).
     """
-    options = {"generators": generators, "draws": draws}
-    clean, base = ([drawn(f, **options)[metric] for f in group] for group in (folders, against))
+    scored = lambda group, how: np.array([drawn(f, how, draws=draws)[metric] for f in group])
     rows = []
     for how in ("", *grid):
-        here, there = (
-            [drawn(f, how, **options)[metric] for f in group] for group in (folders, against)
-        )
-        drop, theirs = (
-            [a - b for a, b in zip(*pair, strict=True)] for pair in ((clean, here), (base, there))
-        )
-        values = {"value": here, "drop": drop}
+        value = scored(folders, how)
+        values = {"value": value, "drop": scored(folders, "") - value}
         if len(against):
-            values["more"] = [a - b for a, b in zip(drop, theirs, strict=True)]
-        row = {"perturbation": how}
+            values["more"] = values["drop"] - (scored(against, "") - scored(against, how))
+        rows.append({"perturbation": how})
         for name, arrays in values.items():
-            found = metrics.combine(arrays)
-            row[name] = found["mean"]
-            row[f"{name}_low"], row[f"{name}_high"] = found["ci95"] or (np.nan, np.nan)
-        rows.append(row)
+            rows[-1] |= compare.ends(name, metrics.combine(arrays))
     return pd.DataFrame(rows)
 
 
-def measured(folder: Path, grid: Sequence[str] = GRID) -> bool:
-    """Whether a run has its scores under every perturbation of the grid."""
-    return set(grid) <= set(_known(folder))
-
-
 def _known(folder: Path) -> pd.DataFrame:
-    paths = pd.read_parquet(Path(folder) / "predictions.parquet", columns=["path"])
-    file = Path(folder) / FILE
-    return (
-        paths.merge(pd.read_parquet(file), on="path", how="left", validate="1:1")
-        if file.exists()
-        else paths
-    )
+    paths, file = runs.predictions(folder)[["path"]], Path(folder) / FILE
+    if not file.exists():
+        return paths
+    return paths.merge(pd.read_parquet(file), on="path", how="left", validate="1:1")
 
 
 def _images(folder: Path) -> tuple:
     """What decides the images that a run sees, beside the perturbation."""
-    r = runs.read(folder)
-    paths = pd.read_parquet(folder / "predictions.parquet", columns=["path"])["path"]
-    return (
-        r["dataset"],
-        r["protocol"],
-        r["params"]["size"],
-        r["params"]["mode"],
-        r["data_fingerprint"],
-        "\n".join(paths),
-    )
+    r, paths = runs.read(folder), runs.predictions(folder)["path"]
+    look = r["dataset"], r["protocol"], r["params"]["size"], r["params"]["mode"]
+    return *look, r["data_fingerprint"], "\n".join(paths)
 
 
 def _scores(folders: list[Path], grid: Sequence[str]) -> list[pd.DataFrame]:
-    from dflib.data import Part
-    from dflib.train import logits
-
     name, protocol, size, mode, fingerprint, paths = _images(folders[0])
     table = manifest.load(name)
     if manifest.fingerprint(table) != fingerprint:
-        raise InputError(
-            f"{name} has changed since {folders[0].name} was made: its test images cannot be made worse now; make the run again"
-        )
+        raise InputError(f"{name} has changed since {folders[0].name} was made: make the run again")
     ok = table[table["status"] == "ok"]
-    same = (
-        transform.equaliser(ok)
-        if protocol == "strict" and describe(name)["kind"] == "deepfake"
-        else None
-    )
-    rows = ok.set_index("path").loc[paths.split("\n")]
-    jobs = [(images_root(name) / path, sha) for path, sha in rows["sha256"].items()]
-    task, forwards = (
-        partial(_worse, grid=grid, size=size, mode=mode, same=same),
-        [_forward(f) for f in folders],
-    )
-    scores = [[] for _ in folders]
+    alike = protocol == "strict" and describe(name)["kind"] == "deepfake"
+    same = transform.equaliser(ok) if alike else None
+    hashes = ok.set_index("path")["sha256"].loc[paths.split("\n")]
+    jobs = [(images_root(name) / path, sha256) for path, sha256 in hashes.items()]
+    task = partial(_worse, grid=grid, size=size, mode=mode, same=same)
+    forwards, scores = [_forward(folder) for folder in folders], [[] for _ in folders]
     for start in range(0, len(jobs), BLOCK):
-        block = np.concatenate(
-            manifest.parallel(
-                task, jobs[start : start + BLOCK], desc=f"{name}: {start} of {len(jobs)}"
-            )
-        )
+        told = f"{name}: {start} of {len(jobs)}"
+        block = np.concatenate(manifest.parallel(task, jobs[start : start + BLOCK], desc=told))
         part = Part(block, pd.DataFrame({"row": range(len(block)), "label": 0}))
         for forward, found in zip(forwards, scores, strict=True):
-            found.append(logits(forward, part).view(-1, len(grid), 2).softmax(2)[:, :, 1].numpy())
+            found.append(train.predict(forward, part).reshape(-1, len(grid)))
     return [pd.DataFrame(np.concatenate(each), columns=list(grid)) for each in scores]
 
 
@@ -177,13 +143,10 @@ def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, 
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): the grid needs the original images"
-        ) from error
+        needs = "the grid needs the original images"
+        raise InputError(f"{path} cannot be read ({error}): {needs}") from error
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise InputError(
-            f"{path} changed since it was scanned: scan again with python -m data_prep"
-        )
+        raise InputError(f"{path} changed since it was scanned: scan again, python -m data_prep")
     image = to_rgb(open_image(data))
     image = same(image, sha256) if same else image
     return np.stack([fit(transform.perturb(image, how), size=size, mode=mode) for how in grid])
@@ -191,8 +154,6 @@ def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, 
 
 def _forward(folder: Path):
     """A run's detector as it was evaluated: the deployed int8 file, else the weights."""
-    from dflib import export, models, train
-
     deployed = runs.read(folder)["deployed"]
     if "int8" in deployed:
         return export.OnnxModel(folder / deployed)
