@@ -164,7 +164,7 @@ def predict(
     rows = pd.DataFrame([{"path": str(path)} | predictor(path) for path in files(images)])
     if csv:
         rows.to_csv(csv, index=False)
-    terminal.show(rows.round(4).fillna(""), title=predictor.name)
+    terminal.show(rows.round(4).astype(object).fillna(""), title=predictor.name)
     if rows["error"].notna().all():
         raise typer.Exit(1)
 

@@ -54,7 +54,7 @@ def test_the_whole_way(name, toy, tmp_path):
     train.fit(student, data, QUICK, loss=distill.Distillation(model), device=CPU)
     assert measure.macs(small) < 0.7 * measure.macs(model)
     onnx = export.to_onnx(small, tmp_path / "model.onnx")
-    assert export.parity(small, onnx, data.test)["max_logit_difference"] < 1e-3
+    assert export.parity(small, export.OnnxModel(onnx), data.test)["max_logit_difference"] < 1e-3
     int8 = quantize.static_int8(onnx, tmp_path / "int8.onnx", data.train)
     tensors = [t for t in onnx_.load(int8).graph.initializer if len(t.dims) > 1]
     integers = [math.prod(t.dims) for t in tensors if t.data_type == onnx_.TensorProto.INT8]

@@ -122,7 +122,7 @@ def test_a_study_on_two_nodes(cluster, tiny_dataset, tmp_path):
             (
                 "DFLIB_OUTPUTS",
                 tmp_path / "other",
-                "outputs in .*other, another folder. Here: BL-s0-",
+                "outputs in .*other, another folder. Here: BL-s",
             ),
         ):
             right = os.environ[key]

@@ -73,7 +73,7 @@ def test_an_architecture_from_before_has_none_and_an_unknown_one_is_refused():
 def test_the_exported_file_holds_it_and_int8_leaves_it_in_float(toy, tmp_path):
     model, images = detector(), toy(60)
     file = export.to_onnx(model, tmp_path / "model.onnx")
-    same = export.parity(model, file, images.test)
+    same = export.parity(model, export.OnnxModel(file), images.test)
     assert same["max_logit_difference"] < 1e-4 and same["same_decisions"] == 1
     layers = [*(f"features.{i}.conv" for i in range(3)), "head.1", "head.3"]
     assert list(quantize.layers(file)) == layers

@@ -1,4 +1,4 @@
-"""The gallery's records of real photographs: readable today, of no machine, and as its page says."""
+"""The gallery's records of real photographs: readable today, of no machine, as its page says."""
 
 from __future__ import annotations
 

@@ -299,7 +299,8 @@ def over_seeds(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFra
     rows, groups = [], by_seed(results)
     for group in groups:
         row = about(group, groups) | {"seeds": len(group)}
-        row |= pd.DataFrame(map(runs.flat, group))[COSTS].astype(float).mean().to_dict()
+        told = [r["cost"] | r["timings"] | {"train_images": r.get("train_images")} for r in group]
+        row |= pd.DataFrame(told).reindex(columns=COSTS).astype(float).mean().to_dict()
         pairs = [(r, b) for r in group if (b := baseline(r, every))]
         tables = {"": combined(group), "-BL": paired(*zip(*pairs, strict=True)) if pairs else {}}
         for suffix, table in tables.items():

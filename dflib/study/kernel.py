@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from contextlib import suppress
@@ -123,11 +124,13 @@ def _run_notebook(s: Spec, ends: float, threads: int | None) -> dict | None:
                 stdout_file=text,
                 stderr_file=text,
                 kernel_name="python3",
-                kernel_manager_class=kernel_manager(text, sockets, threads),
+                kernel_manager_class=kernel_manager(text, sockets, threads, ends=ends),
                 timeout_func=lambda cell: ends < math.inf and max(0.1, ends - time.monotonic()),
             )
     except (PapermillException, OSError, RuntimeError, ValidationError) as error:
         record = _record(error)
+        if record["kind"] == "died" and time.monotonic() >= ends:
+            record["kind"] = "timeout"  # it did not answer any more, and was killed
         with suppress(OSError):
             _log(s, traceback.format_exc())
         if record["kind"] == "died" and not hasattr(error, "ename"):
@@ -154,8 +157,12 @@ def _record(error: Exception) -> dict:
     return {"kind": kind, "error": text.splitlines()[0][:500]}
 
 
-def kernel_manager(log_file: TextIO, sockets: str, threads: int | None = None) -> type:
+def kernel_manager(
+    log_file: TextIO, sockets: str, threads: int | None = None, *, ends: float = math.inf
+) -> type:
     """A kernel manager over ipc sockets in a folder of their own (TCP ports race among many).
+
+    ends: by the monotonic clock; a kernel that still runs 5 s later, as it hangs, is killed.
 
     What the kernel process itself says on its way out goes to the run's log.
     """
@@ -188,6 +195,11 @@ def kernel_manager(log_file: TextIO, sockets: str, threads: int | None = None) -
             words = [*extra_arguments, f"--IPKernelApp.exec_lines={code}"]
             options |= {"env": env, "stdout": log_file, "stderr": log_file}
             await super().start_kernel(extra_arguments=words, **options)
+            if ends < math.inf:
+                left = max(0.0, ends + 5 - time.monotonic())
+                timer = threading.Timer(left, self.provisioner.process.kill)
+                timer.daemon = True
+                timer.start()
 
     return KernelManager
 
