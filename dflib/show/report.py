@@ -105,10 +105,11 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
 def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     """What the page shows of runs that may be compared; key: the values of SECTION."""
     about = dict(zip(SECTION, key, strict=True))
+    rows = rows.loc[:, rows.notna().any() | ~rows.columns.str.contains("/")]  # its own generators
     every = {record["run_id"]: record for record in rows["record"]}
     (means, scratch), texts, names = _compared(every), table_rows(rows), _names(every)
     more = texts.drop(columns=MAIN).replace("–", None).to_dict("records")
-    tested = rows.filter(regex="/auroc$").dropna(axis=1, how="all").columns
+    tested = rows.filter(regex="/auroc$").columns
     by_generator = {c.removesuffix("/auroc"): _intervals(rows, c) for c in tested}
     moved = any(code in METHODS and METHODS[code].transfers for code in rows["method"])
     left_out = {"AUROC by generator": len(tested) < 2, "Accuracy, F1 and transfer time": not moved}
@@ -140,12 +141,12 @@ def answer(rows: pd.DataFrame, means: pd.DataFrame) -> dict:
     Of the highest rate the best method, with its verdict against BL; the smallest and the fastest
     run, and how many times less than its baseline each takes.
     """
+    every, texts = {record["run_id"]: record for record in rows["record"]}, table_rows(rows)
     known, metric = (means, "all/auroc") if len(means) else (rows, "auroc")
     known = known.assign(auroc_text=_intervals(known, metric)).dropna(subset=metric)
     base, rated = known[known["method"] == "BL"], known[known["rate"].notna()]
     top = rated[rated["rate"] == rated["rate"].max()] if len(base) else known
-    found = {"base": base.to_dict("records"), "best": None, "among": len(top), "gains": {}}
-    found["guesses"] = len(base) and base.iloc[0].get(f"{metric}_low", 1) <= 0.5
+    found = {"base": base["auroc_text"].tolist(), "best": None, "among": len(top), "gains": {}}
     if len(top):
         best = top.loc[top[metric].astype(float).idxmax()]
         name = plots.run_label(best["method"], best["rate"])
@@ -153,7 +154,10 @@ def answer(rows: pd.DataFrame, means: pd.DataFrame) -> dict:
         value, *ends = best.reindex([f"{metric}-BL{end}" for end in ("", "_low", "_high")])
         change = {"mean": value, "ci95": None if pd.isna(ends).any() else ends}
         found["verdict"] = "" if pd.isna(value) else compare.verdict(change)
-    every, texts = {record["run_id"]: record for record in rows["record"]}, table_rows(rows)
+        if own := compare.baseline(every[best["run_id"]], every):
+            found["guesses"] = (
+                rows.set_index("run_id").loc[own["run_id"]].get("auroc_low", 1) <= 0.5
+            )
     for title in ("file MB", "p50 ms"):
         column = NUMBERS[title][0]
         values = rows.loc[rows["method"] != "BL", column].dropna()

@@ -293,12 +293,13 @@ def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
 def over_seeds(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFrame:
     """A row a method, rate and number of target images: means over seeds, differences from BL.
 
-    Columns: those of `about`, seeds, COSTS; for each generator and "all" NAME/accuracy, /auroc and
-    /balanced_accuracy, and with -BL behind minus `baseline`, paired; each with _low and _high.
+    Columns: those of `about`, seeds, run_id (of the first), COSTS; for each generator and "all"
+    NAME/accuracy, /auroc and /balanced_accuracy, and with -BL behind minus `baseline`, paired; each
+    with _low and _high.
     """
     rows, groups = [], by_seed(results)
     for group in groups:
-        row = about(group, groups) | {"seeds": len(group)}
+        row = about(group, groups) | {"seeds": len(group), "run_id": group[0]["run_id"]}
         told = [r["cost"] | r["timings"] | {"train_images": r.get("train_images")} for r in group]
         row |= pd.DataFrame(told).reindex(columns=COSTS).astype(float).mean().to_dict()
         pairs = [(r, b) for r in group if (b := baseline(r, every))]
