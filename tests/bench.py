@@ -439,9 +439,10 @@ def evaluation() -> Iterator[Record]:
     def block() -> None:
         threshold = metrics.best_threshold(labels, a)
         metrics.evaluate(labels, a, generators, threshold=threshold, groups=scenes, draws=2_000)
-        metrics.paired(
-            labels, a, b, threshold_a=threshold, threshold_b=0.5, groups=scenes, draws=2_000
-        )
+        options = {"groups": scenes, "draws": 2_000}
+        first = metrics.resample(labels, a, threshold=threshold, **options)["all"]["auroc"]
+        second = metrics.resample(labels, b, threshold=0.5, **options)["all"]["auroc"]
+        metrics.combine([second - first])
         metrics.fit_temperature(labels, np.log(a / (1 - a)))
 
     value = seconds(block, repeat=3)

@@ -12,7 +12,7 @@ from test_plots import BL, GRID, result, table
 from typer.testing import CliRunner
 
 from dflib.__main__ import app
-from dflib.show import report
+from dflib.show import plots, report
 from dflib.study import runs
 
 HOSTILE = '<script>alert(1)</script> & "quotes" $\\frac{'
@@ -134,6 +134,22 @@ def test_few_runs_make_a_page(outputs, kept):
     assert kept[0]["run_id"] in page().text
 
 
+def test_a_section_draws_the_generators_of_its_own_dataset(outputs, monkeypatch):
+    drawn = []
+    keep = lambda rows: (
+        drawn.append({c for c in rows if c.endswith("/auroc")}) or plots.curves(rows[:0])
+    )
+    monkeypatch.setattr(report, "FIGURES", {"AUROC by generator": keep})
+    store(outputs, BL, result("CQ"))
+    other = result(generators=("new", "newer"))
+    store(outputs, other, run_id="BL-other", dataset="other")
+    text = page().text
+    assert "new" in text
+    assert drawn == [
+        {f"{g}/auroc" for g in own} for own in (("gan", "vae", "macro"), ("new", "newer", "macro"))
+    ]
+
+
 def test_only_limits_the_page(outputs, undrawn):
     store(outputs, BL, *GRID)
     text = page(only=[BL["run_id"]]).text
@@ -222,6 +238,8 @@ def test_a_run_is_compared_with_its_own_parent(outputs, undrawn):
     store(outputs, other, run_id="CKD-child", parents=["BL-s1"], dataset="faces", seed=5)
     text = page(only=["BL-s0", "BL-s1", "CKD-child"]).text
     assert "8.0 times smaller" in text
+    store(outputs, result(seed=2, skill=0.0), run_id="BL-guess", seed=0)  # not that one's
+    assert "better than guessing" not in page().text
 
 
 def test_terminal_table_is_text_in_the_order_of_the_methods():

@@ -109,7 +109,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     every = {record["run_id"]: record for record in rows["record"]}
     (means, scratch), texts, names = _compared(every), table_rows(rows), _names(every)
     more = texts.drop(columns=MAIN).replace("–", None).to_dict("records")
-    tested = rows.filter(regex="/auroc$").columns
+    tested = sorted(rows.filter(regex="/auroc$"), key=lambda c: c == "macro/auroc")  # last
     by_generator = {c.removesuffix("/auroc"): _intervals(rows, c) for c in tested}
     moved = any(code in METHODS and METHODS[code].transfers for code in rows["method"])
     left_out = {"AUROC by generator": len(tested) < 2, "Accuracy, F1 and transfer time": not moved}
