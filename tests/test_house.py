@@ -16,9 +16,9 @@ from data_prep.paths import PROJECT
 FLOORS = {"data_prep": 0, "dflib": 1, "dflib.study": 2, "dflib.edge": 3, "dflib.show": 4}
 DETECTOR = {"models", "data", "train", "augment", "metrics", "measure"}  # know no technique
 TECHNIQUES = {"prune", "distill", "quantize", "lowrank", "adapters", "export", "explain"}
-# reached so far; the aim is 2,600 and 6,000 lines, files of 450 and functions of 60
-LINES = {"dflib/*.py": 3110, "dflib/**/*.py": 7700, "data_prep/**/*.py": 2500}
-FILE, FUNCTION = 610, 70
+# reached so far; the aim is 2,600 and 6,000 lines
+LINES = {"dflib/*.py": 2910, "dflib/**/*.py": 7230, "data_prep/**/*.py": 2500}
+FILE, FUNCTION = 450, 60
 
 
 def modules() -> dict[str, Path]:
