@@ -210,14 +210,14 @@ def test_after_step_follows_every_step(toy):
     model, calls = small(), []
 
     def zero(m: nn.Module) -> None:
-        calls.append(bool((m.head[1].weight[0] != 0).any()))
+        calls.append(bool((m.head[-1].weight[0] != 0).any()))
         with torch.no_grad():
-            m.head[1].weight[0] = 0
+            m.head[-1].weight[0] = 0
 
     train.fit(model, toy(), QUICK, device=CPU, after_step=zero)
     assert len(calls) == QUICK.epochs * 4  # 36 images in batches of 10
     assert any(calls[1:])  # each step moves it: without `after_step` it would grow back
-    assert (model.head[1].weight[0] == 0).all()
+    assert (model.head[-1].weight[0] == 0).all()
 
 
 def test_a_given_loss_is_what_is_minimised(toy):
