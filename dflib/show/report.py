@@ -21,12 +21,14 @@ from data_prep import manifest, protocol
 from data_prep.errors import InputError
 from data_prep.paths import HOW_TO_GET, write_text
 from dflib.show import plots
-from dflib.study import compare, runs
+from dflib.study import compare, records, runs
 from dflib.study.methods import METHODS
+from dflib.study.records import OLDER
 
 log = logging.getLogger(__name__)
 # runs that differ here had other images, or saw them otherwise: a section each
 SECTION = ["dataset", "protocol", "size", "mode", "limit", "target_images", "fold", "recipe"]
+SECTION += ["older"]  # code
 NUMBERS = {  # title: (column, divisor, how it is written)
     "F1": ("f1", 1, "{:.3f}"),
     "params": ("params", 1, "{:,.0f}"),
@@ -60,7 +62,7 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     95 % intervals stand in brackets; a dash is no value.
     """
     rows = _sorted(rows)
-    table = {"run": rows["run_id"]}
+    table = {"run": rows["run_id"] + rows["older"].map({True: f" ({OLDER})", False: ""})}
     table |= {"accuracy": _intervals(rows, "accuracy"), "AUROC": _intervals(rows, "auroc")}
     for title, (column, unit, form) in NUMBERS.items():
         values = rows[column].astype(float) / unit
@@ -177,7 +179,7 @@ def answer(rows: pd.DataFrame, means: pd.DataFrame) -> dict:
 
 def _compared(every: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`compare.over_seeds` and `compare.against_scratch` of the runs with predictions."""
-    kept = {i: r for i, r in every.items() if (r["folder"] / "predictions.parquet").exists()}
+    kept = {i: r for i, r in every.items() if records.readable(r["folder"])}
     try:
         results = kept.values()
         return compare.over_seeds(results, kept), compare.against_scratch(results, kept)
