@@ -21,7 +21,7 @@ from data_prep import manifest, protocol
 from data_prep.errors import InputError
 from data_prep.paths import HOW_TO_GET, write_text
 from dflib.show import plots
-from dflib.study import compare, records, runs
+from dflib.study import compare, runs
 from dflib.study.methods import METHODS
 from dflib.study.records import OLDER
 
@@ -179,7 +179,7 @@ def answer(rows: pd.DataFrame, means: pd.DataFrame) -> dict:
 
 def _compared(every: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`compare.over_seeds` and `compare.against_scratch` of the runs with predictions."""
-    kept = {i: r for i, r in every.items() if records.readable(r["folder"])}
+    kept = {i: r for i, r in every.items() if (r["folder"] / "predictions.parquet").exists()}
     try:
         results = kept.values()
         return compare.over_seeds(results, kept), compare.against_scratch(results, kept)

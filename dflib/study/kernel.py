@@ -232,7 +232,9 @@ def kernel_manager(
             env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), above)))
             if held:
                 env[HELD] = str(held)
-                env["TORCHINDUCTOR_CACHE_DIR"] = str(held / "scratch")  # not in the temporary folder
+                env["TORCHINDUCTOR_CACHE_DIR"] = str(
+                    held / "scratch"
+                )  # not in the temporary folder
                 self.connection_file = str(held / "scratch" / "kernel.json")
             code = f"import dflib.study.kernel as k; k.die_with_parent({os.getpid()})"
             words = [*extra_arguments, f"--IPKernelApp.exec_lines={code}"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, NotRequired
 
 import pandas as pd
-from pyarrow.parquet import read_schema
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
@@ -24,7 +25,6 @@ from dflib.study.settings import DEFAULTS
 log = logging.getLogger(__name__)
 ENDS = 4096  # bytes at a file's beginning and end that tell whether it is as it was written
 OLDER = "made by older code"
-COLUMNS = {"path", "generator", "label", "score", "group"}  # of predictions
 
 
 def _record(name: str, needed: dict, known: dict) -> type:
@@ -38,13 +38,20 @@ def _of(names: str, kind: object) -> dict:
     return dict.fromkeys(names.split(), kind)
 
 
+def _a_time(found: float) -> float:
+    if found <= 0 or math.isinf(found):  # NaN: not timed
+        raise ValueError("a time above 0 is expected")
+    return found
+
+
 def _with_all(found: dict) -> dict:
     if "all" not in found:
         raise ValueError("no entry `all`")
     return found
 
 
-Size = Annotated[int, Field(ge=0)]
+Size, Count = (Annotated[int, Field(ge=least, lt=2**62)] for least in (0, 1))
+Time = Annotated[float, AfterValidator(_a_time)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)] | None
 Pair = Annotated[list[str], Field(min_length=2)]
@@ -53,12 +60,12 @@ Params = _record(  # whatever a setting's limits were
     {"size": Annotated[int, Field(ge=1)], "mode": str},
     {k: int | None if v is None else type(v) for k, v in DEFAULTS.items()},
 )
-Times = _record("Times", _of("p50 p95", float), _of("runtime cpu", str) | {"threads": int})
-SIZES = "params nonzero macs file_bytes gzip_bytes shipped_bytes trainable_params"
+Times = _record("Times", _of("p50 p95", Time), _of("runtime cpu", str) | {"threads": int})
 Cost = _record(  # what `measure.cost` finds
     "Cost",
     {"latency_ms": Times},
-    _of(SIZES, Size)
+    _of("params macs file_bytes", Count)
+    | _of("nonzero gzip_bytes shipped_bytes trainable_params", Size)
     | _of("peak_rss_mb", float | None)
     | _of("latency_torch_ms", Times | None)
     | {"preprocess_ms": dict[str, float] | None, "throughput": dict[str, float]},
@@ -112,42 +119,39 @@ def _why(error: OSError | ValidationError) -> str:
 def every(dataset: str | None = None) -> Iterator[dict]:
     """All finished runs as `read` gives them; what is damaged is named in a warning, and left out.
 
-    Damaged are also predictions that were cut: all that compares runs reads them.
+    Damaged are also predictions that cannot be read: all that compares runs reads them.
     """
     for folder in folders():
         try:
             found, table = read(folder), folder / "predictions.parquet"
-            if table.exists() and not {*read_schema(table).names} >= COLUMNS:
-                raise ValueError(f"no columns {', '.join(sorted(COLUMNS))}")
+            if table.exists():
+                stat = table.stat()
+                _readable(folder, stat.st_mtime_ns, stat.st_size)
         except InputError as error:
             log.warning("left out: %s: %s", folder, str(error).removeprefix(f"{folder}/"))
-        except (OSError, ValueError) as error:
-            log.warning(
-                "left out: %s: predictions.parquet is damaged: %s", folder, short(str(error))[1:-1]
-            )
-        else:
-            if dataset in (None, found["dataset"]):
-                yield found
+            continue
+        if dataset in (None, found["dataset"]):
+            yield found
+
+
+@lru_cache(maxsize=4096)  # raises again, but what can be read is read once
+def _readable(folder: Path, *_: int) -> bool:
+    return len(predictions(folder)) > 0
 
 
 def predictions(folder: Path) -> pd.DataFrame:
     """A finished run's test images: path, generator, label, score (P(fake)), group (scene)."""
+    file = Path(folder) / "predictions.parquet"
     try:
-        table = pd.read_parquet(Path(folder) / "predictions.parquet")
+        table = pd.read_parquet(file)
         if not (table["score"].between(0, 1).all() and table["label"].isin((0, 1)).all()):
             raise ValueError("a label that is not 0 or 1, or a score outside [0, 1]")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return table.astype(dict.fromkeys(("path", "generator", "group"), object))
+    except FileNotFoundError as error:
         raise InputError(f"{folder} has no predictions to read: make the run again") from error
-    return table
-
-
-def readable(folder: Path) -> bool:
-    """Whether a run has predictions, and all of them can be read."""
-    try:
-        return len(predictions(folder)) > 0
-    except InputError as error:
-        log.debug("%s", error)
-        return False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{file} is damaged ({short(str(error))[1:-1]})"
+        raise InputError(f"{why}, no predictions to read: make the run again") from error
 
 
 def older(result: dict) -> bool:
