@@ -22,9 +22,20 @@ from data_prep.paths import attached_roots, outputs_root, write_text
 from dflib.study import methods
 from dflib.study.settings import DEFAULTS
 
+TIMINGS = ("train_s", "compress_s", "transfer_s")
+
 log = logging.getLogger(__name__)
 ENDS = 4096  # bytes at a file's beginning and end that tell whether it is as it was written
 OLDER = "made by older code"
+
+
+def cpu(timing: str) -> str:
+    """The name of the CPU seconds beside a timing's.
+
+    >>> cpu("train_s")
+    'train_cpu_s'
+    """
+    return timing.replace("_s", "_cpu_s")
 
 
 def _record(name: str, needed: dict, known: dict) -> type:
@@ -263,6 +274,20 @@ def rows(dataset: str | None = None) -> list[dict]:
     return [flat(result) | {"folder": str(result["folder"])} for result in every(dataset)]
 
 
+def comparable(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Rows of `results` whose times can be held against each other, and the times' unit.
+
+    Wall clock where all had as many threads, else CPU seconds; where these are not known, or a GPU
+    was used by some alone, the unit says that the threads differ.
+    """
+    if rows["threads"].nunique() <= 1 or not rows["on_cpu"].any():
+        return rows, "s"
+    times = rows.reindex(columns=[*map(cpu, TIMINGS)]).set_axis(TIMINGS, axis=1)
+    if times.isna().any(axis=None) or not rows["on_cpu"].all():
+        return rows, "s (threads differ)"
+    return rows.assign(**times), "CPU s"
+
+
 def flat(result: dict) -> dict:
     """A result as one row: request, costs, timings, metrics with their intervals."""
     params, cost = result["params"], result["cost"]
@@ -271,7 +296,8 @@ def flat(result: dict) -> dict:
     row |= {key: result.get(key) for key in ("source", "train_images")}
     row |= {key: params.get(key) for key in ("size", "mode", "limit", "target_images")}
     row |= result["timings"] | {"parents": ",".join(result["parents"]), "older": older(result)}
-    row |= {"threads": ", ".join(map(str, result.get("threads", ())))}
+    row |= {"threads": " and ".join(map(str, result.get("threads", ())))}
+    row["on_cpu"] = result["device"] == cost["latency_ms"].get("cpu")
     row |= {"fold": methods.fold(params), "planned_epochs": methods.planned_epochs(params)}
     sizes = ("params", "nonzero", "trainable_params", "file_bytes", "gzip_bytes", "shipped_bytes")
     row |= {key: cost.get(key) for key in (*sizes, "macs", "peak_rss_mb")}

@@ -10,22 +10,12 @@ from pathlib import Path
 
 from data_prep.paths import write_text
 from dflib.study import records
-
-TIMINGS = ("train_s", "compress_s", "transfer_s")
+from dflib.study.records import TIMINGS, cpu
 
 
 def clocks() -> tuple[float, float]:
     """Wall clock, and CPU time of this process with all its threads, in seconds."""
     return time.perf_counter(), time.process_time()
-
-
-def cpu(timing: str) -> str:
-    """The name of the CPU seconds beside a timing's.
-
-    >>> cpu("train_s")
-    'train_cpu_s'
-    """
-    return timing.replace("_s", "_cpu_s")
 
 
 @dataclass
