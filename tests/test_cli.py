@@ -85,7 +85,7 @@ STUDY = ("dflib", "study", "--preset", "tiny", "--dataset", "mine")
         ((*STUDY, "--set", "epochs=1.5"), "setting epochs='1.5': expected a whole number from 1"),
         ((*STUDY, "--set", "lr=fast"), "setting lr='fast': expected a number above 0"),
         ((*STUDY, "--methods", "BL", "--set", "temperature=2"), "unknown setting 'temperature'"),
-        ((*STUDY, "--set", "size=33"), "a whole number from 32 in multiples of 32"),
+        ((*STUDY, "--set", "size=33"), "a whole number from 32 in multiples of 32 up to 2048"),
         ((*STUDY, "--set", "mode=crop"), "unknown mode 'crop'"),
         ((*STUDY, "--methods", "CPF", "--set", "scope=all"), "unknown scope 'all'"),
         (

@@ -246,6 +246,17 @@ def test_an_interrupted_study_leaves_nothing_and_says_how_it_goes_on(
         assert list(place.rglob("*")) == []
 
 
+def test_a_study_needs_no_network_and_no_name_of_the_machine(tiny_dataset, outputs):
+    shell = 'hostname nobody.invalid && ip link set lo up && exec "$@"'
+    words = ["unshare", "--net", "--uts", "sh", "-c", shell, "sh"]
+    words += command(tiny_dataset, "--methods", "BL", "--set", "epochs=1")
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    if "unshare" in done.stderr:
+        pytest.skip(f"another network needs root: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 done" in done.stdout
+
+
 def test_a_run_by_hand_has_the_lock_until_it_is_finished(tiny_dataset, outputs):
     (s,) = tiny(tiny_dataset, "BL", epochs=1)
     mine = runs.Run(s)

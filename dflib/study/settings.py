@@ -177,9 +177,9 @@ KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or 
 BOUNDS = {
     "minimum": " from {:g}",
     "exclusiveMinimum": " above {:g}",
+    "multipleOf": " in multiples of {:g}",
     "maximum": " up to {:g}",
     "exclusiveMaximum": " below {:g}",
-    "multipleOf": " in multiples of {:g}",
 }
 
 
