@@ -99,7 +99,7 @@ def unfinished(p: engine.Plan, outcomes: dict[str, dict]) -> set[str]:
         show(bad, title="not finished")
     if left := sum(bad["status"] == "left"):
         console.print(f"The budget is used up, {left} runs are left: the same command goes on.")
-    failed = {s for s in p if outcomes[s.run_id]["status"] == "failed"}
+    failed = [s for s in p if outcomes[s.run_id]["status"] == "failed"]
     if failed:  # what died is tried again by itself
         kept = any((s.failure() or {"kind": "died"})["kind"] != "died" for s in failed)
         how = "the same command with --retry-failed" if kept else "the same command"

@@ -226,19 +226,11 @@ def kernel_manager(
             return KernelSpec(argv=words, display_name="Python 3", language="python")
 
         async def start_kernel(self, *, extra_arguments: list[str], **options) -> None:
-            env = os.environ | KEEP_MEMORY | (thread_environment(threads) if threads else {})
-            env["TQDM_DISABLE"] = "1"  # nobody watches: no dead bars in the notebook
-            above = os.environ.get("PYTHONPATH")  # this very package, whatever is installed
-            env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), above)))
             if held:
-                env[HELD] = str(held)
-                env["TORCHINDUCTOR_CACHE_DIR"] = str(
-                    held / "scratch"
-                )  # not in the temporary folder
                 self.connection_file = str(held / "scratch" / "kernel.json")
             code = f"import dflib.study.kernel as k; k.die_with_parent({os.getpid()})"
             words = [*extra_arguments, f"--IPKernelApp.exec_lines={code}"]
-            options |= {"env": env, "stdout": log_file, "stderr": log_file}
+            options |= {"env": _environment(threads, held), "stdout": log_file, "stderr": log_file}
             await super().start_kernel(extra_arguments=words, **options)
             if ends < math.inf:
                 left = max(0.0, ends + 5 - time.monotonic())
@@ -247,6 +239,16 @@ def kernel_manager(
                 timer.start()
 
     return KernelManager
+
+
+def _environment(threads: int | None, held: Path | None) -> dict[str, str]:
+    """Of a kernel: it takes this very package, whatever is installed, and leaves no files about."""
+    env = os.environ | KEEP_MEMORY | (thread_environment(threads) if threads else {})
+    env["TQDM_DISABLE"] = "1"  # nobody watches: no dead bars in the notebook
+    above = os.environ.get("PYTHONPATH")
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), above)))
+    scratch = {HELD: str(held), "TORCHINDUCTOR_CACHE_DIR": str(held / "scratch")} if held else {}
+    return env | scratch
 
 
 def thread_environment(threads: int | str) -> dict[str, str]:
