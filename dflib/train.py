@@ -91,8 +91,8 @@ def fit(
     loss: cross-entropy unless given. after_step: pruning puts its zeros back, say. checkpoint:
     written after each epoch; from one, training goes on to the same end as without interruption.
     Columns: epoch, lr, loss, accuracy (training batches), val_loss, val_accuracy, val_auroc,
-    seconds, cpu_seconds. A damaged checkpoint is as none. Raises `InputError` for one of another
-    recipe or model, a batch of 1, no trainable parameters, and a loss that is no longer finite.
+    seconds; `attrs["cpu_seconds"]` is of all. A damaged checkpoint is as none. Raises `InputError`
+    for one of another recipe or model, a batch of 1, no trainable parameters, an infinite loss.
 
     >>> fit(model, data, Recipe(epochs=3))  # doctest: +SKIP
     """
@@ -116,16 +116,22 @@ def fit(
             seed = recipe.seed * 100_003 + epoch  # its own: a resumed epoch is the same
             row |= _train_epoch(data.train, recipe, loss, hooks, seed, **parts)
             row |= _validate(kept, data.val, recipe)
-            took = {"seconds": perf_counter() - started, "cpu_seconds": process_time() - busy}
-            history.append(row | took)
+            history.append(row | {"seconds": perf_counter() - started})
+            state["cpu_seconds"] += process_time() - busy
             if recipe.patience and _best(history) == len(history):
                 state["best"] = {k: v.cpu().clone() for k, v in kept.state_dict().items()}
             _save(checkpoint, parts, state, recipe)
             if on_epoch:
-                on_epoch(pd.DataFrame(history))
+                on_epoch(_frame(state))
     model.load_state_dict(state["best"] or kept.state_dict())
     model.eval()
-    return pd.DataFrame(history)
+    return _frame(state)
+
+
+def _frame(state: dict) -> pd.DataFrame:
+    found = pd.DataFrame(state["history"])
+    found.attrs["cpu_seconds"] = state["cpu_seconds"]
+    return found
 
 
 def predict(forward: Forward, part: Part, *, batch: int = 256) -> np.ndarray:
@@ -231,7 +237,9 @@ def _train_epoch(part, recipe, loss, hooks, seed, *, model, optimizer, schedule,
     total, right = (sums / len(part)).tolist()
     if not math.isfinite(total):
         lower = float(f"{min(recipe.lr / 3, 1e-3):.1g}")  # where it is absurd, the usual
-        hint = f"lower it, e.g. to {lower:g} (--set lr=, finetune_lr=, transfer_lr= or adapter_lr=)"
+        hint = (
+            f"lower it with --set lr={lower:g} (finetune_lr=, transfer_lr=, adapter_lr= likewise)"
+        )
         raise InputError(f"the training loss is {total} at learning rate {recipe.lr:.2g}: {hint}")
     return {"loss": total, "accuracy": right}
 
@@ -264,7 +272,7 @@ def _save(path: Path | None, parts: dict, state: dict, recipe: Recipe) -> None:
 
 def _resume(path: Path | None, parts: dict, recipe: Recipe) -> dict:
     """The state in a checkpoint, its parts loaded; that of a beginning for none, or a damaged one."""
-    beginning = {"history": [], "best": None}
+    beginning = {"history": [], "best": None, "cpu_seconds": 0.0}
     if path is None or not Path(path).exists():
         return beginning
     try:

@@ -177,11 +177,12 @@ def test_times_are_those_of_all_sessions(tiny_dataset, outputs, monkeypatch):
     result = runs.read(s.folder)
     assert (s.folder / "pruned.safetensors").stat().st_mtime_ns == pruned
     histories = pd.concat(map(pd.read_csv, s.folder.glob("history*.csv")))
-    trained = histories[["seconds", "cpu_seconds"]].sum()
+    trained = histories["seconds"].sum()
     assert len(histories) == 40 + 2 * 4  # of both sessions
     times, of_pruning = result["timings"], before["made"]["pruned.safetensors"]
-    assert times["compress_s"] == pytest.approx(trained["seconds"] + of_pruning[1])
-    assert times["compress_cpu_s"] == pytest.approx(trained["cpu_seconds"] + of_pruning[2])
+    assert times["compress_s"] == pytest.approx(trained + of_pruning[1])
+    earlier = sum(step[2] for step in before["made"].values())
+    assert times["compress_cpu_s"] > earlier > of_pruning[2] > 0
     assert times["total_s"] > before["total"][0] + 1 and times["total_s"] > times["compress_s"]
     assert result["threads"] == [1, 2] and not (s.folder / "unfinished.json").exists()
     row = runs.results().query("method == 'CPF-S'")

@@ -312,7 +312,8 @@ class Run:
         checkpoint, watch = self.folder / f"checkpoint{stage}.pt", options.pop("on_epoch", None)
 
         def on_epoch(history: pd.DataFrame) -> None:
-            self.spent.keep(f"fit{stage}", as_timing, history[["seconds", "cpu_seconds"]].sum())
+            took = history["seconds"].sum(), history.attrs["cpu_seconds"]
+            self.spent.keep(f"fit{stage}", as_timing, took)
             if watch:
                 watch(history)
 
