@@ -9,20 +9,31 @@ class InputError(ValueError):
     """Bad input from a user. The command line prints it as one line and exits with 2."""
 
 
+def short(value: object, most: int = 80) -> str:
+    r"""A value as a message shows it: quoted, escaped, on one line, cut where it is long.
+
+    >>> short("a\nb"), len(short("[" * 100_000))
+    ("'a\\nb'", 80)
+    """
+    long = isinstance(value, str) and len(value) > 3 * most
+    text = repr(value[: 2 * most] + value[-most:] if long else value)
+    return text if len(text) <= most else f"{text[: most - 20]}…{text[-19:]}"
+
+
 def choose(kind: str, value: str, valid: Iterable[str], *, hint: str = "") -> str:
     """`value` if it is one of `valid`; else `InputError` with the nearest name and all of them.
 
     >>> choose("preset", "demo", ["tiny", "demo"])
     'demo'
     """
-    valid = tuple(valid)
+    valid = tuple(sorted(valid) if isinstance(valid, set | frozenset) else valid)
     if value in valid:
         return value
     folded = {str(v).lower(): str(v) for v in valid}
-    near = get_close_matches(str(value).lower(), folded, n=1, cutoff=0.4)
+    near = get_close_matches(str(value)[:255].lower(), folded, n=1, cutoff=0.4)
     nearest = f", did you mean {folded[near[0]]!r}?" if near else ";"
     names = ", ".join(map(str, valid)) or "none yet"
-    raise InputError(f"unknown {kind} {value!r}{nearest} Valid: {names}.{hint and ' ' + hint}")
+    raise InputError(f"unknown {kind} {short(value)}{nearest} Valid: {names}.{hint and ' ' + hint}")
 
 
 def check_rate(rate: float) -> float:
@@ -40,4 +51,8 @@ def command_line(app: Callable[[], None]) -> None:
         app()
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except OSError as error:  # a full or read-only disk, a name of 300 letters
+        where = f"{short(str(error.filename))}: " if error.filename else ""
+        sys.stderr.write(f"error: {where}{error.strerror or error}\n")
         sys.exit(2)

@@ -5,9 +5,13 @@ import os
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from filelock import BaseFileLock, FileLock
 
 from data_prep.errors import InputError, choose
 
@@ -118,11 +122,64 @@ def images_root(name: str) -> Path:
     return Path(os.path.normpath(dataset_folder(name) / describe(name)["root"]))
 
 
+def lock(file: Path, *, timeout: float = -1) -> BaseFileLock:
+    """A lock on a file, taken, waited for at most `timeout` seconds (else `filelock.Timeout`).
+
+    Raises `InputError` on a file system without locks, where others wait for ever.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has its own
+        fcntl = None
+    if fcntl:
+        with file.open("a") as probe:
+            try:
+                fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:  # held by another
+                pass
+            except OSError as error:
+                where = f"{file.parent} is on a file system without locks ({error.strerror})"
+                raise InputError(f"{where}: set $DFLIB_OUTPUTS to a local folder") from error
+    found = FileLock(file, timeout=timeout)
+    found.acquire()
+    return found
+
+
+def usable(folder: Path) -> Path:
+    """A folder, made, in which files can be written and locked; else `InputError` says why not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder, prefix=".usable-") as file:
+            file.write(b"x")
+            file.flush()
+            lock(Path(file.name)).release()
+    except OSError as error:
+        hint = "free some room, or set $DFLIB_OUTPUTS to another folder"
+        raise InputError(f"{folder} cannot be written to: {error.strerror}: {hint}") from error
+    return folder
+
+
+@contextmanager
+def written(path: Path, prefix: str = "") -> Iterator[Path]:
+    """A new file that becomes `path` when all went well, and only once the disk has it whole.
+
+    So a reader sees the old file or the new one, after a power cut as well. prefix: of the new
+    file's name, where its ending has to stay.
+    """
+    new = path.with_name(f"{prefix}{path.name}" if prefix else f"{path.name}.new")
+    try:
+        yield new
+        with new.open("rb+") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: a reader sees the old file or the whole new one."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8", newline="")
-    new.replace(path)
+    """Write a text file in one step, as `written` does."""
+    with written(path) as new:
+        new.write_text(text, encoding="utf-8", newline="")
 
 
 def need_room(

@@ -6,14 +6,17 @@ import logging
 import math
 import os
 import re
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from data_prep.errors import InputError, choose, command_line
+from data_prep.errors import InputError, choose, command_line, short
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False
@@ -24,7 +27,7 @@ def _settings(pairs: list[str]) -> dict[str, str]:
     """KEY=VALUE options; values stay text."""
     for pair in pairs:
         if "=" not in pair:
-            raise InputError(f"--set {pair!r}: expected KEY=VALUE, e.g. --set epochs=5")
+            raise InputError(f"--set {short(pair)}: expected KEY=VALUE, e.g. --set epochs=5")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
@@ -34,8 +37,62 @@ def _seconds(option: str, text: str | None) -> float | None:
         return None
     match = re.fullmatch(r"(\d+\.?\d*)([smh])", text.strip())
     if not match or not float(match[1]):
-        raise InputError(f"{option} {text!r}: expected a number with its unit, e.g. 90s, 30m, 8.5h")
+        example = "expected a number with its unit, e.g. 90s, 30m, 8.5h"
+        raise InputError(f"{option} {short(text)}: {example}")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _no_empty(**options: str | None) -> None:
+    """Raise `InputError` for an option that is given, and says nothing."""
+    for name, value in options.items():
+        if value is not None and not str(value).strip():
+            raise InputError(f"--{name} is empty: give a value, or leave it out")
+
+
+def _can_write(option: str, file: Path | None) -> Path | None:
+    """The file of an option, its folder made; `InputError` where it cannot be written: at once."""
+    if file is None:
+        return None
+    if not str(file).strip() or str(file) == ".":
+        raise InputError(f"{option} is empty: give the name of a file")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        there = file.exists()
+        file.open("ab").close()
+        if not there:
+            file.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{option} {short(str(file))} cannot be written: {error.strerror}"
+        ) from error
+    return file
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """What is inside ends in order when it is interrupted or terminated: no process, no file stays.
+
+    Then says how it goes on, with the exit status of the signal.
+    """
+    signals = []
+
+    def end(number: int, _: object) -> None:
+        signals.append(number)
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted: finished runs are kept, and the same command goes on", err=True)
+        if signals:
+            os.kill(os.getpid(), signals[0])
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()
@@ -73,10 +130,12 @@ def study(
     if not (dry_run or watch or scheduler):
         doctor.need_machine()
     own = {"preset": preset, "source": source, "protocol": protocol, "folds": folds}
+    _no_empty(**own, scheduler=scheduler)
     lists = {"dataset": dataset, "methods": methods, "rates": rates, "seeds": seeds}
     options = grids.read(grid) if grid else {}
     options |= {key: value for key, value in own.items() if value is not None}
-    options |= {k: grids.entries(v, grids.LISTS[k], f"--{k} ") for k, v in lists.items() if v}
+    given = {key: value for key, value in lists.items() if value is not None}
+    options |= {k: grids.entries(v, grids.LISTS[k], f"--{k} ") for k, v in given.items()}
     options["set"] = options.get("set", {}) | _settings(set_ or [])
     plan = grids.plan(options) if dry_run or watch else _planned(options)
     from dflib.show import report, terminal
@@ -88,7 +147,8 @@ def study(
         return terminal.watch(plan)
     rest = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))
     how = {"scheduler": scheduler, "retry_failed": retry_failed, "timeout": limit, "budget": rest}
-    outcomes = terminal.study(plan, **how)
+    with _interruptible():
+        outcomes = terminal.study(plan, **how)
     rows = runs.results()
     terminal.results(rows[rows["run_id"].isin(outcomes)] if len(rows) else rows)
     try:
@@ -125,7 +185,10 @@ def results(
     from dflib.show import report, terminal
     from dflib.study import runs
 
-    if dataset:
+    _no_empty(dataset=dataset)
+    _can_write("--csv", csv)
+    _can_write("--html", html)
+    if dataset is not None:
         known = {folder.parents[2].name for folder in runs.folders()}
         choose("dataset", dataset, sorted({*known, *present(), *HOW_TO_GET}))
     rows = runs.results(dataset)
@@ -145,10 +208,9 @@ def robustness(
 ) -> None:
     """Finished runs on test images that were re-encoded, blurred, resized, cropped, made noisy."""
     from dflib.study import robustness as grids
-    from dflib.study.runs import find, folders, read
+    from dflib.study.records import every, find
 
-    every = [f for f in folders() if dataset in (None, read(f)["dataset"])]
-    chosen = [find(name) for name in run or ()] or every
+    chosen = [find(name) for name in run or ()] or [r["folder"] for r in every(dataset)]
     if not chosen:
         raise InputError("no finished runs yet: python -m dflib study --preset demo")
     tell = lambda folder: typer.echo(folder / grids.FILE)
@@ -157,7 +219,7 @@ def robustness(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], Argument(help="images or folders")],
+    images: Annotated[list[str], Argument(help="images or folders")],
     run: Annotated[str, Option(help="run id, run folder, .safetensors or .onnx file")],
     csv: Annotated[Path | None, Option(help="write the table to this file, too")] = None,
 ) -> None:
@@ -167,8 +229,14 @@ def predict(
     from dflib.edge.predict import Predictor, files
     from dflib.show import terminal
 
+    _no_empty(run=run)
+    _can_write("--csv", csv)
+    if not all(map(str.strip, images)):
+        raise InputError("predict '': an empty name; give images or folders of images")
     predictor = Predictor(run)
-    rows = pd.DataFrame([{"path": str(path)} | predictor(path) for path in files(images)])
+    rows = pd.DataFrame(
+        [{"path": str(path)} | predictor(path) for path in files(map(Path, images))]
+    )
     if csv:
         rows.to_csv(csv, index=False)
     terminal.show(rows.round(4).astype(object).fillna(""), title=predictor.name)
@@ -187,9 +255,10 @@ def export(
     from dflib.edge.files import FORMATS, export_run
     from dflib.study.runs import find, read
 
+    _no_empty(run=run, format=format)
     if page and FORMATS.get(format) == ".pte":
         raise InputError("--page needs a format that a browser can run: onnx or onnx-int8")
-    done = export_run(run, format=format, out=out)
+    done = export_run(run, format=format, out=_can_write("--out", out))
     same = done["parity"]
     most = f"logits differ by {same['max_logit_difference']:.2g} at most"
     alike = f"{same['same_decisions']:.2%} of {same['images']} decisions are the same"

@@ -16,10 +16,12 @@ def kd_loss(
     *,
     temperature: float = 4.0,
     alpha: float = 0.9,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """alpha * T^2 * KL(teacher || student, both softened by T) + (1 - alpha) * cross-entropy.
 
     student, teacher: logits, N x C. labels: int64, N, or shares of the classes, N x C.
+    label_smoothing: of the cross-entropy, as without a teacher.
     Finite for any finite logits: both sides stay in log space. In float64, because T^2 multiplies
     differences of about 1/T^2, for which float32 has no digits left. arXiv 1503.02531.
 
@@ -29,7 +31,8 @@ def kd_loss(
     """
     p, q = (F.log_softmax(logits.double() / temperature, 1) for logits in (teacher, student))
     soft = temperature**2 * F.kl_div(q, p, log_target=True, reduction="batchmean")
-    return alpha * soft.to(student.dtype) + (1 - alpha) * F.cross_entropy(student, labels)
+    hard = F.cross_entropy(student, labels, label_smoothing=label_smoothing)
+    return alpha * soft.to(student.dtype) + (1 - alpha) * hard
 
 
 class Distillation:
@@ -40,13 +43,21 @@ class Distillation:
     >>> train.fit(student, data, recipe, loss=Distillation(teacher))  # doctest: +SKIP
     """
 
-    def __init__(self, teacher: nn.Module, *, temperature: float = 4.0, alpha: float = 0.9) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        temperature: float = 4.0,
+        alpha: float = 0.9,
+        label_smoothing: float = 0.0,
+    ) -> None:
         if not 0 < temperature <= 1e4:
             raise InputError(f"temperature {temperature:g} is outside (0, 10000]; 4 is usual")
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha {alpha:g} is outside [0, 1], the teacher's share; try 0.9")
         self.teacher = teacher.eval().requires_grad_(False)
         self.options = {"temperature": temperature, "alpha": alpha}
+        self.options["label_smoothing"] = label_smoothing  # the recipe's, which `fit` leaves to us
 
     def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
         self.teacher.to(images.device, memory_format=torch.channels_last)

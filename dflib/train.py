@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from data_prep.errors import InputError
+from data_prep.paths import written
 from dflib import augment
 from dflib.data import Dataset, Part
 from dflib.measure import instruction_sets
@@ -90,8 +91,8 @@ def fit(
     loss: cross-entropy unless given. after_step: pruning puts its zeros back, say. checkpoint:
     written after each epoch; from one, training goes on to the same end as without interruption.
     Columns: epoch, lr, loss, accuracy (training batches), val_loss, val_accuracy, val_auroc,
-    seconds. Raises `InputError` for a checkpoint that is damaged or of another recipe or model, a
-    batch of 1, a model without trainable parameters, and a loss that is no longer finite.
+    seconds; `attrs["cpu_seconds"]` is of all. A damaged checkpoint is as none. Raises `InputError`
+    for one of another recipe or model, a batch of 1, no trainable parameters, an infinite loss.
 
     >>> fit(model, data, Recipe(epochs=3))  # doctest: +SKIP
     """
@@ -110,20 +111,27 @@ def fit(
         for epoch in epochs:
             if recipe.patience and len(history) - _best(history) >= recipe.patience:
                 break
-            started = perf_counter()
+            started, busy = perf_counter(), process_time()
             row = {"epoch": epoch + 1, "lr": parts["schedule"].get_last_lr()[0]}
             seed = recipe.seed * 100_003 + epoch  # its own: a resumed epoch is the same
             row |= _train_epoch(data.train, recipe, loss, hooks, seed, **parts)
             row |= _validate(kept, data.val, recipe)
             history.append(row | {"seconds": perf_counter() - started})
+            state["cpu_seconds"] += process_time() - busy
             if recipe.patience and _best(history) == len(history):
                 state["best"] = {k: v.cpu().clone() for k, v in kept.state_dict().items()}
             _save(checkpoint, parts, state, recipe)
             if on_epoch:
-                on_epoch(pd.DataFrame(history))
+                on_epoch(_frame(state))
     model.load_state_dict(state["best"] or kept.state_dict())
     model.eval()
-    return pd.DataFrame(history)
+    return _frame(state)
+
+
+def _frame(state: dict) -> pd.DataFrame:
+    found = pd.DataFrame(state["history"])
+    found.attrs["cpu_seconds"] = state["cpu_seconds"]
+    return found
 
 
 def predict(forward: Forward, part: Part, *, batch: int = 256) -> np.ndarray:
@@ -230,7 +238,10 @@ def _train_epoch(part, recipe, loss, hooks, seed, *, model, optimizer, schedule,
         sums += torch.stack([value.detach() * len(labels), right])
     total, right = (sums / len(part)).tolist()
     if not math.isfinite(total):
-        hint = f"lower it with --set lr={recipe.lr / 3:.1g}"
+        lower = float(f"{min(recipe.lr / 3, 1e-3):.1g}")  # where it is absurd, the usual
+        hint = (
+            f"lower it with --set lr={lower:g} (finetune_lr=, transfer_lr=, adapter_lr= likewise)"
+        )
         raise InputError(f"the training loss is {total} at learning rate {recipe.lr:.2g}: {hint}")
     return {"loss": total, "accuracy": right}
 
@@ -256,25 +267,30 @@ def _best(history: list[dict]) -> int:
 
 def _save(path: Path | None, parts: dict, state: dict, recipe: Recipe) -> None:
     if path:
-        new = Path(f"{path}.new")
         states = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({"parts": states, "state": state, "recipe": asdict(recipe)}, new)
-        new.replace(path)
+        with written(path) as new:
+            torch.save({"parts": states, "state": state, "recipe": asdict(recipe)}, new)
 
 
 def _resume(path: Path | None, parts: dict, recipe: Recipe) -> dict:
-    """The state in a checkpoint, its parts loaded; where there is none, that of a beginning."""
+    """The state in a checkpoint, its parts loaded; that of a beginning for none, or a damaged one."""
+    beginning = {"history": [], "best": None, "cpu_seconds": 0.0}
     if path is None or not Path(path).exists():
-        return {"history": [], "best": None}
-    anew = "remove it to start anew"
+        return beginning
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         theirs = Recipe(**saved["recipe"])  # what an older version did not write has its default
-        for name, part in parts.items() if theirs == recipe else ():
-            part.load_state_dict(saved["parts"][name])
-    except Exception as error:  # torch, pickle and zip have their own kinds
-        raise InputError(f"checkpoint {path} is damaged or of another model: {anew}") from error
+        states, state = [saved["parts"][name] for name in parts], beginning | saved["state"]
+    except Exception:  # torch, pickle and zip have their own kinds
+        log.warning("checkpoint %s is damaged: training starts anew", path)
+        return beginning
+    anew = "remove it to start anew"
     if theirs != recipe:
         raise InputError(f"checkpoint {path} is of another recipe, {theirs}: {anew}")
-    log.info("going on after epoch %d of %d", len(saved["state"]["history"]), recipe.epochs)
-    return saved["state"]
+    try:
+        for part, own in zip(parts.values(), states, strict=True):
+            part.load_state_dict(own)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"checkpoint {path} is of another model: {anew}") from error
+    log.info("going on after epoch %d of %d", len(state["history"]), recipe.epochs)
+    return state

@@ -33,7 +33,10 @@ if method in os.environ.get("LIGHT_RAISES", "").split(","):
     raise ValueError(f"{{method}} cannot [/] be made")
 result = json.loads(Path(r"{template}").read_text()) | {{"run_id": s.run_id, "method": method, "seed": seed, "dataset": dataset, "rate": s.rate}}
 result |= {{"parents": [p.run_id for p in s.parents], "params": methods.relevant(method, s.settings), "command": s.command()}}
-(s.folder / "result.json").write_text(json.dumps(result))"""
+result |= {{"code": methods.versions(method), "files": {{}}}}
+(s.folder / "result.json").write_text(json.dumps(result))
+if method in os.environ.get("LIGHT_RAISES_LATER", "").split(","):
+    raise ValueError(f"{{method}} is drawn wrongly")"""
 
 
 def project(folder: Path, template: dict) -> Path:

@@ -33,6 +33,7 @@ def write(tmp_path, monkeypatch):
         paths=range(120),
         noise=None,
         older=None,
+        code=None,
         **settings,
     ):
         run_id = f"{method}-{seed}-{len(list(tmp_path.glob('*/*/*/*')))}"
@@ -54,6 +55,7 @@ def write(tmp_path, monkeypatch):
             "parents": list(parents),
             "train_generators": known,
             "threshold": 0.5,
+            "code": methods.versions(method) if code is None else code,
             "metrics": {name: {} for name in ("all", "macro", "gan", "vae")},
             "cost": COST | {"trainable_params": 10, "shipped_bytes": 5, "file_bytes": 100},
             "timings": {"transfer_s": 2.0},

@@ -27,6 +27,17 @@ def formula(
     return alpha * temperature**2 * soft + (1 - alpha) * hard
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_labels_are_smoothed_as_without_a_teacher(smoothing):
+    z, labels = torch.tensor([[2.0, -1.0], [0.3, 0.4]]), torch.tensor([0, 1])
+    alone = torch.nn.functional.cross_entropy(z, labels, label_smoothing=smoothing)
+    with_ = distill.kd_loss(z, z.flip(0), labels, alpha=0.0, label_smoothing=smoothing)
+    assert with_.item() == pytest.approx(alone.item())
+    model = detector(0)
+    loss = distill.Distillation(model, alpha=0.0, label_smoothing=smoothing)
+    assert loss(z, labels, torch.rand(2, 3, 32, 32)).item() == pytest.approx(alone.item())
+
+
 def logits(n: int):
     return arrays(np.float64, (n, 2), elements=st.floats(-20, 20))
 

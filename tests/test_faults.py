@@ -5,6 +5,7 @@ Every test starts with a finished baseline, breaks the making of `CQ` (or of the
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -162,6 +163,65 @@ def test_two_studies_at_once_on_the_same_outputs(tiny_dataset, undisturbed, outp
     assert [study_.returncode for study_ in both] == [0, 0], said
     assert all("2 of 2 done" in text for text in said)
     completes(tiny_dataset, outputs, undisturbed)
+
+
+def test_times_are_those_of_all_sessions(tiny_dataset, outputs, monkeypatch):
+    request = {"preset": "tiny", "dataset": tiny_dataset, "methods_": ("CPF-S",), "rates": (0.9,)}
+    s = engine.plan(**request, settings={"finetune_epochs": 40, "step_epochs": 4})[-1]
+    broken(s, psutil.Process.kill, when=lambda: (s.folder / "checkpoint.pt").exists())
+    before = json.loads((s.folder / "unfinished.json").read_text())
+    assert before["total"][0] > sum(step[1] for step in before["made"].values()) > 0
+    pruned = (s.folder / "pruned.safetensors").stat().st_mtime_ns
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert engine.execute(s, threads=2)["status"] == "done"
+    result = runs.read(s.folder)
+    assert (s.folder / "pruned.safetensors").stat().st_mtime_ns == pruned
+    histories = pd.concat(map(pd.read_csv, s.folder.glob("history*.csv")))
+    trained = histories["seconds"].sum()
+    assert len(histories) == 40 + 2 * 4  # of both sessions
+    times, of_pruning = result["timings"], before["made"]["pruned.safetensors"]
+    assert times["compress_s"] == pytest.approx(trained + of_pruning[1])
+    earlier = sum(step[2] for step in before["made"].values())
+    assert times["compress_cpu_s"] > earlier > of_pruning[2] > 0
+    assert times["total_s"] > before["total"][0] + 1 and times["total_s"] > times["compress_s"]
+    assert result["threads"] == [1, 2] and not (s.folder / "unfinished.json").exists()
+    row = runs.results().query("method == 'CPF-S'")
+    assert row["threads"].tolist() == ["1 and 2"]
+
+
+@pytest.mark.parametrize("name", ["result.json", "model.safetensors"])
+@pytest.mark.parametrize("contents", [b"", b"{", None], ids=["empty", "damaged", "a folder"])
+def test_a_damaged_parent_is_made_again_by_the_same_command(
+    tiny_dataset, undisturbed, outputs, name, contents
+):
+    """Also with what else it left damaged: the checkpoint of an attempt that was cut."""
+    baseline, s = tiny(tiny_dataset, *CODES)
+    file, folder = baseline.folder / name, baseline.folder
+    file.unlink()
+    file.mkdir() if contents is None else file.write_bytes(contents)
+    (folder / "checkpoint.pt").write_bytes(b"PK cut")
+    assert not baseline.finished()
+    if contents == b"":
+        assert {engine.execute(each)["status"] for each in (baseline, s)} == {"done"}
+        pd.testing.assert_frame_equal(table(outputs), table(undisturbed), check_exact=True)
+
+
+def test_an_error_behind_the_result_is_a_note(tiny_dataset, outputs, monkeypatch, tmp_path):
+    books = Path(shutil.copytree(runs.NOTEBOOKS, tmp_path / "notebooks"))
+    book = json.loads((books / "05_quantize.ipynb").read_text())
+    last = book["cells"][-1] | {"cell_type": "code", "outputs": [], "execution_count": None}
+    book["cells"].append(
+        last | {"id": "late", "metadata": {}, "source": "raise ValueError('late')"}
+    )
+    (books / "05_quantize.ipynb").write_text(json.dumps(book))
+    monkeypatch.setattr(runs, "NOTEBOOKS", books)
+    s = tiny(tiny_dataset, *CODES)[-1]
+    (s.folder).mkdir(parents=True)
+    (s.folder / "notebook.ipynb").write_text("of an earlier attempt")
+    made = engine.execute(s)
+    assert made["status"] == "done" and "ValueError: late" in made["error"]
+    assert runs.read(s.folder)["notes"] == [made["error"]] and s.failure() is None
+    assert "late" in (s.folder / "notebook.ipynb").read_text()
 
 
 def test_out_of_memory_while_training(tiny_dataset, undisturbed, outputs):

@@ -58,6 +58,33 @@ def test_a_slip_in_a_grid_is_told(tmp_path, text, message):
         grid.read(tmp_path / "none.yaml")
 
 
+LAUGHS = "a: &a [x, x, x, x]\n" + "\n".join(
+    f"{name}: &{name} [{', '.join([f'*{above}'] * 9)}]"
+    for above, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [LAUGHS, "[" * 100_000, "{a: " * 100_000, "methods: " + "[" * 50 + "]" * 50, "x" * 2_000_000]
+    + ["set: {epochs: &e 3, batch: *e}", "'" + "\x07" * 5000, "? " * 50_000],
+)
+def test_a_hostile_grid_is_refused_at_once_in_a_short_line(text):
+    with pytest.raises(InputError) as e:
+        grid.parse(text, "g.yaml")
+    assert len(str(e.value)) < 500 and "\n" not in str(e.value)
+
+
+def test_text_settings_of_a_grid_stay_text():
+    text = "dataset: 007\nset: {hold_out: 01, keep_float: on, train_generators: 1e3, epochs: 05, limit: null}"
+    found = grid.parse(text)
+    assert found["dataset"] == ("007",)
+    assert found["set"] == {"hold_out": "01", "keep_float": "on", "train_generators": "1e3"} | {
+        "epochs": 5,
+        "limit": None,
+    }
+
+
 def test_a_grid_is_planned_as_it_stands_and_options_beside_it_count_more(tmp_path, tiny_dataset):
     file = tmp_path / "g.yaml"
     file.write_text(

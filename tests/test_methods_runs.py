@@ -352,14 +352,14 @@ drawn = st.fixed_dictionaries(
     optional={
         "size": st.sampled_from([32, 64, 224]),
         "mode": st.sampled_from(["resize", "center_crop", "texture_crop"]),
-        "limit": st.none() | st.integers(1, 99),
+        "limit": st.none() | st.integers(8, 99),
         "epochs": st.integers(1, 99),
         "lr": st.floats(1e-9, 1),
         "augment": st.booleans(),
         "steps": st.sampled_from(["int8", "prune:0.5,finetune,prune:0.9,distill,int8"]),
         "trainable": st.sampled_from(["head", "norms", "features.6,head"]),
         "hold_out": st.sampled_from(["", "nearest"]),
-        "target_images": st.none() | st.integers(1, 99),
+        "target_images": st.none() | st.integers(8, 99),
         "temperature": st.floats(0.1, 50),
     },
 )
@@ -464,7 +464,10 @@ def test_a_finished_run_is_one_row_and_what_is_damaged_is_told(outputs_root, cap
     assert [row[k] for k in ("auroc", "auroc_low", "auroc_high")] == [0.9, 0.8, 0.95]
     assert (row["gan/auroc"], row["gan/accuracy"], row["size"]) == (0.9, 0.7, 32)
     assert not {"n", "gan/recall", "ci95"} & row.keys()
-    assert "CPF-2/result.json is damaged" in caplog.text and "CPF-3 is no run of" in caplog.text
+    assert (
+        "CPF-2: result.json is damaged" in caplog.text
+        and "CPF-3: result.json is damaged" in caplog.text
+    )
 
 
 def test_a_run_is_found_by_id_and_by_path(outputs_root):

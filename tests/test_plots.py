@@ -62,6 +62,7 @@ def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"),
         "train_images": 200 + 100 * seed,
         "params": {"size": 32, "mode": "resize", "limit": None, "target_images": None},
         "versions": {"python": "3.11", "torch": "2"},
+        "code": methods.versions(method) if method in methods.METHODS else {},
         "timings": {
             "train_s": 60.0 if method == "BL" else 0.0,
             "compress_s": 0.0 if method == "BL" else 7.0,

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from test_plots import result as result_of
 
 from data_prep.errors import InputError
 from data_prep.paths import images_root
@@ -29,7 +30,7 @@ def run(exported, outputs_root) -> Path:
     place.mkdir(parents=True)
     shutil.copy(exported["onnx"], place / "model.onnx")
     shutil.copy(exported["checkpoint"], place / "model.safetensors")
-    result = {
+    result = result_of() | {
         "threshold": THRESHOLD,
         "params": {"mode": "center_crop", "size": 32},
         "deployed": "model.onnx",

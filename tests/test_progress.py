@@ -19,7 +19,7 @@ from test_plots import result
 from data_prep.errors import InputError
 from dflib.__main__ import _seconds
 from dflib.show import report, terminal
-from dflib.study import engine, methods, runs
+from dflib.study import engine, kernel, methods, runs
 from dflib.study.progress import Progress, spoken
 
 
@@ -84,6 +84,29 @@ def test_a_study_goes_down_the_graph_and_says_what_failed(fresh, tiny_dataset):
         "8 of 8 done (4 found finished)" in again.stdout
         and (fresh / "outputs" / "report.html").exists()
     )
+
+
+def test_an_error_behind_a_result_fails_no_run_and_blocks_none(fresh, tiny_dataset):
+    asked = words(tiny_dataset, "--methods", "CPF", "--rates", "0.9")
+    done = light.call(fresh, *asked, LIGHT_RAISES_LATER="BL")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 done" in done.stdout and "--retry-failed" not in done.stdout
+    assert "(after the result was written: ValueError: BL is drawn wrongly)" in done.stdout
+    assert done.stdout.count("BL-s0-32px-") == 2  # its line, and its row
+
+
+@pytest.mark.parametrize(("kind", "helps"), [("died", False), ("error", True), ("timeout", True)])
+def test_the_last_line_names_what_helps(fresh, tiny_dataset, kind, helps):
+    p = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",))
+    record = {"run_id": p[0].run_id, "kind": kind, "error": "no more memory"}
+    p[0].folder.mkdir(parents=True)
+    (p[0].folder / "failed.json").write_text(json.dumps(record))
+    outcomes = {p[0].run_id: kernel.outcome(p[0], "failed", "no more memory")}
+    with terminal.console.capture() as said:
+        assert terminal.unfinished(p, outcomes) == {"failed"}
+    how = " with --retry-failed" if helps else ""
+    last = f"Mend the cause, then run the same command{how}: finished runs are kept."
+    assert said.get().splitlines()[-1] == last
 
 
 def test_the_longest_path_starts_first(fresh, tiny_dataset):
@@ -197,9 +220,11 @@ def test_states_are_found_in_the_outputs_folder(tiny_dataset, tmp_path, monkeypa
     )
     view = Progress(plan).look()
     assert view.over and view.summary() == "0 of 4 done, 1 failed, 3 blocked"
-    (base.folder / "result.json").write_text("{}")
+    (base.folder / "result.json").write_text("{}")  # damaged, so it is to be made again
+    assert view.look().summary() == "0 of 4 done, 1 failed, 3 blocked"
+    (base.folder / "result.json").write_text(json.dumps(result()))
     (rest[0].folder).mkdir(parents=True)
-    (rest[0].folder / "result.json").write_text("{}")
+    (rest[0].folder / "result.json").write_text(json.dumps(result()))
     assert view.look().summary() == "2 of 4 done, 2 waiting"
 
 

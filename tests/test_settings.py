@@ -28,9 +28,8 @@ NUMBERS = [name for name, value in DEFAULTS.items() if type(value) in (int, floa
         "augment": [2, "maybe", None],
         "amp": [None],
         "mode": [3, None, True],
-        "limit": [0, -5, "all", 2.5, True],
+        "limit": [0, 1, 7, -5, "all", 2.5, True],
         "target_images": [0],
-        "mixup": [-0.1],
         "distill_epochs": [-1],
         "prune_steps": [0],
         "round_to": [0],
@@ -42,7 +41,9 @@ NUMBERS = [name for name, value in DEFAULTS.items() if type(value) in (int, floa
         "weight_decay": [-0.1],
         "warmup": [-0.1, 1.1],
         "hold_out": [True, ["gan"]],
-        "size": ["big", 33, 0],
+        "size": ["big", 33, 0, 10**6],
+        "calibration_images": [1, 15, 10**9],
+        "mixup": [-0.1, 1e-300],
     }.items(),
 )
 def test_a_value_that_does_not_fit_is_refused_with_what_would(name, values):
@@ -81,15 +82,15 @@ def test_an_unknown_name_is_answered_with_the_nearest(values, message):
 @pytest.mark.parametrize(
     ("name", "spellings", "value"),
     [
-        ("epochs", [5, "5", 5.0], 5),
+        ("epochs", [5, "5", 5.0, "5.0", "5e0", " 5 "], 5),
         ("warmup", [0.9, ".9", "0.9", "9e-1"], 0.9),
-        ("weight_decay", [0, "0", 0.0], 0.0),
+        ("weight_decay", [0, "0", 0.0, -0.0, "-0"], 0.0),
         ("augment", [False, "false", "False", "no"], False),
         ("limit", [None, "None", "null"], None),
         ("hold_out", ["b,a", " a , b", "a,b,,a"], "a,b"),
         ("train_generators", [1, "1", "1,"], "1"),
-        ("keep_float", ["b, a", "b,a"], "b,a"),
-        ("trainable", ["features.6, head", "features.6,head"], "features.6,head"),
+        ("keep_float", ["b, a", "a,b"], "a,b"),
+        ("trainable", ["features.6, head", "head,features.6"], "features.6,head"),
     ],
 )
 def test_the_same_request_has_the_same_value(name, spellings, value):
@@ -102,8 +103,17 @@ def test_the_same_request_has_the_same_value(name, spellings, value):
 def test_a_number_is_taken_as_it_is_or_refused(name, value):
     try:
         assert checked({name: value})[name] == value
+        assert checked({name: repr(value)}) == checked({name: value})
     except InputError as error:
         assert expected(name) in str(error)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 100_000, "\x1b[31m\n" * 5000])
+@pytest.mark.parametrize("name", ["epochs", "lr", "mode", "augment", "limit"])
+def test_a_long_value_is_cut_and_escaped_in_the_message(name, value):
+    with pytest.raises(InputError) as e:
+        checked({name: value})
+    assert len(str(e.value)) < 400 and str(e.value).isprintable()
 
 
 def test_the_defaults_fit_and_stay_as_they_are():

@@ -204,6 +204,100 @@ def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
     assert _scores(outputs, "CPF") == _undisturbed(tiny_dataset, outputs, more)
 
 
+@pytest.mark.parametrize("sign", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_an_interrupted_study_leaves_nothing_and_says_how_it_goes_on(
+    tiny_dataset, outputs, tmp_path, sign
+):
+    """In a temporary folder whose path is too long for sockets, where "python3" is another kernel."""
+    place = tmp_path / ("t" * 100)
+    spec_ = tmp_path / "jupyter" / "kernels" / "python3"
+    spec_.mkdir(parents=True), place.mkdir()
+    broken = {
+        "argv": ["/nowhere/python", "{connection_file}"],
+        "display_name": "x",
+        "language": "python",
+    }
+    (spec_ / "kernel.json").write_text(json.dumps(broken))
+    env = {
+        "TMPDIR": str(place),
+        "JUPYTER_PATH": str(tmp_path / "jupyter"),
+        "JUPYTER_PREFER_ENV_PATH": "0",
+    }
+    env |= {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    words = command(tiny_dataset, "--methods", "BL", "--set", "epochs=500")
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    study = subprocess.Popen(words, env=os.environ | env, start_new_session=True, **streams)
+    wait_for(lambda: list(outputs.rglob("checkpoint.pt")))
+    family = psutil.Process(study.pid).children(recursive=True)
+    number = getattr(signal, sign)
+    (os.killpg if sign == "SIGINT" else os.kill)(study.pid, number)  # Ctrl-C goes to all
+    said = study.communicate(timeout=60)[0]
+    wait_for(lambda: not any(map(alive, family)), 60)
+    assert study.returncode == (130 if sign == "SIGINT" else -number)
+    if sign != "SIGKILL":
+        assert said == "interrupted: finished runs are kept, and the same command goes on\n"
+        assert not list(outputs.glob(".study-*"))
+    assert list(place.rglob("*")) == []
+    if sign == "SIGKILL":  # the next study removes what could not be
+        again = subprocess.run(
+            [*words[:-1], "epochs=1"], env=os.environ | env, **streams, check=False
+        )
+        assert again.returncode == 0 and not list(outputs.glob(".study-*")), again.stdout
+        assert {p.name[:13] for p in place.rglob("*")} <= {"dflib-timing-"}  # of the machine, kept
+
+
+def test_a_study_needs_no_network_and_no_name_of_the_machine(tiny_dataset, outputs):
+    shell = 'hostname nobody.invalid && ip link set lo up && exec "$@"'
+    words = ["unshare", "--net", "--uts", "sh", "-c", shell, "sh"]
+    words += command(tiny_dataset, "--methods", "BL", "--set", "epochs=1")
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    if "unshare" in done.stderr:
+        pytest.skip(f"another network needs root: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 done" in done.stdout
+
+
+def test_a_run_by_hand_has_the_lock_until_it_is_finished(tiny_dataset, outputs):
+    (s,) = tiny(tiny_dataset, "BL", epochs=1)
+    mine = runs.Run(s)
+    made = mine.once("x.txt", lambda path: path.write_text("mine"))
+    again = runs.Run(s)  # the cell is run again in the same kernel
+    assert again.once("x.txt", lambda path: path.write_text("other")).read_text() == "mine"
+    ask = f"from dflib.study import engine, runs; s = engine.plan(preset='tiny', dataset={tiny_dataset!r}, methods_=('BL',), settings={{'epochs': 1}})[0]; "
+    ask += "runs.Run(s).once('y.txt', lambda path: path.write_text('theirs'))"
+    theirs = subprocess.run(
+        [sys.executable, "-c", ask], capture_output=True, text=True, check=False
+    )
+    assert "is being made by another process" in theirs.stderr and not (s.folder / "y.txt").exists()
+    runs._locks.pop(s.folder).release()
+    subprocess.run([sys.executable, "-c", ask], check=True)
+    assert (s.folder / "y.txt").read_text() == "theirs" and made.exists()
+
+
+def test_a_file_system_without_locks_is_named_at_once(tiny_dataset, outputs, monkeypatch):
+    """As FUSE and some NFS answer; with what filelock makes of it a run would wait for ever."""
+    import errno
+    import fcntl
+
+    def none(*_):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(
+        InputError, match="a file system without locks .*set .DFLIB_OUTPUTS to a local"
+    ):
+        engine.run(tiny(tiny_dataset, "BL"))
+
+
+def test_outputs_that_cannot_be_written_to_are_named_before_the_work(tiny_dataset, tmp_path):
+    (tmp_path / "file").write_text("in the way")  # for root, too, unlike a read-only folder
+    env = os.environ | {"DFLIB_OUTPUTS": str(tmp_path / "file")}
+    words = command(tiny_dataset, "--methods", "BL")
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "file cannot be written to" in done.stderr
+
+
 def test_a_study_in_the_background_ends_with_all_it_started(tiny_dataset, outputs):
     words = command(tiny_dataset, "--methods", "BL", "--set", "epochs=500")
     job = engine.background(shlex.join(["python", *words[1:]]), outputs / "study.log")
@@ -328,7 +422,7 @@ book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "lang
 path = sys.argv[1] + "/widgets.ipynb"
 nbformat.write(book, path)
 with open(sys.argv[1] + "/log.txt", "w") as log:
-    manager = kernel.kernel_manager(log, sys.argv[1])
+    manager = kernel.kernel_manager(log, sys.argv[1] + "/kernel")
     papermill.execute_notebook(path, path, {}, progress_bar=False, kernel_name="python3", kernel_manager_class=manager)
 """
 

@@ -130,14 +130,14 @@ def test_a_checkpoint_of_another_recipe_or_model_is_refused(toy, tmp_path):
     before = file.read_bytes()
     with pytest.raises(InputError, match=r"checkpoint\.pt is of another recipe, .*epochs=1"):
         fitted(toy(), QUICK, checkpoint=file)
-    with pytest.raises(InputError, match=r"is damaged or of another model: remove it"):
+    with pytest.raises(InputError, match=r"checkpoint\.pt is of another model: remove it"):
         train.fit(small(width=9), toy(), replace(QUICK, epochs=1), checkpoint=file, device=CPU)
     assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", ["random", "cut", "empty", "other", "pickle"])
-def test_a_damaged_checkpoint_is_named(toy, tmp_path, damage):
-    file = tmp_path / "checkpoint.pt"
+def test_a_damaged_checkpoint_is_as_none(toy, tmp_path, caplog, damage):
+    file, seen = tmp_path / "checkpoint.pt", []
     fitted(toy(), QUICK, checkpoint=file)
     if damage == "other":
         torch.save([1, 2], file)
@@ -146,8 +146,8 @@ def test_a_damaged_checkpoint_is_named(toy, tmp_path, damage):
     else:
         contents = {"random": b"\x80\x02random", "cut": file.read_bytes()[:500], "empty": b""}
         file.write_bytes(contents[damage])
-    with pytest.raises(InputError, match=r"checkpoint\.pt is damaged or of another model: remove"):
-        fitted(toy(), QUICK, checkpoint=file)
+    fitted(toy(), QUICK, checkpoint=file, on_epoch=lambda rows: seen.append(len(rows)))
+    assert seen == [1, 2, 3, 4] and "checkpoint.pt is damaged: training starts anew" in caplog.text
 
 
 @settings(max_examples=12)

@@ -22,6 +22,7 @@ from dflib.edge.predict import Predictor
 from dflib.show.plots import in_order, interval
 from dflib.study import compare, runs
 from dflib.study.methods import fold
+from dflib.study.records import OLDER, older
 from dflib.study.settings import DEFAULTS
 
 COSTS = {  # title of a card: column, divisor, form
@@ -56,7 +57,8 @@ class Study:
     @property
     def title(self) -> str:
         names = (self.base[key] for key in ("dataset", "protocol", "run_id"))
-        return " · ".join(filter(None, (*names, fold(self.base["params"]))))
+        code = OLDER if older(self.base) else ""
+        return " · ".join(filter(None, (*names, fold(self.base["params"]), code)))
 
     @cached_property
     def rows(self) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from matplotlib import markers, ticker
 from scipy import stats
 
 from dflib.study.methods import METHODS
+from dflib.study.records import comparable
 
 INK, PAPER, GRID = "#262626", "#ffffff", "#cccccc"  # seaborn's; a page swaps them, see inline_svg
 GREY, RED, BLUE, ORANGE, GREEN = "#a3a8ae", "#d55e00", "#0072b2", "#e69f00", "#009e73"
@@ -312,7 +313,8 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
         for metric, title in (("accuracy", "accuracy"), ("f1", "F1"))
     }
     spent, title = ("transfer_s", "transfer") if transfers else ("compress_s", "compression")
-    panels[spent] = f"{title} time, s"
+    rows, unit = comparable(rows)
+    panels[spent] = f"{title} time, {unit}"
     seconds = rows[spent].where(rows["method"] != "BL", rows["train_s"]).replace(0, np.nan)
     rows = in_order(rows.assign(**{spent: seconds})).fillna({"rate": 0})
     moved = rows["method"].isin([code for code in METHODS if METHODS[code].transfers])

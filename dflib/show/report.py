@@ -23,10 +23,12 @@ from data_prep.paths import HOW_TO_GET, write_text
 from dflib.show import plots
 from dflib.study import compare, runs
 from dflib.study.methods import METHODS
+from dflib.study.records import OLDER, comparable
 
 log = logging.getLogger(__name__)
 # runs that differ here had other images, or saw them otherwise: a section each
 SECTION = ["dataset", "protocol", "size", "mode", "limit", "target_images", "fold", "recipe"]
+SECTION += ["older"]  # code
 NUMBERS = {  # title: (column, divisor, how it is written)
     "F1": ("f1", 1, "{:.3f}"),
     "params": ("params", 1, "{:,.0f}"),
@@ -60,11 +62,15 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     95 % intervals stand in brackets; a dash is no value.
     """
     rows = _sorted(rows)
-    table = {"run": rows["run_id"]}
+    table = {"run": rows["run_id"] + rows["older"].map({True: f" ({OLDER})", False: ""})}
     table |= {"accuracy": _intervals(rows, "accuracy"), "AUROC": _intervals(rows, "auroc")}
+    rows, seconds = comparable(rows)
     for title, (column, unit, form) in NUMBERS.items():
         values = rows[column].astype(float) / unit
+        title = title.removesuffix(" s") + f" {seconds}" if title.endswith(" s") else title
         table[title] = ["–" if pd.isna(value) else form.format(value) for value in values]
+    if seconds != "s":
+        table["threads"] = rows["threads"].replace("", "unknown")
     return pd.DataFrame(table)
 
 

@@ -44,8 +44,9 @@ def results(rows: pd.DataFrame) -> None:
     if rows.empty:
         console.print("no finished runs yet: python -m dflib study --preset demo")
     else:
-        title = "finished runs (95 % intervals by bootstrap over scenes)"
-        show(report.table_rows(rows), title)
+        what = "95 % intervals by bootstrap over scenes"
+        for (dataset, protocol), these in rows.groupby(["dataset", "protocol"]):  # other tasks
+            show(report.table_rows(these), f"finished runs on {dataset}, {protocol} ({what})")
 
 
 def plan(p: engine.Plan) -> None:
@@ -98,9 +99,11 @@ def unfinished(p: engine.Plan, outcomes: dict[str, dict]) -> set[str]:
         show(bad, title="not finished")
     if left := sum(bad["status"] == "left"):
         console.print(f"The budget is used up, {left} runs are left: the same command goes on.")
-    if any(bad["status"] == "failed"):
-        text = "then run the same command with --retry-failed: finished runs are kept."
-        console.print(f"Mend the cause, {text}")
+    failed = [s for s in p if outcomes[s.run_id]["status"] == "failed"]
+    if failed:  # what died is tried again by itself
+        kept = any((s.failure() or {"kind": "died"})["kind"] != "died" for s in failed)
+        how = "the same command with --retry-failed" if kept else "the same command"
+        console.print(f"Mend the cause, then run {how}: finished runs are kept.")
     return set(bad["status"])
 
 
@@ -127,7 +130,8 @@ def _line(s: runs.Spec, outcome: dict) -> str:
         return text + escape(outcome["error"])
     values = runs.read(s.folder)["metrics"]["all"]
     scores = f"accuracy {values['accuracy']:.3f}  AUROC {values['auroc']:.3f}"
-    return f"{text}{spoken(outcome['seconds'])}  {scores}"
+    note = f"  ({escape(outcome['error'])})" if outcome["error"] else ""
+    return f"{text}{spoken(outcome['seconds'])}  {scores}{note}"
 
 
 def _live(progress: Progress, *, transient: bool = False) -> AbstractContextManager:

@@ -63,9 +63,10 @@ def prune_in_steps(run: Run, model: Detector, rate: float) -> Detector:
 
 
 def teacher_of(run: Run) -> distill.Distillation:
-    """BL as the teacher, with the run's temperature and alpha."""
+    """BL as the teacher, with the run's temperature, alpha and label smoothing."""
     s, teacher = run.settings, run.parent("BL").model()
-    return distill.Distillation(teacher, temperature=s["temperature"], alpha=s["alpha"])
+    options = {key: s[key] for key in ("temperature", "alpha", "label_smoothing")}
+    return distill.Distillation(teacher, **options)
 
 
 def student_recipe(run: Run) -> train.Recipe:

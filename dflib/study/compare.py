@@ -17,8 +17,8 @@ import pandas as pd
 
 from data_prep.errors import InputError
 from dflib import metrics
-from dflib.study import runs
-from dflib.study.methods import METHODS, fold, relevant
+from dflib.study import records, runs
+from dflib.study.methods import METHODS, fold, relevant, versions
 from dflib.study.settings import DEFAULTS, MEASURES
 
 FOLD = ("train_generators", "hold_out")
@@ -34,15 +34,12 @@ def load(
 
     Without a dataset: all runs of all datasets. What is damaged is named in a warning and left out.
     """
+    age = lambda r: (r["folder"] / "result.json").stat().st_mtime
     found = {}
-    for folder in sorted(runs.folders(), key=lambda f: (f / "result.json").stat().st_mtime):
-        try:
-            r = runs.read(folder)
-            here = (r["dataset"], r["protocol"]) == (dataset, protocol)
-            if dataset is None or (here and r["source"] in (None, source)):
-                found[r["run_id"]] = r
-        except (InputError, KeyError, TypeError) as error:
-            log.warning("left out: %s is no finished run of this version (%s)", folder, error)
+    for r in sorted(records.every(dataset), key=age):
+        here = r["protocol"] == protocol and r.get("source") in (None, source)
+        if dataset is None or here:
+            found[r["run_id"]] = r
     return found
 
 
@@ -83,13 +80,19 @@ def from_nothing(
     what its parents' hold, else the default.
     """
     ignored = {"epochs", *DEFAULTS} - {*METHODS["BL"].keys} | {"epochs"}
-    place = lambda r: ("BL", *(r[k] for k in ("dataset", "protocol", "seed")))
+    place = lambda r: ("BL", *(r[k] for k in ("dataset", "protocol", "seed")), _code(r))
     wanted = place(result), _decides(_inherited(result, every), ignored)
     alike = lambda b: b["method"] == "BL" and (place(b), _decides(b["params"], ignored)) == wanted
     length = lambda b: b["params"].get("epochs", DEFAULTS["epochs"])
     found = sorted(filter(alike, every.values()), key=length)
     shorter = [b for b in found if length(b) <= epochs]
     return (shorter[-1:] or found[:1] or [None])[0]
+
+
+def _code(result: dict) -> tuple:
+    """What code made a run, as far as a BL has it; () where that was not recorded."""
+    code = result.get("code", {})
+    return tuple((name, code[name]) for name in versions("BL") if name in code)
 
 
 def _inherited(result: dict, every: Mapping[str, dict]) -> dict:
@@ -263,9 +266,10 @@ def by_seed(results: Iterable[dict]) -> list[list[dict]]:
 def _key(result: dict) -> tuple:
     method, params = result["method"], result["params"]
     order = [*METHODS, method].index(method)  # behind the table where it is not in it
+    code = str(sorted(result.get("code", {}).items()))  # older runs are no seeds of newer ones
     images = params.get("target_images") or math.inf
     decides = str(sorted(_decides(params).items()))
-    return order, result["rate"] or 0, images, method, result.get("source") or "", decides
+    return order, result["rate"] or 0, images, method, result.get("source") or "", decides, code
 
 
 def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) -> list[dict]:
@@ -286,6 +290,7 @@ def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
     others = [_decides(g[0]["params"]) for g in groups if place(g) == place(group)]
     told = {k: v for k, v in _decides(group[0]["params"]).items() if v != DEFAULTS.get(k)}
     differ = [f"{k} {v}" for k, v in told.items() if any(other.get(k) != v for other in others)]
+    differ += [records.OLDER] if records.older(group[0]) else []
     (method, rate, images), settings = place(group), ", ".join(differ)
     return {"method": method, "rate": rate, "settings": settings, "target_images": images}
 

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from subprocess import DEVNULL, STDOUT, Popen
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+
+from filelock import Timeout
 
 from data_prep.errors import InputError, check_rate, choose
-from data_prep.paths import PROJECT, outputs_root
+from data_prep.paths import PROJECT, lock, outputs_root, usable
 from dflib.study import doctor, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome, thread_environment
 from dflib.study.runs import Run, Spec, rows, spec
@@ -165,6 +168,7 @@ def run(
             tell(s, outcome(s))
     if not todo:
         return outcomes
+    usable(outputs_root())
     events: SimpleQueue = SimpleQueue()
     with _client(scheduler, most=len(todo)) as client:
         if scheduler:
@@ -295,14 +299,29 @@ def _client(scheduler: str | None, *, most: int) -> Iterator:
     hush("distributed")
     each = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     environments = enumerate(worker_environments(most))
+    scratch = _scratch()
+    dask.config.set({"temporary-directory": scratch.name})
+    each |= {"local_directory": scratch.name, "preload": ["dflib.study.kernel"]}
     workers = {i: {"cls": Nanny, "options": each | {"env": env}} for i, env in environments}
     place = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
     head = {"cls": Scheduler, "options": place | {"dashboard": False}}
     with (
+        scratch,
         SpecCluster(workers, head, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+def _scratch() -> TemporaryDirectory:
+    """A folder for what workers write beside their runs; those of killed studies are removed."""
+    for old in outputs_root().glob(".study-*"):
+        with suppress(OSError, Timeout):
+            lock(old / "lock", timeout=0).release()
+            shutil.rmtree(old, ignore_errors=True)
+    found = TemporaryDirectory(dir=outputs_root(), prefix=".study-", ignore_cleanup_errors=True)
+    found.lock = lock(Path(found.name) / "lock")  # held while this process lives
+    return found
 
 
 def worker_environments(most: int) -> list[dict[str, str]]:

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import yaml
 
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, choose, short
 from dflib.study import engine
+from dflib.study.settings import DEFAULTS
 
 LISTS = {"dataset": str, "methods": str, "rates": float, "seeds": int}
+MOST, DEPTH = 1_000_000, 4  # bytes of a grid file, and mappings or lists inside each other
 KEYS = ("preset", "source", "protocol", "folds", *LISTS, "set")
 
 
 def read(path: Path | str) -> dict:
     """The options of a grid file; raises `InputError` where it cannot be read, or as `parse`."""
     try:
-        return parse(Path(path).read_bytes(), path)
+        with Path(path).open("rb") as file:
+            return parse(file.read(MOST + 1), path)
     except OSError as error:
         raise InputError(f"grid {path}: {error.strerror}; notebooks/grids has examples") from error
 
@@ -30,17 +33,38 @@ def parse(text: str | bytes, path: Path | str = "text") -> dict:
     {'methods': ('BL', 'CPF')}
     """
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"grid {path} is no YAML: {' '.join(str(error).split())}") from error
+        _check_shape(text, path)
+        found, words = (yaml.load(text, kind) for kind in (yaml.SafeLoader, yaml.BaseLoader))
+    except (yaml.YAMLError, ValueError) as error:
+        why = short(" ".join(str(error).split()), 300)[1:-1]
+        raise InputError(f"grid {path} is no YAML: {why}") from error
     if not isinstance(found, dict):
         raise InputError(f"grid {path} holds no `key: value` lines; keys: {', '.join(KEYS)}")
     for key in found:
         choose(f"key of {path}", str(key), KEYS)
     if not isinstance(found.get("set") or {}, dict):
         raise InputError(f"grid {path}: set: expected settings, each a `key: value` line")
+    found = {key: value for key, value in found.items() if value is not None}
+    if "set" in found:  # a generator called 01 or on is no number, and no truth value
+        plain = {str(k): v for k, v in found["set"].items() if not isinstance(v, list | dict)}
+        named = {k for k, v in plain.items() if v is not None and isinstance(DEFAULTS.get(k), str)}
+        found["set"] = found["set"] | {k: words["set"][k] for k in named}
+    for key in {"dataset", "methods"} & found.keys():
+        found[key] = words[key]
     option = lambda k, v: entries(v, LISTS[k], f"grid {path}: {k}: ") if k in LISTS else v
-    return {key: option(key, value) for key, value in found.items() if value is not None}
+    return {key: option(key, value) for key, value in found.items()}
+
+
+def _check_shape(text: str | bytes, path: Path | str) -> None:
+    """Raise `InputError` for what a grid never is, and what would take all memory or the stack."""
+    if len(text) > MOST:
+        raise InputError(f"grid {path}: more than {MOST:,} bytes, which is no grid")
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH or isinstance(event, yaml.AliasEvent):
+            raise InputError(f"grid {path}: write each value out, without &, * and deep lists")
 
 
 def entries(value: object, kind: type = str, name: str = "") -> tuple:
@@ -54,9 +78,11 @@ def entries(value: object, kind: type = str, name: str = "") -> tuple:
     try:
         found = tuple(kind(word) for word in words if word)
     except ValueError as error:
-        raise InputError(f"{name}{value!r} is not a list of {kind.__name__}s: 0.6,0.9") from error
+        like = {int: "0,1,2", float: "0.6,0.9"}[kind]
+        text = f"{short(value)} is not a list of {kind.__name__}s: {like}"
+        raise InputError(f"{name}{text}") from error
     if not found:
-        raise InputError(f"{name}{value!r} is empty: leave it out for the preset's own")
+        raise InputError(f"{name}{short(value)} is empty: leave it out for the preset's own")
     return found
 
 

@@ -7,21 +7,24 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from queue import Empty
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TextIO
-
-from filelock import FileLock
+from uuid import uuid4
 
 from data_prep.errors import choose
-from data_prep.paths import write_text
-from dflib.study.runs import Spec
+from data_prep.paths import PROJECT, lock, write_text
+from dflib.study import records
+from dflib.study.runs import HELD, Spec
 
 # to glibc: freed blocks of up to 100 MB are kept for the next step; to ask for them again took 9 %
 # of training at 64 px, and twice the time with the threshold that Dask sets for its workers
@@ -59,7 +62,7 @@ def execute(
         return outcome(s)
     try:
         s.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(s.folder / "lock"):
+        with lock(s.folder / "lock"):
             return _attempt(s, retry_failed, timeout, budget, threads)
     except OSError as error:  # not even the record can be written: the run is tried again
         return outcome(s, "failed", f"{type(error).__name__}: {error}")
@@ -74,10 +77,16 @@ def _attempt(s: Spec, retry_failed: bool, timeout, budget, threads: int | None) 
         again = "(from an earlier attempt: --retry-failed tries again)"
         return outcome(s, "failed", f"{earlier['error']} {again}")
     began, limit = time.monotonic(), min(timeout or math.inf, budget or math.inf)
+    records.clear(s.folder)
     _log(s, s.command())
     record = _run_notebook(s, began + limit, threads)
     seconds = time.monotonic() - began
-    if record is None or (record["kind"] != "error" and s.finished()):  # only its end was cut off
+    if record and s.finished():  # what comes behind the result made none of it
+        note = f"after the result was written: {record['error']}"
+        with suppress(OSError):
+            records.note(s.folder, note)
+        return outcome(s, "done", note, seconds)
+    if record is None:
         return outcome(s, seconds=seconds)
     if record["kind"] == "timeout" and limit == budget:
         _log(s, STOPPED)
@@ -111,10 +120,10 @@ def _run_notebook(s: Spec, ends: float, threads: int | None) -> dict | None:
     hush("papermill", "traitlets", "asyncio")
     new, record = s.folder / "notebook.new.ipynb", None
     try:
-        with (
-            (s.folder / "log.txt").open("a") as text,
-            TemporaryDirectory(prefix="dflib-") as sockets,
-        ):
+        scratch = s.folder / "scratch"  # an interrupted run's goes with the next attempt
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        with (s.folder / "log.txt").open("a") as text, sockets() as place:
             papermill.execute_notebook(
                 str(s.notebook),
                 str(new),
@@ -124,7 +133,7 @@ def _run_notebook(s: Spec, ends: float, threads: int | None) -> dict | None:
                 stdout_file=text,
                 stderr_file=text,
                 kernel_name="python3",
-                kernel_manager_class=kernel_manager(text, sockets, threads, ends=ends),
+                kernel_manager_class=kernel_manager(text, place, threads, ends=ends, held=s.folder),
                 timeout_func=lambda cell: ends < math.inf and max(0.1, ends - time.monotonic()),
             )
     except (PapermillException, OSError, RuntimeError, ValidationError) as error:
@@ -135,6 +144,7 @@ def _run_notebook(s: Spec, ends: float, threads: int | None) -> dict | None:
             _log(s, traceback.format_exc())
         if record["kind"] == "died" and not hasattr(error, "ename"):
             new.unlink(missing_ok=True)  # cut while it was written, say
+    shutil.rmtree(scratch, ignore_errors=True)
     if new.exists():
         new.replace(s.folder / "notebook.ipynb")
     if not record and not s.finished():  # papermill may take its kernel's end for the notebook's
@@ -157,17 +167,38 @@ def _record(error: Exception) -> dict:
     return {"kind": kind, "error": text.splitlines()[0][:500]}
 
 
+@contextmanager
+def sockets() -> Iterator[str]:
+    """How the ipc sockets of a kernel begin (TCP ports race among many).
+
+    Linux has names that are no files: nothing is left behind, and no path is too long (107 bytes).
+    """
+    if sys.platform == "linux":
+        yield f"@dflib-{uuid4().hex}"
+    else:
+        base = min("/tmp", gettempdir(), key=lambda b: (not os.access(b, os.W_OK), len(b)))
+        with TemporaryDirectory(prefix="dflib-", dir=base) as folder:
+            yield f"{folder}/kernel"
+
+
 def kernel_manager(
-    log_file: TextIO, sockets: str, threads: int | None = None, *, ends: float = math.inf
+    log_file: TextIO,
+    place: str,
+    threads: int | None = None,
+    *,
+    ends: float = math.inf,
+    held: Path | None = None,
 ) -> type:
-    """A kernel manager over ipc sockets in a folder of their own (TCP ports race among many).
+    """A kernel manager of this very Python, over the `sockets` that begin with `place`.
 
     ends: by the monotonic clock; a kernel that still runs 5 s later, as it hangs, is killed.
+    held: the folder of the run whose lock this process has for it.
 
     What the kernel process itself says on its way out goes to the run's log.
     """
     from jupyter_client.asynchronous.client import AsyncKernelClient
     from jupyter_client.channels import AsyncZMQSocketChannel
+    from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     class Channel(AsyncZMQSocketChannel):
@@ -186,14 +217,20 @@ def kernel_manager(
     class KernelManager(AsyncKernelManager):
         def __init__(self, **options) -> None:
             super().__init__(**options)
-            self.transport, self.ip, self.client_factory = "ipc", f"{sockets}/kernel", Client
+            self.transport, self.ip, self.client_factory = "ipc", place, Client
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            """Whatever is installed as "python3": it may be another Python, or a broken one."""
+            words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=words, display_name="Python 3", language="python")
 
         async def start_kernel(self, *, extra_arguments: list[str], **options) -> None:
-            env = os.environ | KEEP_MEMORY | (thread_environment(threads) if threads else {})
-            env["TQDM_DISABLE"] = "1"  # nobody watches: no dead bars in the notebook
+            if held:
+                self.connection_file = str(held / "scratch" / "kernel.json")
             code = f"import dflib.study.kernel as k; k.die_with_parent({os.getpid()})"
             words = [*extra_arguments, f"--IPKernelApp.exec_lines={code}"]
-            options |= {"env": env, "stdout": log_file, "stderr": log_file}
+            options |= {"env": _environment(threads, held), "stdout": log_file, "stderr": log_file}
             await super().start_kernel(extra_arguments=words, **options)
             if ends < math.inf:
                 left = max(0.0, ends + 5 - time.monotonic())
@@ -202,6 +239,16 @@ def kernel_manager(
                 timer.start()
 
     return KernelManager
+
+
+def _environment(threads: int | None, held: Path | None) -> dict[str, str]:
+    """Of a kernel: it takes this very package, whatever is installed, and leaves no files about."""
+    env = os.environ | KEEP_MEMORY | (thread_environment(threads) if threads else {})
+    env["TQDM_DISABLE"] = "1"  # nobody watches: no dead bars in the notebook
+    above = os.environ.get("PYTHONPATH")
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), above)))
+    scratch = {HELD: str(held), "TORCHINDUCTOR_CACHE_DIR": str(held / "scratch")} if held else {}
+    return env | scratch
 
 
 def thread_environment(threads: int | str) -> dict[str, str]:
@@ -221,6 +268,11 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # too late for the signal
         os._exit(1)
+
+
+def dask_setup(worker: object) -> None:
+    """Called by Dask in each worker: Ctrl-C, sent to all processes, is the driver's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def hush(*names: str) -> None:

@@ -8,7 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_prep.errors import InputError, check_rate, choose
+from data_prep.manifest import DECODING
 from dflib.study.settings import DEFAULTS, FIELDS, checked, expected, read_by
+
+# of the code that makes results: a change of what it computes gives runs other ids, so it raises
+# the number (tests/test_golden.py holds what each computes); decoding is in the data's fingerprint
+VERSIONS = {"data": DECODING, "models": 1, "train": 1, "evaluate": 1}
+VERSIONS |= {"prune": 1, "distill": 1, "quantize": 1, "lowrank": 1, "adapters": 1}
+TECHNIQUES = {  # by the groups of settings, and by the notebook where no setting tells
+    "prune": ("prune", "structured", "chain", "03_prune"),
+    "distill": ("distill", "teacher", "chain"),
+    "quantize": ("int8", "chain", "05_quantize", "08_tl_quantize"),
+    "lowrank": ("06_low_rank",),
+    "adapters": ("transfer", "adapter"),
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,17 @@ def lineage(code: str) -> list[str]:
     """The method and all that it starts from, on either dataset."""
     parents = [parent.removesuffix("@source") for parent in method(code).parents]
     return [code, *(c for parent in parents for c in lineage(parent))]
+
+
+def versions(code: str) -> dict[str, int]:
+    """Of the code that decides the method's result, that of what it starts from included.
+
+    >>> list(versions("CQ"))
+    ['data', 'models', 'train', 'evaluate', 'quantize']
+    """
+    rows = [METHODS[each] for each in lineage(code)]
+    read = {name for row in rows for name in (*row.does, row.notebook)}
+    return {name: n for name, n in VERSIONS.items() if read & {*TECHNIQUES.get(name, read)}}
 
 
 def settings(preset_name: str, overrides: dict | None = None) -> dict:

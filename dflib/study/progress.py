@@ -6,8 +6,10 @@ import time
 from collections import Counter
 from contextlib import suppress
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from data_prep.errors import InputError
+from data_prep.paths import lock
 from dflib.study.engine import Plan, estimates, kind
 from dflib.study.runs import Spec
 from dflib.study.schedule import Estimates, longest_paths
@@ -120,12 +122,12 @@ def _locked(s: Spec) -> bool:
     if not (s.folder / "lock").exists():
         return False
     try:
-        with FileLock(s.folder / "lock", timeout=0):
-            return False
+        lock(s.folder / "lock", timeout=0).release()
     except Timeout:
         return True
-    except OSError:  # not ours to ask
+    except (OSError, InputError):  # not ours to ask, or without locks
         return False
+    return False
 
 
 def _started(s: Spec) -> float:

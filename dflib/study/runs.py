@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import shlex
-import shutil
-import time
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -20,14 +20,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from filelock import BaseFileLock, Timeout
 
 from data_prep import paths
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.manifest import fingerprint_of
-from data_prep.paths import attached_roots, dataset_folder, images_root, outputs_root, write_text
+from data_prep.paths import (
+    attached_roots,
+    dataset_folder,
+    images_root,
+    lock,
+    outputs_root,
+    write_text,
+    written,
+)
 from data_prep.protocol import PROTOCOLS
-from dflib.study import methods
+from dflib.study import methods, records
+from dflib.study.records import failure, find, flat, folders, own, predictions, read, results, rows
 from dflib.study.settings import DEFAULTS, MEASURES
+from dflib.study.spent import Spent, clocks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,9 +46,13 @@ if TYPE_CHECKING:
     from dflib.data import Dataset
     from dflib.train import Recipe
 
+__all__ = ["Run", "Spec", "asked", "code_hash", "failure", "find", "flat", "folders", "own"]
+__all__ += ["predictions", "read", "results", "rows", "spec"]  # of `records`, too: one door
 log = logging.getLogger(__name__)
+_locks: dict[Path, BaseFileLock] = {}  # of the runs that are made here, by hand
 _parsed = lru_cache(maxsize=64)(json.loads)  # thousands of runs ask for the same notebooks
-TIMINGS = ("train_s", "compress_s", "transfer_s")
+HELD = "DFLIB_HELD"  # in a kernel's environment: the folder that the engine has locked for it
+SEEDS = 2**32  # what NumPy takes
 NOTEBOOKS = paths.PROJECT / "notebooks"
 LIBRARIES = ("torch", "torchvision", "onnxruntime", "onnx", "numpy", "scikit-learn", "papermill")
 
@@ -78,6 +93,7 @@ class Spec:
             "settings": {key: values[key] for key in values if key not in MEASURES},
             "parents": [parent.run_id for parent in self.parents],
             "code and data": [code_hash(self.notebook), fingerprint_of(self.dataset)],
+            "versions": methods.versions(self.method),
         }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         rate = "" if self.rate is None else f"-r{100 * self.rate:g}"
@@ -86,12 +102,15 @@ class Spec:
     @property
     def folder(self) -> Path:
         """Where it is finished, here or attached (`attached_roots`); else where it will be made."""
-        place = Path(self.dataset, self.protocol, self.method, self.run_id)
-        places = [root / place for root in (outputs_root(), *attached_roots())]
-        return next((f for f in places if (f / "result.json").exists()), places[0])
+        return next(filter(records.whole, self._places()), self._places()[0])
 
     def finished(self) -> bool:
-        return (self.folder / "result.json").exists()
+        """Whether it is done; a damaged result, or one without its model, is as if it were none."""
+        return any(map(records.whole, self._places()))
+
+    def _places(self) -> list[Path]:
+        place = Path(self.dataset, self.protocol, self.method, self.run_id)
+        return [root / place for root in (outputs_root(), *attached_roots())]
 
     def failure(self) -> dict | None:
         return None if self.finished() else failure(self.folder)
@@ -128,7 +147,7 @@ def spec(
 ) -> Spec:
     """The request, checked; what is not given comes from the preset. source: of transfers alone.
 
-    Raises `InputError` for an unknown name, a setting or a rate that does not fit, or a source
+    Raises `InputError` for an unknown name, a setting, rate or seed that does not fit, or a source
     that is the dataset itself.
 
     >>> spec("CPF", rate=0.9).run_id                                # doctest: +SKIP
@@ -139,6 +158,8 @@ def spec(
     choose("protocol", protocol, PROTOCOLS)
     dataset = dataset or usual.dataset
     dataset_folder(dataset)
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"seed {records.short(seed)}: expected a whole number from 0 below 2^32")
     fold = {key: values[key] for key in methods.FOLDS.values()}
     if any(fold.values()):
         from dflib.data import trained_on
@@ -153,6 +174,7 @@ def spec(
     if source:
         dataset_folder(source)
         _check_layers(method, values, rate)
+    _check_int8(row, values)
     return Spec(method, dataset, protocol, preset, rate, int(seed), values, source)
 
 
@@ -176,19 +198,63 @@ def _check_layers(code: str, values: dict, rate: float | None) -> None:
             adapters.place(arch, values["adapter_after"])
 
 
+def _check_int8(row: methods.Method, values: dict) -> None:
+    """Raise `InputError` for what int8 could only refuse when BL is trained."""
+    from dflib.study.settings import FIELDS
+
+    few, least = values["target_images"], FIELDS["limit"]["anyOf"][0]["minimum"]
+    if "calibration_images" in row.keys and few and few < least:
+        text = f"{row.code} calibrates on {least} training images of each class or more"
+        raise InputError(f"setting target_images={few}: {text}")
+    if "keep_float" not in row.keys or not values["keep_float"]:
+        return
+    import torch
+
+    from dflib import models
+
+    with torch.device("meta"):
+        net = models.Detector(
+            models.architecture("BL", size=values["size"], backbone=values["backbone"])
+        )
+    kinds = torch.nn.Conv2d | torch.nn.Linear
+    layers = [name for name, layer in net.named_modules() if isinstance(layer, kinds)]
+    named = {choose("layer", name, layers) for name in values["keep_float"].split(",")}
+    if {*layers[:-1]} <= named:  # the last is never int8
+        raise InputError("setting keep_float names every layer: nothing is left to quantize")
+
+
 @dataclass
 class Run:
     """A run in the making, or a finished one: its folder, data and settings, and what it writes."""
 
     spec: Spec
-    started: float = field(default_factory=time.perf_counter)
-    timings: dict = field(default_factory=lambda: dict.fromkeys(TIMINGS, 0.0))
+    started: tuple[float, float] = field(default_factory=clocks)
     trainable: int = 0  # parameters that were trained
 
     folder = property(lambda self: self.spec.folder)
     settings = property(lambda self: self.spec.settings)
     finished = property(lambda self: self.spec.finished())
     result = property(lambda self: read(self.folder))
+
+    @cached_property
+    def spent(self) -> Spent:
+        return Spent(self.folder / "unfinished.json", began=self.started)
+
+    def _begin(self) -> None:
+        """Take the run's lock, until it is finished or this process ends; clear what is damaged.
+
+        The engine has it where it made this kernel. Raises `InputError` where another process does.
+        """
+        if os.environ.get(HELD) == str(self.folder) or self.folder in _locks:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _locks[self.folder] = lock(self.folder / "lock", timeout=0)
+        except Timeout as error:
+            wait = "wait for it, or end it (a notebook by its kernel)"
+            text = f"{self.spec.run_id} is being made by another process: {wait}"
+            raise InputError(text) from error
+        records.clear(self.folder)
 
     @cached_property
     def data(self) -> Dataset:
@@ -241,12 +307,19 @@ class Run:
                 done = f"{self.spec.run_id} is finished with a model of another shape"
                 raise InputError(f"{done}: take run.model(), or change a setting") from error
             return pd.read_csv(self.folder / "history.csv")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._begin()
         self.trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        checkpoint = self.folder / f"checkpoint{stage}.pt"
-        history = train.fit(model, self.data, recipe, checkpoint=checkpoint, **options)
+        checkpoint, watch = self.folder / f"checkpoint{stage}.pt", options.pop("on_epoch", None)
+
+        def on_epoch(history: pd.DataFrame) -> None:
+            took = history["seconds"].sum(), history.attrs["cpu_seconds"]
+            self.spent.keep(f"fit{stage}", as_timing, took)
+            if watch:
+                watch(history)
+
+        options |= {"checkpoint": checkpoint, "on_epoch": on_epoch}
+        history = train.fit(model, self.data, recipe, **options)
         write_text(self.folder / f"history{stage}.csv", history.to_csv(index=False))
-        self.timings[as_timing] += float(history["seconds"].sum())
         return history
 
     def once(self, name: str, make: Callable[[Path], object]) -> Path:
@@ -255,12 +328,15 @@ class Run:
         Its seconds go to `compress_s`, but for those that `fit` counts inside.
         """
         path = self.folder / name
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            started, counted = time.perf_counter(), sum(self.timings.values())
-            make(path)
-            inside = sum(self.timings.values()) - counted
-            self.timings["compress_s"] += time.perf_counter() - started - inside
+        if self.spent.has(path) or (self.finished and path.exists()):
+            return path
+        self._begin()
+        began, inside = clocks(), self.spent.steps()
+        with written(path, "new-") as new:
+            make(new)
+        all_ = zip(clocks(), began, self.spent.steps(), inside, strict=True)
+        own = [now - then - (steps - before) for now, then, steps, before in all_]
+        self.spent.keep(name, "compress_s", own, path)
         return path
 
     def finish(
@@ -272,25 +348,34 @@ class Run:
         base: a model that the receiver has; only what differs is shipped (`delta.safetensors`).
         """
         if not self.finished:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._begin()
             result = self._request() | self._evaluated(model, deployed, base)
-            result["timings"] = self.timings | {"total_s": time.perf_counter() - self.started}
+            self.spent.keep()
+            result |= {"timings": self.spent.timings(), "threads": self.spent.threads}
+            names = ("model.safetensors", "predictions.parquet", result["deployed"])
+            result["files"] = {name: records.kept(self.folder / name) for name in names}
             write_text(self.folder / "result.json", json.dumps(result, indent=1))
-            for leftover in (*self.folder.glob("checkpoint*.pt"), self.folder / "failed.json"):
+            # the notebook is an earlier attempt's: this one's comes when it has ended
+            names = ("checkpoint*.pt", "failed.json", "unfinished.json", "notebook.ipynb")
+            for leftover in (file for name in names for file in self.folder.glob(name)):
                 leftover.unlink(missing_ok=True)
+            if self.folder in _locks:
+                _locks.pop(self.folder).release()
         return self.result
 
     def _request(self) -> dict:
         """What was asked for, of which data and libraries."""
         s, train = self.spec, self.data.train
         asked = {key: value for key, value in asdict(s).items() if key != "settings"}
-        return {"schema": 1, "run_id": s.run_id, **asked, "source": s.source or None} | {
+        return {"schema": 2, "run_id": s.run_id, **asked, "source": s.source or None} | {
             "params": methods.relevant(s.method, s.settings),
             "parents": [parent.run_id for parent in s.parents],
             "data_fingerprint": fingerprint_of(s.dataset),
             "classes": self.data.class_names,
             "train_images": len(train),
             "train_generators": sorted({*train.generators} - {"real"}),
+            "code": methods.versions(s.method),
+            "commit": commit(),
             "versions": {"python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
             "command": s.command(),
             "status": "done",
@@ -332,110 +417,23 @@ class Run:
         }
 
 
+@lru_cache(maxsize=1)
+def commit() -> str:
+    """The commit of the package's own repository, "-dirty" behind it where files differ."""
+    if not (paths.PROJECT / ".git").exists():
+        return "unknown"
+    words = ["git", "-C", str(paths.PROJECT), "describe", "--always", "--dirty"]
+    quiet = {"env": os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, "capture_output": True, "text": True}
+    try:
+        done = subprocess.run(words, **quiet, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
 def asked(method: str, **request) -> Run:
     """The run of a request (as for `spec`), finished or not; nothing is made for it."""
     return Run(spec(method, **request))
-
-
-def predictions(folder: Path) -> pd.DataFrame:
-    """A finished run's test images: path, generator, label, score (P(fake)), group (scene)."""
-    try:
-        return pd.read_parquet(Path(folder) / "predictions.parquet")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} has no predictions to read: make the run again") from error
-
-
-def read(folder: Path) -> dict:
-    """A run's `result.json` and `folder`; raises `InputError` where there is no finished run."""
-    try:
-        return json.loads((Path(folder) / "result.json").read_bytes()) | {"folder": Path(folder)}
-    except FileNotFoundError as error:
-        wrong = "is no finished run: it has no result.json. python -m dflib results lists them"
-        raise InputError(f"{folder} {wrong}") from error
-    except ValueError as error:  # not JSON, not UTF-8
-        mend = "remove it, and the same study command makes the run again"
-        raise InputError(f"{folder}/result.json is damaged ({error}): {mend}") from error
-
-
-def failure(folder: Path) -> dict | None:
-    """The `failed.json` of a run folder; None where there is none that can be read."""
-    try:
-        record = json.loads((Path(folder) / "failed.json").read_text())
-        return record if {"run_id", "kind", "error"} <= record.keys() else None
-    except (FileNotFoundError, ValueError, AttributeError):
-        return None
-
-
-def find(name: str) -> Path:
-    """The folder of a finished run, by its id or path; raises `InputError` with the nearest id."""
-    folder = Path(name)
-    if (folder / "result.json").exists():
-        return folder
-    known = {f.name: f for f in folders()}
-    return known[choose("run", folder.name, known, hint="python -m dflib results lists them.")]
-
-
-def folders() -> list[Path]:
-    """All finished runs, here and attached, each once; by dataset, protocol, method and id."""
-    found = {}
-    for root in (*attached_roots()[::-1], outputs_root()):  # one's own count most
-        found |= {f.parent.relative_to(root): f.parent for f in root.glob("*/*/*/*/result.json")}
-    return [found[place] for place in sorted(found)]
-
-
-def own(folder: Path) -> Path:
-    """The run's folder below the outputs root, to write to: an attached run is copied there."""
-    here = outputs_root().joinpath(*folder.parts[-4:])
-    attached = any(folder.is_relative_to(root) for root in attached_roots())
-    if not attached or (here / "result.json").exists():
-        return folder
-    new = here.with_name(here.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(folder, new)
-    shutil.rmtree(here, ignore_errors=True)  # an attempt from before the other was attached
-    return new.replace(here)
-
-
-def results(dataset: str | None = None) -> pd.DataFrame:
-    """`rows` as a table, by dataset, protocol and seed."""
-    table, by = pd.DataFrame(rows(dataset)), ["dataset", "protocol", "seed"]
-    return table if table.empty else table.sort_values(by, kind="stable", ignore_index=True)
-
-
-def rows(dataset: str | None = None) -> list[dict]:
-    """All finished runs, one a row, as `flat` gives it; what is damaged is told, and left out."""
-    found = []
-    for folder in folders():
-        try:
-            found.append(flat(read(folder)) | {"folder": str(folder)})
-        except (InputError, KeyError, TypeError, AttributeError) as error:
-            log.warning("left out: %s is no run of this version (%r)", folder, error)
-    return [row for row in found if dataset in (None, row["dataset"])]
-
-
-def flat(result: dict) -> dict:
-    """A result as one row: request, costs, timings, metrics with their intervals."""
-    params, cost = result["params"], result["cost"]
-    asked = ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "command")
-    row = {key: result[key] for key in (*asked, "device", "threshold")}
-    row |= {key: result.get(key) for key in ("source", "train_images")}
-    row |= {key: params.get(key) for key in ("size", "mode", "limit", "target_images")}
-    row |= result["timings"] | {"parents": ",".join(result["parents"])}
-    row |= {"fold": methods.fold(params), "planned_epochs": methods.planned_epochs(params)}
-    sizes = ("params", "nonzero", "trainable_params", "file_bytes", "gzip_bytes", "shipped_bytes")
-    row |= {key: cost.get(key) for key in (*sizes, "macs", "peak_rss_mb")}
-    row["images_per_s"] = cost.get("throughput", {}).get("images_per_s")
-    row["latency_p95_ms"] = cost["latency_ms"]["p95"]
-    for what in ("latency", "latency_torch", "preprocess"):
-        row[f"{what}_p50_ms"] = (cost.get(f"{what}_ms") or {}).get("p50")
-    for generator, values in result["metrics"].items():
-        prefix = "" if generator == "all" else f"{generator}/"
-        numbers = [metric for metric, value in values.items() if isinstance(value, float)]
-        for metric in numbers if generator == "all" else ("accuracy", "f1", "auroc"):
-            row[prefix + metric] = values.get(metric)
-            if interval := values.get("ci95", {}).get(metric):
-                row[f"{prefix}{metric}_low"], row[f"{prefix}{metric}_high"] = interval
-    return row
 
 
 def code_hash(notebook: Path) -> str:

@@ -6,11 +6,13 @@ plain dicts: `run.settings["epochs"]`.
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, choose, short
 
 
 def _setting(default: Any, *groups: str, source: str = "", measures: bool = False, **limits: Any):
@@ -27,6 +29,7 @@ def _parts(text: str) -> list[str]:
 InOrder = Annotated[str, AfterValidator(lambda text: ",".join(_parts(text)))]
 AnyOrder = Annotated[str, AfterValidator(lambda text: ",".join(sorted({*_parts(text)})))]
 
+EPOCHS = 100_000  # most
 FRESH = ("baseline", "student", "teacher")  # groups whose methods train a new network,
 TRAIN = (*FRESH, "budget", "finetune", "transfer", "adapter")  # and all that train
 
@@ -42,12 +45,12 @@ class Settings(
 ):
     """All settings, checked: `Settings(epochs="5").epochs` is 5. The docstrings are for users."""
 
-    size: int = _setting(224, "data", ge=32, multiple_of=32)
+    size: int = _setting(224, "data", ge=32, le=2048, multiple_of=32)
     """Pixels a side of the input: fewer are faster and lose detail."""
     mode: Literal["resize", "center_crop", "texture_crop"] = _setting("resize", "data")
     """How an image becomes square: a crop keeps the traces that resizing blurs, but sees a part."""
-    limit: int | None = _setting(None, "data", ge=1)
-    """At most so many images of each class in each part: for a quick try."""
+    limit: int | None = _setting(None, "data", ge=8)
+    """At most so many images of each class in each part: for a quick try (int8 calibrates on 8)."""
     target_images: int | None = _setting(None, "data", ge=1)
     """At most so many training images of each class, but for a transfer's source: few-shot."""
     train_generators: AnyOrder = _setting("", "data", source="arXiv 2003.07325")
@@ -59,12 +62,12 @@ class Settings(
     )
     """The baseline's network: the paper's VGG, or one of torchvision's, untrained."""
 
-    epochs: int = _setting(30, *FRESH, "budget", "chain", ge=1)
+    epochs: int = _setting(30, *FRESH, "budget", "chain", ge=1, le=EPOCHS)
     """Passes over the training images for a network that starts from nothing."""
 
     lr: float = _setting(1e-3, *TRAIN, gt=0, source="arXiv 1711.05101")
     """AdamW's largest learning rate where no other one (finetune_lr …) is named."""
-    batch: int = _setting(64, *TRAIN, ge=2)
+    batch: int = _setting(64, *TRAIN, ge=2, le=65536)
     """Images in a training step: larger is faster on a GPU, and takes more memory."""
     weight_decay: float = _setting(0.01, *TRAIN, ge=0, source="arXiv 1711.05101")
     """AdamW's pull of the weights towards zero: more against overfitting."""
@@ -72,13 +75,13 @@ class Settings(
     """Share of the steps in which the learning rate rises; a cosine to zero follows."""
     label_smoothing: float = _setting(0.0, *TRAIN, ge=0, le=1, source="arXiv 1512.00567")
     """Share of each label given to all classes: against overconfidence."""
-    patience: int = _setting(0, *TRAIN, ge=0)
+    patience: int = _setting(0, *TRAIN, ge=0, le=EPOCHS)
     """Stop after so many epochs without a better validation AUROC, keep the best; 0: never."""
     augment: bool = _setting(True, *TRAIN)
     """Mirror, shift and light of training images are varied; nothing that blurs traces."""
-    mixup: float = _setting(0.0, *TRAIN, ge=0, source="arXiv 1710.09412")
+    mixup: float = _setting(0.0, *TRAIN, ge=0, le=100, source="arXiv 1710.09412")
     """Blend two images and their labels (of the Beta distribution; 0.2 is usual; 0: off)."""
-    cutmix: float = _setting(0.0, *TRAIN, ge=0, source="arXiv 1905.04899")
+    cutmix: float = _setting(0.0, *TRAIN, ge=0, le=100, source="arXiv 1905.04899")
     """Paste a part of one image into another (1 is usual); with mixup, a coin decides."""
     blur_jpeg: float = _setting(0.0, *TRAIN, ge=0, le=1, source="arXiv 1912.11035")
     """Probability of a blur, and of a JPEG, of each training image: for unseen generators."""
@@ -89,7 +92,7 @@ class Settings(
     amp: bool = _setting(True, *TRAIN, source="arXiv 1710.03740")
     """Mixed precision where the hardware has it: faster; off to rule out rounding."""
 
-    finetune_epochs: int = _setting(10, "finetune", "budget", ge=1)
+    finetune_epochs: int = _setting(10, "finetune", "budget", ge=1, le=EPOCHS)
     """Passes over the training images after compression: more regain more."""
     finetune_lr: float = _setting(3e-4, "finetune", gt=0)
     """Learning rate of fine-tuning: below `lr`, as the weights are good already."""
@@ -99,36 +102,36 @@ class Settings(
         "l1", "structured", source="arXiv 2301.12900, 1906.10771, 1708.06519"
     )
     """What ranks channels: L1 norm, loss change by Taylor, BatchNorm's scale; random as control."""
-    round_to: int = _setting(16, "structured", ge=1)
+    round_to: int = _setting(16, "structured", ge=1, le=64)
     """Widths are multiples of it: 16 numbers are one AVX-512 register; 1 meets a rate best."""
-    prune_steps: int = _setting(3, "structured", "budget", ge=1, source="arXiv 1506.02626")
+    prune_steps: int = _setting(3, "structured", "budget", ge=1, le=100, source="arXiv 1506.02626")
     """Structured pruning in so many steps: gentler, and longer."""
-    step_epochs: int = _setting(1, "structured", "budget", ge=1)
+    step_epochs: int = _setting(1, "structured", "budget", ge=1, le=EPOCHS)
     """Passes of fine-tuning after each step but the last."""
 
     temperature: float = _setting(
-        4.0, "distill", "teacher", gt=0, le=10000, source="arXiv 1503.02531"
+        4.0, "distill", "teacher", ge=0.01, le=10000, source="arXiv 1503.02531"
     )
     """Softens the teacher's answers: higher shows more of how sure it is."""
     alpha: float = _setting(0.9, "distill", ge=0, le=1, source="arXiv 1503.02531")
     """Weight of the teacher against the labels."""
-    distill_epochs: int = _setting(0, "student", "chain", ge=0)
+    distill_epochs: int = _setting(0, "student", "chain", ge=0, le=EPOCHS)
     """Passes over the training images of a student; 0: as many as `epochs`."""
 
     steps: InOrder = _setting("prune:0.9,distill,int8", "chain")
     """A chain's techniques in order: prune:R mask:R student:R finetune distill int8 int8-linear."""
     calibration: Literal["minmax", "entropy", "percentile"] = _setting("minmax", "int8")
     """How int8 ranges are chosen: all values seen, or without outliers."""
-    calibration_images: int = _setting(128, "int8", ge=1)
+    calibration_images: int = _setting(128, "int8", ge=16, le=4096)
     """At most so many training images show the ranges, half of each class."""
-    keep_float: InOrder = _setting("", "int8")
+    keep_float: AnyOrder = _setting("", "int8")
     """Layers that stay in float (a,b): those that lose most by int8."""
 
-    trainable: InOrder = _setting(
+    trainable: AnyOrder = _setting(
         "features.0,features.1,features.2,features.3,head", "transfer", source="arXiv 1411.1792"
     )
     """Layers that a transfer trains: the first blocks, as a generator's traces are local."""
-    transfer_epochs: int = _setting(10, "transfer", "adapter", ge=1)
+    transfer_epochs: int = _setting(10, "transfer", "adapter", ge=1, le=EPOCHS)
     """Passes over the target's training images."""
     transfer_lr: float = _setting(1e-3, "transfer", gt=0)
     """Learning rate on the target: lower keeps more of the source."""
@@ -145,9 +148,9 @@ class Settings(
     adapter_lr: float = _setting(5e-3, "adapter", gt=0)
     """Learning rate of an adapter: higher, as it is small and starts from nothing."""
 
-    latency_runs: int = _setting(50, "measure", ge=1, measures=True)
+    latency_runs: int = _setting(50, "measure", ge=1, le=100_000, measures=True)
     """Timed runs of one image: more are steadier."""
-    draws: int = _setting(1000, "measure", ge=1, measures=True)
+    draws: int = _setting(1000, "measure", ge=1, le=1_000_000, measures=True)
     """Resamplings of the bootstrap: more are finer intervals, and slower."""
 
     @field_validator("*", mode="before")
@@ -157,7 +160,14 @@ class Settings(
         field = cls.model_fields[info.field_name]
         if isinstance(value, bool) and field.annotation is not bool:
             raise ValueError("a truth value")
-        return None if field.default is None and value in ("None", "null", "") else value
+        if isinstance(value, str) and not isinstance(field.default, str | bool):
+            if field.default is None and value.strip().lower() in ("none", "null", ""):
+                return None
+            with suppress(ValueError):  # "5e0" is 5
+                value = float(value) if math.isfinite(float(value)) else value
+        if isinstance(value, float) and 0 < abs(value) < 1e-12:
+            raise ValueError("a zero to float32")
+        return value + 0.0 if isinstance(value, float) else value  # -0.0 is 0.0
 
 
 DEFAULTS: dict = Settings().model_dump()
@@ -167,9 +177,9 @@ KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or 
 BOUNDS = {
     "minimum": " from {:g}",
     "exclusiveMinimum": " above {:g}",
+    "multipleOf": " in multiples of {:g}",
     "maximum": " up to {:g}",
     "exclusiveMaximum": " below {:g}",
-    "multipleOf": " in multiples of {:g}",
 }
 
 
@@ -191,7 +201,7 @@ def checked(values: dict) -> dict:
         choose(name, values[name], [each or "''" for each in FIELDS[name]["enum"]])
     usual = DEFAULTS[name]
     example = "" if usual in (None, "") else f", e.g. {usual}"
-    raise InputError(f"setting {name}={values[name]!r}: expected {expected(name)}{example}")
+    raise InputError(f"setting {name}={short(values[name])}: expected {expected(name)}{example}")
 
 
 def expected(name: str) -> str:

@@ -1,0 +1,387 @@
+"""What each versioned part of the code computes on a tiny fixed input. A number here changes only with its version in `methods.VERSIONS`, so that runs of different code never share an id.
+
+After a change that is meant: raise the version, then `python tests/test_golden.py` prints the new entries.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from data_prep import cache, integrity, transform
+from dflib import adapters, distill, export, lowrank, metrics, models, prune, quantize, train
+from dflib.data import Dataset, Part
+from dflib.study import methods
+
+CPU = torch.device("cpu")
+ARCH = models.Architecture(
+    "t",
+    32,
+    (
+        models.Block(8, pool=True),
+        models.Block(16, pool=True, separable=True, mid=16, groups=8),
+        models.Block(16, pool=True),
+    ),
+    (models.Dense(64, 0.0), models.Dense(32, 0.0)),
+)
+
+
+def detector() -> models.Detector:
+    """Weights from a formula: no library's random numbers decide what is kept below."""
+    model = models.Detector(ARCH).eval()
+    with torch.no_grad():
+        for i, p in enumerate(model.parameters()):
+            wave = torch.sin(torch.arange(p.numel(), dtype=torch.float64) * 0.7 + i)
+            p.copy_((wave.view(p.shape) * 0.3 + (p.ndim == 1) * 0.5).float())
+    return model
+
+
+def images(n: int = 64) -> np.ndarray:
+    """uint8, n x 32 x 32 x 3; those of odd rows carry stripes."""
+    grid = np.indices((n, 32, 32, 3)).astype(float)
+    found = 100 + 60 * np.sin(grid[1] / 5 + grid[0]) + 30 * np.cos(grid[2] / 3 + grid[3])
+    found[1::2, :, ::2] += 40
+    return found.clip(0, 255).astype(np.uint8)
+
+
+def data() -> Dataset:
+    table = pd.DataFrame({"row": np.arange(64), "label": np.arange(64) % 2})
+    table["generator"] = np.where(table["label"], "stripes", "camera")
+    table["path"] = table["group"] = [f"i{i}" for i in range(64)]
+    parts = [
+        Part(images(), t.reset_index(drop=True)) for t in (table[:40], table[40:52], table[52:])
+    ]
+    return Dataset("toy", 32, "strict", "resize", *parts, ("real", "fake"))
+
+
+def batch() -> torch.Tensor:
+    return train.pixels(torch.from_numpy(images(4)).permute(0, 3, 1, 2))
+
+
+def outputs(model: Callable) -> list[float]:
+    with torch.no_grad():
+        return model(batch()).flatten().tolist()
+
+
+def of_data() -> list[float]:
+    photo = Image.fromarray(np.tile(images(1)[0], (3, 4, 1))[:90, :120])
+    found = [cache.fit(photo, size=32, mode=mode).mean((0, 1)) for mode in cache.MODES]
+    grey = np.asarray(integrity.to_rgb(photo.convert("LA"))).mean((0, 1))
+    return np.concatenate([*found, grey, np.asarray(transform.jpeg(photo, 60)).mean((0, 1))])
+
+
+def of_models() -> list[float]:
+    counts = [
+        models.count(models.architecture("BL", size=size, backbone=backbone))
+        for size, backbone in ((32, "vgg"), (224, "vgg"), (32, "resnet18"))
+    ]
+    students = [models.student(rate, size=size) for rate in (0.6, 0.9) for size in (32, 224)]
+    return [*counts, *map(models.count, students), *outputs(detector())]
+
+
+def of_train() -> list[float]:
+    model = detector()
+    recipe = train.Recipe(epochs=2, batch=40, lr=1e-3, augment=False, amp=False)
+    history = train.fit(model, data(), recipe, device=CPU)
+    return [*history["loss"], *history["val_loss"], *outputs(model)]
+
+
+def of_evaluate() -> list[float]:
+    labels = np.arange(40) % 2
+    scores = 0.5 + 0.4 * np.sin(np.arange(40) * 1.3) * 0.5 + 0.2 * (labels - 0.5)
+    names = np.where(labels, np.where(np.arange(40) % 4 == 1, "a", "b"), "real")
+    found = metrics.evaluate(labels, scores, names, threshold=0.5, draws=100)
+    kept = [found[name][k] for name in ("a", "all") for k in ("accuracy", "f1", "auroc", "ap")]
+    threshold = metrics.best_threshold(labels, scores)
+    return [
+        *kept,
+        *found["all"]["ci95"]["auroc"],
+        threshold,
+        *train.predict(detector(), data().test),
+    ]
+
+
+def of_prune() -> list[float]:
+    model, found = detector(), []
+    for scope in ("layer", "global"):
+        masked = detector()
+        masks = prune.magnitude_masks(masked, rate=0.7, scope=scope)
+        prune.apply_masks(masked, masks)
+        found += [int(mask.sum()) for mask in masks.values()] + outputs(masked)
+    small = prune.structured(model, rate=0.5, round_to=1)
+    return [*found, models.parameters(small), *outputs(small)]
+
+
+def of_distill() -> list[float]:
+    student, teacher = torch.tensor([[1.0, -1], [0.2, 0.3]]), torch.tensor([[-2.0, 2], [1.0, -1]])
+    labels = torch.tensor([0, 1])
+    options = [{}, {"temperature": 2.0, "alpha": 0.3}, {"label_smoothing": 0.2}]
+    losses = [distill.kd_loss(student, teacher, labels, **each).item() for each in options]
+    loss = distill.Distillation(detector(), label_smoothing=0.1)
+    return [*losses, loss(student.repeat(2, 1), labels.repeat(2), batch()).item()]
+
+
+def of_quantize() -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = export.to_onnx(detector(), Path(folder) / "m.onnx")
+        dynamic = quantize.dynamic_linear(file, Path(folder) / "d.onnx")
+        static = quantize.static_int8(file, Path(folder) / "s.onnx", data().train, images=32)
+        return [x for each in (dynamic, static) for x in outputs(export.OnnxModel(each))]
+
+
+def of_lowrank() -> list[float]:
+    ranks = lowrank.choose_ranks(detector(), rate=0.5)
+    thin = lowrank.factorise(detector(), ranks)
+    return [*(r for rank in ranks.values() for r in rank), *outputs(thin)]
+
+
+def of_adapters() -> list[float]:
+    found = [adapters.select(detector(), names) for names in ("norms", "features.0,head")]
+    for form in ("serial", "residual"):
+        adapted = adapters.insert(detector(), "features.1", form=form)
+        found += [
+            models.parameters(adapted),
+            sum(p.numel() for p in adapted.parameters() if p.requires_grad),
+        ]
+    return [*found, *outputs(adapted)]
+
+
+# relative tolerances: rounding of another CPU, or of its int8 instructions, is no change
+TOLERANCE = {"train": 0.02, "quantize": 0.05}
+GOLDEN: dict[str, tuple[int, list[float]]] = {
+    "data": (
+        2,
+        [
+            100.886719,
+            97.828125,
+            98.2460938,
+            97.4443359,
+            94.8964844,
+            96.5419922,
+            97.4443359,
+            94.8964844,
+            96.5419922,
+            98.6617593,
+            98.6617593,
+            98.6617593,
+            100.549444,
+            97.8451852,
+            97.5519444,
+        ],
+    ),
+    "models": (
+        1,
+        [
+            3017922.0,
+            4590786.0,
+            11177538.0,
+            1207187.0,
+            1800066.0,
+            301867.0,
+            441378.0,
+            4.29717255,
+            -1.35396481,
+            4.25484037,
+            -1.32165956,
+            4.25518894,
+            -1.32023859,
+            4.28130245,
+            -1.33998227,
+        ],
+    ),
+    "train": (
+        1,
+        [
+            2.86799312,
+            1.08784509,
+            1.81469047,
+            1.59371436,
+            -0.084059298,
+            2.8671279,
+            -0.0605829954,
+            2.8365202,
+            -0.0859441161,
+            2.86525774,
+            -0.110351562,
+            2.89148068,
+        ],
+    ),
+    "evaluate": (
+        1,
+        [
+            0.666666667,
+            0.545454545,
+            0.805,
+            0.760392157,
+            0.675,
+            0.666666667,
+            0.83,
+            0.859170735,
+            0.713149351,
+            0.919548383,
+            0.59994315,
+            0.00379841055,
+            0.00385442791,
+            0.00340011914,
+            0.00343025752,
+            0.00353999464,
+            0.00362564094,
+            0.00371813184,
+            0.00389184532,
+            0.00335298792,
+            0.00338670141,
+            0.00344314932,
+            0.00362460151,
+        ],
+    ),
+    "prune": (
+        1,
+        [
+            63.0,
+            42.0,
+            74.0,
+            669.0,
+            4755.0,
+            594.0,
+            2.62512803,
+            -1.22394776,
+            2.60065246,
+            -1.18114185,
+            2.60329509,
+            -1.19416332,
+            2.62926459,
+            -1.22756672,
+            60.0,
+            39.0,
+            77.0,
+            668.0,
+            4759.0,
+            594.0,
+            2.73442888,
+            -1.35541153,
+            2.70551062,
+            -1.30774474,
+            2.70928884,
+            -1.32153797,
+            2.73582721,
+            -1.35693169,
+            10802.0,
+            3.52790594,
+            -2.03573251,
+            2.23452497,
+            -0.652368844,
+            2.78585076,
+            -1.25447035,
+            3.24420047,
+            -1.75913811,
+        ],
+    ),
+    "distill": (1, [2.13263321, 0.840884328, 2.14313316, 2.05593252]),
+    "quantize": (
+        1,
+        [
+            4.35328007,
+            -1.39749312,
+            4.31850433,
+            -1.37953043,
+            4.30698252,
+            -1.37168717,
+            4.38310289,
+            -1.42256403,
+            4.38923454,
+            -1.43746614,
+            4.35939121,
+            -1.40864992,
+            4.29446173,
+            -1.36736941,
+            4.32710123,
+            -1.39352942,
+        ],
+    ),
+    "lowrank": (
+        1,
+        [
+            2.0,
+            7.0,
+            6.0,
+            6.0,
+            23.0,
+            4.29716587,
+            -1.35396171,
+            4.2548275,
+            -1.32165098,
+            4.25518417,
+            -1.32023597,
+            4.28129816,
+            -1.33998013,
+        ],
+    ),
+    "adapters": (
+        1,
+        [
+            80.0,
+            18834.0,
+            22114.0,
+            464.0,
+            22114.0,
+            464.0,
+            4.29717255,
+            -1.35396481,
+            4.25484037,
+            -1.32165956,
+            4.25518894,
+            -1.32023859,
+            4.28130245,
+            -1.33998227,
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", methods.VERSIONS)
+def test_what_is_computed_changes_with_its_version_alone(name):
+    version, expected = GOLDEN[name]
+    assert version == methods.VERSIONS[name], "print the new numbers: see this file's first lines"
+    found = np.array(globals()[f"of_{name}"](), dtype=float)
+    rtol = TOLERANCE.get(name, 1e-4)
+    assert found == pytest.approx(
+        np.array(expected), rel=rtol, abs=rtol * np.abs(expected).min()
+    ), f"{name} computes something else: raise methods.VERSIONS[{name!r}]"
+
+
+def test_a_version_is_in_the_ids_of_the_methods_that_use_it_and_of_no_others(
+    tiny_dataset, tiny_source, monkeypatch
+):
+    from dflib.study.runs import spec
+
+    def ids() -> dict[str, str]:
+        request = {"preset": "tiny", "dataset": tiny_dataset, "source": tiny_source, "rate": 0.9}
+        return {code: spec(code, **request).run_id for code in methods.METHODS}
+
+    users = {
+        "prune": {"CPF", "CPF-S", "SCRATCH", "CPKDQ", "chain", "TL+P+FT", "TL+P+A"},
+        "distill": {"CKD", "CPKDQ", "chain", "TL+KD", "TL+KD+A"},
+        "quantize": {"CQ", "CQ-S", "CPKDQ", "chain", "TL+FT+Q"},
+        "lowrank": {"LRF"},
+        "adapters": {c for c in methods.METHODS if c.startswith("TL")},
+    }
+    before = ids()
+    for name in methods.VERSIONS:
+        with monkeypatch.context() as patch:
+            patch.setitem(methods.VERSIONS, name, 99)
+            after = ids()
+        changed = {code for code in before if before[code] != after[code]}
+        assert changed == users.get(name, {*methods.METHODS}), name
+
+
+if __name__ == "__main__":
+    for part in methods.VERSIONS:
+        values = [float(f"{x:.9g}") for x in globals()[f"of_{part}"]()]
+        print(f'    "{part}": ({methods.VERSIONS[part]}, {values}),')

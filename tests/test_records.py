@@ -1,0 +1,237 @@
+"""Damaged run folders: whatever is in one, every reader names it, leaves it out and goes on with the others."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_cli import call
+
+from data_prep.errors import InputError
+from dflib.show import explorer, report, terminal
+from dflib.study import compare, engine, methods, records, robustness, runs
+
+REASON = {  # what happened to the folder: what is said of it
+    "no json": ("result.json", b"{", "Invalid JSON"),
+    "empty": ("result.json", b"", "Invalid JSON"),
+    "zeros": ("result.json", b"\0" * 4000, "Invalid JSON"),
+    "other json": ("result.json", b"[1, 2]", "should be an object"),
+    "deep json": ("result.json", b"[" * 100_000, "result.json is damaged"),
+    "a folder": ("result.json", None, "Is a directory"),
+    "cut parquet": ("predictions.parquet", b"PAR1 and no more", "predictions.parquet is damaged"),
+    "empty parquet": ("predictions.parquet", b"", "predictions.parquet is damaged"),
+    "parquet as a folder": ("predictions.parquet", None, "predictions.parquet is damaged"),
+}
+
+
+@pytest.fixture(scope="module")
+def origin(explorer_outputs, tmp_path_factory) -> Path:
+    return Path(shutil.copytree(explorer_outputs, tmp_path_factory.mktemp("damaged") / "outputs"))
+
+
+@pytest.fixture
+def outputs(origin, tmp_path, monkeypatch) -> Path:
+    """Four finished runs that a test may damage."""
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
+    return Path(shutil.copytree(origin, tmp_path / "outputs"))
+
+
+def victim(outputs: Path) -> Path:
+    (file,) = outputs.glob("*/*/CPF/*/result.json")
+    return file.parent
+
+
+def damage(file: Path, contents: bytes | None) -> None:
+    file.unlink()
+    file.mkdir() if contents is None else file.write_bytes(contents)
+
+
+def every_reader(outputs: Path, monkeypatch=None) -> str:
+    """Ask everything that reads runs; the report's text."""
+    terminal.results(runs.results())
+    every = compare.load()
+    for study in explorer.studies():
+        for run_id in study.results:
+            explorer.cards(study, run_id)
+    plan = engine.plan(preset="tiny", dataset="tiny-set", methods_=("CQ",))
+    engine.estimates(plan)
+    assert len(every) >= 3
+    return report.write(outputs / "r.html").read_text()
+
+
+@pytest.mark.parametrize("kind", REASON)
+def test_a_damaged_run_is_named_and_the_others_are_shown(outputs, kind, caplog, monkeypatch):
+    monkeypatch.setattr(report, "FIGURES", {})
+    folder, (name, contents, reason) = victim(outputs), REASON[kind]
+    damage(folder / name, contents)
+    page = every_reader(outputs)
+    assert folder.name not in page and "4 finished" not in page and "3 finished runs" in page
+    said = [m for m in caplog.messages if m.startswith(f"left out: {folder}: ")]
+    assert said and all(reason in m and len(m) < len(str(folder)) + 250 for m in said)
+
+
+def places(node: object, path: tuple = ()) -> Iterator[tuple]:
+    """Where something can be changed in a JSON value."""
+    if path:
+        yield path
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
+    for key, value in items:
+        yield from places(value, (*path, key))
+
+
+JUNK = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        0,
+        1.5,
+        10**30,
+        "",
+        "x",
+        "1e999",
+        [],
+        [None],
+        {},
+        {"x": None},
+        "<b>",
+        "a" * 9999,
+    ]
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(draw=st.data())
+def test_whatever_changes_in_a_result_no_reader_falls(outputs, draw, monkeypatch):
+    monkeypatch.setattr(report, "FIGURES", {})
+    file = victim(outputs) / "result.json"
+    if not hasattr(test_whatever_changes_in_a_result_no_reader_falls, "text"):
+        test_whatever_changes_in_a_result_no_reader_falls.text = file.read_text()
+    result = json.loads(test_whatever_changes_in_a_result_no_reader_falls.text)
+    for _ in range(draw.draw(st.integers(1, 3))):
+        *above, last = draw.draw(st.sampled_from(list(places(result))))
+        node = result
+        for key in above:
+            node = node[key]
+        if isinstance(node, dict) and draw.draw(st.booleans()):
+            del node[last]
+        else:
+            node[last] = draw.draw(JUNK)
+    file.write_text(json.dumps(result))
+    every_reader(outputs)
+
+
+def test_figures_are_drawn_of_odd_but_possible_numbers(outputs):
+    file = victim(outputs) / "result.json"
+    result = json.loads(file.read_text())
+    cost = result["cost"] | {"file_bytes": 1, "macs": 1, "peak_rss_mb": None}
+    cost["latency_ms"] |= {"p50": 1e-9, "p95": 1e8}
+    result["metrics"]["all"] |= {"auroc": None, "f1": None}
+    file.write_text(json.dumps(result | {"cost": cost}))
+    assert "4 finished runs" in every_reader(outputs)
+
+
+def test_a_damaged_run_is_refused_in_one_line_where_it_is_asked_for(outputs, tmp_path):
+    folder = victim(outputs)
+    damage(folder / "result.json", b'{"threshold": "high"}')
+    for words in (
+        ("predict", "x.png", "--run", folder.name),
+        ("export", "--run", str(folder), "--format", "onnx", "--out", str(tmp_path / "m.onnx")),
+        ("robustness", "--run", folder.name),
+    ):
+        done = call("dflib", *words)
+        assert done.returncode == 2 and done.stdout == "", done
+        assert done.stderr.count("\n") == 1 and "result.json is damaged" in done.stderr
+    assert [Path(r["folder"]).name for r in records.every() if r["method"] == "CPF"] == []
+    assert not robustness.measured(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "predictions.parquet", "model.onnx"])
+@pytest.mark.parametrize("how", ["missing", "empty", "cut", "zeros", "garbage"])
+def test_a_run_whose_files_are_damaged_is_not_done(outputs, name, how):
+    folder = victim(outputs)
+    assert records.whole(folder)
+    whole = (folder / name).read_bytes()
+    contents = {"empty": b"", "cut": whole[:-100], "zeros": bytes(len(whole)), "garbage": b"x" * 99}
+    (folder / name).unlink() if how == "missing" else (folder / name).write_bytes(contents[how])
+    assert not records.whole(folder)
+    records.clear(folder)  # and all that came with it is made again
+    assert [p.name for p in folder.iterdir() if p.name not in ("lock", "log.txt")] == []
+
+
+def test_older_runs_are_named_and_never_combined_with_newer_ones(outputs, monkeypatch, caplog):
+    monkeypatch.setattr(report, "FIGURES", {})
+    base = runs.read(next(outputs.glob("*/*/BL/*")))
+    for seed, code in ((1, base["code"]), (2, None), (3, base["code"] | {"train": 0})):
+        folder = base["folder"].with_name(f"BL-s{seed}-32px-{seed:08d}")
+        shutil.copytree(base["folder"], folder)
+        changed = copy.deepcopy({k: v for k, v in base.items() if k not in ("folder", "code")})
+        changed |= {"seed": seed, "run_id": folder.name} | (
+            {"code": code} if code else {"schema": 1}
+        )
+        (folder / "result.json").write_text(json.dumps(changed))
+    every = compare.load()
+    groups = [
+        [r["seed"] for r in g] for g in compare.by_seed(every.values()) if g[0]["method"] == "BL"
+    ]
+    assert sorted(groups) == [[0, 1], [2], [3]]
+    older = {r["seed"] for r in every.values() if records.older(r)}
+    assert older == {2, 3}
+    child = next(r for r in every.values() if r["method"] == "CPF")
+    orphan = child | {"parents": []}
+    for seed, found in ((0, base["run_id"]), (2, None), (3, None)):
+        base_of = compare.baseline(orphan | {"seed": seed}, every)
+        assert (base_of and base_of["run_id"]) == found
+    rows = runs.results()
+    table = report.table_rows(rows)["run"].tolist()
+    assert sum("made by older code" in name for name in table) == 2
+    page = report.write(outputs / "r.html").read_text()
+    assert page.count("made by older code") >= 2
+    titles = [study.title for study in explorer.studies()]
+    assert sum(title.endswith("made by older code") for title in titles) == 2
+    means = compare.over_seeds(every.values(), every)
+    assert (means["settings"] == "made by older code").sum() == 2
+
+
+def test_a_result_tells_the_code_that_made_it(outputs):
+    result = runs.read(victim(outputs))
+    assert result["schema"] == 2 and result["code"] == methods.versions("CPF")
+    assert result["commit"] == "unknown" or len(result["commit"]) >= 7
+    assert set(result["files"]) == {"model.safetensors", "predictions.parquet", "model.onnx"}
+
+
+def test_the_commit_is_unknown_outside_git_and_without_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.paths, "PROJECT", tmp_path)
+    runs.commit.cache_clear()
+    assert runs.commit() == "unknown"
+    (tmp_path / ".git").mkdir()
+    runs.commit.cache_clear()
+    assert runs.commit() == "unknown"  # no repository
+    monkeypatch.setenv("PATH", str(tmp_path))
+    runs.commit.cache_clear()
+    assert runs.commit() == "unknown"  # no git
+    runs.commit.cache_clear()
+
+
+def test_predictions_with_impossible_scores_are_refused(outputs):
+    folder = victim(outputs)
+    table = runs.predictions(folder)
+    table.assign(score=table["score"] + 5).to_parquet(folder / "predictions.parquet")
+    with pytest.raises(
+        InputError, match=r"predictions.parquet is damaged \(a label .*\), no predictions to read"
+    ):
+        runs.predictions(folder)
+
+    assert folder.name not in every_reader(outputs)
