@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from data_prep import manifest
 from data_prep.paths import data_root
+from data_prep.transform import opened
 
 log = logging.getLogger(__name__)
 
@@ -146,8 +147,8 @@ def cut(*, seed: int, size: int) -> list[Patch]:
     tile, patches = 3 * size, []
     for photo, file in PHOTOS.items():
         package, _, rest = file.partition("/")
-        with Image.open(str(files(package) / rest)) as opened:
-            image = opened.convert("RGB")
+        with opened(str(files(package) / rest)) as photograph:
+            image = photograph.convert("RGB")
         image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
         tops = range(0, image.height - tile + 1, tile)
         lefts = range(0, image.width - 2 * tile + 1, 2 * tile)
