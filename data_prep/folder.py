@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from data_prep import manifest
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, choose, shown
 from data_prep.paths import subfolders
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -18,19 +18,20 @@ Reader = Callable[[tuple[str, ...]], tuple[int, str]]  # from folders to label, 
 log = logging.getLogger(__name__)
 
 
-def prepare(path: Path | str, *, name: str) -> pd.DataFrame:
+def prepare(path: Path | str, *, name: str, force: bool = False) -> pd.DataFrame:
     """Scan a folder of images into the manifest of dataset `name`; the images stay where they are.
 
     Layout: `real/**`, `fake/<generator>/**` (images directly in `fake/` count as generator "fake"),
     each optionally below a split folder (`SPLITS`).
-    Raises `InputError` for a missing folder, an unknown class folder, or no images.
+    Raises `InputError` for a missing folder, an unknown class folder, no images, and as
+    `manifest.make` does: `force` replaces a dataset of this name.
 
     >>> prepare("my-images", name="mine")                            # doctest: +SKIP
     """
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give the folder that holds real/ and fake/")
-    return manifest.make(name, path, entries(path))
+    return manifest.make(name, path, entries(path), force=force)
 
 
 def entries(root: Path) -> Iterator[dict]:
@@ -99,7 +100,8 @@ def _listed(folder: Path, *, classes_only: bool = False) -> Iterator[tuple[Path,
 
 def _report(strays: list[str], folder: Path) -> None:
     if strays:
-        log.warning("%d stray file(s) below %s left out (e.g. %s)", len(strays), folder, strays[0])
+        what = (len(strays), shown(folder), shown(strays[0]))
+        log.warning("%d stray file(s) below %s left out (e.g. %s)", *what)
 
 
 def _real_or_fake(parts: tuple[str, ...]) -> tuple[int, str]:

@@ -17,6 +17,8 @@ PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else 
 
 PUBLISHED = tomllib.loads(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
 
+CSV = {"index": False, "lineterminator": "\r\n"}  # for `to_csv`: quotes a CR in a name, too
+
 # name -> the command that makes, finds or downloads it
 HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") | {
     name: f"python -m data_prep {name}{'' if 'archives' in row else ' --from FOLDER'}"
@@ -116,6 +118,11 @@ def describe(name: str) -> dict:
 def images_root(name: str) -> Path:
     """Folder that the paths of a dataset's manifest start from."""
     return Path(os.path.normpath(dataset_folder(name) / describe(name)["root"]))
+
+
+def as_text(path: Path | str) -> str:
+    r"""A path as text that any file can hold; bytes that are no UTF-8 as escapes such as \udce9."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def write_text(path: Path, text: str) -> None:

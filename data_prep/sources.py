@@ -57,19 +57,27 @@ class Source:
 
 
 def prepare(
-    source: Source | str, given: Path | str | None = None, *, name: str | None = None
+    source: Source | str,
+    given: Path | str | None = None,
+    *,
+    name: str | None = None,
+    force: bool = False,
 ) -> pd.DataFrame:
     """The manifest of a known dataset (one of `SOURCES`, or its name).
 
     Of the files below `given`, else of what Kaggle mounts or was downloaded before, else after
-    downloading. Raises `InputError` that says what was looked for, where, and how to get it.
+    downloading. Raises `InputError` that says what was looked for, where, and how to get it, and as
+    `manifest.make` does: `force` replaces a dataset of this name.
 
     >>> prepare("faces-140k", "Downloads")                           # doctest: +SKIP
     """
     source = SOURCES[source] if isinstance(source, str) else source
     name = manifest.check_name(source.name if name is None else name)
     home, base = data_root() / name / "files", Path(given) if given else KAGGLE
-    root = find(source, base) or _unpacked(source, base, home)
+    root = find(source, base)
+    if root is None:  # before anything is written
+        manifest.claim(name, home, force=force, below=True)
+        root = _unpacked(source, base, home)
     if root is None and given is None:
         root = find(source, home)
         if root is None and source.archives:
@@ -82,7 +90,8 @@ def prepare(
             f"{source.name}: no folder with {wanted} below {looked}. {how} "
             f"Then: python -m data_prep {source.name} --from FOLDER"
         )
-    return manifest.make(name, root, source.entries(root), kind=source.kind, licence=source.licence)
+    about = {"kind": source.kind, "licence": source.licence, "force": force}
+    return manifest.make(name, root, source.entries(root), **about)
 
 
 def find(source: Source, base: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -9,6 +10,8 @@ import logging
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -19,8 +22,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import cache, folder, integrity, manifest, paths, protocol, sources
+from data_prep import cache, errors, folder, integrity, manifest, paths, protocol, sources
 from data_prep.errors import InputError, choose
+from dflib.data import trained_on
 
 COLUMNS = (
     "path,label,generator,split,group,width,height,mode,format,jpeg_quality,bytes,sha256,phash,"
@@ -380,7 +384,7 @@ NAMES = [
 
 def test_any_name_survives_the_manifest_and_the_decoding(tmp_path, data_root, picture):
     seeds = {f"real/{name}": i for i, name in enumerate(NAMES)}
-    seeds |= {f"fake/my gan, v2/{name}": 100 + i for i, name in enumerate(NAMES)}
+    seeds |= {f"fake/my gan; v2/{name}": 100 + i for i, name in enumerate(NAMES)}
     for path, seed in seeds.items():
         picture(tmp_path / "set" / path, seed=seed, size=(32, 32), format="PNG")
     made = folder.prepare(tmp_path / "set", name="mine")
@@ -392,12 +396,86 @@ def test_any_name_survives_the_manifest_and_the_decoding(tmp_path, data_root, pi
         assert np.array_equal(image, noise(32, 32, seeds[path]))
 
 
-def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path, data_root, tree):
-    root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
-    source = next((root / "real").iterdir())
-    shutil.copy(os.fsencode(source), os.fsencode(root / "real") + b"/caf\xe9.png")
-    with pytest.raises(InputError, match=r"file name 'real/caf\\udce9.png' below .* is not UTF-8"):
-        folder.prepare(root, name="mine")
+def test_a_name_that_is_not_utf8_is_quarantined_by_name(tmp_path, data_root, tree, caplog):
+    root = tree(tmp_path / "set", {"real": 20, "fake/gan": 20})
+    odd = root / "real" / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(root / "real" / "real-000.png", odd)
+    for _ in range(2):  # the scan goes on, and knows it again
+        table = folder.prepare(root, name="mine").set_index("path")
+        assert table.loc["real/caf\\udce9.png", "status"] == "name is not UTF-8: rename it"
+        assert (table["status"] == "ok").sum() == 40
+    assert (
+        "1 file(s) of real quarantined: name is not UTF-8: rename it (e.g. real/caf" in caplog.text
+    )
+    assert manifest.load("mine")["path"].tolist() == table.index.tolist()
+    odd.rename(root / "real" / "café.png")
+    assert (folder.prepare(root, name="mine")["status"] == "ok").all()
+
+
+# as a file system takes them: no slash, no NUL, at most 255 bytes, whatever else
+ANY_NAME = st.one_of(
+    st.text(st.characters(exclude_characters="/\0", exclude_categories=()), min_size=1),
+    st.text(st.sampled_from("a\r\n\t\"'`,;[]{}<>&$%#=\\ .:-\x1b\x7f\u202e\u2028é🙂"), min_size=1),
+    st.sampled_from(["Icon\r", "photo [edited]", "[red]", "a[/b]", "-rf", ":smile:", "\udce9"]),
+    st.integers(1, 250).map(lambda n: n * "x"),
+).filter(lambda name: len(os.fsencode(name.encode("utf-8", "replace"))) < 240)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(ANY_NAME, min_size=1, max_size=5, unique=True))
+def test_any_names_come_back_from_the_manifest_as_they_were(data_root, names):
+    def entry(path: str) -> dict:
+        known = {"label": len(path) % 2, "generator": "gan" if len(path) % 2 else "real"}
+        return known | {"path": path, "split": "", "group": folder.stem(path)}
+
+    data_root.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest, "check", lambda *_, **__: None)  # none of the files is there
+        made = manifest.make("mine", data_root, map(entry, names), force=True)
+    read = manifest.load("mine")
+    assert read["path"].tolist() == made["path"].tolist()
+    assert read["group"].tolist() == made["group"].tolist()
+    whole = [name for name in names if paths.as_text(name) == name]
+    assert set(whole) <= set(read["path"]) and len(read) == len(names)
+    odd = read[~read["path"].isin(whole)]
+    assert (odd["status"] == "name is not UTF-8: rename it").all()
+    with (data_root / "mine" / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == read["path"].tolist()
+
+
+@settings(max_examples=200)
+@given(ANY_NAME)
+def test_a_shown_name_is_one_printable_line_that_tells_all(name):
+    line = errors.shown(name)
+    assert line.isprintable() and str(errors.InputError(name)) == line
+    assert line == name or not name.isprintable()
+    line.encode()  # a terminal, a file, a page can take it
+
+
+ODD = ["Icon\r", "photo [edited].jpg", "[red].png", ":smile:.png", "two\nlines", "\x1b[31m.png"]
+ODD += ["-dash.png", "q\"uote'.png", 250 * "x", os.fsdecode(b"caf\xe9.png"), "\u202egnp.exe"]
+
+
+def test_odd_names_are_told_whole_in_tables_pages_and_logs(tmp_path, data_root, outputs_root, tree):
+    """All commands, on files of all odd names and folders with markup in theirs."""
+    root = tree(tmp_path / "set", {"real": 100, "fake/[red]": 100, "fake/a[b": 100}, size=(40, 40))
+    for i, name in enumerate(ODD):
+        place = root / ("real", "fake/[red]", "fake/a[b")[i % 3] / name
+        shutil.copy(root / "real" / f"real-{i:03d}.png", place)
+
+    def call(module: str, *words: str) -> str:
+        command = [sys.executable, "-m", module, *words]
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()  # UTF-8
+
+    for words in (("folder", str(root), "--name", "mine"), ("list",)):
+        told = call("data_prep", *words)
+        assert "[red]" in told and "a[b" in told and "\x1b" not in told
+    call("data_prep", "audit", "mine", "--sample", "20")
+    page = (outputs_root / "audit-mine.html").read_text()
+    assert "[red]" in page and "a[b" in page
+    assert {*map(paths.as_text, ODD)} <= {*manifest.load("mine")["path"].str.split("/").str[-1]}
 
 
 def test_links_are_followed_and_loops_walked_once(tmp_path, data_root, tree):
@@ -540,9 +618,70 @@ def test_the_same_name_for_another_folder_is_scanned_anew(tmp_path, mine, tree):
     other = tree(tmp_path / "two", {"fake/gan": 2, "real": 2}, suffix=".bmp")  # other contents
     for file in folder.walk(other):
         os.utime(file, ns=((mine / file.relative_to(other)).stat().st_mtime_ns,) * 2)
-    table = folder.prepare(other, name="mine").set_index("path")
+    with pytest.raises(InputError, match=f"'mine' is there already, made from {mine}: .*--force"):
+        folder.prepare(other, name="mine")
+    table = folder.prepare(other, name="mine", force=True).set_index("path")
     facts = integrity.inspect_file(other / "real" / "real-000.bmp")
     assert table.loc["real/real-000.bmp", "sha256"] == facts["sha256"]
+
+
+def test_no_set_takes_anothers_name_in_silence(tmp_path, mine, data_root, tree):
+    """Not a folder, not a published set, not the demo; and what is refused leaves all as it was."""
+    before = {p: p.read_bytes() for p in data_root.rglob("*") if p.is_file()}
+    sources_ = {"train/cats": 2, "train/dogs": 2, "test/cats": 2, "test/dogs": 2}
+    other, pets = tree(tmp_path / "two", {"real": 2}), tree(tmp_path / "pets", sources_)
+    for prepare in (
+        lambda: folder.prepare(other, name="mine"),
+        lambda: folder.prepare(mine.parent, name="mine"),  # above it is another folder, too
+        lambda: sources.prepare("dogs-vs-cats", pets, name="mine"),
+        lambda: sources.prepare("synthbuster", name="mine"),  # would be downloaded
+    ):
+        with pytest.raises(InputError, match=f"'mine' is there already, made from {mine}"):
+            prepare()
+    assert {p: p.read_bytes() for p in data_root.rglob("*") if p.is_file()} == before
+    folder.prepare(mine, name="mine")
+    (tmp_path / "link").symlink_to(mine)
+    folder.prepare(tmp_path / "link", name="mine")  # the same folder
+    (data_root / "mine" / "dataset.json").write_text("{")
+    folder.prepare(mine, name="mine")  # is mended
+    assert set(sources.prepare("dogs-vs-cats", pets, name="mine", force=True)["label"]) == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-source"])
+def test_the_demo_replaces_no_other_set(mine, data_root, name):
+    (data_root / "mine").rename(data_root / name)
+    own = data_root / name / "images" / "own.png"
+    own.parent.mkdir()
+    own.write_bytes(b"mine")
+    command = [sys.executable, "-m", "data_prep", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: '{name}' is there already, made from {mine}")
+    assert own.read_bytes() == b"mine" and len(manifest.load(name)) == 4
+    assert sorted(p.name for p in data_root.iterdir()) == [name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["real", "Real", "all", "macro", "seen", "unseen", "sd,xl", " sd", "sd ", "s\nd", "s\x1bd"],
+)
+def test_a_generator_whose_name_means_something_else_is_refused_at_once(
+    tmp_path, data_root, tree, name
+):
+    root = tree(tmp_path / "set", {"real": 2, f"fake/{name}": 2, "fake/gan": 2})
+    with pytest.raises(
+        InputError, match=r"cannot be a generator's name.*Rename its folder"
+    ) as told:
+        folder.prepare(root, name="mine")
+    assert f"fake/{errors.shown(name)}/" in str(told.value) and not data_root.exists()
+
+
+@pytest.mark.parametrize("name", ["1", "NA", "[red]", "sd xl", "a'b", "-x", "真", "fake", "real2"])
+def test_other_names_of_generators_are_taken_and_can_be_held_out(tmp_path, data_root, tree, name):
+    root = tree(tmp_path / "set", {"real": 40, f"fake/{name}": 40, "fake/gan": 40})
+    folder.prepare(root, name="mine")
+    assert trained_on("mine", hold_out="gan") == [name]
+    assert trained_on("mine", train_generators=f"gan, {name}") == sorted(["gan", name])
 
 
 def test_many_processes_find_what_one_finds(tmp_path, tree):
