@@ -108,6 +108,7 @@ def make(
         scan.to_parquet(folder / "scan.parquet.new")
         (folder / "scan.parquet.new").replace(folder / "scan.parquet")
     check(table, name, kind=kind)
+    _tell_copies(table, name)
     return table
 
 
@@ -173,6 +174,17 @@ def check(table: pd.DataFrame, name: str, *, kind: str = "deepfake") -> None:
                 f"(more than {MAX_BAD_SHARE:.0%}): {reasons.to_dict()}. Mend or remove them "
                 f"(reasons in {csv}, column status), then scan again."
             )
+
+
+def _tell_copies(table: pd.DataFrame, name: str) -> None:
+    from data_prep import duplicates  # here, because it loads scipy
+
+    for kind, found in duplicates.report(table, table["split"]).items():
+        if found["across_splits"] or (kind == "exact" and found["images"]):
+            sets = (found["images"], kind, found["sets"], found["across_splits"])
+            torn = (found["across_labels"], shown(", ".join(found["example"][:2])))
+            what = "%s: %d %s copies in %d sets, %d of these in several splits, %d real and fake"
+            log.warning(f"{what} (e.g. %s)", name, *sets, *torn)
 
 
 def fingerprint(table: pd.DataFrame) -> str:

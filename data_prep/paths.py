@@ -1,6 +1,7 @@
 """Where data live: `$DFLIB_DATA`, else `data/` in the project (without one: in this folder)."""
 
 import json
+import logging
 import os
 import shutil
 import tomllib
@@ -9,7 +10,9 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, choose, shown
+
+log = logging.getLogger(__name__)
 
 KAGGLE = Path("/kaggle/input")  # holds <slug>/… or {datasets,notebooks}/<owner>/<slug>/…
 _PACKAGE_PARENT = Path(__file__).resolve().parents[1]
@@ -80,9 +83,20 @@ def by_structure(
 def subfolders(folder: Path, *, most: int | None = None) -> list[Path]:
     """Folders directly below, hidden ones left out, sorted; only `most` entries are looked at."""
     # scandir knows folders from files without asking about each of 100,000
-    with os.scandir(folder) as found:
-        below = [Path(f.path) for f in islice(found, most) if f.is_dir()]
+    try:
+        with os.scandir(folder) as found:
+            below = [Path(f.path) for f in islice(found, most) if _is_folder(f)]
+    except PermissionError as error:
+        log.warning("%s cannot be read (%s): left out", shown(folder), error.strerror)
+        return []
     return sorted(f for f in below if not f.name.startswith("."))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def present() -> list[str]:

@@ -507,6 +507,41 @@ def test_stray_files_are_left_out_counted_and_named(tmp_path, data_root, tree, p
         folder.prepare(root, name="mine")
 
 
+def deep(base: Path, name: str) -> Path:
+    """A folder whose path is longer than the system opens: nobody, root included, can list it."""
+    here = os.open(base, os.O_RDONLY)
+    for part in [name, *(["x" * 250] * 17)]:
+        os.mkdir(part, dir_fd=here)  # noqa: PTH102 (by its path it could not be made)
+        here, before = os.open(part, os.O_RDONLY, dir_fd=here), here
+        os.close(before)
+    os.close(here)
+    return base / name
+
+
+def test_folders_that_are_not_walked_are_named_and_counted(tmp_path, data_root, tree, caplog):
+    root = tree(tmp_path / "set", {"real": 5, "fake/gan": 5, "fake/.old": 2})
+    (root / "fake" / "again").symlink_to(root / "fake" / "gan", target_is_directory=True)
+    (root / "itself").symlink_to("itself")
+    for name in ("one", "two"):
+        deep(root / "fake" / "gan", name)
+    table = folder.prepare(root, name="mine")
+    assert set(table["generator"]) in ({"real", "gan"}, {"real", "again"})
+    told = " ".join(caplog.messages)
+    for reason, times in (("File name too long", 2), (": hidden", 1), ("walked already", 1)):
+        assert told.count(reason) == times, reason
+    assert "4 folder(s) below" in told and all(f"/{name}/" in told for name in ("one", "two"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_without_permission_is_named_and_counted(tmp_path, data_root, tree, caplog):
+    root = tree(tmp_path / "set", {"real": 5, "fake/gan": 5, "fake/locked": 5})
+    (root / "fake" / "locked").chmod(0)
+    table = folder.prepare(root, name="mine")
+    (root / "fake" / "locked").chmod(0o755)
+    assert set(table["generator"]) == {"real", "gan"}
+    assert "1 folder(s) below" in caplog.text and "fake/locked: Permission denied" in caplog.text
+
+
 def test_hidden_files_and_windows_own_are_left_out(tmp_path, data_root, tree):
     root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
     (root / "real" / ".cache").mkdir()
