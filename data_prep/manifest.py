@@ -36,6 +36,7 @@ NAMES = ["path", "generator", "group"]  # out of file names, whatever these hold
 NUMBERS = ["width", "height", "jpeg_quality"]  # which a quarantined file may lack
 RESERVED = ("real", "all", "macro", "seen", "unseen")  # stand beside generators in each result
 STAMP = ["path", "size", "mtime_ns"]  # a file that has the same is not read again
+MAX_NAME = 100  # bytes of a dataset's: files are named after it
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
 DECODING = 2  # version of how images are decoded and fitted: a change makes new caches, new runs
 _SCAN = 2  # version of what `inspect_file` finds: a change makes every file read again
@@ -91,6 +92,8 @@ def make(
     seen = _seen(entries, root)
     _check_generators(seen, root)
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "dataset.json.tried", "")  # before the work: full, or not to be written to?
+    (folder / "dataset.json.tried").unlink()
     last, csv = _last_scan(folder, root), folder / "manifest.csv"
     same = last.attrs.get("manifest") == [*_stamp(csv)] and seen.equals(last[seen.columns])
     scan, read = (last, 0) if same else _scan(root, seen, last)
@@ -114,8 +117,8 @@ def make(
 
 def check_name(name: str) -> str:
     """The name, if it can be a dataset's; else `InputError`."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        rule = "letters, digits, - _ . only, and no dot first"
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > MAX_NAME:
+        rule = f"letters, digits, - _ . only, no dot first, at most {MAX_NAME} bytes"
         raise InputError(f"{name!r} cannot be a dataset's name: {rule}")
     return name
 

@@ -29,13 +29,28 @@ HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") 
 }
 
 
+def _settle() -> None:
+    """Make the folders of the environment absolute: kernels inherit it, and work in other ones."""
+    for variable in ("DFLIB_DATA", "DFLIB_OUTPUTS", "DFLIB_ATTACHED"):
+        given = os.environ.get(variable, "")
+        parts = given.split(os.pathsep) if variable == "DFLIB_ATTACHED" else [given]
+        settled = [str(Path(part).expanduser().absolute()) for part in parts if part]
+        if settled and (text := os.pathsep.join(settled)) != given:
+            os.environ[variable] = text
+
+
+_settle()
+
+
 def data_root() -> Path:
-    """Folder that holds one subfolder per dataset."""
+    """Folder that holds one subfolder per dataset: absolute, also where `$DFLIB_DATA` is not."""
+    _settle()  # it may have been set since
     return Path(os.environ.get("DFLIB_DATA") or PROJECT / "data")
 
 
 def outputs_root() -> Path:
     """Folder of all runs and reports: `$DFLIB_OUTPUTS`, else `outputs/` in the project."""
+    _settle()
     return Path(os.environ.get("DFLIB_OUTPUTS") or PROJECT / "outputs")
 
 

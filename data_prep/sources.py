@@ -123,7 +123,6 @@ def fetch(source: Source, home: Path) -> Path:
 def _unpacked(source: Source, base: Path, home: Path) -> Path | None:
     """The folder of a zip below `base` that holds the dataset, unpacked into `home`; else None."""
     for file in sorted(base.rglob(source.packed)) if source.packed and base.is_dir() else ():
-        home.mkdir(parents=True, exist_ok=True)
         return find(source, download.unpack(file, home / "unpacked"))
     return None
 

@@ -430,7 +430,8 @@ def test_any_names_come_back_from_the_manifest_as_they_were(data_root, names):
 
     data_root.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "check", lambda *_, **__: None)  # none of the files is there
+        for told in ("check", "_tell_copies"):  # of files, and none of these is there
+            patch.setattr(manifest, told, lambda *_, **__: None)
         made = manifest.make("mine", data_root, map(entry, names), force=True)
     read = manifest.load("mine")
     assert read["path"].tolist() == made["path"].tolist()
@@ -748,6 +749,87 @@ def test_a_dataset_that_is_not_there_tells_how_to_get_it(data_root):
     near = r"unknown dataset 'faces-140', did you mean 'faces-140k'\?"
     with pytest.raises(InputError, match=f"{near}.*python -m data_prep folder PATH --name NAME"):
         paths.dataset_folder("faces-140")
+
+
+# ---- where it is all kept
+
+
+def test_relative_roots_are_made_absolute_once(tmp_path):
+    """Whoever starts from here, and in whatever folder it works, means the same folders."""
+    code = """
+import os, subprocess, sys
+from data_prep import paths
+names = ("DFLIB_DATA", "DFLIB_OUTPUTS", "DFLIB_ATTACHED")
+before = [os.environ[name] for name in names]
+os.chdir("/")
+assert [str(paths.data_root()), str(paths.outputs_root())] == before[:2], before
+print(*before, sep="\\n")
+show = "import os; print(*(os.environ[n] for n in %r), sep='|')" % (names,)
+print(subprocess.run([sys.executable, "-c", show], capture_output=True, text=True).stdout)
+os.chdir(before[0])
+os.environ["DFLIB_DATA"] = "later"
+root = paths.data_root()
+os.chdir("/")
+assert root == paths.data_root() and str(root) == os.path.join(before[0], "later")
+"""
+    for name in ("some/data", "out", "a", "b"):
+        (tmp_path / name).mkdir(parents=True)
+    env = os.environ | {
+        "DFLIB_DATA": "some/data",
+        "DFLIB_OUTPUTS": "./out",
+        "DFLIB_ATTACHED": "a:b",
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = [f"{tmp_path}/some/data", f"{tmp_path}/out", f"{tmp_path}/a:{tmp_path}/b"]
+    assert done.stdout.split() == [*expected, "|".join(expected)]
+
+
+@pytest.mark.parametrize("words", [["folder", "{set}", "--name", "n" * 300], ["folder", "x" * 300]])
+def test_names_of_300_letters_are_one_line(tmp_path, data_root, tree, words):
+    root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
+    words = [word.format(set=root) for word in words]
+    words += [] if "--name" in words else ["--name", "mine"]
+    command = [sys.executable, "-m", "data_prep", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1 and not data_root.exists()
+
+
+@pytest.mark.parametrize("what", ["read-only", "a file"])
+def test_a_data_folder_that_cannot_be_written_to_is_one_line(tmp_path, data_root, tree, what):
+    root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
+    data_root.mkdir()
+    if what == "a file":
+        (data_root / "mine").write_bytes(b"")
+    else:
+        data_root.chmod(0o555)
+        if os.access(data_root, os.W_OK):
+            pytest.skip("root writes everywhere")
+    command = [sys.executable, "-m", "data_prep", "folder", str(root), "--name", "mine"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    data_root.chmod(0o755)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {data_root}/mine")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line(tmp_path, data_root, tree):
+    """A file may not grow beyond 200 bytes: as a disk that is full while the manifest is written."""
+    root = tree(tmp_path / "set", {"real": 20, "fake/gan": 20})
+    code = """
+import resource, signal, sys
+from data_prep.__main__ import app, command_line
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+command_line(app)
+"""
+    command = [sys.executable, "-c", code, "folder", str(root), "--name", "mine"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.endswith("error: File too large\n"), done.stderr
+    assert not (data_root / "mine" / "manifest.csv").exists()
 
 
 # ---- splits
