@@ -24,7 +24,7 @@ from PIL import Image
 
 from data_prep import cache, errors, folder, integrity, manifest, paths, protocol, sources
 from data_prep.errors import InputError, choose
-from dflib.data import trained_on
+from dflib import data
 
 COLUMNS = (
     "path,label,generator,split,group,width,height,mode,format,jpeg_quality,bytes,sha256,phash,"
@@ -184,17 +184,17 @@ def test_broken_files_are_quarantined_with_their_reason_and_the_rest_goes_on(
     tmp_path, data_root, tree, caplog
 ):
     root = tree(tmp_path / "set", {"real": 10, "fake/gan": 160})
-    for name, (data, _) in BROKEN.items():
-        (root / "fake" / "gan" / name).write_bytes(data)
+    for name, (content, _) in BROKEN.items():
+        (root / "fake" / "gan" / name).write_bytes(content)
     (root / "fake" / "gan" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (root / "fake" / "lost").mkdir()  # a generator of nothing but broken files
     (root / "fake" / "lost" / "x.png").write_bytes(b"")
     made = folder.prepare(root, name="mine")
     table = made.set_index("path")
-    for name, (data, reason) in BROKEN.items():
+    for name, (content, reason) in BROKEN.items():
         row = table.loc[f"fake/gan/{name}"]
         assert row["status"].startswith(reason), (name, row["status"])
-        assert row["bytes"] == len(data)
+        assert row["bytes"] == len(content)
         assert f"fake/gan/{name}" in caplog.text or reason in caplog.text
     assert table.loc["fake/gan/gone.png", "status"] == "unreadable: No such file or directory"
     assert (table["status"] == "ok").sum() == 170
@@ -716,8 +716,8 @@ def test_a_generator_whose_name_means_something_else_is_refused_at_once(
 def test_other_names_of_generators_are_taken_and_can_be_held_out(tmp_path, data_root, tree, name):
     root = tree(tmp_path / "set", {"real": 40, f"fake/{name}": 40, "fake/gan": 40})
     folder.prepare(root, name="mine")
-    assert trained_on("mine", hold_out="gan") == [name]
-    assert trained_on("mine", train_generators=f"gan, {name}") == sorted(["gan", name])
+    assert data.trained_on("mine", hold_out="gan") == [name]
+    assert data.trained_on("mine", train_generators=f"gan, {name}") == sorted(["gan", name])
 
 
 def test_many_processes_find_what_one_finds(tmp_path, tree):
@@ -845,7 +845,10 @@ def scenes(sizes: list[tuple[int, int]], split: str = "", name: str = "g") -> pd
     ]
     table = pd.DataFrame(rows, columns=["group", "label"]).assign(split=split, status="ok")
     generator = np.where(table["label"], "gan", "real")
-    return table.assign(generator=generator, path=[str(i) for i in range(len(table))])
+    named = [f"{split}{name}-{i}" for i in range(len(table))]
+    rng = np.random.default_rng(zlib.crc32(f"{split}{name}".encode()))
+    phash = [f"{h:016x}" for h in rng.integers(0, 2**63, len(table))]
+    return table.assign(generator=generator, path=named, sha256=named, phash=phash)
 
 
 def joined(*tables: pd.DataFrame) -> pd.DataFrame:
@@ -905,10 +908,92 @@ def test_splits_that_the_dataset_gives_are_kept():
     for name in protocol.PROTOCOLS:
         assert protocol.assign(table, name).tolist() == table["split"].tolist()
     table = joined(*(scenes([(1, 1)] * 12, part) for part in parts))  # the same scenes in each
+    table = table.assign(sha256=table["path"] + table.index.astype(str))
     message = r"12 scenes stand in more than one split \(e\.g\. 'g0'\): a leak\..*--protocol paper"
     with pytest.raises(InputError, match=message):
         protocol.assign(table, "strict")
     assert protocol.assign(table, "paper").tolist() == table["split"].tolist()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=30, max_size=60),
+    copies=st.lists(st.tuples(st.integers(0, 999), st.integers(0, 999)), max_size=40),
+    seed=st.integers(0, 5),
+)
+def test_strict_never_parts_a_file_from_its_copy(sizes, copies, seed):
+    table = scenes(sizes)
+    assume(len(table))
+    sha256 = table["sha256"].tolist()
+    for i, j in copies:
+        sha256[i % len(table)] = sha256[j % len(table)]
+    table = table.assign(sha256=sha256)
+    try:
+        split = protocol.assign(table, "strict", seed=seed)
+    except InputError as error:
+        assert any(reason in str(error) for reason in ("too few", "both classes are needed"))
+        assume(False)
+    for column in ("group", "sha256"):
+        assert (split.groupby(table[column]).nunique() == 1).all()
+    # the scenes are the coarsest that this needs: connected components, by hand
+    linked = {i: i for i in table.index}
+    find = lambda i: i if linked[i] == i else find(linked[i])
+    for column in ("group", "sha256"):
+        for rows in table.groupby(column).groups.values():
+            for i in rows:
+                linked[find(i)] = find(rows[0])
+    ours = protocol.scenes(table)
+    pairs = {(ours[i], find(i)) for i in table.index}
+    assert len(pairs) == ours.nunique() == len({find(i) for i in table.index})
+
+
+def test_without_copies_a_scene_is_a_group_and_splits_stay_as_they_were():
+    table = scenes([(2, 1)] * 40)
+    assert protocol.scenes(table) is table["group"] or protocol.scenes(table).equals(table["group"])
+    copied = table.assign(sha256=["same", "same", *table["sha256"][2:]])  # within the group
+    assert protocol.assign(copied).equals(protocol.assign(table))
+
+
+def given_splits(root: Path, tree) -> Path:
+    parts = ("train", "val", "test")
+    return tree(root, {f"{p}/{k}": 12 for p in parts for k in ("real", "fake/gan")}, size=(40, 40))
+
+
+def test_a_file_in_two_given_splits_is_an_error_that_names_both(tmp_path, data_root, tree, caplog):
+    root = given_splits(tmp_path / "set", tree)
+    for name in ("a.png", "b.png"):
+        shutil.copy(root / "train" / "real" / "train-real-000.png", root / "train" / "real" / name)
+    folder.prepare(root, name="mine")
+    assert (data.open("mine", size=32).train.groups == "train/a").sum() == 3  # one scene now
+    shutil.copy(root / "train" / "real" / "a.png", root / "test" / "real" / "other name.png")
+    fake = root / "val" / "fake" / "gan" / "copied.png"
+    shutil.copy(root / "test" / "fake" / "gan" / "test-fake-gan-001.png", fake)
+    table = folder.prepare(root, name="mine")
+    assert "6 exact copies in 2 sets, 2 of these in several splits" in caplog.text
+    with pytest.raises(InputError, match="2 files stand in more than one split") as told:
+        protocol.assign(table, "strict")
+    for name in ("train/real/a.png", "test/real/other name.png", "val/fake/gan/copied.png"):
+        assert name in str(told.value)
+    assert "--protocol paper" in str(told.value)
+    assert protocol.assign(table, "paper").tolist() == table["split"].tolist()
+
+
+def test_near_copies_across_given_splits_are_a_warning_with_examples(
+    tmp_path, data_root, tree, caplog
+):
+    root = given_splits(tmp_path / "set", tree)
+    for i in range(3):
+        with Image.open(root / "train" / "real" / f"train-real-{i:03d}.png") as image:
+            image.resize((80, 80)).save(root / "test" / "real" / f"larger-{i}.png")
+    table = folder.prepare(root, name="mine")
+    assert "6 near copies in 3 sets, 3 of these in several splits" in caplog.text  # the scan's
+    caplog.clear()
+    assert protocol.assign(table, "strict").tolist() == table["split"].tolist()
+    assert "6 images stand in more than one split as near copies, in 3 sets (e.g." in caplog.text
+    assert "test/real/larger-" in caplog.text
+    caplog.clear()
+    protocol.assign(table, "paper")
+    assert not caplog.messages
 
 
 def test_a_missing_validation_part_is_carved_out_of_train():
