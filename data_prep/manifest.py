@@ -29,7 +29,7 @@ from data_prep.paths import (
 log = logging.getLogger(__name__)
 
 # what the folders tell, and what the file does
-ENTRY = ["path", "label", "generator", "split", "group"]
+ENTRY = ["path", "label", "generator", "split", "group", "testset"]
 FACTS = ["width", "height", "mode", "format", "jpeg_quality", "bytes", "sha256", "phash", "status"]
 COLUMNS = ENTRY + FACTS
 NAMES = ["path", "generator", "group"]  # out of file names, whatever these hold
@@ -39,7 +39,7 @@ STAMP = ["path", "size", "mtime_ns"]  # a file that has the same is not read aga
 MAX_NAME = 100  # bytes of a dataset's: files are named after it
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
 DECODING = 2  # version of how images are decoded and fitted: a change makes new caches, new runs
-_SCAN = 2  # version of what `inspect_file` finds: a change makes every file read again
+_SCAN = 3  # version of what `inspect_file` finds: a change makes every file read again
 _NO_TEXT = -3  # in place of a time: the name is no text
 _SERIAL = 256  # fewer files than this are not worth starting processes for
 
@@ -79,7 +79,7 @@ def make(
     """Scan the files of `entries`; write `<data root>/<name>/manifest.csv` and `dataset.json`.
 
     entries: one dict per image with path (relative to `root`), label (0 real, 1 fake), generator,
-    split ("" = none given), group. kind: "deepfake", "source" for a transfer-learning source,
+    split ("" = none given), group; testset, where a test set has reals of its own. kind: "deepfake", "source" for a transfer-learning source,
     "reals" for photographs alone. Files that cannot be used keep their row: status is the reason.
     Raises `InputError` as `claim` does (unless `force`), for a generator's name that means something
     else, when there is no image, and as `check` does, with the manifest written.
@@ -148,6 +148,7 @@ def load(name: str) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except ValueError as error:  # not UTF-8, not a table, or empty
         raise InputError(f"{path} is damaged ({error}): {again}") from error
+    table = table if "testset" in table else table.assign(testset="")  # of an older scan
     if missing := [column for column in COLUMNS if column not in table]:
         raise InputError(f"manifest of {name!r} lacks the column(s) {', '.join(missing)}: {again}")
     return table
@@ -192,7 +193,8 @@ def _tell_copies(table: pd.DataFrame, name: str) -> None:
 
 def fingerprint(table: pd.DataFrame) -> str:
     """Hash of all that decides what a detector sees: what the folders tell, contents, decoding."""
-    text = table[[*ENTRY, "sha256", "status"]].to_csv(index=False)
+    told = ENTRY if table["testset"].any() else ENTRY[:-1]  # as before there was such a column
+    text = table[[*told, "sha256", "status"]].to_csv(index=False)
     return hashlib.sha256(f"{DECODING}\n{text}".encode()).hexdigest()[:16]
 
 
@@ -233,7 +235,9 @@ def _check_generators(seen: pd.DataFrame, root: Path) -> None:
 
 def _seen(entries: list[dict], root: Path) -> pd.DataFrame:
     """What the folders tell, names as text that any file can hold; each file's size and time."""
-    texts = [entry | {key: as_text(entry[key]) for key in NAMES} for entry in entries]
+    texts = [
+        {"testset": ""} | entry | {key: as_text(entry[key]) for key in NAMES} for entry in entries
+    ]
     stamps = [
         _stamp(f"{root}{os.sep}{text['path']}") if text["path"] == entry["path"] else (-1, _NO_TEXT)
         for text, entry in zip(texts, entries, strict=True)

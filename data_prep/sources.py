@@ -221,16 +221,19 @@ def forensynths(root: Path, *, trained: str, tested: Sequence[str]) -> Iterator[
         yield from _zero_one(root, _inner(root / archive) / trained, split, "progan")
     for place in tested:
         folder = _inner(root / "CNN_synth_testset") / place
-        yield from _zero_one(root, folder, "test", place.split("/")[0])
+        generator = place.split("/")[0]  # each is tested against reals of its own
+        yield from _zero_one(root, folder, "test", generator, testset=generator)
 
 
-def _zero_one(root: Path, folder: Path, split: str, generator: str) -> Iterator[dict]:
+def _zero_one(root: Path, folder: Path, split: str, generator: str, **more: str) -> Iterator[dict]:
     if not folder.is_dir():
         raise InputError(f"forensynths: {folder} is missing: download or unpack it again")
     labels = {"0_real": (0, "real"), "1_fake": (1, generator)}
     read = _reader(labels, -1, f"Found below {folder}.")
     for row in classes(root, folder, split=split, read=read, flat=True):
-        yield row | {"group": stem(row["path"])}  # the same number in two folders is two scenes
+        yield (
+            row | more | {"group": stem(row["path"])}
+        )  # the same number in two folders is two scenes
 
 
 def _inner(folder: Path) -> Path:

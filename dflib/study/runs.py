@@ -311,10 +311,11 @@ class Run:
         known, scores = train.predict(forward, val), train.predict(forward, test)
         for what, part, score in (("validation", val, known), ("predictions", test, scores)):
             columns = {"generator": part.generators, "label": part.labels, "score": score}
-            table = part.table[["path"]].assign(**columns, group=part.groups)
+            table = part.table[["path"]].assign(**columns, group=part.groups, testset=part.testsets)
             table.to_parquet(here / f"{what}.parquet", index=False)
         threshold = 0.5 if s.protocol == "paper" else metrics.best_threshold(val.labels, known)
         options = {"threshold": threshold, "groups": test.groups, "draws": s.settings["draws"]}
+        options["testsets"] = test.testsets
         shipped = adapters.save_delta(model, base, here / "delta.safetensors") if base else file
         timed = {"checkpoint": None if deployed else checkpoint, "runs": s.settings["latency_runs"]}
         cost = measure.cost(model, file, **timed) | {"trainable_params": self.trainable}
