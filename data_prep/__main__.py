@@ -25,9 +25,8 @@ Name = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="replace a dataset made from other images")]
 All = Annotated[bool, typer.Option("--all", help="all 13 test generators, all ProGAN classes")]
 Sample = Annotated[int, typer.Option(min=20, help="images looked at per generator")]
-# names are data: no markup, no emoji
-_PLAIN = {"markup": False, "emoji": False, "highlight": False}
-console = Console(width=None if sys.stdout.isatty() else 160, **_PLAIN)
+width = None if sys.stdout.isatty() else 160
+console = Console(width=width, markup=False, emoji=False, highlight=False)  # names are data
 
 
 @app.command()
@@ -35,9 +34,8 @@ def demo(seed: int = 0, force: Force = False) -> None:
     """Make the offline demo data: photographs against four small generators, and a source task."""
     from data_prep import demo as maker  # here, because it loads torch
 
-    for table, name in zip(
-        maker.prepare(seed=seed, force=force), ("demo", "demo-source"), strict=True
-    ):
+    tables = maker.prepare(seed=seed, force=force)
+    for table, name in zip(tables, ("demo", "demo-source"), strict=True):
         _show(table, name)
 
 

@@ -36,16 +36,17 @@ class Audit:
     raw: Probe
     equalised: Probe
     alike: transform.Equaliser | None
-    copied: dict[str, dict]  # duplicates.report, for the splits that the dataset gives
-    copies: dict[str, dict]  # the same for each protocol's
+    copies: dict[str, dict]  # protocol ("as given" without any) -> duplicates.report
     overlap: dict[str, float]  # protocol -> share of test images whose scene is in train too
 
     @property
     def verdict(self) -> str:
         """What the probe tells, of the set as it is and equalised; copies, first where many."""
-        many, copies = self._copies()
+        copies, many = self._copies()
         return (
-            f"Not to be trusted:{copies} {self._probed(many)}" if many else self._probed() + copies
+            f"Not to be trusted: {copies} {self._probed(many)}"
+            if many
+            else f"{self._probed()} {copies}".rstrip()
         )
 
     def _probed(self, many_copies: bool = False) -> str:
@@ -66,17 +67,15 @@ class Audit:
         rest = "little is left" if _harmless(equalised) else rest
         return f"{text} After equalising (protocol strict): {_reached(equalised)}, {rest}."
 
-    def _copies(self) -> tuple[bool, str]:
-        """Whether copies make the set worth little, and a sentence on them; "" without any."""
-        n = int((self.table["status"] == "ok").sum())
+    def _copies(self) -> tuple[str, bool]:
+        """A sentence on copies, "" without any; and whether they make the set worth little."""
+        n, reported = int((self.table["status"] == "ok").sum()), next(iter(self.copies.values()))
         for kind, most in COPIES.items():
-            found = self.copied[kind]
-            if (many := found["images"] > most * n) or (kind == "exact" and found["images"]):
-                text = (
-                    f" {found['images']} of {n} images are {kind} copies ({found['sets']} pictures"
-                )
-                return many, f"{text}, {found['across_labels']} of them both real and fake)."
-        return False, ""
+            images, sets, both = (reported[kind][k] for k in ("images", "sets", "across_labels"))
+            if images > most * n or (kind == "exact" and images):
+                text = f"{images} of {n} images are {kind} copies ({sets} pictures, {both} of them"
+                return f"{text} both real and fake).", images > most * n
+        return "", False
 
     def summary(self) -> dict:
         """What goes into outputs/audit-NAME.json."""
@@ -94,7 +93,7 @@ class Audit:
             "quarantined": self.table.loc[~good, "status"].value_counts().to_dict(),
             "scenes": int(ok["group"].nunique()),
             "scene_overlap": self.overlap,
-            "duplicates": self.copies or {"as given": self.copied},
+            "duplicates": self.copies,
             "licence": self.about.get("licence", ""),
         }
 
@@ -139,8 +138,10 @@ def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Aud
         spectra={generator: spectra[rows].mean(axis=0) for generator, rows in rows_of.items()},
         **{kind: shortcut.probe(x, labels, scenes) for kind, x in sets.items()},
         alike=alike,
-        copied=duplicates.report(table, table["split"]),
-        copies={p: duplicates.report(table, split) for p, split in splits.items()},
+        copies={
+            p: duplicates.report(table, split)
+            for p, split in (splits or {"as given": table["split"]}).items()
+        },
         overlap={p: float(tested[p].isin(trained[p]).mean()) for p in splits},
     )
 

@@ -137,7 +137,8 @@ def render(found: Audit) -> str:
             buffer = io.BytesIO()
             draw(found).savefig(buffer, format="png", dpi=110)
             figures[draw.__name__] = base64.b64encode(buffer.getvalue()).decode()
-    page = Environment(loader=PackageLoader("data_prep"), autoescape=True, finalize=_in_one_line)
+    one_line = lambda value: shown(value) if type(value) is str else value  # not what is markup
+    page = Environment(loader=PackageLoader("data_prep"), autoescape=True, finalize=one_line)
     return page.get_template("audit.html.j2").render(
         audit=found,
         summary=found.summary(),
@@ -152,11 +153,6 @@ def _looked(found: Audit) -> pd.DataFrame:
     """The images looked at: their features as they are, and their kind (real or fake)."""
     raw = found.looked.filter(like="raw_").rename(columns=lambda name: name.removeprefix("raw_"))
     return raw.assign(kind=np.where(found.looked["label"] == 0, "real", "fake"))
-
-
-def _in_one_line(value: object) -> object:
-    """What a template prints: names from outside with escapes, markup as it is."""
-    return shown(value) if type(value) is str else value
 
 
 def _rows(table: pd.DataFrame) -> list[list[str]]:

@@ -5,6 +5,8 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from data_prep.errors import shown
+
 DISTANCE = 4  # of 64 bits: what re-encoding and rescaling change, hardly what another picture does
 
 
@@ -64,6 +66,11 @@ def report(table: pd.DataFrame, split: pd.Series) -> dict:
     near = ok.assign(same=clusters(ok["phash"]))
     scenes = near.groupby("same")["group"].transform("nunique")
     return {"exact": _summary(ok.assign(same=ok["sha256"])), "near": _summary(near[scenes > 1])}
+
+
+def examples(found: dict) -> str:
+    """Two paths of a part of `report`, for a message."""
+    return f"e.g. {shown(', '.join(found['example'][:2]))}"
 
 
 def _summary(rows: pd.DataFrame) -> dict:

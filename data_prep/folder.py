@@ -106,10 +106,9 @@ def _listed(folder: Path, *, classes_only: bool = False) -> Iterator[tuple[Path,
 
 def _report(left: list[str], folder: Path, what: str = "stray file(s)") -> None:
     if left:
-        told = (len(left), what, shown(folder), shown(left[0]))
+        named = left if what == "folder(s)" else left[:1]
+        told = (len(left), what, shown(folder), shown("; ".join(named)))
         log.warning("%d %s below %s left out (e.g. %s)", *told)
-    for each in left[1:] if what == "folder(s)" else ():  # a whole folder is worth a line
-        log.warning("left out: %s", shown(each))
 
 
 def _real_or_fake(parts: tuple[str, ...]) -> tuple[int, str]:

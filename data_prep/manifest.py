@@ -16,15 +16,7 @@ from tqdm.auto import tqdm
 
 from data_prep.errors import InputError, shown
 from data_prep.integrity import inspect_file
-from data_prep.paths import (
-    CSV,
-    as_text,
-    data_root,
-    dataset_folder,
-    images_root,
-    present,
-    write_text,
-)
+from data_prep.paths import CSV, as_text, data_root, dataset_folder, images_root, write_text
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +24,7 @@ log = logging.getLogger(__name__)
 ENTRY = ["path", "label", "generator", "split", "group", "testset"]
 FACTS = ["width", "height", "mode", "format", "jpeg_quality", "bytes", "sha256", "phash", "status"]
 COLUMNS = ENTRY + FACTS
-NAMES = ["path", "generator", "group"]  # out of file names, whatever these hold
+NAMES = ["path", "generator", "group", "testset"]  # out of file names, whatever these hold
 NUMBERS = ["width", "height", "jpeg_quality"]  # which a quarantined file may lack
 RESERVED = ("real", "all", "macro", "seen", "unseen")  # stand beside generators in each result
 STAMP = ["path", "size", "mtime_ns"]  # a file that has the same is not read again
@@ -79,8 +71,9 @@ def make(
     """Scan the files of `entries`; write `<data root>/<name>/manifest.csv` and `dataset.json`.
 
     entries: one dict per image with path (relative to `root`), label (0 real, 1 fake), generator,
-    split ("" = none given), group; testset, where a test set has reals of its own. kind: "deepfake", "source" for a transfer-learning source,
-    "reals" for photographs alone. Files that cannot be used keep their row: status is the reason.
+    split ("" = none given), group; testset, where a test set has reals of its own.
+    kind: "deepfake", "source" for a transfer-learning source, "reals" for photographs alone.
+    Files that cannot be used keep their row: status is the reason.
     Raises `InputError` as `claim` does (unless `force`), for a generator's name that means something
     else, when there is no image, and as `check` does, with the manifest written.
     """
@@ -128,13 +121,12 @@ def claim(name: str, root: Path, *, force: bool = False, below: bool = False) ->
 
     below: images anywhere below `root` are not elsewhere. force: replaces the dataset.
     """
-    if check_name(name) not in present() or force:
-        return
+    csv = data_root() / check_name(name) / "manifest.csv"
     try:
-        here, root = images_root(name).resolve(), Path(root).resolve()
+        here, root = images_root(name).resolve() if csv.exists() else None, Path(root).resolve()
     except InputError:  # its dataset.json is damaged, and made again
-        return
-    if here != root and not (below and here.is_relative_to(root)):
+        here = None
+    if here and here != root and not force and not (below and here.is_relative_to(root)):
         how = "take another --name, or replace it with --force"
         raise InputError(f"{name!r} is there already, made from {here}: {how}")
 
@@ -185,10 +177,11 @@ def _tell_copies(table: pd.DataFrame, name: str) -> None:
 
     for kind, found in duplicates.report(table, table["split"]).items():
         if found["across_splits"] or (kind == "exact" and found["images"]):
-            sets = (found["images"], kind, found["sets"], found["across_splits"])
-            torn = (found["across_labels"], shown(", ".join(found["example"][:2])))
-            what = "%s: %d %s copies in %d sets, %d of these in several splits, %d real and fake"
-            log.warning(f"{what} (e.g. %s)", name, *sets, *torn)
+            numbers = (found[key] for key in ("sets", "across_splits", "across_labels"))
+            text = (
+                "%s: %d %s copies in %d sets, %d of these in several splits, %d real and fake (%s)"
+            )
+            log.warning(text, name, found["images"], kind, *numbers, duplicates.examples(found))
 
 
 def fingerprint(table: pd.DataFrame) -> str:
@@ -223,21 +216,16 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
 
 def _check_generators(seen: pd.DataFrame, root: Path) -> None:
     for row in seen.drop_duplicates(["label", "generator"]).itertuples():
-        name = row.generator
-        word = row.label == 1 and name.lower() in RESERVED
+        name, word = row.generator, row.label == 1 and row.generator.lower() in RESERVED
         if word or "," in name or name != name.strip() or not name.isprintable():
-            rule = (
-                f"no comma, no blank at an end, all of it printable, and not {', '.join(RESERVED)}"
-            )
             what = f"{name!r} (e.g. {row.path} below {root}) cannot be a generator's name"
-            raise InputError(f"{what}: {rule}. Rename its folder")
+            rule = "no comma, no blank at an end, all of it printable, and not"
+            raise InputError(f"{what}: {rule} {', '.join(RESERVED)}. Rename its folder")
 
 
 def _seen(entries: list[dict], root: Path) -> pd.DataFrame:
     """What the folders tell, names as text that any file can hold; each file's size and time."""
-    texts = [
-        {"testset": ""} | entry | {key: as_text(entry[key]) for key in NAMES} for entry in entries
-    ]
+    texts = [entry | {key: as_text(entry.get(key, "")) for key in NAMES} for entry in entries]
     stamps = [
         _stamp(f"{root}{os.sep}{text['path']}") if text["path"] == entry["path"] else (-1, _NO_TEXT)
         for text, entry in zip(texts, entries, strict=True)

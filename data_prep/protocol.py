@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from data_prep import duplicates
-from data_prep.errors import InputError, choose, shown
+from data_prep.errors import InputError, choose
 
 FOLDS = 10
 # tenths of the images; the rest trains
@@ -109,7 +109,8 @@ def _check_leaks(ok: pd.DataFrame, split: pd.Series) -> None:
         what = f"{len(crossing)} scenes stand in more than one split (e.g. {crossing[0]!r})"
         raise InputError(f"{what}: a leak. {how}")
     near = duplicates.report(ok, split)["near"]
-    if near["across_splits"] and near["torn"] > NEAR * len(ok):
-        what = (near["torn"], near["across_splits"], shown(", ".join(near["example"][:2])))
-        text = "%d images stand in more than one split as near copies, in %d sets (e.g. %s): look"
-        log.warning(f"{text} at them, python -m data_prep audit", *what)
+    if near["torn"] > NEAR * len(ok):
+        text = (
+            "%d images stand in more than one split as near copies, in %d sets (%s): look at them"
+        )
+        log.warning(text, near["torn"], near["across_splits"], duplicates.examples(near))

@@ -171,16 +171,15 @@ def trained_on(
     return left
 
 
-def few(whole: Dataset, images: int, *, seed: int = 0) -> Dataset:
-    """The dataset with at most so many training images of each class, drawn by a run's seed.
+def few(whole: Dataset, images: int | None, *, seed: int = 0) -> Dataset:
+    """The dataset with at most so many (None: all) training images of each class, drawn by a seed.
 
     Of one seed, fewer are a part of more. Batches stay as balanced as those of the whole.
 
     >>> few(open("demo", size=32), 25, seed=1)  # doctest: +SKIP
     """
-    return replace(
-        whole, train=replace(whole.train, table=_limited(whole.train.table, images, seed))
-    )
+    train = whole.train
+    return replace(whole, train=replace(train, table=_limited(train.table, images, seed)))
 
 
 def _limited(table: pd.DataFrame, limit: int | None, seed: int = 0) -> pd.DataFrame:

@@ -34,8 +34,8 @@ def evaluate(
 ) -> dict[str, dict]:
     """All metrics of each generator (its fakes, its reals), "all", and "macro", their mean.
 
-    labels, scores, generators ("real" for reals), groups (None: each image its own), testsets: (n,) each.
-    A generator's reals are those of its own test set, where one has them, else all.
+    labels, scores, generators ("real" for reals), groups (None: each image its own), testsets (a
+    generator is scored against the reals of its own one, where it has any, else all): (n,) each.
     Values are fractions, never NaN: precision is None where nothing is called fake. auroc, ap: as
     in scikit-learn; eer: FPR = FNR on the interpolated ROC curve; tpr_at_fpr: the best TPR at that
     FPR or less; ece: of `reliability`. Raises ValueError: bad input, one class.
@@ -103,9 +103,10 @@ def resample(
     """INTERVALS and RATES as they are, then in each draw: {set: {metric: (1 + draws,)}}.
 
     sets: which fakes count beside their reals, {name: (n,) of bool}; None: {"all": every fake}.
-    testsets: (n,), as for `evaluate`. NaN: undefined. Calls with the same groups and seed share the draws, so the difference of two arrays
-    is a paired one, whatever differs: detector, generators, what was done to the images. `combine`
-    makes an interval of it. Raises ValueError: bad input, one class.
+    testsets: as for `evaluate`. NaN: undefined. Calls with the same groups and seed share the
+    draws, so the difference of two arrays is a paired one, whatever differs: detector, generators,
+    what was done to the images. `combine` makes an interval of it. Raises ValueError: bad input,
+    one class.
 
     >>> resample([0, 0, 1, 1], [.1, .6, .4, .9], threshold=.5, draws=3)["all"]["auroc"].shape
     (4,)
@@ -120,20 +121,18 @@ def resample(
         name: order[_column(f"sets[{name!r}]", of, len(fake), inside, "a fake", bool)[order]]
         for name, of in sets.items()
     }
-    reals = {name: _own(order[~fake[order]], i, testsets) for name, i in members.items()}
+    pairs = {name: (_own(order[~fake[order]], i, testsets), i) for name, i in members.items()}
     parts = {name: [] for name in sets}
     for counts in _counts(codes, _whole("draws", draws, 0), seed):
-        for name, i in members.items():
-            weights = counts[codes[reals[name]]], counts[codes[i]]
-            parts[name].append(_weighted(scores[reals[name]], scores[i], *weights, threshold))
+        for name, (reals, i) in pairs.items():
+            weights = counts[codes[reals]], counts[codes[i]]
+            parts[name].append(_weighted(scores[reals], scores[i], *weights, threshold))
     values = {}
-    for name, i in members.items():
+    for name, (reals, i) in pairs.items():
         each = {key: np.concatenate([part[key] for part in parts[name]]) for key in parts[name][0]}
         # chance alone makes gaps, in the images and again in each draw: off as often as put on
         each["ece"][1:] = np.maximum(2 * each["ece"][0] - each["ece"][1:], 0)
-        if (
-            min(len({*codes[reals[name]]}), len({*codes[i]})) < 2
-        ):  # one scene cannot tell how they vary
+        if min(len({*codes[reals]}), len({*codes[i]})) < 2:  # one scene cannot tell how they vary
             each = {key: np.append(drawn[:1], np.nan + drawn[1:]) for key, drawn in each.items()}
         values[name] = each
     return values

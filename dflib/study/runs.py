@@ -197,8 +197,7 @@ class Run:
         keys = ("size", "mode", "limit", *methods.FOLDS.values())
         options = {key: self.settings[key] for key in keys}
         whole = data.open(self.spec.dataset, protocol=self.spec.protocol, **options)
-        images = self.settings["target_images"]
-        return data.few(whole, images, seed=self.spec.seed) if images else whole
+        return data.few(whole, self.settings["target_images"], seed=self.spec.seed)
 
     def recipe(self, **changes) -> Recipe:
         """The settings as a training recipe, with `changes` on top."""
