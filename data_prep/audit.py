@@ -43,11 +43,10 @@ class Audit:
     def verdict(self) -> str:
         """What the probe tells, of the set as it is and equalised; copies, first where many."""
         copies, many = self._copies()
-        return (
-            f"Not to be trusted: {copies} {self._probed(many)}"
-            if many
-            else f"{self._probed()} {copies}".rstrip()
+        parts = (
+            ["Not to be trusted:", copies, self._probed(many)] if many else [self._probed(), copies]
         )
+        return " ".join(filter(None, parts))
 
     def _probed(self, many_copies: bool = False) -> str:
         raw, equalised = self.raw, self.equalised
@@ -128,6 +127,7 @@ def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Aud
     labels, scenes = chosen["label"].to_numpy(), chosen["group"].to_numpy()
     spectra, rows_of = np.stack([f["spectrum"] for f in found]), chosen.groupby("generator").indices
     splits = {p: split for p in PROTOCOLS if (split := _split(table, p)) is not None}
+    given = splits or {"as given": table["split"]}
     trained = {p: table.loc[split == "train", "group"] for p, split in splits.items()}
     tested = {p: table.loc[split == "test", "group"] for p, split in splits.items()}
     return Audit(
@@ -138,10 +138,7 @@ def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Aud
         spectra={generator: spectra[rows].mean(axis=0) for generator, rows in rows_of.items()},
         **{kind: shortcut.probe(x, labels, scenes) for kind, x in sets.items()},
         alike=alike,
-        copies={
-            p: duplicates.report(table, split)
-            for p, split in (splits or {"as given": table["split"]}).items()
-        },
+        copies={p: duplicates.report(table, split) for p, split in given.items()},
         overlap={p: float(tested[p].isin(trained[p]).mean()) for p in splits},
     )
 

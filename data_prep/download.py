@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -77,7 +78,10 @@ def unpack(
             for member in _bar(members, desc=f"unpacking {archive.name}"):
                 opened.extract(member, fresh)
     except Exception as error:  # as many kinds as there are ways to damage a zip
-        shutil.rmtree(made[-1] if made else fresh, ignore_errors=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        with suppress(OSError):  # where it is not empty it is not ours alone
+            for parent in made:
+                parent.rmdir()
         if isinstance(error, InputError):
             raise
         why = f"({error}): remove it and download it again"

@@ -85,7 +85,7 @@ def make(
     seen = _seen(entries, root)
     _check_generators(seen, root)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "dataset.json.tried", "")  # before the work: full, or not to be written to?
+    write_text(folder / "dataset.json.tried", "")  # before the work: can it be written to?
     (folder / "dataset.json.tried").unlink()
     last, csv = _last_scan(folder, root), folder / "manifest.csv"
     same = last.attrs.get("manifest") == [*_stamp(csv)] and seen.equals(last[seen.columns])
