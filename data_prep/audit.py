@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 SAMPLE = 300  # images looked at per generator; reals as many as all generators together, up to
 MOST = 1200
+COPIES = {"exact": 0.05, "near": 0.2}  # shares of the images from which on the verdict tells them
 # AUROC of the probe (the interval's lower end) from which on a give-away is called weak or strong
 WEAK, STRONG = 0.6, 0.75
 
@@ -35,15 +36,23 @@ class Audit:
     raw: Probe
     equalised: Probe
     alike: transform.Equaliser | None
-    copies: dict[str, dict]  # protocol -> duplicates.report
+    copies: dict[str, dict]  # protocol ("as given" without any) -> duplicates.report
     overlap: dict[str, float]  # protocol -> share of test images whose scene is in train too
 
     @property
     def verdict(self) -> str:
-        """Two sentences: what the probe tells of the set as it is, and after equalising."""
+        """What the probe tells, of the set as it is and equalised; copies, first where many."""
+        copies, many = self._copies()
+        parts = (
+            ["Not to be trusted:", copies, self._probed(many)] if many else [self._probed(), copies]
+        )
+        return " ".join(filter(None, parts))
+
+    def _probed(self, many_copies: bool = False) -> str:
         raw, equalised = self.raw, self.equalised
         kind = "Weak give-aways" if raw.ci95[0] < STRONG else "Strong give-aways"
-        kind = "No strong give-away" if _harmless(raw) else kind
+        harmless = "No other give-away" if many_copies else "No strong give-away"
+        kind = harmless if _harmless(raw) else kind
         text = f"{kind}: metadata and trivial statistics alone reach AUROC {_reached(raw)}."
         if not _harmless(raw):
             best = [f"{f.replace('_', ' ')} ({a:.2f})" for f, a in list(raw.single.items())[:3]]
@@ -56,6 +65,16 @@ class Audit:
             rest = "part of it stays: read results with that in mind"
         rest = "little is left" if _harmless(equalised) else rest
         return f"{text} After equalising (protocol strict): {_reached(equalised)}, {rest}."
+
+    def _copies(self) -> tuple[str, bool]:
+        """A sentence on copies, "" without any; and whether they make the set worth little."""
+        n, reported = int((self.table["status"] == "ok").sum()), next(iter(self.copies.values()))
+        for kind, most in COPIES.items():
+            images, sets, both = (reported[kind][k] for k in ("images", "sets", "across_labels"))
+            if images > most * n or (kind == "exact" and images):
+                text = f"{images} of {n} images are {kind} copies ({sets} pictures, {both} of them"
+                return f"{text} both real and fake).", images > most * n
+        return "", False
 
     def summary(self) -> dict:
         """What goes into outputs/audit-NAME.json."""
@@ -108,6 +127,7 @@ def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Aud
     labels, scenes = chosen["label"].to_numpy(), chosen["group"].to_numpy()
     spectra, rows_of = np.stack([f["spectrum"] for f in found]), chosen.groupby("generator").indices
     splits = {p: split for p in PROTOCOLS if (split := _split(table, p)) is not None}
+    given = splits or {"as given": table["split"]}
     trained = {p: table.loc[split == "train", "group"] for p, split in splits.items()}
     tested = {p: table.loc[split == "test", "group"] for p, split in splits.items()}
     return Audit(
@@ -118,7 +138,7 @@ def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Aud
         spectra={generator: spectra[rows].mean(axis=0) for generator, rows in rows_of.items()},
         **{kind: shortcut.probe(x, labels, scenes) for kind, x in sets.items()},
         alike=alike,
-        copies={p: duplicates.report(table, split) for p, split in splits.items()},
+        copies={p: duplicates.report(table, split) for p, split in given.items()},
         overlap={p: float(tested[p].isin(trained[p]).mean()) for p in splits},
     )
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader
 
 from data_prep import manifest, paths, shortcut
 from data_prep.audit import SAMPLE, Audit, audit
+from data_prep.errors import shown
 
 KINDS = {"real": "#0072B2", "fake": "#D55E00"}  # Okabe-Ito: told apart by every eye
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -136,7 +137,8 @@ def render(found: Audit) -> str:
             buffer = io.BytesIO()
             draw(found).savefig(buffer, format="png", dpi=110)
             figures[draw.__name__] = base64.b64encode(buffer.getvalue()).decode()
-    page = Environment(loader=PackageLoader("data_prep"), autoescape=True)
+    one_line = lambda value: shown(value) if type(value) is str else value  # not what is markup
+    page = Environment(loader=PackageLoader("data_prep"), autoescape=True, finalize=one_line)
     return page.get_template("audit.html.j2").render(
         audit=found,
         summary=found.summary(),

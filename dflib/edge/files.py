@@ -106,20 +106,24 @@ def script(name: str, result: dict) -> str:
     """`predict.py`: prepares images with the very functions that prepared the training images."""
     facts = {"MODEL": name, "SIZE": result["params"]["size"], "MODE": result["params"]["mode"]}
     facts |= {"THRESHOLD": result["threshold"], "CLASSES": tuple(result["classes"])}
-    constants = "\n".join(f"{key} = {value!r}" for key, value in facts.items())
-    functions = "\n\n".join(map(inspect.getsource, _called(integrity.to_rgb, cache.fit))).rstrip()
+    used, constants = _called(integrity.open_image, integrity.to_rgb, cache.fit)
+    facts = "\n".join(f"{key} = {value!r}" for key, value in (facts | constants).items())
+    functions = "\n\n".join(map(inspect.getsource, used)).rstrip()
     text = (files("dflib.edge") / "templates" / "predict.txt").read_text(encoding="utf-8")
-    text = text.replace("<RUN>", result["run_id"]).replace("<FACTS>", constants)
+    text = text.replace("<RUN>", result["run_id"]).replace("<FACTS>", facts)
     return text.replace("<FUNCTIONS>", functions)
 
 
-def _called(*functions: Callable) -> list[Callable]:
-    """The functions, and all of data_prep that they call."""
-    found = list(functions)
-    for function in found:  # grows meanwhile
-        names = (function.__globals__.get(name) for name in function.__code__.co_names)
-        found += [f for f in names if inspect.isfunction(f) and f not in found]
-    return found
+def _called(*functions: Callable) -> tuple[list[Callable], dict[str, object]]:
+    """The functions, all of data_prep that they use, and the constants among it."""
+    found, constants = list(functions), {}
+    for function in filter(inspect.isfunction, found):  # grows meanwhile
+        known = function.__globals__
+        used = {name: known[name] for name in function.__code__.co_names if name in known}
+        constants |= {name: value for name, value in used.items() if name.isupper()}
+        own = (x for x in used.values() if inspect.isfunction(x) or inspect.isclass(x))
+        found += [x for x in own if x.__module__.startswith("data_prep") and x not in found]
+    return found, constants
 
 
 def _judged(same: dict, *, exact: bool) -> str | None:
