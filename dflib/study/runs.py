@@ -24,7 +24,7 @@ import pandas as pd
 from data_prep import paths
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.manifest import fingerprint_of
-from data_prep.paths import attached_roots, dataset_folder, images_root, outputs_root, write_text
+from data_prep.paths import attached_roots, dataset_folder, outputs_root, write_text
 from data_prep.protocol import PROTOCOLS
 from dflib.study import methods
 from dflib.study.settings import DEFAULTS, MEASURES
@@ -305,7 +305,7 @@ class Run:
         s, here, val, test = self.spec, self.folder, self.data.val, self.data.test
         device, name = train.best_device(), torch.cuda.get_device_name
         model.to(device).eval()
-        checkpoint = models.save(model, here / "model.safetensors")
+        models.save(model, here / "model.safetensors")
         onnx = export.to_onnx(model, here / "model.onnx")
         forward, file = export.OnnxModel(deployed) if deployed else model, deployed or onnx
         known, scores = train.predict(forward, val), train.predict(forward, test)
@@ -316,19 +316,15 @@ class Run:
         threshold = 0.5 if s.protocol == "paper" else metrics.best_threshold(val.labels, known)
         options = {"threshold": threshold, "groups": test.groups, "draws": s.settings["draws"]}
         shipped = adapters.save_delta(model, base, here / "delta.safetensors") if base else file
-        timed = {"checkpoint": None if deployed else checkpoint, "runs": s.settings["latency_runs"]}
-        cost = measure.cost(model, file, **timed) | {"trainable_params": self.trainable}
-        images = [images_root(s.dataset) / path for path in test.table["path"].iloc[:32]]
-        there = all(image.is_file() for image in images)  # training needs the decoded ones alone
-        fitted = {key: s.settings[key] for key in ("size", "mode")}
-        preparing = measure.preprocessing(images, **fitted) if there else None
+        cost = measure.cost(model, file, runs=s.settings["latency_runs"])
+        cost |= {"trainable_params": self.trainable, "shipped_bytes": shipped.stat().st_size}
         return {
             "metrics": metrics.evaluate(test.labels, scores, test.generators, **options),
             "threshold": threshold,
             "deployed": file.name,
             "parity": export.parity(model, export.OnnxModel(onnx), test, limit=256),
             "device": name(device) if device.type == "cuda" else measure.cpu_name(),
-            "cost": cost | {"shipped_bytes": shipped.stat().st_size, "preprocess_ms": preparing},
+            "cost": cost,
         }
 
 
@@ -425,9 +421,9 @@ def flat(result: dict) -> dict:
     sizes = ("params", "nonzero", "trainable_params", "file_bytes", "gzip_bytes", "shipped_bytes")
     row |= {key: cost.get(key) for key in (*sizes, "macs", "peak_rss_mb")}
     row["images_per_s"] = cost.get("throughput", {}).get("images_per_s")
-    row["latency_p95_ms"] = cost["latency_ms"]["p95"]
-    for what in ("latency", "latency_torch", "preprocess"):
-        row[f"{what}_p50_ms"] = (cost.get(f"{what}_ms") or {}).get("p50")
+    latency = cost["latency_ms"]
+    row |= {f"latency_{key}_ms": latency.get(key) for key in ("p50", "p95", "low", "high")}
+    row["latency_busy"] = latency.get("busy")
     for generator, values in result["metrics"].items():
         prefix = "" if generator == "all" else f"{generator}/"
         numbers = [metric for metric, value in values.items() if isinstance(value, float)]
