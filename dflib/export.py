@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from dflib.data import Part
 from dflib.models import Detector
 from dflib.train import Forward, logits
 
-SAME_SCORE = 1e-6  # of a probability: on the threshold itself, rounding alone decides
+SAME_SCORE = 1e-5  # of a probability: on the threshold itself, rounding alone decides
+SAME_LOGITS = 1e-3  # that a float file may differ by, in units of the largest logit or of 1
+SAME_DECISIONS = 0.98  # of an int8 file: below, it is flagged
 
 
 def to_onnx(model: Detector, path: Path) -> Path:
@@ -50,6 +53,8 @@ def to_onnx(model: Detector, path: Path) -> Path:
 class OnnxModel:
     """A deployed file as `train.predict` takes it: pixels in [0, 1], N x 3 x H x W -> logits.
 
+    It sees one image at a time on one thread, as where it is used (several side by side): dynamic
+    int8 has one activation scale for a batch, so that neighbours would change an image's score.
     Raises `InputError` when the file is missing, cannot be loaded, or is no detector.
     """
 
@@ -58,6 +63,7 @@ class OnnxModel:
 
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = 1
         if not Path(path).is_file():
             raise InputError(f"model file {path} is not there")
         try:
@@ -76,7 +82,9 @@ class OnnxModel:
 
     def __call__(self, images: Tensor) -> Tensor:
         values = np.ascontiguousarray(images.numpy(), dtype=np.float32)
-        return torch.from_numpy(self.session.run(None, {self.input: values})[0])
+        one = lambda image: self.session.run(None, {self.input: image[None]})[0]
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            return torch.from_numpy(np.concatenate([*threads.map(one, values)]))
 
 
 def parity(
@@ -89,7 +97,8 @@ def parity(
 ) -> dict:
     """Largest difference in logits, share of equal decisions: a model and its file, on a part.
 
-    limit: on so many of its images, evenly spaced.
+    limit: on so many of its images, evenly spaced. Returns {"max_logit_difference",
+    "same_decisions", "images", "largest_logit"}; `judged` says what they mean.
 
     >>> parity(model, OnnxModel(path), data.test)["same_decisions"]  # doctest: +SKIP
     """
@@ -102,4 +111,25 @@ def parity(
         "max_logit_difference": (ours - theirs).abs().max().item(),
         "same_decisions": same.float().mean().item(),
         "images": len(part),
+        "largest_logit": ours.abs().max().item(),
     }
+
+
+def judged(same: dict, *, exact: bool = True) -> str | None:
+    """Whether a file is its model's, by their `parity`: None, or a flag in words.
+
+    exact: a float file. Raises `InputError` where it differs by more than `SAME_LOGITS`, or in any
+    decision (a NaN is a difference). An int8 file is flagged below `SAME_DECISIONS`.
+
+    >>> judged({"max_logit_difference": 0, "same_decisions": 1, "images": 9, "largest_logit": 3})
+    """
+    off, alike = same["max_logit_difference"], same["same_decisions"]
+    told = (
+        f"logits differ by up to {off:.2g}, {alike:.2%} of {same['images']} decisions are the same"
+    )
+    if exact and not (off <= SAME_LOGITS * max(1.0, same["largest_logit"]) and alike == 1):
+        most = (
+            f"a float file may differ by {SAME_LOGITS:g} of the largest logit, and in no decision"
+        )
+        raise InputError(f"refused: the exported file does not compute the model ({told}; {most})")
+    return None if alike >= SAME_DECISIONS else f"check before use: {told}"

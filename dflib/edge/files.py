@@ -22,8 +22,6 @@ from dflib import data, export, measure, models, quantize
 from dflib.study import runs
 
 FORMATS = {"onnx": ".onnx", "onnx-int8": ".onnx", "executorch": ".pte"}
-SAME_LOGITS = 1e-3  # what an fp32 file may differ by; int8 differs by more, and must decide alike
-SAME_DECISIONS = 0.98  # of an int8 file: below, it is flagged
 
 
 def export_run(run: str | Path, *, format: str, out: Path) -> dict:  # noqa: A002 (the command's)
@@ -60,7 +58,7 @@ def export_run(run: str | Path, *, format: str, out: Path) -> dict:  # noqa: A00
             quantize.static_int8(folder / "model.onnx", new, images.train)
         session = ExecutorchModel(new) if format == "executorch" else export.OnnxModel(new)
         same = export.parity(model, session, images.test, threshold=result["threshold"])
-        flag = _judged(same, exact=format != "onnx-int8")
+        flag = export.judged(same, exact=format != "onnx-int8")
         if format != "executorch":
             write_text(out.with_name("predict.py"), script(out.name, result))
         new.replace(out)
@@ -120,16 +118,6 @@ def _called(*functions: Callable) -> list[Callable]:
         names = (function.__globals__.get(name) for name in function.__code__.co_names)
         found += [f for f in names if inspect.isfunction(f) and f not in found]
     return found
-
-
-def _judged(same: dict, *, exact: bool) -> str | None:
-    text = (
-        f"logits differ by up to {same['max_logit_difference']:.2g}, "
-        f"{same['same_decisions']:.2%} of {same['images']} decisions are the same"
-    )
-    if exact and (same["max_logit_difference"] > SAME_LOGITS or same["same_decisions"] < 1):
-        raise InputError(f"refused: the exported file does not compute what the run does ({text})")
-    return f"check before use: {text}" if same["same_decisions"] < SAME_DECISIONS else None
 
 
 def need_executorch() -> None:

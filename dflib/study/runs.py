@@ -314,6 +314,8 @@ class Run:
             table = part.table[["path"]].assign(**columns, group=part.groups)
             table.to_parquet(here / f"{what}.parquet", index=False)
         threshold = 0.5 if s.protocol == "paper" else metrics.best_threshold(val.labels, known)
+        same = export.parity(model, export.OnnxModel(onnx), test, threshold=threshold, limit=256)
+        export.judged(same)  # time and bytes are the file's, so its scores must be the model's
         options = {"threshold": threshold, "groups": test.groups, "draws": s.settings["draws"]}
         shipped = adapters.save_delta(model, base, here / "delta.safetensors") if base else file
         cost = measure.cost(model, file, runs=s.settings["latency_runs"])
@@ -322,7 +324,7 @@ class Run:
             "metrics": metrics.evaluate(test.labels, scores, test.generators, **options),
             "threshold": threshold,
             "deployed": file.name,
-            "parity": export.parity(model, export.OnnxModel(onnx), test, limit=256),
+            "parity": same,
             "device": name(device) if device.type == "cuda" else measure.cpu_name(),
             "cost": cost,
         }
