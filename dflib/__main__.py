@@ -197,6 +197,18 @@ def export(
 
 
 @app.command()
+def measure(
+    run: Annotated[list[str], Option(help="ids or folders, with commas between")],
+) -> None:
+    """Time finished runs again, in turns, and rewrite their latency: then it can be compared."""
+    from dflib.show import terminal
+    from dflib.study import timing
+
+    rows = timing.again([name for text in run for name in text.split(",") if name.strip()])
+    terminal.show(rows, title="milliseconds an image; times of a busy machine tell nothing apart")
+
+
+@app.command()
 def leak(
     dataset: Annotated[str, Argument(help="name of a prepared dataset")],
     size: Annotated[int, Option(help="pixels a side")] = 64,

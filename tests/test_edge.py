@@ -174,6 +174,37 @@ def test_a_file_that_computes_something_else_is_refused_and_nothing_is_left(
     assert not list(tmp_path.iterdir())
 
 
+# ---- times, once more
+
+
+def test_finished_runs_are_timed_again_in_turns(finished, tmp_path):
+    """The command rewrites their latency, and nothing else; an unknown run stops it before."""
+    some = [finished[mode] for mode in ("resize", "center_crop")]
+    before = [run.result for run in some]
+    names = [str(some[0].folder), some[1].spec.run_id]
+    call = lambda *words: subprocess.run(
+        [sys.executable, "-m", "dflib", "measure", "--run", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wrong = call(f"{names[0]},BL-s0-32px-nothing")
+    assert wrong.returncode == 2 and "unknown run 'BL-s0-32px-nothing'" in wrong.stderr
+    assert [run.result for run in some] == before
+    assert call(" , ").stderr.startswith("error: no run to time")
+    done = call(", ".join(names))
+    assert (done.returncode, done.stderr) == (0, "")
+    for run, old in zip(some, before, strict=True):
+        assert run.spec.run_id in done.stdout
+        new = run.result
+        latency, earlier = (r["cost"].pop("latency_ms") for r in (new, old))
+        assert new == old and latency != earlier
+        assert latency.keys() == earlier.keys() and latency["low"] <= latency["p50"]
+        assert f"{latency['p50']:.3f}".rstrip("0") in done.stdout
+    assert "times as fast: " in done.stdout
+    assert not [f for run in some for f in run.folder.glob("*.new")]
+
+
 # ---- one score for an image, wherever it stands
 
 
