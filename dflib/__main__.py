@@ -175,14 +175,12 @@ def export(
     format: Annotated[str, Option(help="onnx | onnx-int8 | executorch")],  # noqa: A002 - its name
     out: Annotated[Path, Option(help="file to write; ONNX gets a predict.py beside it")],
     page: Annotated[bool, Option("--page", help="and a web page that runs it")] = False,
+    force: Annotated[bool, Option("--force", help="replace files that are not its own")] = False,
 ) -> None:
     """A finished run's model as a file for another machine, checked on the whole test set."""
-    from dflib.edge.files import FORMATS, export_run
-    from dflib.study.runs import find, read
+    from dflib.edge.files import export_run
 
-    if page and FORMATS.get(format) == ".pte":
-        raise InputError("--page needs a format that a browser can run: onnx or onnx-int8")
-    done = export_run(run, format=format, out=out)
+    done = export_run(run, format=format, out=out, page=page, force=force)
     same = done["parity"]
     most = f"logits differ by {same['max_logit_difference']:.2g} at most"
     alike = f"{same['same_decisions']:.2%} of {same['images']} decisions are the same"
@@ -190,10 +188,7 @@ def export(
     if done["flag"]:
         typer.secho(done["flag"], fg="yellow")
     if page:
-        from dflib.edge.page import write
-
-        index = write(out, read(find(run)))
-        typer.echo(f"{index}: to see it, python -m http.server --directory {index.parent}")
+        typer.echo(f"index.html: to see it, python -m http.server --directory {out.parent}")
 
 
 @app.command()

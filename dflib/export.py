@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from dflib.data import Part
 from dflib.models import Detector
 from dflib.train import Forward, logits
 
+MARK = "written_by_dflib_export"  # in each file: such a one may be replaced (edge.place)
 SAME_SCORE = 1e-5  # of a probability: on the threshold itself, rounding alone decides
 SAME_LOGITS = 1e-3  # that a float file may differ by, in units of the largest logit or of 1
 SAME_DECISIONS = 0.98  # of an int8 file: below, it is flagged
@@ -25,7 +27,7 @@ def to_onnx(model: Detector, path: Path) -> Path:
     """Write an fp32 ONNX file: `pixels` in [0, 1], batch x 3 x size x size -> `logits`, batch x 2.
 
     Normalisation is inside, BatchNorm is folded into the convolutions. Written atomically; `model`
-    stays as it is.
+    stays as it is. The same model gives the same bytes, wherever this code lies.
 
     >>> to_onnx(model, Path("detector.onnx"))  # doctest: +SKIP
     """
@@ -47,7 +49,21 @@ def to_onnx(model: Detector, path: Path) -> Path:
     finally:
         model.to(device).train(training)
     program.save(new, external_data=False)
+    _tidy(new)
     return new.replace(path)
+
+
+def _tidy(path: Path) -> None:
+    """Leave out what the exporter notes of its own way (traces with this machine's paths); mark."""
+    file = onnx.load(path)
+    for part in (file, file.graph, *file.graph.node, *file.graph.initializer, *file.functions):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    for values in (file.graph.value_info, file.graph.input, file.graph.output):
+        for value in values:
+            value.ClearField("metadata_props")
+    file.metadata_props.add(key=MARK, value="1")
+    onnx.save(file, path)
 
 
 class OnnxModel:

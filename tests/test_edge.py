@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
+import shutil
 import subprocess
 import sys
 import venv
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import InputError
-from data_prep.paths import images_root
+from data_prep.paths import PROJECT, images_root
 from dflib import adapters, data, measure, models, prune, quantize, train
-from dflib.edge import files
+from dflib.edge import files, page, place
 from dflib.edge.predict import Predictor
 from dflib.study import runs
 
@@ -172,6 +176,145 @@ def test_a_file_that_computes_something_else_is_refused_and_nothing_is_left(
             finished["resize"].spec.run_id, format="onnx", out=tmp_path / "detector.onnx"
         )
     assert not list(tmp_path.iterdir())
+
+
+# ---- only over what was written here
+
+
+USERS = {
+    "text": lambda path: path.write_text("my own notes, in which written_by_dflib_export stands"),
+    "empty": lambda path: path.write_bytes(b""),
+    "bytes": lambda path: path.write_bytes(bytes(range(256))),
+    "a detector": lambda path: onnx.save(onnx.ModelProto(producer_name="mine"), path),
+    "a line more": lambda path: path.write_bytes(path.read_bytes() + b"print('mine')"),
+    "a letter less": lambda path: path.write_bytes(path.read_bytes().replace(b"e", b"", 1)),
+    "a link": lambda path: (path.unlink(), path.symlink_to("elsewhere")),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+}
+NAMES = ("detector.onnx", "predict.py", "index.html", "ort.wasm.min.mjs")
+EDITS = ("a line more", "a letter less")  # of a text: it is no longer ours
+CASES = [(n, u) for n in NAMES for u in USERS if u not in EDITS or n != "detector.onnx"]
+
+
+def listing(folder: Path) -> dict:
+    """What stands in a folder, by name."""
+    kind = lambda p: p.readlink() if p.is_symlink() else p.read_bytes() if p.is_file() else "?"
+    return {p.name: kind(p) for p in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def with_page(finished, tmp_path_factory) -> Path:
+    """A folder as one export leaves it."""
+    folder = tmp_path_factory.mktemp("page") / "made" / "by it"
+    run = finished["resize"].folder
+    files.export_run(run, format="onnx", out=folder / "detector.onnx", page=True)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "users"), CASES)
+def test_a_file_of_the_users_is_not_replaced(finished, with_page, tmp_path, name, users):
+    shutil.copytree(with_page, folder := tmp_path / "edge")
+    USERS[users](folder / name)
+    before = listing(folder)
+    message = f"{re.escape(name)} is there, and is not .*--force"
+    with pytest.raises(InputError, match=message), place.replacing(folder, NAMES):
+        pytest.fail("it began to work")
+    request = {"format": "onnx", "out": folder / "detector.onnx", "page": True}
+    with pytest.raises(InputError, match=f"{re.escape(name)} is there, and is not"):
+        files.export_run(finished["resize"].folder, **request)
+    assert listing(folder) == before
+    with place.replacing(folder, [name], force=True) as new:
+        (new / name).write_text("new")
+    assert listing(folder) == before | {name: b"new"}
+
+
+@pytest.mark.parametrize("format", ["onnx", "onnx-int8"])
+def test_its_own_files_are_replaced(finished, with_page, tmp_path, format):
+    shutil.copytree(with_page, folder := tmp_path / "edge")
+    request = {"out": folder / "detector.onnx", "page": True}
+    for run in (finished["center_crop"], finished["resize"], finished["resize"]):
+        files.export_run(run.folder, format=format, **request)
+    assert sorted(listing(folder)) == sorted(listing(with_page))
+    if format == "onnx":
+        assert listing(folder) == listing(with_page)  # the same run, the same bytes
+    page.write(folder / "detector.onnx", finished["resize"].result)  # over its own page
+    (folder / "detector.new.onnx").write_text("mine")
+    files.export_run(run.folder, format=format, **request)
+    assert (folder / "detector.new.onnx").read_text() == "mine"
+
+
+TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+
+
+@given(TEXTS, TEXTS, TEXTS.filter(bool))
+def test_a_stamped_text_is_ours_until_it_is_edited(before, after, more):
+    text = place.stamped(f"{before}<MARK>{after}")
+    assert place.is_ours(text.encode())
+    for edited in (text + more, more + text, text.replace("export ", "export  ", 1), before, after):
+        assert not place.is_ours(edited.encode())
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(files.export, "to_onnx", lambda *_: pytest.fail("it began to work"))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "detector.onnx").mkdir()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere"), tmp_path):
+        with pytest.raises(InputError, match=r"nothing was written to|is a folder"):
+            files.export_run(finished["resize"].folder, format="onnx", out=folder / "detector.onnx")
+    assert [*(tmp_path / "detector.onnx").iterdir()] == []
+
+
+def test_a_failure_leaves_no_folder_behind(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "script", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
+    with pytest.raises(InputError, match=r"nothing was written to .*No space"):
+        files.export_run(finished["resize"].folder, format="onnx", out=tmp_path / "a/b/it.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+# ---- what is in the files
+
+
+def test_the_bytes_of_a_file_do_not_depend_on_where_the_code_lies(tmp_path):
+    code = """if True:
+        import sys, torch
+        from dflib import export, models
+        torch.manual_seed(0)
+        export.to_onnx(models.Detector(models.student(0.9, size=32)), "detector.onnx")
+        print(models.__file__)
+    """
+    for name in ("here", "somewhere/else"):
+        for package in ("dflib", "data_prep"):
+            shutil.copytree(PROJECT / package, tmp_path / name / package)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path / name,
+            env=os.environ | {"PYTHONPATH": str(tmp_path / name)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.startswith(str(tmp_path / name))
+    one, two = (tmp_path / name / "detector.onnx" for name in ("here", "somewhere/else"))
+    assert one.read_bytes() == two.read_bytes()
+    for path in (tmp_path, PROJECT, Path(torch.__file__).parent, "site-packages", ".py"):
+        assert str(path).encode() not in one.read_bytes()
+
+
+def test_int8_is_calibrated_with_what_the_run_was_trained_on(tiny_dataset, tmp_path):
+    """Of a run that holds a generator out, of few images: its own training part, and no other."""
+    for own in ({"hold_out": "nearest"}, {"train_generators": "nearest"}, {"target_images": 12}):
+        options = {"latency_runs": 1, "weight_decay": 0.8, **own}
+        request = {"preset": "tiny", "dataset": tiny_dataset, "settings": options}
+        run = runs.Run(runs.spec("BL", **request))
+        run.finish(lived_in(models.student(0.9, size=32)))
+        out, float_file = tmp_path / "int8.onnx", run.folder / "model.onnx"
+        files.export_run(run.folder, format="onnx-int8", out=out)
+        whole = data.open(tiny_dataset, size=32, limit=run.settings["limit"]).train
+        right, wrong = (
+            quantize.static_int8(float_file, tmp_path / "it.onnx", part).read_bytes()
+            for part in (run.data.train, whole)
+        )
+        assert out.read_bytes() == right != wrong
 
 
 # ---- times, once more

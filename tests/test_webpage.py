@@ -92,7 +92,7 @@ def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture,
         (folder / "text.png").write_text("no image")
         page.set_input_files("#file", folder / "text.png")
         page.wait_for_selector("#answer[data-label='']")
-        assert "cannot be read" in page.inner_text("#answer")
+        assert "cannot be judged" in page.inner_text("#answer")
         browser.close()
     assert all(url.startswith((address, "blob:", "data:")) for url in asked)
 
