@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +19,7 @@ from dflib.models import Detector
 from dflib.train import Forward, logits
 
 MARK = "written_by_dflib_export"  # in each file: such a one may be replaced (edge.place)
+MOST = 2**28  # numbers in a tensor: the first layer of BL at 2,048 pixels
 SAME_SCORE = 1e-5  # of a probability: on the threshold itself, rounding alone decides
 SAME_LOGITS = 1e-3  # that a float file may differ by, in units of the largest logit or of 1
 SAME_DECISIONS = 0.98  # of an int8 file: below, it is flagged
@@ -77,20 +79,23 @@ class OnnxModel:
     def __init__(self, path: Path) -> None:
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
+        self.path, options = path, ort.SessionOptions()
+        options.log_severity_level = 4
         options.intra_op_num_threads = 1
         if not Path(path).is_file():
             raise InputError(f"model file {path} is not there")
         try:
-            self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            _check(path)
+            how = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # 1 prints errors
+            self.session = ort.InferenceSession(path, options, **how)
         except Exception as error:  # its exceptions have no common base of their own
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).split())[:200]
             raise InputError(f"ONNX Runtime cannot load {path}: {reason}") from error
         nodes = (*self.session.get_inputs(), *self.session.get_outputs())
         shapes, self.input = [node.shape for node in nodes], nodes[0].name
         self.size = side = (shapes[0] or [None])[-1]
-        if [shape[1:] for shape in shapes] != [[3, side, side], [2]] or not isinstance(side, int):
+        ours = [shape[1:] for shape in shapes] == [[3, side, side], [2]]
+        if not ours or not isinstance(side, int) or side > 4096:
             wanted = "not batch x 3 x size x size and batch x 2"
             raise InputError(
                 f"{path} is not one of dflib's detectors: inputs and outputs are {shapes}, {wanted}"
@@ -99,8 +104,32 @@ class OnnxModel:
     def __call__(self, images: Tensor) -> Tensor:
         values = np.ascontiguousarray(images.numpy(), dtype=np.float32)
         one = lambda image: self.session.run(None, {self.input: image[None]})[0]
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            return torch.from_numpy(np.concatenate([*threads.map(one, values)]))
+        try:
+            with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+                return torch.from_numpy(np.stack([*threads.map(one, values)]).reshape(-1, 2))
+        except Exception as error:  # as above; a shape other than the one that it declares
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{self.path} cannot be run: {reason}") from error
+
+
+def _check(path: Path) -> None:
+    """Raise `ValueError` for a file that reads other files, branches, or makes a giant tensor."""
+    file = onnx.load(path, load_external_data=False)
+    values = [a for node in file.graph.node for a in node.attribute]
+    tensors = [
+        *file.graph.initializer,
+        *(a.t for a in values),
+        *(t for a in values for t in a.tensors),
+    ]
+    if any(t.external_data or t.data_location for t in tensors):
+        raise ValueError("it keeps its weights in another file")
+    if file.functions or any(a.HasField("g") or a.graphs for a in values):
+        raise ValueError("it has graphs in its graph")
+    inferred = onnx.shape_inference.infer_shapes(file, data_prop=True).graph
+    for value in (*inferred.value_info, *inferred.input, *inferred.output):
+        sides = [max(1, side.dim_value) for side in value.type.tensor_type.shape.dim]
+        if math.prod(sides) > MOST:
+            raise ValueError(f"{value.name[:50]} would hold {math.prod(sides):.1g} numbers")
 
 
 def parity(

@@ -372,7 +372,7 @@ def load(path: Path) -> Detector:
     """
     metadata, tensors = read(path)
     if metadata.get("format") != FORMAT:
-        delta = f"it holds only what differs from the model {metadata.get('base')}"
+        delta = f"it holds only what differs from the model {metadata.get('base', '')[:20]}"
         hint = f": {delta}: dflib.adapters.load_delta(path, base)" if "base" in metadata else ""
         raise InputError(f"checkpoint {path} is not one of dflib's{hint}")
     return build(path, metadata.get("architecture"), tensors)
@@ -390,7 +390,7 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             names = file.keys()
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
-        message = f"checkpoint {path} is damaged or not a safetensors file ({error})"
+        message = f"checkpoint {path} is damaged or not a safetensors file ({_brief(error)})"
         raise InputError(f"{message}: make the run again") from error
 
 
@@ -412,8 +412,10 @@ def build(path: Path, architecture: str | None, tensors: dict[str, Tensor]) -> D
         model = Detector(arch)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"checkpoint {path}: weights and architecture do not fit ({why})"
-        ) from error
+        wrong = f"weights and architecture do not fit ({_brief(error)})"
+        raise InputError(f"checkpoint {path}: {wrong}") from error
     return model.eval()
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -14,7 +14,7 @@ import onnx
 import psutil
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import InputError
@@ -98,6 +98,106 @@ def test_a_file_that_is_no_detector_is_named(exported, tmp_path):
         onnx_file(path, shape, shape)
         with pytest.raises(InputError, match=r"model\.onnx is not one of dflib's detectors"):
             export.OnnxModel(path)
+
+
+def graph_file(path, *nodes, initializers=(), size=32) -> None:
+    """A file with a detector's inputs and outputs: pixels -> flat -> `nodes` -> logits."""
+    kind, helper = onnx.TensorProto.FLOAT, onnx.helper
+    x = helper.make_tensor_value_info("pixels", kind, ["n", 3, size, size])
+    y = helper.make_tensor_value_info("logits", kind, ["n", 2])
+    weight = helper.make_tensor("w", kind, [3, 2], [0.1] * 6)
+    flat = [helper.make_node("GlobalAveragePool", ["pixels"], ["p"])]
+    flat += [
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["m"]),
+    ]
+    whole = (
+        [weight, *initializers] if not any(t.name == "w" for t in initializers) else initializers
+    )
+    graph = helper.make_graph([*flat, *nodes], "g", [x], [y], whole)
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+
+
+def giant(where: str) -> dict:
+    """What asks for 10^10 numbers, or for another file, in a file of 500 bytes."""
+    helper, kind = onnx.helper, onnx.TensorProto
+    sides = helper.make_tensor("sides", kind.INT64, [2], [10**5, 10**5])
+    add = lambda name: [helper.make_node("Add", ["m", name], ["logits"])]
+    if where == "made":
+        nodes = [helper.make_node("ConstantOfShape", ["sides"], ["z"])]
+        nodes.append(helper.make_node("ReduceMax", ["z"], ["top"], keepdims=0))
+        return {"nodes": [*nodes, *add("top")], "initializers": [sides]}
+    if where == "a constant's":
+        value = helper.make_tensor("value", kind.FLOAT, [2], [0.0, 0.0])
+        value.ClearField("float_data")
+        value.data_location = kind.EXTERNAL
+        value.external_data.add(key="location", value="../secret.bin")
+        return {"nodes": [helper.make_node("Constant", [], ["c"], value=value), *add("c")]}
+    if where == "another file's":
+        weight = helper.make_tensor("w", kind.FLOAT, [3, 2], [0.1] * 6)
+        weight.ClearField("float_data")
+        weight.data_location = kind.EXTERNAL
+        weight.external_data.add(key="location", value="../secret.bin")
+        zero = helper.make_tensor("zero", kind.FLOAT, [2], [0.0, 0.0])
+        return {"nodes": add("zero"), "initializers": [weight, zero]}
+    if where == "a branch":
+        out = helper.make_tensor_value_info("b", kind.FLOAT, None)
+        body = helper.make_graph([helper.make_node("Identity", ["m"], ["b"])], "b", [], [out])
+        yes = helper.make_tensor("yes", kind.BOOL, [], [True])
+        node = helper.make_node("If", ["yes"], ["logits"], then_branch=body, else_branch=body)
+        return {"nodes": [node], "initializers": [yes]}
+    return {"nodes": [helper.make_node("Identity", ["m"], ["logits"])], "size": 2**16}
+
+
+GIANTS = {
+    "made": "z would hold 1e.10 numbers",
+    "another file's": "keeps its weights in another file",
+    "a constant's": "keeps its weights in another file",
+    "a branch": "graphs in its graph",
+    "pixels": "pixels would hold 1e.10 numbers",
+}
+
+
+@pytest.mark.parametrize("where", GIANTS)
+def test_a_file_that_asks_for_more_than_it_holds_is_refused(tmp_path, where):
+    path = tmp_path / "model.onnx"
+    graph_file(path, onnx.helper.make_node("Identity", ["m"], ["logits"]))
+    assert export.OnnxModel(path)(torch.rand(3, 3, 32, 32)).shape == (3, 2)  # the frame is sound
+    asked = giant(where)
+    graph_file(path, *asked.pop("nodes"), **asked)
+    (tmp_path.parent / "secret.bin").write_bytes(bytes(24))
+    with pytest.raises(InputError, match=rf"cannot load .*model\.onnx: .*{GIANTS[where]}"):
+        export.OnnxModel(path)
+
+
+def test_a_graph_that_breaks_as_it_runs_is_named(tmp_path):
+    """Declared as 2 logits; it makes another number of them, or cannot go on."""
+    path, helper = tmp_path / "model.onnx", onnx.helper
+    shape = helper.make_tensor("s", onnx.TensorProto.INT64, [2], [-1, 7])
+    twice = helper.make_node("Concat", ["m", "m"], ["logits"], axis=1)
+    for node in (twice, helper.make_node("Reshape", ["m", "s"], ["logits"])):
+        graph_file(path, node, initializers=[shape])
+        with pytest.raises(InputError, match=r"model\.onnx"):
+            export.OnnxModel(path)(torch.rand(3, 3, 32, 32))
+
+
+EDITS = st.tuples(st.integers(0, 10**6), st.integers(0, 12), st.binary(max_size=6))
+
+
+@settings(max_examples=60)
+@given(st.lists(EDITS, min_size=1, max_size=3))
+def test_a_damaged_file_is_an_input_error_or_answers(exported, tmp_path_factory, edits):
+    data, path = exported["onnx"].read_bytes(), tmp_path_factory.getbasetemp() / "damaged.onnx"
+    head = data[:40_000]  # the graph; all else are weights
+    for place, gone, new in edits:
+        at = place % len(head)
+        head = head[:at] + new + head[at + gone :]
+    path.write_bytes(head + data[40_000:])
+    try:
+        assert export.OnnxModel(path)(torch.rand(2, 3, 32, 32)).shape == (2, 2)
+    except InputError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500
 
 
 # ---- what it costs
