@@ -1,4 +1,4 @@
-"""What a detector costs: parameters, operations, bytes, latency, throughput, memory.
+"""What a detector costs: parameters, operations, bytes, latency, memory.
 
 Times and memory come from fresh processes, `python -m dflib.measure FILE`, which import torch only
 where that is what is measured: peak memory is the runtime's own. Two never time at once: `alone`.
@@ -26,7 +26,6 @@ from data_prep.errors import InputError, choose
 
 # instruction sets that matter for small networks
 FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_bf16 amx_int8 asimddp i8mm bf16"
-BATCH = 32  # for throughput
 WARM_UP = 5
 PROCESSES = 5  # one process differs from the next by more than its own runs do
 BUSY = 0.1  # share of the cores' time that other processes took meanwhile: above, times mislead
@@ -73,14 +72,13 @@ def profile(path: Path, *, runs: int = 50, threads: int = 1) -> dict:
 
 
 def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list[dict]:
-    """Latency at batch 1 (ms), peak resident memory there (MB), throughput at batch 32 of files.
+    """Latency at batch 1 (ms) and peak resident memory (MB) of files.
 
     Each in five fresh processes, in turns, on `threads` pinned cores (the idlest), while no other
     run of this user is timed; `runs` are divided among them. PyTorch runs `models.fused`.
     Of each file: {"latency_ms": {p50, low, high: the processes' medians, their median, least and
     largest; p95: of all runs; busy: others used the cores meanwhile (`BUSY`); runtime, threads,
-    cpu}, "peak_rss_mb", "throughput": {images_per_s, batch}}. Raises `InputError` when one cannot
-    be run.
+    cpu}, "peak_rss_mb"}. Raises `InputError` when one cannot be run.
 
     >>> profiles([Path("a.onnx"), Path("b.onnx")])[0]["latency_ms"]["p50"]  # doctest: +SKIP
     """
@@ -91,9 +89,8 @@ def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list
         cores = idlest_cores(threads)
         psutil.cpu_percent(percpu=True)
         began, used = time.monotonic(), sum(os.times()[:4])
-        for turn in range(PROCESSES):
-            batch = 0 if turn else BATCH  # throughput once
-            turns.append([_timed_apart(p, -(-runs // PROCESSES), batch, cores) for p in paths])
+        for _ in range(PROCESSES):
+            turns.append([_timed_apart(p, -(-runs // PROCESSES), cores) for p in paths])
         wall, own = time.monotonic() - began, sum(os.times()[:4]) - used
         percent = dict(enumerate(psutil.cpu_percent(percpu=True)))
     load = others_share([percent.get(core, 0.0) for core in own_cores()], wall, own)
@@ -111,12 +108,12 @@ def others_share(percent: Sequence[float], wall: float, own: float) -> float:
     return max(0.0, sum(percent) / 100 - own / wall) / len(percent)
 
 
-def _timed_apart(path: Path, runs: int, batch: int, cores: list[int]) -> dict:
+def _timed_apart(path: Path, runs: int, cores: list[int]) -> dict:
     """What `main` tells of a file in a fresh process."""
     module = RUNNERS[choose("format", Path(path).suffix, RUNNERS)].__module__
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}  # as users run it
     env |= {"OMP_NUM_THREADS": str(len(cores)), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", module, *map(str, (path, runs, batch, *cores))]
+    command = [sys.executable, "-m", module, *map(str, (path, runs, *cores))]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or "killed").splitlines()[-1]
@@ -130,9 +127,7 @@ def _summary(turns: Sequence[dict], told: dict) -> dict:
     latency = {"p50": float(np.median(medians)), "low": min(medians), "high": max(medians)}
     latency["p95"] = float(np.percentile([ms for turn in turns for ms in turn["ms"]], 95))
     rss = float(np.median([turn["peak_rss_mb"] for turn in turns]))
-    throughput = {"images_per_s": turns[0]["images_per_s"], "batch": BATCH}
-    latency |= {"runtime": turns[0]["runtime"], **told}
-    return {"latency_ms": latency, "peak_rss_mb": rss, "throughput": throughput}
+    return {"latency_ms": latency | {"runtime": turns[0]["runtime"], **told}, "peak_rss_mb": rss}
 
 
 def speed(mine: dict, theirs: dict) -> dict:
@@ -232,25 +227,15 @@ def _torch(path: Path, threads: int) -> Runner:
 RUNNERS = {".onnx": _onnx, ".safetensors": _torch}  # dflib.edge.files adds ExecuTorch's
 
 
-def _timed(step: Callable[[], object], times: int = 1) -> list[float]:
-    """Milliseconds of each of so many calls."""
-    return [1e3 * seconds for seconds in repeat(step, number=1, repeat=times)]
-
-
 def main() -> None:
-    """A fresh process: FILE RUNS BATCH CORE …; prints its times as JSON (BATCH 0: none of one)."""
-    path, *numbers = sys.argv[1:]
-    runs, batch, *cores = map(int, numbers)
+    """A fresh process: FILE RUNS CORE …; prints its times as JSON."""
+    path, runs, *cores = sys.argv[1:]
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, map(int, cores))
     run, shape, runtime = RUNNERS[Path(path).suffix](Path(path), len(cores))
-    images = np.random.default_rng(0).random((max(1, batch), *shape), dtype=np.float32)
-    _timed(partial(run, images[:1]), WARM_UP)
-    told = {"ms": _timed(partial(run, images[:1]), runs), "runtime": runtime}
-    told["peak_rss_mb"] = _peak_rss_mb()
-    if batch:
-        batch_ms = np.median(_timed(partial(run, images), 1 + max(1, runs // 3))[1:])
-        told["images_per_s"] = float(1e3 * batch / batch_ms)
+    image = np.random.default_rng(0).random((1, *shape), dtype=np.float32)
+    times = [1e3 * s for s in repeat(partial(run, image), number=1, repeat=WARM_UP + int(runs))]
+    told = {"ms": times[WARM_UP:], "runtime": runtime, "peak_rss_mb": _peak_rss_mb()}
     sys.stdout.write(json.dumps(told) + "\n")
 
 

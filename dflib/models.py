@@ -80,7 +80,7 @@ class Architecture:
     size: Annotated[int, Field(le=4096)]
     blocks: Annotated[tuple[Block, ...], Several]
     head: Annotated[tuple[Dense, ...], Several]
-    classes: Annotated[int, Field(ge=2, le=1000)] = 2
+    classes: Literal[2] = 2
     mean: tuple[Level, Level, Level] = (0.5, 0.5, 0.5)  # pixels are normalised inside the model:
     std: tuple[Level, Level, Level] = (0.5, 0.5, 0.5)  # the deployed file takes those in [0, 1]
     backbone: Name = "vgg"  # ours, which blocks and head describe; else one of torchvision's

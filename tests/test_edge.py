@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from data_prep.errors import InputError
 from data_prep.paths import PROJECT, images_root
 from dflib import adapters, data, measure, models, prune, quantize, train
-from dflib.edge import files, page, place
+from dflib.edge import files, place
 from dflib.edge.predict import Predictor
 from dflib.study import runs
 
@@ -220,7 +220,7 @@ def test_a_file_of_the_users_is_not_replaced(finished, with_page, tmp_path, name
     with pytest.raises(InputError, match=message), place.replacing(folder, NAMES):
         pytest.fail("it began to work")
     request = {"format": "onnx", "out": folder / "detector.onnx", "page": True}
-    with pytest.raises(InputError, match=f"{re.escape(name)} is there, and is not"):
+    with pytest.raises(InputError, match=message):
         files.export_run(finished["resize"].folder, **request)
     assert listing(folder) == before
     with place.replacing(folder, [name], force=True) as new:
@@ -237,7 +237,6 @@ def test_its_own_files_are_replaced(finished, with_page, tmp_path, format):
     assert sorted(listing(folder)) == sorted(listing(with_page))
     if format == "onnx":
         assert listing(folder) == listing(with_page)  # the same run, the same bytes
-    page.write(folder / "detector.onnx", finished["resize"].result)  # over its own page
     (folder / "detector.new.onnx").write_text("mine")
     files.export_run(run.folder, format=format, **request)
     assert (folder / "detector.new.onnx").read_text() == "mine"
@@ -262,6 +261,19 @@ def test_where_nothing_can_be_written_is_said_before_the_work(finished, tmp_path
         with pytest.raises(InputError, match=r"nothing was written to|is a folder"):
             files.export_run(finished["resize"].folder, format="onnx", out=folder / "detector.onnx")
     assert [*(tmp_path / "detector.onnx").iterdir()] == []
+
+
+def test_a_page_that_cannot_be_made_is_said_before_the_work(finished, tmp_path, monkeypatch):
+    """It leaves nothing: no model without its page either."""
+    monkeypatch.setattr(files.export, "to_onnx", lambda *_: pytest.fail("it began to work"))
+    request = {"out": tmp_path / "new" / "detector.onnx", "page": True}
+    with pytest.raises(InputError, match="cannot prepare images by texture_crop"):
+        files.export_run(finished["texture_crop"].folder, format="onnx", **request)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(files.pages, "URL", "http://127.0.0.1:9/nobody-listens.tgz")
+    with pytest.raises(InputError, match="onnxruntime-web"):
+        files.export_run(finished["resize"].folder, format="onnx", **request)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_leaves_no_folder_behind(finished, tmp_path, monkeypatch):

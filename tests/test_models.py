@@ -190,7 +190,7 @@ def test_every_architecture_survives_json(name):
         (Block(5, pool=True, kernel=5),),
         {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)},
     )
-    other = Architecture("x", 32, blocks, (Dense(3, 0.1),), classes=3, **scale)
+    other = Architecture("x", 32, blocks, (Dense(3, 0.1),), **scale)
     assert Architecture.from_json(other.to_json()) == other
 
 

@@ -24,20 +24,14 @@ URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.t
 NEEDED = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
 
-def write(onnx: Path, result: dict, *, force: bool = False) -> Path:
-    """Write the page beside an exported ONNX file; serve the folder: python -m http.server.
-
-    It decodes and resizes as Pillow does. Raises `InputError` for a run of mode texture_crop, which
-    the page cannot prepare, when onnxruntime-web is neither in the cache nor to be had, or where
-    `place.replacing` does.
-
-    >>> write(Path("edge/detector.onnx"), run.result)  # doctest: +SKIP
+def check(result: dict) -> None:
+    """Raise `InputError` for a run of mode texture_crop, which the page cannot prepare, or when
+    onnxruntime-web is neither in the cache nor to be had: before anything is made.
     """
-    check(result)
-    folder = Path(onnx).parent
-    with place.replacing(folder, names(folder), force=force) as new:
-        make(new, Path(onnx).name, result)
-    return folder / "index.html"
+    if (mode := result["params"]["mode"]) == "texture_crop":
+        name = result["run_id"]
+        raise InputError(f"{name}: the page cannot prepare images by {mode}; use predict.py")
+    _runtime()
 
 
 def names(folder: Path) -> list[str]:
@@ -48,16 +42,11 @@ def names(folder: Path) -> list[str]:
     return ["index.html", *(name for name in NEEDED if not same(folder / name))]
 
 
-def check(result: dict) -> None:
-    """Raise `InputError` where the page could not be made, before anything is."""
-    if (mode := result["params"]["mode"]) == "texture_crop":
-        name = result["run_id"]
-        raise InputError(f"{name}: the page cannot prepare images by {mode}; use predict.py")
-    _runtime()
-
-
 def make(folder: Path, model: str, result: dict) -> None:
-    """The page's files, in a folder: index.html and the runtime."""
+    """Write a page that runs the ONNX file `model` of a run, which stands beside it, and its files.
+
+    It decodes and resizes as Pillow does. Serve the folder: python -m http.server.
+    """
     facts = {key: result["params"][key] for key in ("size", "mode")}
     facts |= {"model": model, "run": result["run_id"]}
     facts |= {key: result[key] for key in ("threshold", "classes")}

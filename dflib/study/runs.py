@@ -422,7 +422,6 @@ def flat(result: dict) -> dict:
     row |= {"fold": methods.fold(params), "planned_epochs": methods.planned_epochs(params)}
     sizes = ("params", "nonzero", "trainable_params", "file_bytes", "gzip_bytes", "shipped_bytes")
     row |= {key: cost.get(key) for key in (*sizes, "macs", "peak_rss_mb")}
-    row["images_per_s"] = cost.get("throughput", {}).get("images_per_s")
     latency = cost["latency_ms"]
     row |= {f"latency_{key}_ms": latency.get(key) for key in ("p50", "p95", "low", "high")}
     row["latency_busy"] = latency.get("busy")
