@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from data_prep import folder, manifest, paths, sources
-from data_prep.errors import command_line
+from data_prep.errors import command_line, shown
 from data_prep.sources import SOURCES
 
 app = typer.Typer(
@@ -22,33 +22,40 @@ Called = Annotated[str, typer.Option("--name", help="what to call the dataset")]
 Name = Annotated[
     str | None, typer.Option(help="what to call the dataset; its usual name by default")
 ]
+Force = Annotated[bool, typer.Option("--force", help="replace a dataset made from other images")]
 All = Annotated[bool, typer.Option("--all", help="all 13 test generators, all ProGAN classes")]
 Sample = Annotated[int, typer.Option(min=20, help="images looked at per generator")]
-console = Console(width=None if sys.stdout.isatty() else 160)
+# names are data: no markup, no emoji
+_PLAIN = {"markup": False, "emoji": False, "highlight": False}
+console = Console(width=None if sys.stdout.isatty() else 160, **_PLAIN)
 
 
 @app.command()
-def demo(seed: int = 0) -> None:
+def demo(seed: int = 0, force: Force = False) -> None:
     """Make the offline demo data: photographs against four small generators, and a source task."""
     from data_prep import demo as maker  # here, because it loads torch
 
-    for table, name in zip(maker.prepare(seed=seed), ("demo", "demo-source"), strict=True):
+    for table, name in zip(
+        maker.prepare(seed=seed, force=force), ("demo", "demo-source"), strict=True
+    ):
         _show(table, name)
 
 
 @app.command("folder")
-def folder_(path: Path, name: Called) -> None:
+def folder_(path: Path, name: Called, force: Force = False) -> None:
     """Your own images: real/ and fake/<generator>/, optionally below train/, val/, test/."""
-    _show(folder.prepare(path, name=name), name)
+    _show(folder.prepare(path, name=name, force=force), name)
 
 
 def _add(source: sources.Source) -> None:
-    def plain(given: From = None, name: Name = None) -> None:
-        _show(sources.prepare(source, given, name=name), name or source.name)
+    def plain(given: From = None, name: Name = None, force: Force = False) -> None:
+        _show(sources.prepare(source, given, name=name, force=force), name or source.name)
 
-    def with_all(given: From = None, name: Name = None, everything: All = False) -> None:
+    def with_all(
+        given: From = None, name: Name = None, force: Force = False, everything: All = False
+    ) -> None:
         wanted = sources.FORENSYNTHS_ALL if everything else source
-        _show(sources.prepare(wanted, given, name=name), name or source.name)
+        _show(sources.prepare(wanted, given, name=name, force=force), name or source.name)
 
     command = with_all if source.name == "forensynths" else plain
     app.command(source.name, help=f"{source.title}: {source.size}. {source.address}")(command)
@@ -83,12 +90,12 @@ def audit_(name: str, sample: Sample = 300) -> None:
     from data_prep import audit_page  # here, because it loads scipy, scikit-learn and seaborn
 
     found, page = audit_page.write(name, sample=sample)
-    console.print(found.verdict, f"page: {page}", sep="\n", highlight=False, soft_wrap=True)
+    console.print(found.verdict, f"page: {page}", sep="\n", soft_wrap=True)
 
 
 def _per_generator(rows: pd.DataFrame) -> str:
     return "\n".join(
-        f"{generator}: " + ", ".join(f"{n} {split}" for split, n in row.items() if n)
+        f"{shown(generator)}: " + ", ".join(f"{n} {split}" for split, n in row.items() if n)
         for (_, generator), row in manifest.counts(rows).iterrows()
     )
 
@@ -96,9 +103,9 @@ def _per_generator(rows: pd.DataFrame) -> str:
 def _show(rows: pd.DataFrame, name: str) -> None:
     counts = manifest.counts(rows).reset_index()
     title = f"{name}: {paths.data_root() / name / 'manifest.csv'}"
-    table = Table(*counts.columns, title=title)
-    for row in counts.astype(str).itertuples(index=False):
-        table.add_row(*row)
+    table = Table(*(Column(c, overflow="fold") for c in counts.columns), title=title)
+    for row in counts.itertuples(index=False):
+        table.add_row(*map(shown, row))
     console.print(table)
 
 

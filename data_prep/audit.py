@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 SAMPLE = 300  # images looked at per generator; reals as many as all generators together, up to
 MOST = 1200
+COPIES = {"exact": 0.05, "near": 0.2}  # shares of the images from which on the verdict tells them
 # AUROC of the probe (the interval's lower end) from which on a give-away is called weak or strong
 WEAK, STRONG = 0.6, 0.75
 
@@ -35,15 +36,23 @@ class Audit:
     raw: Probe
     equalised: Probe
     alike: transform.Equaliser | None
-    copies: dict[str, dict]  # protocol -> duplicates.report
+    copied: dict[str, dict]  # duplicates.report, for the splits that the dataset gives
+    copies: dict[str, dict]  # the same for each protocol's
     overlap: dict[str, float]  # protocol -> share of test images whose scene is in train too
 
     @property
     def verdict(self) -> str:
-        """Two sentences: what the probe tells of the set as it is, and after equalising."""
+        """What the probe tells, of the set as it is and equalised; copies, first where many."""
+        many, copies = self._copies()
+        return (
+            f"Not to be trusted:{copies} {self._probed(many)}" if many else self._probed() + copies
+        )
+
+    def _probed(self, many_copies: bool = False) -> str:
         raw, equalised = self.raw, self.equalised
         kind = "Weak give-aways" if raw.ci95[0] < STRONG else "Strong give-aways"
-        kind = "No strong give-away" if _harmless(raw) else kind
+        harmless = "No other give-away" if many_copies else "No strong give-away"
+        kind = harmless if _harmless(raw) else kind
         text = f"{kind}: metadata and trivial statistics alone reach AUROC {_reached(raw)}."
         if not _harmless(raw):
             best = [f"{f.replace('_', ' ')} ({a:.2f})" for f, a in list(raw.single.items())[:3]]
@@ -56,6 +65,18 @@ class Audit:
             rest = "part of it stays: read results with that in mind"
         rest = "little is left" if _harmless(equalised) else rest
         return f"{text} After equalising (protocol strict): {_reached(equalised)}, {rest}."
+
+    def _copies(self) -> tuple[bool, str]:
+        """Whether copies make the set worth little, and a sentence on them; "" without any."""
+        n = int((self.table["status"] == "ok").sum())
+        for kind, most in COPIES.items():
+            found = self.copied[kind]
+            if (many := found["images"] > most * n) or (kind == "exact" and found["images"]):
+                text = (
+                    f" {found['images']} of {n} images are {kind} copies ({found['sets']} pictures"
+                )
+                return many, f"{text}, {found['across_labels']} of them both real and fake)."
+        return False, ""
 
     def summary(self) -> dict:
         """What goes into outputs/audit-NAME.json."""
@@ -73,7 +94,7 @@ class Audit:
             "quarantined": self.table.loc[~good, "status"].value_counts().to_dict(),
             "scenes": int(ok["group"].nunique()),
             "scene_overlap": self.overlap,
-            "duplicates": self.copies,
+            "duplicates": self.copies or {"as given": self.copied},
             "licence": self.about.get("licence", ""),
         }
 
@@ -118,6 +139,7 @@ def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Aud
         spectra={generator: spectra[rows].mean(axis=0) for generator, rows in rows_of.items()},
         **{kind: shortcut.probe(x, labels, scenes) for kind, x in sets.items()},
         alike=alike,
+        copied=duplicates.report(table, table["split"]),
         copies={p: duplicates.report(table, split) for p, split in splits.items()},
         overlap={p: float(tested[p].isin(trained[p]).mean()) for p in splits},
     )

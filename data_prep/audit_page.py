@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader
 
 from data_prep import manifest, paths, shortcut
 from data_prep.audit import SAMPLE, Audit, audit
+from data_prep.errors import shown
 
 KINDS = {"real": "#0072B2", "fake": "#D55E00"}  # Okabe-Ito: told apart by every eye
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -136,7 +137,7 @@ def render(found: Audit) -> str:
             buffer = io.BytesIO()
             draw(found).savefig(buffer, format="png", dpi=110)
             figures[draw.__name__] = base64.b64encode(buffer.getvalue()).decode()
-    page = Environment(loader=PackageLoader("data_prep"), autoescape=True)
+    page = Environment(loader=PackageLoader("data_prep"), autoescape=True, finalize=_in_one_line)
     return page.get_template("audit.html.j2").render(
         audit=found,
         summary=found.summary(),
@@ -151,6 +152,11 @@ def _looked(found: Audit) -> pd.DataFrame:
     """The images looked at: their features as they are, and their kind (real or fake)."""
     raw = found.looked.filter(like="raw_").rename(columns=lambda name: name.removeprefix("raw_"))
     return raw.assign(kind=np.where(found.looked["label"] == 0, "real", "fake"))
+
+
+def _in_one_line(value: object) -> object:
+    """What a template prints: names from outside with escapes, markup as it is."""
+    return shown(value) if type(value) is str else value
 
 
 def _rows(table: pd.DataFrame) -> list[list[str]]:

@@ -14,9 +14,9 @@ from PIL import Image
 
 from data_prep import manifest, transform
 from data_prep.errors import InputError, choose
-from data_prep.integrity import BadImage, open_image, to_rgb
+from data_prep.integrity import BadImage, open_image, read_file, to_rgb
 from data_prep.paths import dataset_folder, describe, images_root, need_room
-from data_prep.transform import Equaliser, at_least, centre_crop
+from data_prep.transform import Equaliser, at_least, centre_square
 
 MODES = ("resize", "center_crop", "texture_crop")
 _CHUNK = 128  # images that one task decodes
@@ -81,10 +81,9 @@ def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
     """
     if mode == "resize":
         return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
-    image = at_least(image, size)
     if mode == "center_crop":
-        return np.asarray(centre_crop(image, size, size))
-    pixels = np.asarray(image)
+        return np.asarray(centre_square(image, size))
+    pixels = np.asarray(at_least(image, size))
     top, left = _richest_tile(pixels, size)
     return pixels[top : top + size, left : left + size]
 
@@ -148,13 +147,13 @@ def _decode(
     problems = []
     for row, path, sha256 in zip(*chunk, strict=True):
         try:
-            data = path.read_bytes()
+            data = read_file(path)
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise BadImage("other contents")
             image = to_rgb(open_image(data))
             image = alike(image, sha256) if alike else image
             images[row] = fit(transform.perturb(image, worse) if worse else image, **fitted)
             done[row] = True
-        except (BadImage, OSError) as error:
+        except BadImage as error:
             problems.append(f"{path}: {error}")
     return problems

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from data_prep import manifest
 from data_prep.paths import data_root
+from data_prep.transform import opened
 
 log = logging.getLogger(__name__)
 
@@ -63,18 +64,24 @@ class Patch:
     pixels: np.ndarray  # uint8, size x size x 3
 
 
-def prepare(*, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+def prepare(*, seed: int = 0, force: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Make the datasets "demo" and "demo-source" in half a minute; returns their manifests.
+
+    Raises `InputError` where one of them is there with images from elsewhere, unless `force`.
 
     >>> demo, source = prepare()                                    # doctest: +SKIP
     """
     licence = "photographs of scikit-image and scikit-learn: see their packages"
-    tables = []
-    for name, maker, kind in (("demo", build, "deepfake"), ("demo-source", build_source, "source")):
+    tables, both = [], {"demo": (build, "deepfake"), "demo-source": (build_source, "source")}
+    for name in both:
+        manifest.claim(name, data_root() / name, force=force)
+    for name, (maker, kind) in both.items():
         folder = data_root() / name
-        shutil.rmtree(folder, ignore_errors=True)  # another seed's images would stay behind
-        rows = maker(folder, seed=seed)
-        tables.append(manifest.make(name, folder, rows, kind=kind, licence=licence))
+        (folder / "manifest.csv").unlink(missing_ok=True)  # it is not there until all of it is
+        for made in ("images", "cache"):  # another seed's would stay behind
+            shutil.rmtree(folder / made, ignore_errors=True)
+        rows, about = maker(folder, seed=seed), {"kind": kind, "licence": licence, "force": force}
+        tables.append(manifest.make(name, folder, rows, **about))
     return tuple(tables)
 
 
@@ -146,8 +153,8 @@ def cut(*, seed: int, size: int) -> list[Patch]:
     tile, patches = 3 * size, []
     for photo, file in PHOTOS.items():
         package, _, rest = file.partition("/")
-        with Image.open(str(files(package) / rest)) as opened:
-            image = opened.convert("RGB")
+        with opened(str(files(package) / rest)) as photograph:
+            image = photograph.convert("RGB")
         image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
         tops = range(0, image.height - tile + 1, tile)
         lefts = range(0, image.width - 2 * tile + 1, 2 * tile)

@@ -5,11 +5,12 @@ import logging
 import shutil
 import stat
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import requests
 from filelock import FileLock
@@ -26,7 +27,7 @@ TRIES = 6  # in a row without a byte gained
 WAIT = 1.0  # seconds before the second try; doubles with each
 TIMEOUT = 30  # seconds without an answer
 _BLOCK = 1 << 20
-_BREAKS = (requests.RequestException, HTTPError, RemoteIOError, BadZipFile)
+_BREAKS = (requests.RequestException, HTTPError, RemoteIOError, BadZipFile, zlib.error)
 _bar = partial(tqdm, leave=False, disable=None)
 _remote = partial(RemoteZip, initial_buffer_size=_BLOCK, timeout=TIMEOUT)
 
@@ -58,8 +59,8 @@ def unpack(
 ) -> Path:
     """Unpack the wanted members of a zip into `folder`, which appears only with all of them there.
 
-    Raises `InputError`, with nothing unpacked, for a damaged archive, a member with an absolute
-    path, `..` or a link, or a disk too full.
+    Raises `InputError`, with nothing left of it, for a damaged or encrypted archive, a member with
+    an absolute path, `..` or a link, or a disk too full.
 
     >>> unpack(Path("set.zip"), Path("set"))                         # doctest: +SKIP
     """
@@ -67,14 +68,18 @@ def unpack(
         return folder
     fresh = _beside(folder, ".new")
     shutil.rmtree(fresh, ignore_errors=True)  # of an earlier attempt that was cut
+    made = [p for p in folder.parents if not p.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with ZipFile(archive) as opened:
             members = _members(opened, str(archive), wanted)
             need_room(sum(m.file_size for m in members), folder.parent, str(archive))
             for member in _bar(members, desc=f"unpacking {archive.name}"):
                 opened.extract(member, fresh)
-    except (BadZipFile, EOFError, OSError) as error:
-        shutil.rmtree(fresh, ignore_errors=True)
+    except Exception as error:  # as many kinds as there are ways to damage a zip
+        shutil.rmtree(made[-1] if made else fresh, ignore_errors=True)
+        if isinstance(error, InputError):
+            raise
         why = f"({error}): remove it and download it again"
         raise InputError(f"{archive} cannot be unpacked {why}") from error
     fresh.rename(folder)
@@ -188,13 +193,18 @@ def _check(part: Path, url: str, **checksums: str | None) -> None:
 
 
 def _members(opened: ZipFile, where: str, wanted: Callable[[str], bool]) -> list[ZipInfo]:
-    """The wanted files of an archive; one unsafe member anywhere refuses it all."""
+    """The wanted files of an archive; one unsafe or unreadable member anywhere refuses it all."""
     for member in opened.infolist():
         name, link = member.filename, stat.S_ISLNK(member.external_attr >> 16)
         absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
         if absolute or link or ".." in PureWindowsPath(name).parts:
             what = "would be written outside the folder, or is a link: refused, nothing unpacked"
             raise InputError(f"{where}: member {name!r} {what}")
+        packed = member.compress_type not in (ZIP_STORED, ZIP_DEFLATED)
+        if packed or member.flag_bits & 0x1:
+            what = "packed in a rare way" if packed else "encrypted"
+            how = "unpack it yourself, then give the folder with --from"
+            raise InputError(f"{where}: member {name!r} is {what}: {how}")
     return [m for m in opened.infolist() if not m.is_dir() and wanted(m.filename)]
 
 

@@ -39,8 +39,18 @@ def clusters(phash: pd.Series, *, distance: int = DISTANCE) -> np.ndarray:
     values = np.array([int(h, 16) for h in phash], dtype=np.uint64)
     unique, where = np.unique(values, return_inverse=True)
     i, j = near_pairs(unique, distance=distance)
-    links = coo_matrix((np.ones(len(i)), (i, j)), shape=(len(unique),) * 2)
-    return connected_components(links, directed=False)[1][where]
+    return _components(i, j, len(unique))[where]
+
+
+def joined(*columns: pd.Series) -> np.ndarray:
+    """A number for each row; rows that agree in one of two columns, or by way of others, share it."""
+    (i, left), (j, right) = map(pd.factorize, columns)
+    return _components(i, len(left) + j, len(left) + len(right))[i]
+
+
+def _components(i: np.ndarray, j: np.ndarray, n: int) -> np.ndarray:
+    links = coo_matrix((np.ones(len(i)), (i, j)), shape=(n, n))
+    return connected_components(links, directed=False)[1]
 
 
 def report(table: pd.DataFrame, split: pd.Series) -> dict:
@@ -48,7 +58,7 @@ def report(table: pd.DataFrame, split: pd.Series) -> dict:
 
     exact: images whose file is there more than once. near: images that look like one of another
     scene (several images of one scene, as in Synthbuster, are expected to look alike). For each:
-    images, sets of them, sets across_splits, sets across_labels, an example.
+    images, sets of them, sets across_splits, the images torn so, sets across_labels, an example.
     """
     ok = table[table["status"] == "ok"].assign(split=split)
     near = ok.assign(same=clusters(ok["phash"]))
@@ -65,6 +75,7 @@ def _summary(rows: pd.DataFrame) -> dict:
         "images": len(rows),
         "sets": int(sets.ngroups),
         "across_splits": int(torn.sum()),
+        "torn": int(rows["same"].isin(torn.index[torn]).sum()),
         "across_labels": int((sets["label"].nunique() > 1).sum()),
         "example": rows.loc[rows["same"] == shown, "path"].head(4).tolist(),
     }

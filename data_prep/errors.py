@@ -5,8 +5,20 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
+def shown(text: object) -> str:
+    r"""Text from outside (names are data) on one line: what does not print stands as its escape.
+
+    >>> shown("Icon\r"), shown("a[/b] 🙂.jpg")
+    ('Icon\\r', 'a[/b] 🙂.jpg')
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
 class InputError(ValueError):
     """Bad input from a user. The command line prints it as one line and exits with 2."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 def choose(kind: str, value: str, valid: Iterable[str], *, hint: str = "") -> str:
@@ -40,4 +52,8 @@ def command_line(app: Callable[[], None]) -> None:
         app()
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except OSError as error:  # a full or read-only disk, a name of 300 letters
+        where = f"{shown(error.filename)}: " if error.filename else ""
+        sys.stderr.write(f"error: {where}{error.strerror or error}\n")
         sys.exit(2)

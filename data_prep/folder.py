@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from data_prep import manifest
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, choose, shown
 from data_prep.paths import subfolders
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -18,19 +18,20 @@ Reader = Callable[[tuple[str, ...]], tuple[int, str]]  # from folders to label, 
 log = logging.getLogger(__name__)
 
 
-def prepare(path: Path | str, *, name: str) -> pd.DataFrame:
+def prepare(path: Path | str, *, name: str, force: bool = False) -> pd.DataFrame:
     """Scan a folder of images into the manifest of dataset `name`; the images stay where they are.
 
     Layout: `real/**`, `fake/<generator>/**` (images directly in `fake/` count as generator "fake"),
     each optionally below a split folder (`SPLITS`).
-    Raises `InputError` for a missing folder, an unknown class folder, or no images.
+    Raises `InputError` for a missing folder, an unknown class folder, no images, and as
+    `manifest.make` does: `force` replaces a dataset of this name.
 
     >>> prepare("my-images", name="mine")                            # doctest: +SKIP
     """
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give the folder that holds real/ and fake/")
-    return manifest.make(name, path, entries(path))
+    return manifest.make(name, path, entries(path), force=force)
 
 
 def entries(root: Path) -> Iterator[dict]:
@@ -72,7 +73,7 @@ def stem(file: str) -> str:
 def walk(folder: Path) -> Iterator[Path]:
     """Every file below that may be an image, sorted, and none twice because of a link.
 
-    Left out, and counted in the log: hidden files, and those of `STRAY` kinds.
+    Left out, and told in the log: what is hidden, files of `STRAY` kinds, unreadable folders.
     """
     for here, files in _listed(folder):
         yield from map(here.joinpath, files)
@@ -82,24 +83,33 @@ def _listed(folder: Path, *, classes_only: bool = False) -> Iterator[tuple[Path,
     """As `walk`, by folder; classes_only: files beside class folders are strays."""
     seen: set[str] = set()
     strays: list[str] = []
-    for here, folders, files in os.walk(folder, followlinks=True):
+    lost: list[str] = []  # folders, each with its reason
+    unreadable = lambda error: lost.append(f"{error.filename}: {error.strerror}")
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         real = os.path.realpath(here)
         if real in seen:
+            lost.append(f"{here}: a link to a folder that is walked already")
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        hidden = {f for f in folders if f.startswith(".")}
+        lost += [f"{Path(here, f)}: hidden" for f in sorted(hidden)]
+        folders[:] = sorted(set(folders) - hidden)
         beside = classes_only and Path(here) == folder and bool(folders)
         left = {f for f in files if beside or f.startswith(".") or f.lower().endswith(STRAY)}
         strays += [str((Path(here) / f).relative_to(folder)) for f in sorted(left)]
         if kept := sorted(set(files) - left):
             yield Path(here), kept
     _report(strays, folder)
+    _report(lost, folder, "folder(s)")
 
 
-def _report(strays: list[str], folder: Path) -> None:
-    if strays:
-        log.warning("%d stray file(s) below %s left out (e.g. %s)", len(strays), folder, strays[0])
+def _report(left: list[str], folder: Path, what: str = "stray file(s)") -> None:
+    if left:
+        told = (len(left), what, shown(folder), shown(left[0]))
+        log.warning("%d %s below %s left out (e.g. %s)", *told)
+    for each in left[1:] if what == "folder(s)" else ():  # a whole folder is worth a line
+        log.warning("left out: %s", shown(each))
 
 
 def _real_or_fake(parts: tuple[str, ...]) -> tuple[int, str]:

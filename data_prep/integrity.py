@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import stat
 import warnings
 from functools import cache
 from pathlib import Path
@@ -9,44 +10,64 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_prep.transform import coded
+from data_prep.transform import MAX_PIXELS, coded, opened
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 89 megapixels
+MAX_BYTES = 300_000_000  # what as many pixels take without any compression
+MAX_RATIO = 20  # of the sides: crops scale small images up by the shorter one
 
 
 class BadImage(ValueError):
     """The file cannot be used as an image; the message is the reason for the manifest."""
 
 
-def open_image(source: Path | bytes) -> Image.Image:
-    """Open and fully decode one image, still in its own mode.
+def read_file(path: Path | str) -> bytes:
+    """The bytes of a regular file of at most `MAX_BYTES`; another is not even opened: `BadImage`."""
+    try:
+        found = Path(path).stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise BadImage("not a regular file")  # a pipe or a device may never end
+        if found.st_size > MAX_BYTES:
+            raise BadImage(f"too large: more than {MAX_BYTES // 1_000_000} MB")
+        return Path(path).read_bytes() if found.st_size else b""
+    except OSError as error:
+        raise BadImage(f"unreadable: {error.strerror}") from error
 
-    Raises `BadImage` with a short reason (zero-byte, not an image, truncated, bomb, unreadable).
+
+def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.Image:
+    """Open and fully decode one image of `transform.FORMATS`, still in its own mode.
+
+    Raises `BadImage` with a short reason (zero-byte, not an image, truncated, bomb, unreadable, not
+    a regular file, too large, too long and thin); what the header tells of is not decoded then.
 
     >>> open_image(b"")
     Traceback (most recent call last):
     data_prep.integrity.BadImage: zero-byte
     """
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise BadImage(f"unreadable: {error.strerror}") from error
+    data = source if isinstance(source, bytes) else read_file(source)
+    most = max_pixels or MAX_PIXELS
     if not data:
         raise BadImage("zero-byte")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd but harmless metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = opened(io.BytesIO(data))
+            short, long = sorted(image.size)
+            if short < 1:
+                raise BadImage("empty image")
+            if short * long > most:
+                raise Image.DecompressionBombError
+            if long > MAX_RATIO * short:
+                raise BadImage(f"sides of {long} and {short} pixels: over {MAX_RATIO} to 1")
             image.load()
+    except BadImage:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadImage(f"bomb: more than {MAX_PIXELS // 1_000_000} megapixels") from error
+        raise BadImage(f"bomb: more than {most // 1_000_000} megapixels") from error
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
     except Exception as error:  # each decoder has its own kinds (AVIF: RuntimeError)
         raise BadImage(f"truncated or damaged: {str(error)[:60]}") from error
-    if min(image.size) < 1:
-        raise BadImage("empty image")
     return image
 
 
@@ -87,7 +108,7 @@ def luminance(quality: int) -> np.ndarray:
     >>> luminance(50)[0, :4]
     array([16, 11, 10, 16])
     """
-    tables = Image.open(io.BytesIO(coded(Image.new("L", (8, 8)), quality=quality))).quantization
+    tables = opened(io.BytesIO(coded(Image.new("L", (8, 8)), quality=quality))).quantization
     return np.reshape(tables[0], (8, 8))
 
 
@@ -111,13 +132,11 @@ def inspect_file(path: Path) -> dict:
     kinds = ("width", "height", "mode", "format", "jpeg_quality", "sha256", "phash")
     facts = dict.fromkeys(kinds) | {"bytes": 0, "status": "ok"}
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
         facts |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         image = open_image(data)
         facts |= {k: getattr(image, k) for k in ("width", "height", "mode", "format")}
         facts |= {"jpeg_quality": jpeg_quality(image), "phash": str(imagehash.phash(to_rgb(image)))}
     except BadImage as error:
         facts["status"] = str(error)
-    except OSError as error:
-        facts["status"] = f"unreadable: {error.strerror}"
     return facts

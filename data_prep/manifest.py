@@ -14,21 +14,33 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, shown
 from data_prep.integrity import inspect_file
-from data_prep.paths import data_root, dataset_folder, write_text
+from data_prep.paths import (
+    CSV,
+    as_text,
+    data_root,
+    dataset_folder,
+    images_root,
+    present,
+    write_text,
+)
 
 log = logging.getLogger(__name__)
 
 # what the folders tell, and what the file does
-ENTRY = ["path", "label", "generator", "split", "group"]
+ENTRY = ["path", "label", "generator", "split", "group", "testset"]
 FACTS = ["width", "height", "mode", "format", "jpeg_quality", "bytes", "sha256", "phash", "status"]
 COLUMNS = ENTRY + FACTS
+NAMES = ["path", "generator", "group"]  # out of file names, whatever these hold
 NUMBERS = ["width", "height", "jpeg_quality"]  # which a quarantined file may lack
+RESERVED = ("real", "all", "macro", "seen", "unseen")  # stand beside generators in each result
 STAMP = ["path", "size", "mtime_ns"]  # a file that has the same is not read again
+MAX_NAME = 100  # bytes of a dataset's: files are named after it
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
 DECODING = 2  # version of how images are decoded and fitted: a change makes new caches, new runs
-_SCAN = 2  # version of what `inspect_file` finds: a change makes every file read again
+_SCAN = 3  # version of what `inspect_file` finds: a change makes every file read again
+_NO_TEXT = -3  # in place of a time: the name is no text
 _SERIAL = 256  # fewer files than this are not worth starting processes for
 
 
@@ -56,23 +68,32 @@ def parallel(
 
 
 def make(
-    name: str, root: Path, entries: Iterable[dict], *, kind: str = "deepfake", licence: str = ""
+    name: str,
+    root: Path,
+    entries: Iterable[dict],
+    *,
+    kind: str = "deepfake",
+    licence: str = "",
+    force: bool = False,
 ) -> pd.DataFrame:
     """Scan the files of `entries`; write `<data root>/<name>/manifest.csv` and `dataset.json`.
 
     entries: one dict per image with path (relative to `root`), label (0 real, 1 fake), generator,
-    split ("" = none given), group. kind: "deepfake", "source" for a transfer-learning source,
+    split ("" = none given), group; testset, where a test set has reals of its own. kind: "deepfake", "source" for a transfer-learning source,
     "reals" for photographs alone. Files that cannot be used keep their row: status is the reason.
-    Raises `InputError` when there is no image, and as `check` does, with the manifest written.
+    Raises `InputError` as `claim` does (unless `force`), for a generator's name that means something
+    else, when there is no image, and as `check` does, with the manifest written.
     """
-    check_name(name)
+    claim(name, root, force=force)
     entries = sorted(entries, key=itemgetter("path"))
-    _check_paths([entry["path"] for entry in entries], root)
+    if not entries:
+        raise InputError(f"no files found below {root}")
     folder, root = data_root() / name, Path(root).resolve()
+    seen = _seen(entries, root)
+    _check_generators(seen, root)
     folder.mkdir(parents=True, exist_ok=True)
-    seen = pd.DataFrame(entries, columns=ENTRY)
-    stamps = [_stamp(f"{root}{os.sep}{path}") for path in seen["path"].tolist()]
-    seen["size"], seen["mtime_ns"] = zip(*stamps, strict=True)
+    write_text(folder / "dataset.json.tried", "")  # before the work: full, or not to be written to?
+    (folder / "dataset.json.tried").unlink()
     last, csv = _last_scan(folder, root), folder / "manifest.csv"
     same = last.attrs.get("manifest") == [*_stamp(csv)] and seen.equals(last[seen.columns])
     scan, read = (last, 0) if same else _scan(root, seen, last)
@@ -85,20 +106,37 @@ def make(
     about["classes"] = {label: sorted(names) for label, names in classes.items()}
     write_text(folder / "dataset.json", json.dumps(about, indent=1))
     if not same:
-        write_text(csv, table.to_csv(index=False))  # its presence means prepared
+        write_text(csv, table.to_csv(**CSV))  # its presence means prepared
         scan.attrs = {"version": _SCAN, "root": str(root), "manifest": [*_stamp(csv)]}
         scan.to_parquet(folder / "scan.parquet.new")
         (folder / "scan.parquet.new").replace(folder / "scan.parquet")
     check(table, name, kind=kind)
+    _tell_copies(table, name)
     return table
 
 
 def check_name(name: str) -> str:
     """The name, if it can be a dataset's; else `InputError`."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        rule = "letters, digits, - _ . only, and no dot first"
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > MAX_NAME:
+        rule = f"letters, digits, - _ . only, no dot first, at most {MAX_NAME} bytes"
         raise InputError(f"{name!r} cannot be a dataset's name: {rule}")
     return name
+
+
+def claim(name: str, root: Path, *, force: bool = False, below: bool = False) -> None:
+    """Raise `InputError` where the name cannot be a dataset's, or is that of images elsewhere.
+
+    below: images anywhere below `root` are not elsewhere. force: replaces the dataset.
+    """
+    if check_name(name) not in present() or force:
+        return
+    try:
+        here, root = images_root(name).resolve(), Path(root).resolve()
+    except InputError:  # its dataset.json is damaged, and made again
+        return
+    if here != root and not (below and here.is_relative_to(root)):
+        how = "take another --name, or replace it with --force"
+        raise InputError(f"{name!r} is there already, made from {here}: {how}")
 
 
 def load(name: str) -> pd.DataFrame:
@@ -110,6 +148,7 @@ def load(name: str) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except ValueError as error:  # not UTF-8, not a table, or empty
         raise InputError(f"{path} is damaged ({error}): {again}") from error
+    table = table if "testset" in table else table.assign(testset="")  # of an older scan
     if missing := [column for column in COLUMNS if column not in table]:
         raise InputError(f"manifest of {name!r} lacks the column(s) {', '.join(missing)}: {again}")
     return table
@@ -122,7 +161,7 @@ def check(table: pd.DataFrame, name: str, *, kind: str = "deepfake") -> None:
     """
     bad, csv = table[table["status"] != "ok"], data_root() / name / "manifest.csv"
     for (generator, status), rows in bad.groupby(["generator", "status"]):
-        what = (name, len(rows), generator, status, rows["path"].iloc[0])
+        what = (name, len(rows), shown(generator), shown(status), shown(rows["path"].iloc[0]))
         log.warning("%s: %d file(s) of %s quarantined: %s (e.g. %s)", *what)
     for label in (0,) if kind == "reals" else (0, 1):
         n = int((table["label"] == label).sum())
@@ -141,9 +180,21 @@ def check(table: pd.DataFrame, name: str, *, kind: str = "deepfake") -> None:
             )
 
 
+def _tell_copies(table: pd.DataFrame, name: str) -> None:
+    from data_prep import duplicates  # here, because it loads scipy
+
+    for kind, found in duplicates.report(table, table["split"]).items():
+        if found["across_splits"] or (kind == "exact" and found["images"]):
+            sets = (found["images"], kind, found["sets"], found["across_splits"])
+            torn = (found["across_labels"], shown(", ".join(found["example"][:2])))
+            what = "%s: %d %s copies in %d sets, %d of these in several splits, %d real and fake"
+            log.warning(f"{what} (e.g. %s)", name, *sets, *torn)
+
+
 def fingerprint(table: pd.DataFrame) -> str:
     """Hash of all that decides what a detector sees: what the folders tell, contents, decoding."""
-    text = table[[*ENTRY, "sha256", "status"]].to_csv(index=False)
+    told = ENTRY if table["testset"].any() else ENTRY[:-1]  # as before there was such a column
+    text = table[[*told, "sha256", "status"]].to_csv(index=False)
     return hashlib.sha256(f"{DECODING}\n{text}".encode()).hexdigest()[:16]
 
 
@@ -170,22 +221,42 @@ def counts(table: pd.DataFrame) -> pd.DataFrame:
     return found.reindex(columns=[*splits, "quarantined"], fill_value=0)
 
 
-def _check_paths(paths: list[str], root: Path) -> None:
-    if not paths:
-        raise InputError(f"no files found below {root}")
-    for path in paths:
-        if not path.isascii() and path.encode(errors="replace") != os.fsencode(path):
-            raise InputError(f"file name {path!a} below {root} is not UTF-8: rename it")
+def _check_generators(seen: pd.DataFrame, root: Path) -> None:
+    for row in seen.drop_duplicates(["label", "generator"]).itertuples():
+        name = row.generator
+        word = row.label == 1 and name.lower() in RESERVED
+        if word or "," in name or name != name.strip() or not name.isprintable():
+            rule = (
+                f"no comma, no blank at an end, all of it printable, and not {', '.join(RESERVED)}"
+            )
+            what = f"{name!r} (e.g. {row.path} below {root}) cannot be a generator's name"
+            raise InputError(f"{what}: {rule}. Rename its folder")
+
+
+def _seen(entries: list[dict], root: Path) -> pd.DataFrame:
+    """What the folders tell, names as text that any file can hold; each file's size and time."""
+    texts = [
+        {"testset": ""} | entry | {key: as_text(entry[key]) for key in NAMES} for entry in entries
+    ]
+    stamps = [
+        _stamp(f"{root}{os.sep}{text['path']}") if text["path"] == entry["path"] else (-1, _NO_TEXT)
+        for text, entry in zip(texts, entries, strict=True)
+    ]
+    seen = pd.DataFrame(texts, columns=ENTRY)
+    seen["size"], seen["mtime_ns"] = zip(*stamps, strict=True)
+    return seen
 
 
 def _scan(root: Path, seen: pd.DataFrame, last: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """`seen` with the facts of each file, and how many were read: those that `last` lacks."""
     known = seen[STAMP].merge(last[[*STAMP, *FACTS]], on=STAMP)
-    fresh = seen.loc[~seen["path"].isin(known["path"]), "path"].tolist()
+    no_text = seen["mtime_ns"] == _NO_TEXT
+    fresh = seen.loc[~seen["path"].isin(known["path"]) & ~no_text, "path"].tolist()
     found = parallel(inspect_file, [root / path for path in fresh], desc="scanning")
     found = pd.DataFrame(found, columns=FACTS, index=fresh).astype(dict.fromkeys(NUMBERS, "Int64"))
     facts = pd.concat([known.set_index("path")[FACTS], found]) if len(known) else found
-    scan = seen.join(facts, on="path")
+    scan = seen.join(facts, on="path").fillna({"bytes": 0}).astype({"bytes": int})
+    scan.loc[no_text, "status"] = "name is not UTF-8: rename it"
     again = scan["status"].str.startswith("unreadable")
     scan.loc[again, "mtime_ns"] = -2  # to be tried again next time
     return scan, len(fresh)

@@ -1,6 +1,7 @@
 """Where data live: `$DFLIB_DATA`, else `data/` in the project (without one: in this folder)."""
 
 import json
+import logging
 import os
 import shutil
 import tomllib
@@ -9,13 +10,17 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, choose, shown
+
+log = logging.getLogger(__name__)
 
 KAGGLE = Path("/kaggle/input")  # holds <slug>/… or {datasets,notebooks}/<owner>/<slug>/…
 _PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
 
 PUBLISHED = tomllib.loads(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
+
+CSV = {"index": False, "lineterminator": "\r\n"}  # for `to_csv`: quotes a CR in a name, too
 
 # name -> the command that makes, finds or downloads it
 HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") | {
@@ -24,13 +29,28 @@ HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") 
 }
 
 
+def _settle() -> None:
+    """Make the folders of the environment absolute: kernels inherit it, and work in other ones."""
+    for variable in ("DFLIB_DATA", "DFLIB_OUTPUTS", "DFLIB_ATTACHED"):
+        given = os.environ.get(variable, "")
+        parts = given.split(os.pathsep) if variable == "DFLIB_ATTACHED" else [given]
+        settled = [str(Path(part).expanduser().absolute()) for part in parts if part]
+        if settled and (text := os.pathsep.join(settled)) != given:
+            os.environ[variable] = text
+
+
+_settle()
+
+
 def data_root() -> Path:
-    """Folder that holds one subfolder per dataset."""
+    """Folder that holds one subfolder per dataset: absolute, also where `$DFLIB_DATA` is not."""
+    _settle()  # it may have been set since
     return Path(os.environ.get("DFLIB_DATA") or PROJECT / "data")
 
 
 def outputs_root() -> Path:
     """Folder of all runs and reports: `$DFLIB_OUTPUTS`, else `outputs/` in the project."""
+    _settle()
     return Path(os.environ.get("DFLIB_OUTPUTS") or PROJECT / "outputs")
 
 
@@ -78,9 +98,20 @@ def by_structure(
 def subfolders(folder: Path, *, most: int | None = None) -> list[Path]:
     """Folders directly below, hidden ones left out, sorted; only `most` entries are looked at."""
     # scandir knows folders from files without asking about each of 100,000
-    with os.scandir(folder) as found:
-        below = [Path(f.path) for f in islice(found, most) if f.is_dir()]
+    try:
+        with os.scandir(folder) as found:
+            below = [Path(f.path) for f in islice(found, most) if _is_folder(f)]
+    except PermissionError as error:
+        log.warning("%s cannot be read (%s): left out", shown(folder), error.strerror)
+        return []
     return sorted(f for f in below if not f.name.startswith("."))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def present() -> list[str]:
@@ -116,6 +147,11 @@ def describe(name: str) -> dict:
 def images_root(name: str) -> Path:
     """Folder that the paths of a dataset's manifest start from."""
     return Path(os.path.normpath(dataset_folder(name) / describe(name)["root"]))
+
+
+def as_text(path: Path | str) -> str:
+    r"""A path as text that any file can hold; bytes that are no UTF-8 as escapes such as \udce9."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def write_text(path: Path, text: str) -> None:

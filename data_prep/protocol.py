@@ -1,15 +1,22 @@
 """Which image trains, validates, tests: by scenes (`strict`), or at random (`paper`)."""
 
+import logging
+
 import numpy as np
 import pandas as pd
 
-from data_prep.errors import InputError, choose
+from data_prep import duplicates
+from data_prep.errors import InputError, choose, shown
 
 FOLDS = 10
 # tenths of the images; the rest trains
 SHARES = {"strict": {"test": 3, "val": 1}, "paper": {"test": 4, "val": 0}}
 PROTOCOLS = tuple(SHARES)
+NEAR = 0.01  # share of the images in near copies across splits from which on they are told of
 VAL_TENTHS = 1  # taken from train where the dataset has no validation part of its own
+
+
+log = logging.getLogger(__name__)
 
 
 def assign(
@@ -21,12 +28,12 @@ def assign(
 ) -> pd.Series:
     """Split of every row of a manifest ("train", "val", "test"; "" for quarantined rows).
 
-    Splits that the dataset gives are kept. Otherwise `strict` divides by `group`, so that no scene
+    Splits that the dataset gives are kept. Otherwise `strict` divides by `scenes`, so that none
     stands on two sides, 60/10/30, and `paper` divides single images at random, 60/40
     (arXiv 2504.21066). Where a validation part is missing, a tenth of train becomes it.
     whole_scenes: None leaves it to the protocol; True keeps scenes together under `paper` too.
-    Raises `InputError` for an unknown protocol, too few scenes, or a given split with a scene on
-    both sides (strict).
+    Raises `InputError` for an unknown protocol, too few scenes, or a given split with a scene or
+    a file on both sides (strict, which warns of near copies).
 
     >>> assign(manifest.load("demo")).value_counts()                 # doctest: +SKIP
     """
@@ -34,7 +41,7 @@ def assign(
     split = pd.Series("", index=table.index, dtype="str")
     ok = table[table["status"] == "ok"]
     grouped = protocol == "strict" if whole_scenes is None else whole_scenes
-    group = ok["group"] if grouped else pd.Series(ok.index.astype(str), index=ok.index)
+    group = scenes(ok) if grouped else pd.Series(ok.index.astype(str), index=ok.index)
     if (ok["split"] != "").any():
         split[ok.index] = ok["split"].where(ok["split"] != "", "train")
     else:
@@ -46,6 +53,18 @@ def assign(
         split[train.index[_folds(train, group[train.index], seed + 1) < VAL_TENTHS]] = "val"
     _check(ok, split[ok.index], protocol)
     return split
+
+
+def scenes(ok: pd.DataFrame) -> pd.Series:
+    """The scene of each usable image: its group; groups that share a file (SHA-256) are one.
+
+    >>> scenes(pd.DataFrame({"group": ["a", "b", "c"], "sha256": ["1", "1", "2"]})).tolist()
+    ['a', 'a', 'c']
+    """
+    if ok["sha256"].is_unique:
+        return ok["group"]
+    part = duplicates.joined(ok["group"], ok["sha256"])
+    return ok["group"].groupby(part).transform("min")
 
 
 def _folds(ok: pd.DataFrame, group: pd.Series, seed: int) -> np.ndarray:
@@ -73,10 +92,24 @@ def _check(ok: pd.DataFrame, split: pd.Series, protocol: str) -> None:
             has = f"only label {labels.pop()}" if labels else "no images"
             need = "both classes are needed in train, val and test"
             raise InputError(f"the {part} part has {has}; {need}")
+    if protocol == "strict":
+        _check_leaks(ok, split)
+
+
+def _check_leaks(ok: pd.DataFrame, split: pd.Series) -> None:
+    how = "Mend the folders, or use --protocol paper"
+    sides = split.groupby(ok["sha256"]).transform("nunique") > 1
+    if sides.any():
+        files = ok[sides].groupby("sha256")["path"].agg(lambda paths: " = ".join(paths[:3]))
+        what = f"{len(files)} files stand in more than one split ({'; '.join(files[:3])})"
+        raise InputError(f"{what}: a leak. {how}")
     sides = split.groupby(ok["group"]).nunique()
     crossing = sides.index[sides > 1]
-    if protocol == "strict" and len(crossing):
-        raise InputError(
-            f"{len(crossing)} scenes stand in more than one split (e.g. {crossing[0]!r}): a leak. "
-            "Mend the folders, or use --protocol paper"
-        )
+    if len(crossing):
+        what = f"{len(crossing)} scenes stand in more than one split (e.g. {crossing[0]!r})"
+        raise InputError(f"{what}: a leak. {how}")
+    near = duplicates.report(ok, split)["near"]
+    if near["across_splits"] and near["torn"] > NEAR * len(ok):
+        what = (near["torn"], near["across_splits"], shown(", ".join(near["example"][:2])))
+        text = "%d images stand in more than one split as near copies, in %d sets (e.g. %s): look"
+        log.warning(f"{text} at them, python -m data_prep audit", *what)

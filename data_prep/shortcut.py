@@ -9,12 +9,11 @@ from PIL import Image
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
-from data_prep.integrity import BadImage, jpeg_quality, luminance, open_image, to_rgb
-from data_prep.transform import Equaliser, at_least, centre_crop
+from data_prep.integrity import BadImage, jpeg_quality, luminance, open_image, read_file, to_rgb
+from data_prep.transform import FORMATS, Equaliser, centre_square
 
 METADATA = ("width", "height", "aspect", "bytes_per_pixel", "format", "mode", "jpeg_quality")
 FEATURES = (*METADATA, "pixel_quality", "blockiness", "red", "green", "blue", "contrast")
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
 MODES = ("RGB", "L", "RGBA", "P", "CMYK", "LA")
 FOLDS = 5
 DRAWS = 500
@@ -110,7 +109,7 @@ def spectrum(luma: np.ndarray) -> np.ndarray:
 
 def residual_spectrum(image: Image.Image) -> np.ndarray:
     """The `spectrum` of the middle of an image: SPECTRUM x SPECTRUM."""
-    middle = centre_crop(at_least(image.convert("L"), SPECTRUM), SPECTRUM, SPECTRUM)
+    middle = centre_square(image.convert("L"), SPECTRUM)
     return spectrum(np.asarray(middle, dtype=np.float32))
 
 
@@ -118,9 +117,9 @@ def look(item: tuple[Path, str], *, alike: Equaliser | None) -> dict | None:
     """Features, raw and equalised, and spectrum of one file (path, sha256); None: unreadable."""
     path, sha256 = item
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
         image = open_image(data)
-    except (OSError, BadImage):
+    except BadImage:
         return None
     rgb = to_rgb(image)
     found = {"raw": features(image, len(data)), "spectrum": residual_spectrum(rgb)}

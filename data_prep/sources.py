@@ -57,19 +57,27 @@ class Source:
 
 
 def prepare(
-    source: Source | str, given: Path | str | None = None, *, name: str | None = None
+    source: Source | str,
+    given: Path | str | None = None,
+    *,
+    name: str | None = None,
+    force: bool = False,
 ) -> pd.DataFrame:
     """The manifest of a known dataset (one of `SOURCES`, or its name).
 
     Of the files below `given`, else of what Kaggle mounts or was downloaded before, else after
-    downloading. Raises `InputError` that says what was looked for, where, and how to get it.
+    downloading. Raises `InputError` that says what was looked for, where, and how to get it, and as
+    `manifest.make` does: `force` replaces a dataset of this name.
 
     >>> prepare("faces-140k", "Downloads")                           # doctest: +SKIP
     """
     source = SOURCES[source] if isinstance(source, str) else source
     name = manifest.check_name(source.name if name is None else name)
     home, base = data_root() / name / "files", Path(given) if given else KAGGLE
-    root = find(source, base) or _unpacked(source, base, home)
+    root = find(source, base)
+    if root is None:  # before anything is written
+        manifest.claim(name, home, force=force, below=True)
+        root = _unpacked(source, base, home)
     if root is None and given is None:
         root = find(source, home)
         if root is None and source.archives:
@@ -82,7 +90,8 @@ def prepare(
             f"{source.name}: no folder with {wanted} below {looked}. {how} "
             f"Then: python -m data_prep {source.name} --from FOLDER"
         )
-    return manifest.make(name, root, source.entries(root), kind=source.kind, licence=source.licence)
+    about = {"kind": source.kind, "licence": source.licence, "force": force}
+    return manifest.make(name, root, source.entries(root), **about)
 
 
 def find(source: Source, base: Path) -> Path | None:
@@ -114,7 +123,6 @@ def fetch(source: Source, home: Path) -> Path:
 def _unpacked(source: Source, base: Path, home: Path) -> Path | None:
     """The folder of a zip below `base` that holds the dataset, unpacked into `home`; else None."""
     for file in sorted(base.rglob(source.packed)) if source.packed and base.is_dir() else ():
-        home.mkdir(parents=True, exist_ok=True)
         return find(source, download.unpack(file, home / "unpacked"))
     return None
 
@@ -213,16 +221,19 @@ def forensynths(root: Path, *, trained: str, tested: Sequence[str]) -> Iterator[
         yield from _zero_one(root, _inner(root / archive) / trained, split, "progan")
     for place in tested:
         folder = _inner(root / "CNN_synth_testset") / place
-        yield from _zero_one(root, folder, "test", place.split("/")[0])
+        generator = place.split("/")[0]  # each is tested against reals of its own
+        yield from _zero_one(root, folder, "test", generator, testset=generator)
 
 
-def _zero_one(root: Path, folder: Path, split: str, generator: str) -> Iterator[dict]:
+def _zero_one(root: Path, folder: Path, split: str, generator: str, **more: str) -> Iterator[dict]:
     if not folder.is_dir():
         raise InputError(f"forensynths: {folder} is missing: download or unpack it again")
     labels = {"0_real": (0, "real"), "1_fake": (1, generator)}
     read = _reader(labels, -1, f"Found below {folder}.")
     for row in classes(root, folder, split=split, read=read, flat=True):
-        yield row | {"group": stem(row["path"])}  # the same number in two folders is two scenes
+        yield (
+            row | more | {"group": stem(row["path"])}
+        )  # the same number in two folders is two scenes
 
 
 def _inner(folder: Path) -> Path:

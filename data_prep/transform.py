@@ -7,7 +7,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -17,18 +18,35 @@ from data_prep.errors import InputError, choose
 if TYPE_CHECKING:  # the processes that scan files need no pandas
     import pandas as pd
 
+# all that is ever opened as an image; AVIF, HEIF: where Pillow or a registered plugin reads them
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
+MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 89 megapixels
 QUALITIES = range(70, 91)  # of the JPEG that every equalised image becomes
 SMALL = 0.05  # share of a class that may be smaller than the common side, and is scaled up to it
 
 
+def opened(source: BinaryIO | Path | str) -> Image.Image:
+    """An image file of one of `FORMATS`, its pixels not yet read.
+
+    Of others Pillow would start programs: Ghostscript for all that begins with %!PS, whatever its
+    name. Raises what Pillow does, `UnidentifiedImageError` for any other format.
+
+    >>> opened(io.BytesIO(coded(Image.new("L", (8, 8))))).format
+    'JPEG'
+    """
+    Image.init()  # loads what reads them
+    return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
 def at_least(image: Image.Image, side: int) -> Image.Image:
     """The image itself; one with a shorter edge is scaled up until that has `side` pixels."""
-    short = min(image.size)
-    if short >= side:
-        return image
-    scale = side / short
-    size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC)
+    size = _scaled(image, side)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _scaled(image: Image.Image, side: int) -> tuple[int, int]:
+    scale = max(1, side / min(image.size))
+    return max(side, round(image.width * scale)), max(side, round(image.height * scale))
 
 
 def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -41,6 +59,19 @@ def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def centre_square(image: Image.Image, side: int) -> Image.Image:
+    """The middle side x side pixels of the image as `at_least` gives it.
+
+    Where that would be a huge one (long and thin, scaled up), the middle alone is scaled.
+    """
+    size = _scaled(image, side)
+    if size == image.size or size[0] * size[1] <= MAX_PIXELS:
+        return centre_crop(at_least(image, side), side, side)
+    edges = [(n - side) // 2 for n in size] + [(n - side) // 2 + side for n in size]
+    box = [edge * n / to for edge, n, to in zip(edges, image.size * 2, size * 2, strict=True)]
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+
+
 def coded(image: Image.Image, format_: str = "JPEG", **options) -> bytes:
     """The image as the bytes of a file; options (such as quality) as Pillow's `save` takes them."""
     buffer = io.BytesIO()
@@ -50,8 +81,8 @@ def coded(image: Image.Image, format_: str = "JPEG", **options) -> bytes:
 
 def decoded(data: bytes) -> Image.Image:
     """The RGB image in the bytes of a file that is known to be good."""
-    with Image.open(io.BytesIO(data)) as opened:
-        return opened.convert("RGB")
+    with opened(io.BytesIO(data)) as image:
+        return image.convert("RGB")
 
 
 def jpeg(image: Image.Image, quality: float, *, format_: str = "JPEG") -> Image.Image:
@@ -77,7 +108,7 @@ class Equaliser:
     def encoded(self, image: Image.Image, sha256: str) -> bytes:
         """As JPEG, of a quality drawn from the file's hash; as PNG where sizes alone differed."""
         if self.side:
-            image = centre_crop(at_least(image, self.side), self.side, self.side)
+            image = centre_square(image, self.side)
         if not self.jpeg:
             return coded(image, "PNG", compress_level=0)
         return coded(image, quality=QUALITIES[int(sha256[:8], 16) % len(QUALITIES)])

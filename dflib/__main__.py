@@ -114,7 +114,7 @@ def results(
     html: Annotated[Path | None, Option(help="write the report to this file")] = None,
 ) -> None:
     """The table of all finished runs."""
-    from data_prep.paths import HOW_TO_GET, present
+    from data_prep.paths import CSV, HOW_TO_GET, present
     from dflib.show import report, terminal
     from dflib.study import runs
 
@@ -123,7 +123,7 @@ def results(
         choose("dataset", dataset, sorted({*known, *present(), *HOW_TO_GET}))
     rows = runs.results(dataset)
     if csv and len(rows):
-        rows.to_csv(csv, index=False)
+        rows.to_csv(csv, **CSV)
     terminal.results(rows)
     if html:
         only = rows["run_id"] if len(rows) else ()
@@ -157,13 +157,14 @@ def predict(
     """Probability of fake, label and threshold of images, by any finished run."""
     import pandas as pd
 
+    from data_prep.paths import CSV, as_text
     from dflib.edge.predict import Predictor, files
     from dflib.show import terminal
 
     predictor = Predictor(run)
-    rows = pd.DataFrame([{"path": str(path)} | predictor(path) for path in files(images)])
+    rows = pd.DataFrame([{"path": as_text(path)} | predictor(path) for path in files(images)])
     if csv:
-        rows.to_csv(csv, index=False)
+        rows.to_csv(csv, **CSV)
     terminal.show(rows.round(4).astype(object).fillna(""), title=predictor.name)
     if rows["error"].notna().all():
         raise typer.Exit(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from data_prep import cache, manifest
 from data_prep.errors import InputError, choose
 from data_prep.paths import describe
-from data_prep.protocol import assign
+from data_prep.protocol import assign, scenes
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Part:
     @property
     def groups(self) -> np.ndarray:
         return self.table["group"].to_numpy(dtype=object)
+
+    @property
+    def testsets(self) -> np.ndarray:
+        """The test set of each image that stands in one with reals of its own, else ""."""
+        return np.array(self.table.get("testset", [""] * len(self)), dtype=object)
 
     def image(self, i: int) -> np.ndarray:
         """One decoded image, uint8 H x W x 3."""
@@ -124,7 +129,7 @@ def open(
     alike = deepfake and (protocol == "strict" if equalise is None else equalise)
     pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
     split = assign(table, protocol, seed=split_seed, whole_scenes=whole_scenes)
-    table = table.assign(row=np.arange(len(table)), split=split)
+    table = table.assign(row=np.arange(len(table)), split=split, group=scenes(table))
     if train_generators or hold_out:
         known = trained_on(
             name, protocol=protocol, train_generators=train_generators, hold_out=hold_out
@@ -166,20 +171,23 @@ def trained_on(
     return left
 
 
-def few(whole: Dataset, images: int) -> Dataset:
-    """The dataset with at most so many training images of each class: fewer are a part of more.
+def few(whole: Dataset, images: int, *, seed: int = 0) -> Dataset:
+    """The dataset with at most so many training images of each class, drawn by a run's seed.
 
-    >>> few(open("demo", size=32), 25)  # doctest: +SKIP
+    Of one seed, fewer are a part of more. Batches stay as balanced as those of the whole.
+
+    >>> few(open("demo", size=32), 25, seed=1)  # doctest: +SKIP
     """
-    train = whole.train
-    return replace(whole, train=Part(train.pixels, _limited(train.table, images)))
+    return replace(
+        whole, train=replace(whole.train, table=_limited(whole.train.table, images, seed))
+    )
 
 
-def _limited(table: pd.DataFrame, limit: int | None) -> pd.DataFrame:
-    """At most so many rows of each class, the same ones for every run."""
+def _limited(table: pd.DataFrame, limit: int | None, seed: int = 0) -> pd.DataFrame:
+    """At most so many rows of each class, the same ones for every run of one seed."""
     if limit is not None:
         if limit < 1:
             raise InputError(f"limit {limit}: at least one image of each class is needed")
-        order = table.sample(frac=1, random_state=0)
+        order = table.sample(frac=1, random_state=seed)
         table = order.groupby("label", group_keys=False).head(limit).sort_index()
     return table.reset_index(drop=True)

@@ -28,12 +28,14 @@ def evaluate(
     *,
     threshold: float,
     groups: ArrayLike | None = None,
+    testsets: ArrayLike | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict]:
-    """All metrics of each generator (its fakes, all reals), "all", and "macro", their mean.
+    """All metrics of each generator (its fakes, its reals), "all", and "macro", their mean.
 
-    labels, scores, generators ("real" for reals), groups (None: each image its own): (n,) each.
+    labels, scores, generators ("real" for reals), groups (None: each image its own), testsets: (n,) each.
+    A generator's reals are those of its own test set, where one has them, else all.
     Values are fractions, never NaN: precision is None where nothing is called fake. auroc, ap: as
     in scikit-learn; eer: FPR = FNR on the interpolated ROC curve; tpr_at_fpr: the best TPR at that
     FPR or less; ece: of `reliability`. Raises ValueError: bad input, one class.
@@ -49,14 +51,15 @@ def evaluate(
     sets = {name: names == name for name in sorted({*names} - {"real"})}
     every = sets | {"all": labels == 1}
     options = {"threshold": threshold, "groups": groups, "draws": draws, "seed": seed}
+    options["testsets"] = testsets
     values = resample(labels, scores, every if len(sets) > 1 else sets, **options)
     mean = lambda key: np.mean([values[name][key] for name in sets], axis=0)
     together = {key: mean(key) for key in values[next(iter(sets))]}
     values |= {"macro": together} if len(sets) > 1 else {"all": together}
-    n_real = int((labels == 0).sum())
+    own = lambda of: len(_own(*map(np.flatnonzero, (labels == 0, of)), testsets))
     entries = {}
     for name, drawn in values.items():
-        n_fake = int(every.get(name, labels == 1).sum())
+        n_real, n_fake = own(of := every.get(name, labels == 1)), int(of.sum())
         value, span = ({k: f(v) for k, v in drawn.items()} for f in (_value, _interval))
         for each in (value, span):
             each["tpr_at_fpr"] = {rate: each.pop(rate) for rate in RATES}
@@ -93,13 +96,14 @@ def resample(
     *,
     threshold: float,
     groups: ArrayLike | None = None,
+    testsets: ArrayLike | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, np.ndarray]]:
     """INTERVALS and RATES as they are, then in each draw: {set: {metric: (1 + draws,)}}.
 
-    sets: which fakes count beside all reals, {name: (n,) of bool}; None: {"all": every fake}. NaN:
-    undefined. Calls with the same groups and seed share the draws, so the difference of two arrays
+    sets: which fakes count beside their reals, {name: (n,) of bool}; None: {"all": every fake}.
+    testsets: (n,), as for `evaluate`. NaN: undefined. Calls with the same groups and seed share the draws, so the difference of two arrays
     is a paired one, whatever differs: detector, generators, what was done to the images. `combine`
     makes an interval of it. Raises ValueError: bad input, one class.
 
@@ -116,20 +120,32 @@ def resample(
         name: order[_column(f"sets[{name!r}]", of, len(fake), inside, "a fake", bool)[order]]
         for name, of in sets.items()
     }
-    reals, parts = order[~fake[order]], {name: [] for name in sets}
+    reals = {name: _own(order[~fake[order]], i, testsets) for name, i in members.items()}
+    parts = {name: [] for name in sets}
     for counts in _counts(codes, _whole("draws", draws, 0), seed):
         for name, i in members.items():
-            weights = counts[codes[reals]], counts[codes[i]]
-            parts[name].append(_weighted(scores[reals], scores[i], *weights, threshold))
+            weights = counts[codes[reals[name]]], counts[codes[i]]
+            parts[name].append(_weighted(scores[reals[name]], scores[i], *weights, threshold))
     values = {}
     for name, i in members.items():
         each = {key: np.concatenate([part[key] for part in parts[name]]) for key in parts[name][0]}
         # chance alone makes gaps, in the images and again in each draw: off as often as put on
         each["ece"][1:] = np.maximum(2 * each["ece"][0] - each["ece"][1:], 0)
-        if min(len({*codes[reals]}), len({*codes[i]})) < 2:  # one scene cannot tell how they vary
+        if (
+            min(len({*codes[reals[name]]}), len({*codes[i]})) < 2
+        ):  # one scene cannot tell how they vary
             each = {key: np.append(drawn[:1], np.nan + drawn[1:]) for key, drawn in each.items()}
         values[name] = each
     return values
+
+
+def _own(reals: np.ndarray, fakes: np.ndarray, testsets: ArrayLike | None) -> np.ndarray:
+    """Of the reals (indices) those in the fakes' own test sets; all where these have none."""
+    if testsets is None:
+        return reals
+    testsets = np.asarray(testsets, object)
+    own = reals[np.isin(testsets[reals].astype(str), testsets[fakes].astype(str))]
+    return own if len(own) else reals
 
 
 def combine(values: Sequence[ArrayLike]) -> dict:

@@ -17,7 +17,7 @@ from skimage import data as photographs
 from typer.testing import CliRunner
 
 from data_prep import __main__ as command
-from data_prep import audit, duplicates, folder, shortcut
+from data_prep import audit, audit_page, duplicates, folder, shortcut
 from data_prep.errors import InputError
 
 PHOTOS = [Image.fromarray(getattr(photographs, p)()) for p in ("astronaut", "coffee", "chelsea")]
@@ -52,6 +52,8 @@ def test_a_clean_set_gives_nothing_away(tmp_path, data_root):
     found = audit.audit("mine")
     assert found.raw.ci95[0] < 0.5 < found.raw.ci95[1] and abs(found.raw.auroc - 0.5) < 0.1
     assert found.alike is None and found.verdict.startswith("No strong give-away")
+    # by chance one cut-out is there twice
+    assert " 2 of 200 images are exact copies (1 pictures, 1 of them both real" in found.verdict
 
 
 @pytest.mark.parametrize(
@@ -152,8 +154,9 @@ def test_copies_across_splits_and_labels_are_found_and_kept(tmp_path, data_root)
     table = folder.prepare(root, name="mine")
     found = duplicates.report(table, table["split"])
     names = [{Path(p).name for p in found[kind].pop("example")} for kind in ("exact", "near")]
-    assert found["exact"] == {"images": 2, "sets": 1, "across_splits": 1, "across_labels": 0}
-    assert found["near"] == {"images": 3, "sets": 1, "across_splits": 1, "across_labels": 1}
+    once = {"sets": 1, "across_splits": 1}
+    assert found["exact"] == once | {"images": 2, "torn": 2, "across_labels": 0}
+    assert found["near"] == once | {"images": 3, "torn": 3, "across_labels": 1}
     assert names[1] == {"real-000.jpg", "copied.jpg", "near.png"} == names[0] | {"near.png"}
     assert len(table) == 182 and (table["status"] == "ok").all()
 
@@ -169,6 +172,43 @@ def test_scenes_on_both_sides_are_counted(tmp_path, data_root):
     assert overlap["strict"] == 0
     # of two more images, 54 % each lie in train
     assert overlap["paper"] == pytest.approx(1 - 0.46**2, abs=0.12)
+
+
+@pytest.mark.parametrize("kind", ["exact", "near"])
+def test_a_set_of_one_picture_is_not_called_harmless(
+    tmp_path, data_root, outputs_root, kind, caplog
+):
+    """82 times the same picture, real and fake alike: the probe alone finds nothing."""
+    photo = PHOTOS[0].resize((330, 330), Image.Resampling.LANCZOS).crop((100, 100, 196, 196))
+    for i in range(82):
+        path = tmp_path / "set" / ("real", "fake/gan")[i % 2] / f"{i:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo.save(path, quality=85 if kind == "exact" else 80 + i % 5, comment=f"{i % 41}" * 9)
+        if kind == "exact":
+            photo.save(path, quality=85)
+    folder.prepare(tmp_path / "set", name="mine")
+    assert ("82 exact copies in 1 sets" in caplog.text) == (kind == "exact")
+    found, page = audit_page.write("mine")
+    assert found.verdict.startswith(
+        f"Not to be trusted: 82 of 82 images are {kind} copies (1 pictures, 1 of them both real and"
+    )
+    assert "No strong give-away" not in found.verdict and found.verdict in page.read_text()
+
+
+def test_a_picture_that_is_both_real_and_fake_is_told_by_scan_and_audit(
+    tmp_path, data_root, caplog
+):
+    root = patches(tmp_path / "set", n=60)
+    for i in range(4):
+        copied = (root / "real" / f"real-{2 * i:03d}.jpg").read_bytes()
+        (root / "fake" / "gan" / f"again{i}.jpg").write_bytes(copied)
+    folder.prepare(root, name="mine")
+    told = "mine: 10 exact copies in 5 sets, 0 of these in several splits, 5 real and fake (e.g. "
+    assert told in caplog.text and "fake/gan/again0.jpg, real/real-000.jpg" in caplog.text
+    told = (
+        "Not to be trusted: 10 of 124 images are exact copies (5 pictures, 5 of them both real and"
+    )
+    assert audit.audit("mine").verdict.startswith(told)
 
 
 # ---- the page

@@ -200,3 +200,26 @@ def test_few_images_are_a_part_of_more(opened):
     assert paths[0] < paths[1] < set(opened.train.table["path"])
     assert data.few(opened, 3).train.table["label"].value_counts().to_dict() == {0: 3, 1: 3}
     assert data.few(opened, 3).test is opened.test
+
+
+def test_few_images_are_drawn_by_the_seed_alone(opened):
+    paths = lambda n, seed: set(data.few(opened, n, seed=seed).train.table["path"])
+    assert paths(10, 1) == paths(10, 1) > paths(3, 1)
+    drawn = [frozenset(paths(10, seed)) for seed in range(5)]
+    assert len(set(drawn)) == 5 and data.few(opened, 10).train.table["path"].isin(drawn[0]).all()
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_few_images_train_as_balanced_as_the_whole(tmp_path, data_root, tree, protocol):
+    """All reals there are, and 25 fakes: strict batches hold both equally often, as before."""
+    root = tree(tmp_path / "set", {"real": 22, "fake/gan": 180}, size=(32, 32))
+    folder.prepare(root, name="mine")
+    whole = data.open("mine", size=32, protocol=protocol)
+    reals = int((whole.train.labels == 0).sum())
+    for seed in (0, 1):
+        few = data.few(whole, 25, seed=seed).train
+        assert (few.labels == 0).sum() == reals and (few.labels == 1).sum() == 25
+        batches = list(few.batches(8, shuffle=torch.Generator().manual_seed(0)))
+        fakes = torch.cat([labels for _, labels in batches]).float().mean().item()
+        expected = 0.5 if protocol == "strict" else 25 / (25 + reals)
+        assert fakes == pytest.approx(expected, abs=0.03)

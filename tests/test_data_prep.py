@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -9,6 +10,8 @@ import logging
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -19,12 +22,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import cache, folder, integrity, manifest, paths, protocol, sources
+from data_prep import cache, errors, folder, integrity, manifest, paths, protocol, sources
 from data_prep.errors import InputError, choose
+from dflib import data
 
 COLUMNS = (
-    "path,label,generator,split,group,width,height,mode,format,jpeg_quality,bytes,sha256,phash,"
-    "status"
+    "path,label,generator,split,group,testset,width,height,mode,format,jpeg_quality,bytes,sha256,"
+    "phash,status"
 )
 
 
@@ -180,17 +184,17 @@ def test_broken_files_are_quarantined_with_their_reason_and_the_rest_goes_on(
     tmp_path, data_root, tree, caplog
 ):
     root = tree(tmp_path / "set", {"real": 10, "fake/gan": 160})
-    for name, (data, _) in BROKEN.items():
-        (root / "fake" / "gan" / name).write_bytes(data)
+    for name, (content, _) in BROKEN.items():
+        (root / "fake" / "gan" / name).write_bytes(content)
     (root / "fake" / "gan" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (root / "fake" / "lost").mkdir()  # a generator of nothing but broken files
     (root / "fake" / "lost" / "x.png").write_bytes(b"")
     made = folder.prepare(root, name="mine")
     table = made.set_index("path")
-    for name, (data, reason) in BROKEN.items():
+    for name, (content, reason) in BROKEN.items():
         row = table.loc[f"fake/gan/{name}"]
         assert row["status"].startswith(reason), (name, row["status"])
-        assert row["bytes"] == len(data)
+        assert row["bytes"] == len(content)
         assert f"fake/gan/{name}" in caplog.text or reason in caplog.text
     assert table.loc["fake/gan/gone.png", "status"] == "unreadable: No such file or directory"
     assert (table["status"] == "ok").sum() == 170
@@ -380,7 +384,7 @@ NAMES = [
 
 def test_any_name_survives_the_manifest_and_the_decoding(tmp_path, data_root, picture):
     seeds = {f"real/{name}": i for i, name in enumerate(NAMES)}
-    seeds |= {f"fake/my gan, v2/{name}": 100 + i for i, name in enumerate(NAMES)}
+    seeds |= {f"fake/my gan; v2/{name}": 100 + i for i, name in enumerate(NAMES)}
     for path, seed in seeds.items():
         picture(tmp_path / "set" / path, seed=seed, size=(32, 32), format="PNG")
     made = folder.prepare(tmp_path / "set", name="mine")
@@ -392,12 +396,87 @@ def test_any_name_survives_the_manifest_and_the_decoding(tmp_path, data_root, pi
         assert np.array_equal(image, noise(32, 32, seeds[path]))
 
 
-def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path, data_root, tree):
-    root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
-    source = next((root / "real").iterdir())
-    shutil.copy(os.fsencode(source), os.fsencode(root / "real") + b"/caf\xe9.png")
-    with pytest.raises(InputError, match=r"file name 'real/caf\\udce9.png' below .* is not UTF-8"):
-        folder.prepare(root, name="mine")
+def test_a_name_that_is_not_utf8_is_quarantined_by_name(tmp_path, data_root, tree, caplog):
+    root = tree(tmp_path / "set", {"real": 20, "fake/gan": 20})
+    odd = root / "real" / os.fsdecode(b"caf\xe9.png")
+    shutil.copy(root / "real" / "real-000.png", odd)
+    for _ in range(2):  # the scan goes on, and knows it again
+        table = folder.prepare(root, name="mine").set_index("path")
+        assert table.loc["real/caf\\udce9.png", "status"] == "name is not UTF-8: rename it"
+        assert (table["status"] == "ok").sum() == 40
+    assert (
+        "1 file(s) of real quarantined: name is not UTF-8: rename it (e.g. real/caf" in caplog.text
+    )
+    assert manifest.load("mine")["path"].tolist() == table.index.tolist()
+    odd.rename(root / "real" / "café.png")
+    assert (folder.prepare(root, name="mine")["status"] == "ok").all()
+
+
+# as a file system takes them: no slash, no NUL, at most 255 bytes, whatever else
+ANY_NAME = st.one_of(
+    st.text(st.characters(exclude_characters="/\0", exclude_categories=()), min_size=1),
+    st.text(st.sampled_from("a\r\n\t\"'`,;[]{}<>&$%#=\\ .:-\x1b\x7f\u202e\u2028é🙂"), min_size=1),
+    st.sampled_from(["Icon\r", "photo [edited]", "[red]", "a[/b]", "-rf", ":smile:", "\udce9"]),
+    st.integers(1, 250).map(lambda n: n * "x"),
+).filter(lambda name: len(os.fsencode(name.encode("utf-8", "replace"))) < 240)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(ANY_NAME, min_size=1, max_size=5, unique=True))
+def test_any_names_come_back_from_the_manifest_as_they_were(data_root, names):
+    def entry(path: str) -> dict:
+        known = {"label": len(path) % 2, "generator": "gan" if len(path) % 2 else "real"}
+        return known | {"path": path, "split": "", "group": folder.stem(path)}
+
+    data_root.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for told in ("check", "_tell_copies"):  # of files, and none of these is there
+            patch.setattr(manifest, told, lambda *_, **__: None)
+        made = manifest.make("mine", data_root, map(entry, names), force=True)
+    read = manifest.load("mine")
+    assert read["path"].tolist() == made["path"].tolist()
+    assert read["group"].tolist() == made["group"].tolist()
+    whole = [name for name in names if paths.as_text(name) == name]
+    assert set(whole) <= set(read["path"]) and len(read) == len(names)
+    odd = read[~read["path"].isin(whole)]
+    assert (odd["status"] == "name is not UTF-8: rename it").all()
+    with (data_root / "mine" / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == read["path"].tolist()
+
+
+@settings(max_examples=200)
+@given(ANY_NAME)
+def test_a_shown_name_is_one_printable_line_that_tells_all(name):
+    line = errors.shown(name)
+    assert line.isprintable() and str(errors.InputError(name)) == line
+    assert line == name or not name.isprintable()
+    line.encode()  # a terminal, a file, a page can take it
+
+
+ODD = ["Icon\r", "photo [edited].jpg", "[red].png", ":smile:.png", "two\nlines", "\x1b[31m.png"]
+ODD += ["-dash.png", "q\"uote'.png", 250 * "x", os.fsdecode(b"caf\xe9.png"), "\u202egnp.exe"]
+
+
+def test_odd_names_are_told_whole_in_tables_pages_and_logs(tmp_path, data_root, outputs_root, tree):
+    """All commands, on files of all odd names and folders with markup in theirs."""
+    root = tree(tmp_path / "set", {"real": 100, "fake/[red]": 100, "fake/a[b": 100}, size=(40, 40))
+    for i, name in enumerate(ODD):
+        place = root / ("real", "fake/[red]", "fake/a[b")[i % 3] / name
+        shutil.copy(root / "real" / f"real-{i:03d}.png", place)
+
+    def call(module: str, *words: str) -> str:
+        command = [sys.executable, "-m", module, *words]
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()  # UTF-8
+
+    for words in (("folder", str(root), "--name", "mine"), ("list",)):
+        told = call("data_prep", *words)
+        assert "[red]" in told and "a[b" in told and "\x1b" not in told
+    call("data_prep", "audit", "mine", "--sample", "20")
+    page = (outputs_root / "audit-mine.html").read_text()
+    assert "[red]" in page and "a[b" in page
+    assert {*map(paths.as_text, ODD)} <= {*manifest.load("mine")["path"].str.split("/").str[-1]}
 
 
 def test_links_are_followed_and_loops_walked_once(tmp_path, data_root, tree):
@@ -427,6 +506,41 @@ def test_stray_files_are_left_out_counted_and_named(tmp_path, data_root, tree, p
     picture(root / "train" / "fakes" / "x.png")
     with pytest.raises(InputError, match="unknown class folder 'fakes'"):
         folder.prepare(root, name="mine")
+
+
+def deep(base: Path, name: str) -> Path:
+    """A folder whose path is longer than the system opens: nobody, root included, can list it."""
+    here = os.open(base, os.O_RDONLY)
+    for part in [name, *(["x" * 250] * 17)]:
+        os.mkdir(part, dir_fd=here)  # noqa: PTH102 (by its path it could not be made)
+        here, before = os.open(part, os.O_RDONLY, dir_fd=here), here
+        os.close(before)
+    os.close(here)
+    return base / name
+
+
+def test_folders_that_are_not_walked_are_named_and_counted(tmp_path, data_root, tree, caplog):
+    root = tree(tmp_path / "set", {"real": 5, "fake/gan": 5, "fake/.old": 2})
+    (root / "fake" / "again").symlink_to(root / "fake" / "gan", target_is_directory=True)
+    (root / "itself").symlink_to("itself")
+    for name in ("one", "two"):
+        deep(root / "fake" / "gan", name)
+    table = folder.prepare(root, name="mine")
+    assert set(table["generator"]) in ({"real", "gan"}, {"real", "again"})
+    told = " ".join(caplog.messages)
+    for reason, times in (("File name too long", 2), (": hidden", 1), ("walked already", 1)):
+        assert told.count(reason) == times, reason
+    assert "4 folder(s) below" in told and all(f"/{name}/" in told for name in ("one", "two"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_without_permission_is_named_and_counted(tmp_path, data_root, tree, caplog):
+    root = tree(tmp_path / "set", {"real": 5, "fake/gan": 5, "fake/locked": 5})
+    (root / "fake" / "locked").chmod(0)
+    table = folder.prepare(root, name="mine")
+    (root / "fake" / "locked").chmod(0o755)
+    assert set(table["generator"]) == {"real", "gan"}
+    assert "1 folder(s) below" in caplog.text and "fake/locked: Permission denied" in caplog.text
 
 
 def test_hidden_files_and_windows_own_are_left_out(tmp_path, data_root, tree):
@@ -540,9 +654,70 @@ def test_the_same_name_for_another_folder_is_scanned_anew(tmp_path, mine, tree):
     other = tree(tmp_path / "two", {"fake/gan": 2, "real": 2}, suffix=".bmp")  # other contents
     for file in folder.walk(other):
         os.utime(file, ns=((mine / file.relative_to(other)).stat().st_mtime_ns,) * 2)
-    table = folder.prepare(other, name="mine").set_index("path")
+    with pytest.raises(InputError, match=f"'mine' is there already, made from {mine}: .*--force"):
+        folder.prepare(other, name="mine")
+    table = folder.prepare(other, name="mine", force=True).set_index("path")
     facts = integrity.inspect_file(other / "real" / "real-000.bmp")
     assert table.loc["real/real-000.bmp", "sha256"] == facts["sha256"]
+
+
+def test_no_set_takes_anothers_name_in_silence(tmp_path, mine, data_root, tree):
+    """Not a folder, not a published set, not the demo; and what is refused leaves all as it was."""
+    before = {p: p.read_bytes() for p in data_root.rglob("*") if p.is_file()}
+    sources_ = {"train/cats": 2, "train/dogs": 2, "test/cats": 2, "test/dogs": 2}
+    other, pets = tree(tmp_path / "two", {"real": 2}), tree(tmp_path / "pets", sources_)
+    for prepare in (
+        lambda: folder.prepare(other, name="mine"),
+        lambda: folder.prepare(mine.parent, name="mine"),  # above it is another folder, too
+        lambda: sources.prepare("dogs-vs-cats", pets, name="mine"),
+        lambda: sources.prepare("synthbuster", name="mine"),  # would be downloaded
+    ):
+        with pytest.raises(InputError, match=f"'mine' is there already, made from {mine}"):
+            prepare()
+    assert {p: p.read_bytes() for p in data_root.rglob("*") if p.is_file()} == before
+    folder.prepare(mine, name="mine")
+    (tmp_path / "link").symlink_to(mine)
+    folder.prepare(tmp_path / "link", name="mine")  # the same folder
+    (data_root / "mine" / "dataset.json").write_text("{")
+    folder.prepare(mine, name="mine")  # is mended
+    assert set(sources.prepare("dogs-vs-cats", pets, name="mine", force=True)["label"]) == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-source"])
+def test_the_demo_replaces_no_other_set(mine, data_root, name):
+    (data_root / "mine").rename(data_root / name)
+    own = data_root / name / "images" / "own.png"
+    own.parent.mkdir()
+    own.write_bytes(b"mine")
+    command = [sys.executable, "-m", "data_prep", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: '{name}' is there already, made from {mine}")
+    assert own.read_bytes() == b"mine" and len(manifest.load(name)) == 4
+    assert sorted(p.name for p in data_root.iterdir()) == [name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["real", "Real", "all", "macro", "seen", "unseen", "sd,xl", " sd", "sd ", "s\nd", "s\x1bd"],
+)
+def test_a_generator_whose_name_means_something_else_is_refused_at_once(
+    tmp_path, data_root, tree, name
+):
+    root = tree(tmp_path / "set", {"real": 2, f"fake/{name}": 2, "fake/gan": 2})
+    with pytest.raises(
+        InputError, match=r"cannot be a generator's name.*Rename its folder"
+    ) as told:
+        folder.prepare(root, name="mine")
+    assert f"fake/{errors.shown(name)}/" in str(told.value) and not data_root.exists()
+
+
+@pytest.mark.parametrize("name", ["1", "NA", "[red]", "sd xl", "a'b", "-x", "真", "fake", "real2"])
+def test_other_names_of_generators_are_taken_and_can_be_held_out(tmp_path, data_root, tree, name):
+    root = tree(tmp_path / "set", {"real": 40, f"fake/{name}": 40, "fake/gan": 40})
+    folder.prepare(root, name="mine")
+    assert data.trained_on("mine", hold_out="gan") == [name]
+    assert data.trained_on("mine", train_generators=f"gan, {name}") == sorted(["gan", name])
 
 
 def test_many_processes_find_what_one_finds(tmp_path, tree):
@@ -576,6 +751,87 @@ def test_a_dataset_that_is_not_there_tells_how_to_get_it(data_root):
         paths.dataset_folder("faces-140")
 
 
+# ---- where it is all kept
+
+
+def test_relative_roots_are_made_absolute_once(tmp_path):
+    """Whoever starts from here, and in whatever folder it works, means the same folders."""
+    code = """
+import os, subprocess, sys
+from data_prep import paths
+names = ("DFLIB_DATA", "DFLIB_OUTPUTS", "DFLIB_ATTACHED")
+before = [os.environ[name] for name in names]
+os.chdir("/")
+assert [str(paths.data_root()), str(paths.outputs_root())] == before[:2], before
+print(*before, sep="\\n")
+show = "import os; print(*(os.environ[n] for n in %r), sep='|')" % (names,)
+print(subprocess.run([sys.executable, "-c", show], capture_output=True, text=True).stdout)
+os.chdir(before[0])
+os.environ["DFLIB_DATA"] = "later"
+root = paths.data_root()
+os.chdir("/")
+assert root == paths.data_root() and str(root) == os.path.join(before[0], "later")
+"""
+    for name in ("some/data", "out", "a", "b"):
+        (tmp_path / name).mkdir(parents=True)
+    env = os.environ | {
+        "DFLIB_DATA": "some/data",
+        "DFLIB_OUTPUTS": "./out",
+        "DFLIB_ATTACHED": "a:b",
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = [f"{tmp_path}/some/data", f"{tmp_path}/out", f"{tmp_path}/a:{tmp_path}/b"]
+    assert done.stdout.split() == [*expected, "|".join(expected)]
+
+
+@pytest.mark.parametrize("words", [["folder", "{set}", "--name", "n" * 300], ["folder", "x" * 300]])
+def test_names_of_300_letters_are_one_line(tmp_path, data_root, tree, words):
+    root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
+    words = [word.format(set=root) for word in words]
+    words += [] if "--name" in words else ["--name", "mine"]
+    command = [sys.executable, "-m", "data_prep", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1 and not data_root.exists()
+
+
+@pytest.mark.parametrize("what", ["read-only", "a file"])
+def test_a_data_folder_that_cannot_be_written_to_is_one_line(tmp_path, data_root, tree, what):
+    root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
+    data_root.mkdir()
+    if what == "a file":
+        (data_root / "mine").write_bytes(b"")
+    else:
+        data_root.chmod(0o555)
+        if os.access(data_root, os.W_OK):
+            pytest.skip("root writes everywhere")
+    command = [sys.executable, "-m", "data_prep", "folder", str(root), "--name", "mine"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    data_root.chmod(0o755)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {data_root}/mine")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line(tmp_path, data_root, tree):
+    """A file may not grow beyond 200 bytes: as a disk that is full while the manifest is written."""
+    root = tree(tmp_path / "set", {"real": 20, "fake/gan": 20})
+    code = """
+import resource, signal, sys
+from data_prep.__main__ import app, command_line
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+command_line(app)
+"""
+    command = [sys.executable, "-c", code, "folder", str(root), "--name", "mine"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.endswith("error: File too large\n"), done.stderr
+    assert not (data_root / "mine" / "manifest.csv").exists()
+
+
 # ---- splits
 
 
@@ -589,7 +845,10 @@ def scenes(sizes: list[tuple[int, int]], split: str = "", name: str = "g") -> pd
     ]
     table = pd.DataFrame(rows, columns=["group", "label"]).assign(split=split, status="ok")
     generator = np.where(table["label"], "gan", "real")
-    return table.assign(generator=generator, path=[str(i) for i in range(len(table))])
+    named = [f"{split}{name}-{i}" for i in range(len(table))]
+    rng = np.random.default_rng(zlib.crc32(f"{split}{name}".encode()))
+    phash = [f"{h:016x}" for h in rng.integers(0, 2**63, len(table))]
+    return table.assign(generator=generator, path=named, sha256=named, phash=phash)
 
 
 def joined(*tables: pd.DataFrame) -> pd.DataFrame:
@@ -649,10 +908,92 @@ def test_splits_that_the_dataset_gives_are_kept():
     for name in protocol.PROTOCOLS:
         assert protocol.assign(table, name).tolist() == table["split"].tolist()
     table = joined(*(scenes([(1, 1)] * 12, part) for part in parts))  # the same scenes in each
+    table = table.assign(sha256=table["path"] + table.index.astype(str))
     message = r"12 scenes stand in more than one split \(e\.g\. 'g0'\): a leak\..*--protocol paper"
     with pytest.raises(InputError, match=message):
         protocol.assign(table, "strict")
     assert protocol.assign(table, "paper").tolist() == table["split"].tolist()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=30, max_size=60),
+    copies=st.lists(st.tuples(st.integers(0, 999), st.integers(0, 999)), max_size=40),
+    seed=st.integers(0, 5),
+)
+def test_strict_never_parts_a_file_from_its_copy(sizes, copies, seed):
+    table = scenes(sizes)
+    assume(len(table))
+    sha256 = table["sha256"].tolist()
+    for i, j in copies:
+        sha256[i % len(table)] = sha256[j % len(table)]
+    table = table.assign(sha256=sha256)
+    try:
+        split = protocol.assign(table, "strict", seed=seed)
+    except InputError as error:
+        assert any(reason in str(error) for reason in ("too few", "both classes are needed"))
+        assume(False)
+    for column in ("group", "sha256"):
+        assert (split.groupby(table[column]).nunique() == 1).all()
+    # the scenes are the coarsest that this needs: connected components, by hand
+    linked = {i: i for i in table.index}
+    find = lambda i: i if linked[i] == i else find(linked[i])
+    for column in ("group", "sha256"):
+        for rows in table.groupby(column).groups.values():
+            for i in rows:
+                linked[find(i)] = find(rows[0])
+    ours = protocol.scenes(table)
+    pairs = {(ours[i], find(i)) for i in table.index}
+    assert len(pairs) == ours.nunique() == len({find(i) for i in table.index})
+
+
+def test_without_copies_a_scene_is_a_group_and_splits_stay_as_they_were():
+    table = scenes([(2, 1)] * 40)
+    assert protocol.scenes(table) is table["group"] or protocol.scenes(table).equals(table["group"])
+    copied = table.assign(sha256=["same", "same", *table["sha256"][2:]])  # within the group
+    assert protocol.assign(copied).equals(protocol.assign(table))
+
+
+def given_splits(root: Path, tree) -> Path:
+    parts = ("train", "val", "test")
+    return tree(root, {f"{p}/{k}": 12 for p in parts for k in ("real", "fake/gan")}, size=(40, 40))
+
+
+def test_a_file_in_two_given_splits_is_an_error_that_names_both(tmp_path, data_root, tree, caplog):
+    root = given_splits(tmp_path / "set", tree)
+    for name in ("a.png", "b.png"):
+        shutil.copy(root / "train" / "real" / "train-real-000.png", root / "train" / "real" / name)
+    folder.prepare(root, name="mine")
+    assert (data.open("mine", size=32).train.groups == "train/a").sum() == 3  # one scene now
+    shutil.copy(root / "train" / "real" / "a.png", root / "test" / "real" / "other name.png")
+    fake = root / "val" / "fake" / "gan" / "copied.png"
+    shutil.copy(root / "test" / "fake" / "gan" / "test-fake-gan-001.png", fake)
+    table = folder.prepare(root, name="mine")
+    assert "6 exact copies in 2 sets, 2 of these in several splits" in caplog.text
+    with pytest.raises(InputError, match="2 files stand in more than one split") as told:
+        protocol.assign(table, "strict")
+    for name in ("train/real/a.png", "test/real/other name.png", "val/fake/gan/copied.png"):
+        assert name in str(told.value)
+    assert "--protocol paper" in str(told.value)
+    assert protocol.assign(table, "paper").tolist() == table["split"].tolist()
+
+
+def test_near_copies_across_given_splits_are_a_warning_with_examples(
+    tmp_path, data_root, tree, caplog
+):
+    root = given_splits(tmp_path / "set", tree)
+    for i in range(3):
+        with Image.open(root / "train" / "real" / f"train-real-{i:03d}.png") as image:
+            image.resize((80, 80)).save(root / "test" / "real" / f"larger-{i}.png")
+    table = folder.prepare(root, name="mine")
+    assert "6 near copies in 3 sets, 3 of these in several splits" in caplog.text  # the scan's
+    caplog.clear()
+    assert protocol.assign(table, "strict").tolist() == table["split"].tolist()
+    assert "6 images stand in more than one split as near copies, in 3 sets (e.g." in caplog.text
+    assert "test/real/larger-" in caplog.text
+    caplog.clear()
+    protocol.assign(table, "paper")
+    assert not caplog.messages
 
 
 def test_a_missing_validation_part_is_carved_out_of_train():

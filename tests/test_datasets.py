@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -18,9 +20,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from data_prep import __main__ as command
-from data_prep import paths, protocol, sources
+from data_prep import folder, manifest, paths, protocol, sources
 from data_prep.errors import InputError
 from data_prep.sources import SOURCES
+from dflib import data, metrics
+from dflib.study import compare
 
 
 def zip_of(folder: Path) -> bytes:
@@ -159,6 +163,46 @@ def test_forensynths_trains_on_progan_persons_and_tests_per_generator(forensynth
     assert (split == table["split"]).all()  # the same number in two folders is not one scene
 
 
+def test_forensynths_generators_are_scored_against_their_own_reals(
+    forensynths_files, data_root, tmp_path
+):
+    """A score that is perfect in each test set, at another level in each: AUROC 1 for everyone."""
+    table = sources.prepare(sources.FORENSYNTHS_ALL, forensynths_files)
+    tested = table["split"] == "test"
+    own = table["path"].str.split("/").str[1]
+    assert (table["testset"] == own.where(tested, "")).all() and table["testset"].nunique() == 14
+    test = data.open("forensynths", size=32).test
+    level = dict(zip(sorted(GENERATORS), np.linspace(0.04, 0.9, 13), strict=True))
+    scores = np.array([level[t] for t in test.testsets]) + 0.05 * test.labels
+    how = {"threshold": 0.5, "groups": test.groups, "draws": 20}
+    found = metrics.evaluate(test.labels, scores, test.generators, testsets=test.testsets, **how)
+    together = metrics.evaluate(test.labels, scores, test.generators, **how)
+    for generator in GENERATORS:
+        n = int((test.generators == generator).sum())
+        numbers = {key: found[generator][key] for key in ("auroc", "n_real", "n_fake")}
+        assert numbers == {"auroc": 1.0, "n_real": n, "n_fake": n}
+    assert found["macro"]["auroc"] == 1 and found["all"] == together["all"]
+    assert min(together[g]["auroc"] for g in GENERATORS) < 0.1  # what it is without a test set
+    predictions = test.table[["path"]].assign(
+        generator=test.generators, label=test.labels, score=scores, group=test.groups
+    )
+    (tmp_path / "result.json").write_text(json.dumps({"threshold": 0.5}))
+    for column, expected in ({"testset": test.testsets}, 1.0), ({}, together["san"]["auroc"]):
+        predictions.assign(**column).to_parquet(tmp_path / "predictions.parquet")
+        assert compare.resampled(tmp_path, {"san": ["san"]})["san"]["auroc"][0] == expected
+
+
+def test_a_set_whose_reals_are_shared_keeps_its_fingerprint(tmp_path, data_root, tree):
+    folder.prepare(tree(tmp_path / "set", {"real": 3, "fake/gan": 3}), name="mine")
+    table = manifest.load("mine")
+    assert (table["testset"] == "").all()
+    before = manifest.fingerprint(table)
+    file = data_root / "mine" / "manifest.csv"
+    table.drop(columns="testset").to_csv(file, index=False)  # as an older scan wrote it
+    assert manifest.fingerprint(manifest.load("mine")) == before
+    assert manifest.fingerprint(table.assign(testset="a")) != before
+
+
 def test_forensynths_all_is_all_13(forensynths_files, data_root):
     done = CliRunner().invoke(
         command.app, ["forensynths", "--from", str(forensynths_files), "--all", "--name", "all"]
@@ -211,16 +255,16 @@ def test_kaggle_sets_are_found_by_structure_and_only_read(mounts, mount, data_ro
         tree(place / "dogs" / split, {"cats": 2, "dogs": 2})
     before = sorted(mounts.rglob("*"))
     folders = [mounts, *(p for p in before if p.is_dir())]
-    for folder in folders:
-        folder.chmod(0o555)
+    for place in folders:
+        place.chmod(0o555)
     try:
         made = {
             n: labels(sources.prepare(n)) for n in ("faces-140k", "deepfake-real", "dogs-vs-cats")
         }
         assert sorted(mounts.rglob("*")) == before
     finally:
-        for folder in folders:
-            folder.chmod(0o755)
+        for place in folders:
+            place.chmod(0o755)
     for name, fake in (("faces-140k", "stylegan"), ("deepfake-real", "deepfake")):
         kinds = (("real", 0), (fake, 1))
         assert made[name] == {(g, s): (y, 2) for g, y in kinds for s in ("train", "val", "test")}

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data_prep import download
 from data_prep.errors import InputError
@@ -135,6 +137,59 @@ def test_a_damaged_archive_leaves_nothing(tmp_path):
         with pytest.raises(InputError, match="cannot be unpacked"):
             download.unpack(tmp_path / "a.zip", tmp_path / "out")
         assert left(tmp_path) == ["a.zip"]
+
+
+def flagged(bits: int = 0, method: int | None = None) -> bytes:
+    """A zip whose member claims to be encrypted, or packed in another way."""
+    whole = bytearray(zipped({"a.png": DATA[:5000], "b.png": DATA[:5000]}))
+    for head, flags, how in ((b"PK\x03\x04", 6, 8), (b"PK\x01\x02", 8, 10)):
+        start = whole.rindex(head)
+        whole[start + flags] |= bits
+        if method is not None:
+            whole[start + how : start + how + 2] = method.to_bytes(2, "little")
+    return bytes(whole)
+
+
+ODD = {
+    "encrypted": (flagged(0x1), "'b.png' is encrypted: unpack it yourself"),
+    "strongly encrypted": (flagged(0x41), "'b.png' is encrypted: unpack it yourself"),
+    "implode": (flagged(method=6), "'b.png' is packed in a rare way: unpack it yourself"),
+    "zstandard": (flagged(method=93), "'b.png' is packed in a rare way"),
+    "not deflated": (flagged(method=8), "cannot be unpacked"),
+    "a file as folder": (zipped({"a": b"x", "a/b": b"x"}), "cannot be unpacked"),
+    "a long name": (zipped({"x" * 300: b"x"}), "cannot be unpacked"),
+    "empty": (b"", "cannot be unpacked"),
+    "no zip": (DATA[:3000], "cannot be unpacked"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_archive_is_one_message_and_leaves_nothing(server, tmp_path, kind):
+    content, message = ODD[kind]
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        download.unpack(tmp_path / "a.zip", tmp_path / "new" / "folder" / "out")
+    assert left(tmp_path) == ["a.zip"]
+    if "yourself" in message:  # of a server, too
+        server.files["a.zip"] = content
+        with pytest.raises(InputError, match=message):
+            download.fetch_members(server.url("a.zip"), tmp_path / "out", wanted=lambda name: True)
+        assert left(tmp_path) == ["a.zip"]
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), min_size=1, max_size=6))
+def test_no_zip_whatever_its_bytes_ends_in_a_traceback_or_leaves_anything(tmp_path, edits):
+    whole, out = bytearray(zipped({f"{i}/{i}.png": DATA[:900] for i in range(4)})), tmp_path / "out"
+    for place, value in edits:
+        whole[place % len(whole)] = value
+    (tmp_path / "a.zip").write_bytes(whole)
+    try:
+        download.unpack(tmp_path / "a.zip", out)
+        shutil.rmtree(out)
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1
+    assert left(tmp_path) == ["a.zip"]
 
 
 PLACES = ("wanted", "other/wanted", "w")

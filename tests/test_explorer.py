@@ -164,13 +164,13 @@ def test_an_upload_gets_two_probabilities_and_stays_in_memory(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"plain text", "not an image of a kind that is taken: JPEG, PNG"),
-        (b"", "not an image"),
+        (b"plain text", "(not an image): take JPEG, MPO, PNG"),
+        (b"", "zero-byte"),
         # Pillow would start Ghostscript
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (written(Image.new("RGB", (9, 9)), "PPM"), "not an image"),
         (bytes(8_000_001), "8.0 MB: take JPEG"),
-        (written(Image.new("1", (9000, 5000))), "9000 x 5000 pixels: take JPEG"),
+        (written(Image.new("1", (9000, 5000))), "more than 40 megapixels): take JPEG"),
         (written(Image.effect_noise((64, 64), 50), "JPEG")[:900], "truncated or damaged"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_prep.errors import InputError
-from data_prep.paths import images_root
+from data_prep.errors import InputError, shown
+from data_prep.paths import as_text, images_root
 from dflib import data, train
 from dflib.edge.predict import Predictor, files
 
@@ -168,3 +170,31 @@ def test_the_command_fails_where_no_image_could_be_read(run, tmp_path):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_command_tells_of_odd_names_whole(exported, tmp_path, picture):
+    names = [
+        "Icon\r.png",
+        "[red].png",
+        "[/b].png",
+        ":smile:.png",
+        "a\nb.png",
+        "-x.png",
+        "\x1b[2J.png",
+    ]
+    names += ['q"u,o;te.png', 240 * "x" + ".png", os.fsdecode(b"caf\xe9.png"), "\u202egnp.png"]
+    for name in names:
+        picture(tmp_path / "images" / name, format="PNG", size=(40, 40))
+    table = tmp_path / "out.csv"
+    words = [str(tmp_path / "images"), "--run", str(exported["onnx"]), "--csv", str(table)]
+    command = [sys.executable, "-m", "dflib", "predict", *words]
+    done = subprocess.run(
+        command, capture_output=True, check=False
+    )  # as bytes: no line ends change
+    told = done.stdout.decode()
+    assert done.returncode == 0 and len(told.splitlines()) == 2 + len(names)
+    assert all(shown(as_text(name)) in told for name in names)
+    assert all(c.isprintable() for line in told.split("\n") for c in line)
+    with table.open(newline="", encoding="utf-8") as file:
+        read = [row["path"] for row in csv.DictReader(file)]
+    assert sorted(read) == sorted(f"{tmp_path}/images/{as_text(name)}" for name in names)

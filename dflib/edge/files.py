@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from importlib.metadata import version
-from importlib.resources import files as resources
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -25,7 +25,6 @@ from dflib.edge import place
 from dflib.study import runs
 from dflib.study.settings import DEFAULTS
 
-PREPARE = (integrity.open_image, integrity.to_rgb, cache.fit)  # as the training images were
 FORMATS = {"onnx": ".onnx", "onnx-int8": ".onnx", "executorch": ".pte"}
 
 
@@ -130,33 +129,24 @@ def script(name: str, result: dict) -> str:
     """`predict.py`: prepares images with the very functions that prepared the training images."""
     facts = {"MODEL": name, "SIZE": result["params"]["size"], "MODE": result["params"]["mode"]}
     facts |= {"THRESHOLD": result["threshold"], "CLASSES": tuple(result["classes"])}
-    constants = "\n".join(f"{key} = {value!r}" for key, value in facts.items())
-    text = (resources("dflib.edge") / "templates" / "predict.txt").read_text(encoding="utf-8")
-    needed = zip(("<IMPORTS>", "<FUNCTIONS>"), _needed(*PREPARE), strict=True)
-    for what, value in (("<RUN>", result["run_id"]), ("<FACTS>", constants), *needed):
-        text = text.replace(what, value)
-    return place.stamped(text)
+    used, constants = _called(integrity.open_image, integrity.to_rgb, cache.fit)
+    facts = "\n".join(f"{key} = {value!r}" for key, value in (facts | constants).items())
+    functions = "\n\n".join(map(inspect.getsource, used)).rstrip()
+    text = (files("dflib.edge") / "templates" / "predict.txt").read_text(encoding="utf-8")
+    text = text.replace("<RUN>", result["run_id"]).replace("<FACTS>", facts)
+    return place.stamped(text.replace("<FUNCTIONS>", functions))
 
 
-def _needed(*functions: Callable) -> tuple[str, str]:
-    """Imports, then source, of the functions and of all of data_prep that they name."""
-    found, values, imports = list(functions), {}, set()
+def _called(*functions: Callable) -> tuple[list[Callable], dict[str, object]]:
+    """The functions, all of data_prep that they use, and the constants among it."""
+    found, constants = list(functions), {}
     for function in filter(inspect.isfunction, found):  # grows meanwhile
-        code = function.__code__
-        names = {*code.co_names, *(n for c in code.co_consts for n in getattr(c, "co_names", ()))}
-        for name in sorted(names & {*function.__globals__}):
-            it = function.__globals__[name]
-            home = getattr(it, "__module__", None) or ""
-            if inspect.ismodule(it):
-                imports.add(f"import {it.__name__} as {name}".removesuffix(f" as {it.__name__}"))
-            elif home.startswith("data_prep."):
-                found += [it] if it not in found else []
-            elif home:
-                imports.add(f"from {home.partition('.')[0]} import {name}")
-            else:
-                values[name] = it
-    constants = "".join(f"{name} = {value!r}\n" for name, value in values.items())
-    return "\n".join(sorted(imports)), "\n\n".join([constants, *map(inspect.getsource, found)])
+        known = function.__globals__
+        used = {name: known[name] for name in function.__code__.co_names if name in known}
+        constants |= {name: value for name, value in used.items() if name.isupper()}
+        own = (x for x in used.values() if inspect.isfunction(x) or inspect.isclass(x))
+        found += [x for x in own if x.__module__.startswith("data_prep") and x not in found]
+    return found, constants
 
 
 def need_executorch() -> None:

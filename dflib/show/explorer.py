@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from PIL import Image
 from data_prep.cache import fit
 from data_prep.errors import InputError
 from data_prep.integrity import BadImage, open_image, to_rgb
+from data_prep.transform import FORMATS
 from dflib import data, explain, models
 from dflib.edge.predict import Predictor
 from dflib.show.plots import in_order, interval
@@ -38,9 +38,8 @@ CHOICES = {  # what can be shown: which test images of a table of `compared`
     "wrong under both": lambda t: ~t["base_right"] & ~t["right"],
     "all, probabilities furthest apart first": lambda t: t["label"] >= 0,
 }
-UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 UPLOAD_MB, UPLOAD_MEGAPIXELS = 8, 40
-UPLOADS = f"{', '.join(UPLOAD_FORMATS)}; at most {UPLOAD_MB} MB, {UPLOAD_MEGAPIXELS} megapixels"
+UPLOADS = f"{', '.join(FORMATS)}; at most {UPLOAD_MB} MB, {UPLOAD_MEGAPIXELS} megapixels"
 
 
 @dataclass(frozen=True)
@@ -172,20 +171,13 @@ def error_cost(table: pd.DataFrame, at: np.ndarray, *, miss: float, share: float
 
 def check_upload(content: bytes) -> Image.Image:
     """An uploaded image as upright RGB, decoded in memory; raises `InputError` for a bad file.
-    Bytes, kind (of the content, never of the name) and pixels are checked before it is decoded."""
+    Bytes, kind (of the content, never of the name) and sides are checked before it is decoded."""
     if len(content) > 1e6 * UPLOAD_MB:
         raise InputError(f"the file has {len(content) / 1e6:.1f} MB: take {UPLOADS}")
     try:
-        with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS) as header:  # reads no pixels
-            width, height = header.size
-    except Exception as error:  # Pillow's headers have their own kinds
-        raise InputError(f"the file is not an image of a kind that is taken: {UPLOADS}") from error
-    if width * height > 1e6 * UPLOAD_MEGAPIXELS:
-        raise InputError(f"the image has {width} x {height} pixels: take {UPLOADS}")
-    try:
-        return to_rgb(open_image(content))
+        return to_rgb(open_image(content, max_pixels=1_000_000 * UPLOAD_MEGAPIXELS))
     except BadImage as error:
-        raise InputError(f"the file cannot be used ({error}): take another one") from error
+        raise InputError(f"the file cannot be used ({error}): take {UPLOADS}") from error
 
 
 def answer(content: bytes, study: Study, run_ids: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:

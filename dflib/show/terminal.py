@@ -14,12 +14,15 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from data_prep.errors import shown
 from dflib.study import engine, runs
 from dflib.study.progress import Progress, spoken
 
 log = logging.getLogger(__name__)
 
-console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+# names are data: no markup, no emoji
+_PLAIN = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
+console = Console(width=None if sys.stdout.isatty() else 160, **_PLAIN)
 # a notebook's `!python …` has a terminal, too
 LIVE = sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
 SHOWN = 8  # runs in the live view
@@ -29,12 +32,12 @@ COLOURS = {"done": "green", "failed": "red", "blocked": "yellow", "left": "yello
 
 def show(rows: pd.DataFrame | list[dict], title: str) -> None:
     """Print a table whole, in blocks of columns that the terminal has room for, each with the first."""
-    text = pd.DataFrame(rows).astype(str)
+    text = pd.DataFrame(rows).map(shown)
     first = text.columns[0]
     text = text.apply(lambda column: column.str.ljust(column.str.len().max()))
     text = text.set_index(first).rename_axis(index=None, columns=first)
     width = console.width if console.is_terminal else None
-    console.print(f"{title}\n{text.to_string(justify='left', line_width=width)}", markup=False)
+    console.print(f"{title}\n{text.to_string(justify='left', line_width=width)}")
 
 
 def results(rows: pd.DataFrame) -> None:
@@ -67,7 +70,7 @@ def study(p: engine.Plan, **options) -> dict[str, dict]:
         nonlocal due
         progress.end(s, outcome)
         if outcome["seconds"] or outcome["status"] != "done":
-            console.print(_line(s, outcome))
+            console.print(_line(s, outcome), markup=True)
             due = refresh() if time.monotonic() > due else due
 
     with _live(progress, transient=True):

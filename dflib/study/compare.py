@@ -132,6 +132,7 @@ def resampled(
     generators = table["generator"].where(table["label"] == 1)
     members = {name: generators.isin(list(of)) for name, of in (sets or {}).items()}
     options = {"threshold": runs.read(folder)["threshold"], "groups": table["group"]}
+    options["testsets"] = table.get("testset")
     scores = table["score"] if scores is None else scores
     return metrics.resample(table["label"], scores, members or None, draws=draws, **options)
 

@@ -18,7 +18,7 @@ import pandas as pd
 from data_prep import manifest, transform
 from data_prep.cache import fit
 from data_prep.errors import InputError
-from data_prep.integrity import open_image, to_rgb
+from data_prep.integrity import BadImage, open_image, read_file, to_rgb
 from data_prep.paths import describe, images_root
 from data_prep.transform import GRID
 from dflib import export, metrics, models, train
@@ -141,8 +141,8 @@ def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, 
     """One file, decoded once, under every perturbation: uint8, len(grid) x size x size x 3."""
     path, sha256 = job
     try:
-        data = path.read_bytes()
-    except OSError as error:
+        data = read_file(path)
+    except BadImage as error:
         needs = "the grid needs the original images"
         raise InputError(f"{path} cannot be read ({error}): {needs}") from error
     if hashlib.sha256(data).hexdigest() != sha256:

@@ -1,0 +1,281 @@
+"""What is opened as an image at all: regular files of a sane size and shape, of the formats that are listed; nothing starts another program."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import EpsImagePlugin, Image
+
+from data_prep import cache, demo, folder, integrity, manifest, transform
+from data_prep.errors import InputError
+from data_prep.integrity import BadImage
+from data_prep.paths import PROJECT
+from dflib.edge import files
+from dflib.edge.predict import Predictor
+from dflib.show import explorer
+
+HEAD = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+PROGRAMS = {
+    "overwrite": "({victim}) (w) file dup (OWNED by an image) writestring closefile\n",
+    "delete": "({victim}) deletefile\n",
+    "loop": "{{ }} loop\n",
+}
+
+
+def encoded(image: Image.Image, format_: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def victim(tmp_path, monkeypatch) -> Path:
+    """A file that PostScript is after; a `gs` stands first in $PATH and writes into it when started."""
+    file, gs = tmp_path / "victim.txt", tmp_path / "bin" / "gs"
+    file.write_text("mine")
+    gs.parent.mkdir()
+    gs.write_text(f"#!/bin/sh\necho started >> {file}\necho 10.0\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{gs.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # to be looked for again
+    return file
+
+
+def postscript(victim: Path) -> dict[str, bytes]:
+    made = {name: (HEAD + text.format(victim=victim)).encode() for name, text in PROGRAMS.items()}
+    whole = made["overwrite"]
+    wrapped = b"\xc5\xd0\xd3\xc6" + (30).to_bytes(4, "little") + len(whole).to_bytes(4, "little")
+    return made | {"binary": wrapped.ljust(30, b"\0") + whole}
+
+
+@pytest.fixture
+def exported_script(exported, tmp_path) -> Path:
+    """`predict.py` beside a model, as an export writes it."""
+    place = tmp_path / "edge"
+    place.mkdir()
+    (place / "model.onnx").write_bytes(exported["onnx"].read_bytes())
+    result = {"run_id": "a-run", "threshold": 0.5, "classes": ["real", "fake"]}
+    result |= {"params": {"size": 32, "mode": "center_crop"}}
+    (place / "predict.py").write_text(files.script("model.onnx", result))
+    return place / "predict.py"
+
+
+def run(script: Path, *images: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(script), *map(str, images)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("name", [*PROGRAMS, "binary"])
+def test_postscript_is_never_run(
+    victim, name, tmp_path, data_root, tree, exported, exported_script, picture
+):
+    content = postscript(victim)[name]
+    root = tree(tmp_path / "set", {"real": 20, "fake/gan": 20}, size=(40, 40))
+    bad = [root / "real" / f"a{suffix}" for suffix in (".jpg",)]
+    for file in bad:
+        file.write_bytes(content)
+    good = picture(tmp_path / "good.png", size=(40, 40))
+    table = folder.prepare(root, name="mine").set_index("path")
+    assert table.loc["real/a.jpg", "status"] == "not an image"
+    answer = Predictor(exported["onnx"])
+    assert answer(bad[0])["error"] == answer(content)["error"] == "not an image"
+    with pytest.raises(InputError, match="not an image"):
+        explorer.check_upload(content)
+    done = run(exported_script, bad[0], good)
+    assert done.returncode == 1 and done.stderr == f"{bad[0]}: not an image\n"
+    assert done.stdout.startswith(f"{good}\t")
+    assert victim.read_text() == "mine"
+
+
+def test_the_stand_in_for_ghostscript_would_tell(victim):
+    """Pillow left to itself does start it: the test above can fail."""
+    with pytest.raises(OSError), Image.open(io.BytesIO(postscript(victim)["loop"])) as image:  # noqa: PT011 (whatever Pillow makes of it)
+        image.load()
+    assert "started" in victim.read_text()
+
+
+def sources() -> dict[str, str]:
+    """The program text of everything that ships, notebooks' cells and templates among it."""
+    texts = {}
+    for root in ("data_prep", "dflib", "notebooks"):
+        for file in (PROJECT / root).rglob("*"):
+            if file.suffix in (".py", ".txt") and file.is_file():
+                texts[file.name] = file.read_text(encoding="utf-8")
+            elif file.suffix == ".ipynb":
+                cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+                code = ("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+                texts[file.name] = "\n".join(code)
+    result = {"run_id": "x", "threshold": 0.5, "classes": ["real", "fake"]}
+    texts["predict.py"] = files.script(
+        "m.onnx", result | {"params": {"size": 32, "mode": "resize"}}
+    )
+    return texts
+
+
+def test_images_are_opened_in_one_place_with_a_list_of_formats():
+    opened = {}
+    for name, text in sources().items():
+        text = re.sub(r"^<\w+>$", "", text, flags=re.M)  # what a template leaves open
+        for node in ast.walk(ast.parse(text)):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and ast.unparse(called) == "Image.open":
+                opened.setdefault(name, []).append([k.arg for k in node.keywords])
+        assert not re.search(r"\b(imread|read_image|decode_image|from PIL\.Image import)\b", text)
+    assert opened == {"transform.py": [["formats"]], "predict.py": [["formats"]]}
+
+
+def test_formats_outside_the_list_are_no_images():
+    Image.init()
+    picture, others = Image.new("RGB", (16, 16), "red"), []
+    for name in sorted(set(Image.SAVE) & set(Image.OPEN) - set(transform.FORMATS)):
+        try:
+            others.append(encoded(picture, name))
+        except (OSError, ValueError, KeyError):  # a format that does not take such a picture
+            continue
+        with pytest.raises(BadImage, match="not an image|truncated"):
+            integrity.open_image(others[-1])
+    assert len(others) > 10
+    for name in transform.FORMATS:
+        if name in Image.SAVE and name in Image.OPEN:
+            assert integrity.open_image(encoded(picture, name)).size == (16, 16)
+
+
+# ---- regular files
+
+
+def hang_or_swell(place: Path) -> dict[str, str]:
+    """Files that never end, or that no memory holds: name -> the reason for refusing it."""
+    os.mkfifo(place / "pipe.jpg")
+    (place / "zero.jpg").symlink_to("/dev/zero")
+    (place / "random.png").symlink_to("/dev/urandom")
+    if Path("/proc/kmsg").exists():
+        (place / "log.jpg").symlink_to("/proc/kmsg")  # regular, of size 0, and it waits for ever
+    (place / "folder.jpg").symlink_to("folder.jpg")  # goes round
+    with socket.socket(socket.AF_UNIX) as server:
+        here = Path.cwd()
+        os.chdir(place)  # the address of a socket is short
+        server.bind("socket.jpg")
+        os.chdir(here)
+    for name, size in (("sparse.jpg", 1 << 40), ("large.png", integrity.MAX_BYTES + 1)):
+        with (place / name).open("wb") as file:
+            file.truncate(size)
+    reasons = dict.fromkeys(("pipe.jpg", "zero.jpg", "random.png", "socket.jpg"), "not a regular")
+    reasons |= dict.fromkeys(("sparse.jpg", "large.png"), "too large: more than 300 MB")
+    reasons |= {"folder.jpg": "unreadable: Too many levels"}
+    return reasons | ({"log.jpg": "zero-byte"} if Path("/proc/kmsg").exists() else {})
+
+
+def test_only_regular_files_of_a_sane_size_are_read(
+    tmp_path, data_root, tree, exported, exported_script
+):
+    root = tree(tmp_path / "set", {"real": 20, "fake/gan": 200}, size=(40, 40))
+    reasons = hang_or_swell(root / "fake" / "gan")
+    table = folder.prepare(root, name="mine").set_index("path")["status"]
+    for name, reason in reasons.items():
+        assert table[f"fake/gan/{name}"].startswith(reason), name
+    assert (table == "ok").sum() == 220 and manifest.load("mine")["status"].tolist() == list(table)
+    assert len(cache.build("mine", size=32)[0]) == 220
+    predictor, odd = Predictor(exported["onnx"]), [root / "fake" / "gan" / n for n in reasons]
+    for file, reason in zip(odd, reasons.values(), strict=True):
+        assert predictor(file)["error"].startswith(reason)
+    done = run(exported_script, *odd)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == len(odd)
+    words = [sys.executable, "-m", "dflib", "predict", "--run", str(exported["onnx"])]
+    good = str(root / "real" / "real-000.png")
+    named = [str(file) for file in odd if file.exists()]  # the link to itself is not there
+    for asked, code in (([*named, good], 0), ([str(root / "fake")], 0), (named, 1)):
+        done = subprocess.run([*words, *asked], capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        for reason in {*reasons.values()} - {"unreadable: Too many levels"}:
+            assert reason in done.stdout
+
+
+def test_a_file_that_became_a_pipe_since_the_scan_is_named(tmp_path, data_root, tree):
+    root = tree(tmp_path / "set", {"real": 20, "fake/gan": 20}, size=(40, 40))
+    folder.prepare(root, name="mine")
+    (root / "real" / "real-003.png").unlink()
+    os.mkfifo(root / "real" / "real-003.png")
+    with pytest.raises(InputError, match=r"real-003\.png: not a regular file.*scan again"):
+        cache.build("mine", size=32)
+
+
+# ---- the ratio of the sides
+
+
+def thin(long: int, short: int, format_: str = "PNG") -> bytes:
+    return encoded(Image.new("L", (long, short)), format_)
+
+
+@pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000), (2100, 100), (65_500, 1000)])
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_long_and_thin_images_are_refused_before_a_pixel_is_decoded(
+    size, format_, tmp_path, exported, exported_script
+):
+    content = thin(*size, format_)
+    cut = content[: len(content) // 2] if format_ in ("PNG", "JPEG") else content
+    reason = f"sides of {max(size)} and {min(size)} pixels: over 20 to 1"
+    for each in (content, cut):  # what is cut has the same reason: nobody read as far
+        with pytest.raises(BadImage, match=reason):
+            integrity.open_image(each)
+    with pytest.raises(InputError, match=r"over 20 to 1|bomb: more than 40 mega|MB: take JPEG"):
+        explorer.check_upload(content)
+    assert Predictor(exported["onnx"])(content)["error"] == reason
+    (tmp_path / "thin.img").write_bytes(content)
+    assert integrity.inspect_file(tmp_path / "thin.img")["status"] == reason
+    if format_ == "PNG":
+        assert reason in run(exported_script, tmp_path / "thin.img").stderr
+
+
+@pytest.mark.parametrize("screen", [(65_535, 65_535), (65_535, 2), (20_000, 4_500)])
+def test_a_gif_with_a_huge_screen_is_quarantined(screen):
+    content = bytearray(encoded(Image.new("P", (1, 1)), "GIF"))
+    content[6:10] = screen[0].to_bytes(2, "little") + screen[1].to_bytes(2, "little")
+    with pytest.raises(BadImage, match="bomb: more than 89 megapixels|over 20 to 1"):
+        integrity.open_image(bytes(content))
+
+
+@settings(max_examples=150)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([32, 64, 96]), st.integers(0, 9))
+def test_a_centre_square_is_the_middle_of_the_scaled_image(width, height, side, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    whole = np.asarray(transform.centre_crop(transform.at_least(image, side), side, side), int)
+    assert np.array_equal(whole, transform.centre_square(image, side))
+    assume(max(image.size) <= integrity.MAX_RATIO * min(image.size))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            transform, "MAX_PIXELS", 1
+        )  # every image counts as huge: same but for rounding
+        square = np.asarray(transform.centre_square(image, side), int)
+    assert np.abs(square - whole).max() <= 2 and (square != whole).mean() < 0.03
+
+
+@pytest.mark.parametrize("shape", [(60_000, 1), (1, 60_000), (60_000, 3), (2, 9_000)])
+def test_a_crop_takes_little_memory_whatever_the_ratio(shape):
+    code = f"""
+import resource
+from PIL import Image
+from data_prep.cache import fit
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = used()
+assert fit(Image.new("RGB", {shape}), size=224, mode="center_crop").shape == (224, 224, 3)
+assert used() - before < 400_000, used() - before  # kilobytes; whole it were up to 9 GB
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_demos_photographs_are_read_as_before():
+    assert len(demo.cut(seed=0, size=32)) > 1000
