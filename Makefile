@@ -2,8 +2,12 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
+TESTS := .venv/.tests
+# the oldest versions that requirements.txt allows: the detector and its techniques, the data, a notebook
+LOWEST := models data train augment front metrics export_measure prune distill quantize lowrank adapters \
+  explain backbones data_prep audit cache datasets demo download transform
 
-.PHONY: study test lab explorer bench address clean setup chromium
+.PHONY: study test test-lowest lab explorer bench address clean setup chromium
 
 setup: $(READY)
 
@@ -14,11 +18,21 @@ $(READY): requirements.txt pyproject.toml
 	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements.txt
 	@touch $@
 
+$(TESTS): $(READY)
+	$(PY) -m pip install --disable-pip-version-check --quiet -e '.[test]'
+	@touch $@
+
 study: $(READY)   ## offline demo data, the demo grid, outputs/report.html
 	$(PY) -m dflib study --preset demo $(ARGS)
 
-test: $(READY) chromium   ## all tests, every notebook among them; two files at a time
+test: $(TESTS) chromium   ## all tests, every notebook among them; two files at a time
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-lowest: $(TESTS) ## the same with the oldest versions that requirements.txt allows, in .venv-lowest
+	.venv/bin/uv venv --quiet --clear --python $(PYTHON) .venv-lowest
+	.venv/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct -r requirements.txt -e '.[test]'
+	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS) \
+	  $(LOWEST:%=tests/test_%.py) 'tests/test_notebooks.py::test_run_notebook_leaves_a_complete_result[CPF]'
 
 chromium:         # the browser of the browser tests: installed where that needs no password
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
@@ -31,12 +45,12 @@ lab: $(READY)     ## JupyterLab on localhost, with a token; no other server is a
 explorer: $(READY) ## the explorer as a page on localhost, with a token and without code (notebooks/voila.json)
 	JUPYTER_PATH=notebooks$${JUPYTER_PATH:+:$$JUPYTER_PATH} $(PY) -m voila notebooks/16_explorer.ipynb --Voila.config_file_paths=notebooks $(ARGS)
 
-bench: $(READY)   ## the figures of the README's performance table, as ratios in one run
+bench: $(TESTS)   ## the figures of the README's performance table, as ratios in one run
 	$(PY) -m tests.bench $(ARGS)
 
 address:          ## URL=https://github.com/you/name: the published repository, into the badges and the README
 	@$(PYTHON) notebooks/badges.py $(URL)
 
 clean:            ## removes .venv, the demo data and all outputs but the tracked ones
-	rm -rf .venv .pytest_cache .ruff_cache *.egg-info data/demo data/demo-source
+	rm -rf .venv .venv-lowest .pytest_cache .ruff_cache *.egg-info data/demo data/demo-source
 	git clean -fdqx outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import time
 from pathlib import Path
@@ -55,6 +56,7 @@ def study(
     timeout: Annotated[str | None, Option(help="most that one run may take: 90s, 30m")] = None,
     budget: Annotated[str | None, Option(help="stop after 8.5h, 90m; goes on next time")] = None,
     scheduler: Annotated[str | None, Option(help="an existing Dask cluster, tcp://…")] = None,
+    device: Annotated[str | None, Option(help="cpu: leave the GPUs of this machine alone")] = None,
 ) -> None:
     """Make every run of a grid that is not there yet; then the table and outputs/report.html.
 
@@ -63,8 +65,13 @@ def study(
     """
     began, seconds = time.monotonic(), _seconds("--budget", budget)
     limit = _seconds("--timeout", timeout)
+    from dflib.study import doctor
     from dflib.study import grid as grids
 
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = {"cpu": ""}[choose("device", device, ("cpu",))]
+    if not (dry_run or watch or scheduler):
+        doctor.need_machine()
     own = {"preset": preset, "source": source, "protocol": protocol, "folds": folds}
     lists = {"dataset": dataset, "methods": methods, "rates": rates, "seeds": seeds}
     options = grids.read(grid) if grid else {}
@@ -238,6 +245,17 @@ def settings(method: Annotated[str | None, Argument(help="what it reads")] = Non
     from dflib.study.methods import setting_rows
 
     terminal.show(setting_rows(method), title=f"settings of {method or 'all methods'}")
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has, and whether a study runs well on it (exit status 1: it would not)."""
+    from dflib.show import terminal
+    from dflib.study import doctor as machine
+
+    rows = machine.examine()
+    terminal.show(rows, title="this machine")
+    raise typer.Exit(any(row["state"] == machine.FAULT for row in rows))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_prep.errors import InputError
 from dflib.data import Part
-from dflib.models import Detector
+from dflib.models import Detector, fused
 from dflib.train import Forward, logits
 
 MARK = "written_by_dflib_export"  # in each file: such a one may be replaced (edge.place)
@@ -39,18 +39,18 @@ def to_onnx(model: Detector, path: Path) -> Path:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own, about its internals
-            program = torch.onnx.export(
-                model,
+            torch.onnx.export(
+                fused(model),
                 (torch.rand(2, 3, size, size),),
+                new,
                 input_names=["pixels"],
                 output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-                verbose=False,
+                dynamic_axes={"pixels": {0: "batch"}, "logits": {0: "batch"}},
+                opset_version=18,
+                dynamo=False,  # 0.1 s instead of 3 s, and the same from torch 2.6 to 2.14
             )
     finally:
         model.to(device).train(training)
-    program.save(new, external_data=False)
     _tidy(new)
     return new.replace(path)
 

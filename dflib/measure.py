@@ -175,13 +175,21 @@ def own_cores() -> list[int]:
 
 
 def cpu_name() -> str:
-    """The processor's model, and which of `FLAGS` it has."""
+    """The processor's model, and its `instruction_sets`."""
+    name = _cpu("model name") or platform.processor() or platform.machine()
+    return f"{name} ({' '.join(instruction_sets()) or 'flags unknown'})"
+
+
+def instruction_sets() -> list[str]:
+    """Those of `FLAGS` that the processor has; none where the system does not tell (/proc)."""
+    have = (_cpu("flags") or _cpu("Features")).split()
+    return [flag for flag in FLAGS.split() if flag in have]
+
+
+def _cpu(field: str) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    have = (fields.get("flags") or fields.get("Features") or "").split()
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    return f"{name} ({' '.join(f for f in FLAGS.split() if f in have) or 'flags unknown'})"
+    return {k.strip(): v.strip() for k, _, v in (x.partition(":") for x in lines)}.get(field, "")
 
 
 def _peak_rss_mb() -> float:

@@ -201,7 +201,8 @@ def _stack(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
 
 def _torchvision(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
     """torchvision's network without its weights, cut before the classifier."""
-    import torchvision
+    with torch.device("cpu"):  # at its first import torch 2.6 computes with tensors
+        import torchvision
 
     name = choose("backbone", arch.backbone, BACKBONES)
     *body, head = torchvision.models.get_model(name, num_classes=arch.classes).children()

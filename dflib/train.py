@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from data_prep.errors import InputError
 from dflib import augment
 from dflib.data import Dataset, Part
+from dflib.measure import instruction_sets
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,7 @@ def precision(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         recent = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if recent else torch.float16
-    has = torch.cpu.get_capabilities()
-    native = any(has.get(flag) for flag in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    native = {"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets())
     return torch.bfloat16 if native else torch.float32
 
 
@@ -197,11 +197,13 @@ def _parts(model: nn.Module, recipe: Recipe, device: torch.device, steps: int) -
 def _warmup_cosine(optimizer, recipe: Recipe, steps: int) -> lr_scheduler.LRScheduler:
     total = max(1, recipe.epochs * steps)
     warm = min(total - 1, round(recipe.warmup * total))
-    cosine = lr_scheduler.CosineAnnealingLR(optimizer, T_max=total - warm)
-    if not warm:
-        return cosine
-    linear = lr_scheduler.LinearLR(optimizer, start_factor=1 / (warm + 1), total_iters=warm)
-    return lr_scheduler.SequentialLR(optimizer, [linear, cosine], milestones=[warm])
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        return (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
+
+    return lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def _train_mode(model: nn.Module) -> None:

@@ -348,6 +348,7 @@ EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0
 SEEDS = [
     encoded(noise(24, 24), format_)
     for format_ in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF")
+    if format_ in Image.SAVE  # AVIF: since Pillow 11.3
 ] + [encoded(noise(24, 24), "JPEG", exif=EXIF)]
 
 

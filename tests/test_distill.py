@@ -138,7 +138,7 @@ def test_the_loss_of_training_asks_the_teacher_about_the_same_images():
 
 
 def test_the_teacher_stays_frozen_and_the_student_comes_nearer(toy):
-    data, teacher, student = toy(), detector(0), detector(1)
+    data, teacher, student = toy(200), detector(0), detector(1)
     train.fit(teacher, data, train.Recipe(epochs=4, batch=12, lr=5e-3), device=CPU)
     teacher.train()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
@@ -147,15 +147,13 @@ def test_the_teacher_stays_frozen_and_the_student_comes_nearer(toy):
         return np.abs(train.predict(student, data.test) - train.predict(teacher, data.test)).mean()
 
     first = distance()
-    loss, recipe = (
-        distill.Distillation(teacher, alpha=1.0),
-        train.Recipe(epochs=6, batch=12, lr=5e-3),
-    )
+    loss = distill.Distillation(teacher, alpha=1.0)
+    recipe = train.Recipe(epochs=8, batch=12, lr=5e-3)
     train.fit(student, data, recipe, loss=loss, device=CPU)
     after = teacher.state_dict()  # BatchNorm's statistics are in it, too
     assert all(torch.equal(v, before[k]) for k, v in after.items())
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
-    assert distance() < first / 2
+    assert distance() < first / 5
 
 
 def test_agreement_is_the_share_of_equal_decisions():

@@ -22,7 +22,7 @@ from tempfile import NamedTemporaryFile
 
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import PROJECT, outputs_root
-from dflib.study import methods
+from dflib.study import doctor, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome, thread_environment
 from dflib.study.runs import Run, Spec, rows, spec
 from dflib.study.schedule import Estimates, alone, longest_paths, work
@@ -108,10 +108,12 @@ def start(method: str, **request) -> Run:
     >>> run = start("CPF", dataset="demo", rate=0.9)                # doctest: +SKIP
     """
     wanted = spec(method, **request)
+    doctor.need_machine(batch=False)
     for s in (s for s in wanted.parents if not s.finished()):
         needs = f"{wanted.run_id} needs {s.run_id}"
         sys.stdout.write(f"{needs}, which is not there yet: making it first ({s.notebook.name})\n")
         sys.stdout.flush()
+        doctor.need_machine()
         made = execute(s)
         if made["status"] != "done":
             raise InputError(f"{needs}, which cannot be made: {made['error']}")

@@ -1,0 +1,233 @@
+"""Whether this machine runs a study well: `python -m dflib doctor`; what stops one at once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from data_prep.errors import InputError
+from data_prep.manifest import cores
+from data_prep.paths import data_root, outputs_root
+from dflib import measure
+
+OK, NOTE, FAULT = "ok", "note", "fault"
+ENOUGH_DISK, ENOUGH_MEMORY = 2e9, 2e9  # bytes, for a demo study
+LOCK_S = 5.0  # a lock that is not had by then is none
+PACKAGES = ("torch", "torchvision", "onnxruntime", "dask", "papermill", "jupyterlab")
+
+Row = dict[str, str]  # check, found, state, what to do
+
+
+def examine() -> list[Row]:
+    """One row for each thing that a study needs: check, found, state (ok, note, fault), to do.
+
+    >>> {row["state"] for row in examine()} <= {"ok", "note", "fault"}
+    True
+    """
+    checks = (
+        _python,
+        _packages,
+        _restart,
+        _cards,
+        _processor,
+        _memory,
+        _folders,
+        _kernel,
+        _browser,
+    )
+    return [
+        dict(zip(("check", "found", "state", "to do"), row, strict=True))
+        for check in checks
+        for row in check()
+    ]
+
+
+def need_machine(*, batch: bool = True) -> None:
+    """Raises `InputError` where runs would train badly without a word: see `idle_gpu`.
+
+    batch: runs that papermill executes; on Windows only those that are stepped through by hand are.
+    """
+    if batch and platform.system() == "Windows":
+        what = "a study (papermill over local sockets, Dask) does not run on Windows"
+        raise InputError(f"{what}: use WSL. Notebooks by hand, predict and export do run")
+    if problem := idle_gpu():
+        raise InputError(
+            f"{problem}. To go on with the CPU: --device cpu (CUDA_VISIBLE_DEVICES='')"
+        )
+
+
+def idle_gpu() -> str | None:
+    """Why torch cannot use an NVIDIA card that is there; None where it can, or none is wanted.
+
+    `CUDA_VISIBLE_DEVICES` set to nothing or -1 says that none is wanted.
+    """
+    import torch
+
+    names = nvidia_cards()
+    if not names or os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return None
+    build = f"torch {torch.__version__}"
+    if torch.version.cuda is None:
+        return f"{names[0]} is there, and {build} is built without CUDA: install a CUDA build"
+    if not torch.cuda.is_available():
+        driver = names[0].split(", driver ")[-1]
+        try:
+            torch.cuda.init()
+        except Exception as error:  # of many kinds: old driver, no driver, no right to the device
+            why = str(error).split(". ")[0].splitlines()[0]
+        else:
+            why = "no card is visible"
+        return (
+            f"{names[0]} is there, and {build} (CUDA {torch.version.cuda}) cannot use it: {why}. "
+            f"Update the driver ({driver}), or install a torch that is built for an older CUDA"
+        )
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        if not _has_kernels(major, minor, torch.cuda.get_arch_list()):
+            have = ", ".join(torch.cuda.get_arch_list())
+            name = torch.cuda.get_device_name(i)
+            return f"{build} has no kernels for {name} (sm_{major}{minor}; it has {have})"
+    return None
+
+
+def nvidia_cards() -> list[str]:
+    """What the driver, not torch, knows: "Tesla T4, 15360 MiB, driver 550.54" of each card."""
+    if tool := shutil.which("nvidia-smi"):
+        query = "--query-gpu=name,memory.total,driver_version"
+        try:
+            command = [tool, query, "--format=csv,noheader"]
+            found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+            rows = [line.rsplit(",", 1) for line in found.stdout.splitlines() if "," in line]
+            return [f"{name}, driver {driver.strip()}" for name, driver in rows]
+        except (OSError, subprocess.SubprocessError):
+            pass  # a tool without a card or a driver
+    nodes = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    return [f"a card at {node}, driver unknown" for node in nodes]
+
+
+def _has_kernels(major: int, minor: int, built: list[str]) -> bool:
+    """Whether one of the builds ("sm_75", "compute_90") runs on a card of this capability."""
+    for name in built:
+        kind, _, digits = name.rstrip("af").partition("_")
+        of = int(digits[:-1]), int(digits[-1])
+        if of <= (major, minor) and (kind == "compute" or of[0] == major):
+            return True
+    return False
+
+
+def _python() -> Iterator[tuple]:
+    fine = sys.version_info >= (3, 11)
+    todo = "" if fine else "Python 3.11 or newer"
+    found = f"{platform.python_version()} on {platform.platform()}"
+    yield "Python", found, OK if fine else FAULT, todo
+
+
+def _packages() -> Iterator[tuple]:
+    for name in PACKAGES:
+        try:
+            yield name, version(name), OK, ""
+        except PackageNotFoundError:
+            yield name, "missing", FAULT, "pip install -r requirements.txt"
+
+
+def _restart() -> Iterator[tuple]:
+    for name in ("torch", "torchvision", "numpy", "PIL"):
+        module = sys.modules.get(name)
+        installed = version("pillow" if name == "PIL" else name) if module else ""
+        if module and installed.split("+")[0] != module.__version__.split("+")[0]:
+            found = f"{module.__version__} is loaded, {installed} is installed"
+            yield f"{name} in this process", found, FAULT, "restart the kernel"
+
+
+def _cards() -> Iterator[tuple]:
+    import torch
+
+    yield "CUDA of torch", str(torch.version.cuda or "none: a CPU build"), OK, ""
+    if problem := idle_gpu():
+        yield "GPU", problem, FAULT, "or go on with the CPU: --device cpu"
+        return
+    if not torch.cuda.is_available():
+        yield "GPU", "none in use", OK, ""
+    for i in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(i)
+        found = f"{card.name}, {card.total_memory / 1e9:.0f} GB, sm_{card.major}{card.minor}"
+        try:
+            image = torch.rand(8, 3, 64, 64, device=f"cuda:{i}")
+            torch.nn.functional.conv2d(image, image[:, :, :3, :3]).sum().item()
+        except RuntimeError as error:
+            yield f"GPU {i}", f"{found}: {str(error).splitlines()[0]}", FAULT, "--device cpu"
+        else:
+            yield f"GPU {i}", f"{found}, a convolution ran", OK, ""
+
+
+def _processor() -> Iterator[tuple]:
+    yield "processor", f"{measure.cpu_name()}, {cores()} cores", OK, ""
+
+
+def _memory() -> Iterator[tuple]:
+    import psutil
+
+    free = psutil.virtual_memory().available
+    todo = (
+        "" if free > ENOUGH_MEMORY else f"{ENOUGH_MEMORY / 1e9:.0f} GB are needed: close programs"
+    )
+    yield "free memory", f"{free / 1e9:.1f} GB", NOTE if todo else OK, todo
+
+
+def _folders() -> Iterator[tuple]:
+    for what, folder in (("data", data_root()), ("outputs", outputs_root())):
+        todo = f"mend it, or set $DFLIB_{what.upper()} to another folder"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder) as file:
+                file.write(b"x")
+            free = shutil.disk_usage(folder).free
+            _lock(folder / ".doctor.lock")
+        except (OSError, NotImplementedError) as error:
+            yield f"{what} folder", f"{folder}: {error}", FAULT, todo
+        else:
+            room = "" if free > ENOUGH_DISK else f"{ENOUGH_DISK / 1e9:.0f} GB are needed: free some"
+            found = f"{folder}: written, locked, {free / 1e9:.1f} GB free"
+            yield f"{what} folder", found, NOTE if room else OK, room
+
+
+def _lock(path: Path) -> None:
+    from filelock import FileLock
+
+    try:
+        with FileLock(path, timeout=LOCK_S):
+            pass
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _kernel() -> Iterator[tuple]:
+    command = [sys.executable, "-m", "ipykernel", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        yield (
+            "kernel",
+            f"{sys.executable}: {done.stderr.strip()[-80:]}",
+            FAULT,
+            "pip install ipykernel",
+        )
+    else:
+        yield "kernel", f"{sys.executable}, ipykernel {version('ipykernel')}", OK, ""
+
+
+def _browser() -> Iterator[tuple]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    yield (
+        "browser of the tests",
+        found or "none",
+        OK if found else NOTE,
+        "" if found else "for make test",
+    )
