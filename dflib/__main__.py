@@ -251,15 +251,13 @@ def export(
     format: Annotated[str, Option(help="onnx | onnx-int8 | executorch")],  # noqa: A002 - its name
     out: Annotated[Path, Option(help="file to write; ONNX gets a predict.py beside it")],
     page: Annotated[bool, Option("--page", help="and a web page that runs it")] = False,
+    force: Annotated[bool, Option("--force", help="replace files that are not its own")] = False,
 ) -> None:
     """A finished run's model as a file for another machine, checked on the whole test set."""
-    from dflib.edge.files import FORMATS, export_run
-    from dflib.study.runs import find, read
+    from dflib.edge.files import export_run
 
     _no_empty(run=run, format=format)
-    if page and FORMATS.get(format) == ".pte":
-        raise InputError("--page needs a format that a browser can run: onnx or onnx-int8")
-    done = export_run(run, format=format, out=_can_write("--out", out))
+    done = export_run(run, format=format, out=_can_write("--out", out), page=page, force=force)
     same = done["parity"]
     most = f"logits differ by {same['max_logit_difference']:.2g} at most"
     alike = f"{same['same_decisions']:.2%} of {same['images']} decisions are the same"
@@ -267,10 +265,19 @@ def export(
     if done["flag"]:
         typer.secho(done["flag"], fg="yellow")
     if page:
-        from dflib.edge.page import write
+        typer.echo(f"index.html: to see it, python -m http.server --directory {out.parent}")
 
-        index = write(out, read(find(run)))
-        typer.echo(f"{index}: to see it, python -m http.server --directory {index.parent}")
+
+@app.command()
+def measure(
+    run: Annotated[list[str], Option(help="ids or folders, with commas between")],
+) -> None:
+    """Time finished runs again, in turns, and rewrite their latency: then it can be compared."""
+    from dflib.show import terminal
+    from dflib.study import timing
+
+    rows = timing.again([name for text in run for name in text.split(",") if name.strip()])
+    terminal.show(rows, title="milliseconds an image; times of a busy machine tell nothing apart")
 
 
 @app.command()

@@ -77,25 +77,11 @@ def insert(model: Detector, after: str = "", *, form: str = "serial", seed: int 
     if blocks[i].adapter:
         raise InputError(f"{after} has an adapter already: choose another block, or train that one")
     blocks[i] = replace(blocks[i], adapter=choose("form of adapter", form, FORMS))
-    adapted = _rebuilt(model, replace(model.arch, blocks=tuple(blocks)), seed)
-    select(adapted, f"{after}.adapter")
-    return adapted
-
-
-def with_classes(model: Detector, classes: int, *, seed: int = 0) -> Detector:
-    """The model itself where it has so many classes; else a copy with a new last layer."""
-    arch = replace(model.arch, classes=classes)
-    return model if model.arch == arch else _rebuilt(model, arch, seed)
-
-
-def _rebuilt(model: Detector, arch: Architecture, seed: int) -> Detector:
-    """A detector of another shape, with the model's weights wherever they fit, in eval mode."""
     with train.seeded(seed):
-        other = Detector(arch)
-    shapes = {k: v.shape for k, v in other.state_dict().items()}
-    fits = {k: v for k, v in model.state_dict().items() if v.shape == shapes[k]}
-    other.load_state_dict(fits, strict=False)
-    return other.to(next(model.parameters()).device).eval()
+        adapted = Detector(replace(model.arch, blocks=tuple(blocks)))
+    adapted.load_state_dict(model.state_dict(), strict=False)
+    select(adapted, f"{after}.adapter")
+    return adapted.to(next(model.parameters()).device).eval()
 
 
 class LowRank(nn.Module):
@@ -153,19 +139,20 @@ def save_delta(model: Detector, base: Detector, path: Path) -> Path:
     """Write the tensors in which the model differs from its base: what must be shipped; atomically.
 
     A tensor whose numbers all fit into 16 bits (`halve`) is stored in them. Raises `InputError` for
-    a model that is not the base but for its adapters, its classes and its weights.
+    a model that is not the base but for its adapters and its weights.
 
     >>> save_delta(adapted, base, Path("delta.safetensors"))  # doctest: +SKIP
     """
     arch, new = model.arch, Path(f"{path}.new")
-    changes = {"adapters": ",".join(b.adapter for b in arch.blocks), "classes": str(arch.classes)}
-    if len(arch.blocks) != len(base.arch.blocks) or _changed_arch(base.arch, **changes) != arch:
+    forms = ",".join(b.adapter for b in arch.blocks)
+    if len(arch.blocks) != len(base.arch.blocks) or _with_adapters(base.arch, forms) != arch:
         raise InputError(f"{arch.name} is more than {base.arch.name} with adapters: save it whole")
     tensors = {k: v.detach().cpu().contiguous() for k, v in _changed(model, base).items()}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and torch.equal(tensor.half().to(tensor.dtype), tensor):
             tensors[name] = tensor.half()
-    save_file(tensors, new, {"format": models.DELTA, "base": fingerprint(base)} | changes)
+    metadata = {"format": models.DELTA, "base": fingerprint(base), "adapters": forms}
+    save_file(tensors, new, metadata)
     return new.replace(path)
 
 
@@ -181,9 +168,10 @@ def load_delta(path: Path, base: Detector) -> Detector:
         raise InputError(f"{path} is no delta of this version (dflib.models.load: whole models)")
     theirs, ours = metadata.get("base"), fingerprint(base)
     if theirs != ours:
-        raise InputError(f"{path} belongs to the base {theirs}, not to this one: that is {ours}")
+        other = f"{path} belongs to the base {str(theirs)[:20]}"
+        raise InputError(f"{other}, not to this one: that is {ours}")
     try:
-        arch = _changed_arch(base.arch, metadata["adapters"], metadata["classes"]).to_json()
+        arch = _with_adapters(base.arch, metadata["adapters"]).to_json()
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: its metadata do not fit the base ({error!r})") from error
     return models.build(path, arch, base.state_dict() | tensors)
@@ -200,8 +188,7 @@ def _changed(model: Detector, base: Detector) -> dict[str, Tensor]:
     return {k: v for k, v in model.state_dict().items() if not same(k, v)}
 
 
-def _changed_arch(base: Architecture, adapters: str, classes: str) -> Architecture:
-    """The base with these forms of adapters (or nothing) behind its blocks, and so many classes."""
-    forms = zip(base.blocks, adapters.split(",") if base.blocks else (), strict=True)
-    blocks = tuple(replace(block, adapter=form) for block, form in forms)
-    return replace(base, blocks=blocks, classes=int(classes))
+def _with_adapters(base: Architecture, forms: str) -> Architecture:
+    """The base with these forms of adapters, or nothing, behind its blocks."""
+    each = zip(base.blocks, forms.split(",") if base.blocks else (), strict=True)
+    return replace(base, blocks=tuple(replace(block, adapter=form) for block, form in each))

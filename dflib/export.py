@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
@@ -15,14 +18,18 @@ from dflib.data import Part
 from dflib.models import Detector, fused
 from dflib.train import Forward, logits
 
-SAME_SCORE = 1e-6  # of a probability: on the threshold itself, rounding alone decides
+MARK = "written_by_dflib_export"  # in each file: such a one may be replaced (edge.place)
+MOST = 2**28  # numbers in a tensor: the first layer of BL at 2,048 pixels
+SAME_SCORE = 1e-5  # of a probability: on the threshold itself, rounding alone decides
+SAME_LOGITS = 1e-3  # that a float file may differ by, in units of the largest logit or of 1
+SAME_DECISIONS = 0.98  # of an int8 file: below, it is flagged
 
 
 def to_onnx(model: Detector, path: Path) -> Path:
     """Write an fp32 ONNX file: `pixels` in [0, 1], batch x 3 x size x size -> `logits`, batch x 2.
 
     Normalisation is inside, BatchNorm is folded into the convolutions. Written atomically; `model`
-    stays as it is.
+    stays as it is. The same model gives the same bytes, wherever this code lies.
 
     >>> to_onnx(model, Path("detector.onnx"))  # doctest: +SKIP
     """
@@ -44,31 +51,51 @@ def to_onnx(model: Detector, path: Path) -> Path:
             )
     finally:
         model.to(device).train(training)
+    _tidy(new)
     return new.replace(path)
+
+
+def _tidy(path: Path) -> None:
+    """Leave out what the exporter notes of its own way (traces with this machine's paths); mark."""
+    file = onnx.load(path)
+    for part in (file, file.graph, *file.graph.node, *file.graph.initializer, *file.functions):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    for values in (file.graph.value_info, file.graph.input, file.graph.output):
+        for value in values:
+            value.ClearField("metadata_props")
+    file.metadata_props.add(key=MARK, value="1")
+    onnx.save(file, path)
 
 
 class OnnxModel:
     """A deployed file as `train.predict` takes it: pixels in [0, 1], N x 3 x H x W -> logits.
 
+    It sees one image at a time on one thread, as where it is used (several side by side): dynamic
+    int8 has one activation scale for a batch, so that neighbours would change an image's score.
     Raises `InputError` when the file is missing, cannot be loaded, or is no detector.
     """
 
     def __init__(self, path: Path) -> None:
         import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
+        self.path, options = path, ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
         if not Path(path).is_file():
             raise InputError(f"model file {path} is not there")
         try:
-            self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            _check(path)
+            how = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # 1 prints errors
+            self.session = ort.InferenceSession(path, options, **how)
         except Exception as error:  # its exceptions have no common base of their own
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).split())[:200]
             raise InputError(f"ONNX Runtime cannot load {path}: {reason}") from error
         nodes = (*self.session.get_inputs(), *self.session.get_outputs())
         shapes, self.input = [node.shape for node in nodes], nodes[0].name
         self.size = side = (shapes[0] or [None])[-1]
-        if [shape[1:] for shape in shapes] != [[3, side, side], [2]] or not isinstance(side, int):
+        ours = [shape[1:] for shape in shapes] == [[3, side, side], [2]]
+        if not ours or not isinstance(side, int) or side > 4096:
             wanted = "not batch x 3 x size x size and batch x 2"
             raise InputError(
                 f"{path} is not one of dflib's detectors: inputs and outputs are {shapes}, {wanted}"
@@ -76,7 +103,33 @@ class OnnxModel:
 
     def __call__(self, images: Tensor) -> Tensor:
         values = np.ascontiguousarray(images.numpy(), dtype=np.float32)
-        return torch.from_numpy(self.session.run(None, {self.input: values})[0])
+        one = lambda image: self.session.run(None, {self.input: image[None]})[0]
+        try:
+            with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+                return torch.from_numpy(np.stack([*threads.map(one, values)]).reshape(-1, 2))
+        except Exception as error:  # as above; a shape other than the one that it declares
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{self.path} cannot be run: {reason}") from error
+
+
+def _check(path: Path) -> None:
+    """Raise `ValueError` for a file that reads other files, branches, or makes a giant tensor."""
+    file = onnx.load(path, load_external_data=False)
+    values = [a for node in file.graph.node for a in node.attribute]
+    tensors = [
+        *file.graph.initializer,
+        *(a.t for a in values),
+        *(t for a in values for t in a.tensors),
+    ]
+    if any(t.external_data or t.data_location for t in tensors):
+        raise ValueError("it keeps its weights in another file")
+    if file.functions or any(a.HasField("g") or a.graphs for a in values):
+        raise ValueError("it has graphs in its graph")
+    inferred = onnx.shape_inference.infer_shapes(file, data_prop=True).graph
+    for value in (*inferred.value_info, *inferred.input, *inferred.output):
+        sides = [max(1, side.dim_value) for side in value.type.tensor_type.shape.dim]
+        if math.prod(sides) > MOST:
+            raise ValueError(f"{value.name[:50]} would hold {math.prod(sides):.1g} numbers")
 
 
 def parity(
@@ -89,7 +142,8 @@ def parity(
 ) -> dict:
     """Largest difference in logits, share of equal decisions: a model and its file, on a part.
 
-    limit: on so many of its images, evenly spaced.
+    limit: on so many of its images, evenly spaced. Returns {"max_logit_difference",
+    "same_decisions", "images", "largest_logit"}; `judged` says what they mean.
 
     >>> parity(model, OnnxModel(path), data.test)["same_decisions"]  # doctest: +SKIP
     """
@@ -102,4 +156,25 @@ def parity(
         "max_logit_difference": (ours - theirs).abs().max().item(),
         "same_decisions": same.float().mean().item(),
         "images": len(part),
+        "largest_logit": ours.abs().max().item(),
     }
+
+
+def judged(same: dict, *, exact: bool = True) -> str | None:
+    """Whether a file is its model's, by their `parity`: None, or a flag in words.
+
+    exact: a float file. Raises `InputError` where it differs by more than `SAME_LOGITS`, or in any
+    decision (a NaN is a difference). An int8 file is flagged below `SAME_DECISIONS`.
+
+    >>> judged({"max_logit_difference": 0, "same_decisions": 1, "images": 9, "largest_logit": 3})
+    """
+    off, alike = same["max_logit_difference"], same["same_decisions"]
+    told = (
+        f"logits differ by up to {off:.2g}, {alike:.2%} of {same['images']} decisions are the same"
+    )
+    if exact and not (off <= SAME_LOGITS * max(1.0, same["largest_logit"]) and alike == 1):
+        most = (
+            f"a float file may differ by {SAME_LOGITS:g} of the largest logit, and in no decision"
+        )
+        raise InputError(f"refused: the exported file does not compute the model ({told}; {most})")
+    return None if alike >= SAME_DECISIONS else f"check before use: {told}"

@@ -1,6 +1,6 @@
-"""What a detector costs: parameters, operations, bytes, latency, throughput, memory.
+"""What a detector costs: parameters, operations, bytes, latency, memory.
 
-Times and memory come from a fresh process, `python -m dflib.measure FILE`, which imports torch only
+Times and memory come from fresh processes, `python -m dflib.measure FILE`, which import torch only
 where that is what is measured: peak memory is the runtime's own. Two never time at once: `alone`.
 """
 
@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,8 +26,9 @@ from data_prep.errors import InputError, choose
 
 # instruction sets that matter for small networks
 FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_bf16 amx_int8 asimddp i8mm bf16"
-BATCH = 32  # for throughput
 WARM_UP = 5
+PROCESSES = 5  # one process differs from the next by more than its own runs do
+BUSY = 0.1  # share of the cores' time that other processes took meanwhile: above, times mislead
 
 
 def macs(model) -> int:
@@ -49,15 +51,12 @@ def macs(model) -> int:
     return counter.get_total_flops() // 2
 
 
-def cost(model, deployed: Path, *, checkpoint: Path | None = None, runs: int = 50) -> dict:
-    """The `cost` part of a result: sizes, operations, and `profile` of the deployed file.
-
-    checkpoint: a safetensors file to time in PyTorch as well (another runtime, see `speedup`).
-    """
+def cost(model, deployed: Path, *, runs: int = 50) -> dict:
+    """The `cost` part of a result: sizes, operations, and `profile` of the deployed file."""
     from dflib.models import nonzero, parameters
 
     data = Path(deployed).read_bytes()
-    result = {
+    return {
         "params": parameters(model),
         "nonzero": nonzero(model),
         "macs": macs(model),
@@ -65,62 +64,90 @@ def cost(model, deployed: Path, *, checkpoint: Path | None = None, runs: int = 5
         "gzip_bytes": len(gzip.compress(data, compresslevel=6)),
         **profile(deployed, runs=runs),
     }
-    if checkpoint:
-        result["latency_torch_ms"] = profile(checkpoint, runs=runs)["latency_ms"]
-    return result
 
 
 def profile(path: Path, *, runs: int = 50, threads: int = 1) -> dict:
-    """Latency at batch 1 (ms), peak resident memory there (MB), throughput at batch 32 of a file.
+    """`profiles` of one file."""
+    return profiles([path], runs=runs, threads=threads)[0]
 
-    In a fresh process, on `threads` pinned cores (the idlest), while no other run of this user is
-    timed; PyTorch runs `models.fused`. Returns {"latency_ms": {p50, p95, runtime, threads, cpu},
-    "peak_rss_mb", "throughput": {images_per_s, batch}}. Raises `InputError` when it cannot be run.
 
-    >>> profile(Path("model.onnx"))["latency_ms"]["p50"]  # doctest: +SKIP
+def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list[dict]:
+    """Latency at batch 1 (ms) and peak resident memory (MB) of files.
+
+    Each in five fresh processes, in turns, on `threads` pinned cores (the idlest), while no other
+    run of this user is timed; `runs` are divided among them. PyTorch runs `models.fused`.
+    Of each file: {"latency_ms": {p50, low, high: the processes' medians, their median, least and
+    largest; p95: of all runs; busy: others used the cores meanwhile (`BUSY`); runtime, threads,
+    cpu}, "peak_rss_mb"}. Raises `InputError` when one cannot be run.
+
+    >>> profiles([Path("a.onnx"), Path("b.onnx")])[0]["latency_ms"]["p50"]  # doctest: +SKIP
     """
+    import psutil
+
+    turns: list[list[dict]] = []
+    with alone():
+        cores = idlest_cores(threads)
+        psutil.cpu_percent(percpu=True)
+        began, used = time.monotonic(), sum(os.times()[:4])
+        for _ in range(PROCESSES):
+            turns.append([_timed_apart(p, -(-runs // PROCESSES), cores) for p in paths])
+        wall, own = time.monotonic() - began, sum(os.times()[:4]) - used
+        percent = dict(enumerate(psutil.cpu_percent(percpu=True)))
+    load = others_share([percent.get(core, 0.0) for core in own_cores()], wall, own)
+    told = {"busy": load > BUSY, "threads": len(cores), "cpu": cpu_name()}
+    return [_summary(each, told) for each in zip(*turns, strict=True)]
+
+
+def others_share(percent: Sequence[float], wall: float, own: float) -> float:
+    """Share of some cores' time that other processes took: of their load in %, in `wall` seconds
+    of which this process and its children used `own` CPU seconds.
+
+    >>> others_share([100.0, 50.0], wall=2.0, own=2.0)
+    0.25
+    """
+    return max(0.0, sum(percent) / 100 - own / wall) / len(percent)
+
+
+def _timed_apart(path: Path, runs: int, cores: list[int]) -> dict:
+    """What `main` tells of a file in a fresh process."""
     module = RUNNERS[choose("format", Path(path).suffix, RUNNERS)].__module__
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}  # as users run it
-    env |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-    with alone():
-        words = (path, runs, *idlest_cores(threads))
-        command = [sys.executable, "-m", module, *map(str, words)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    env |= {"OMP_NUM_THREADS": str(len(cores)), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", module, *map(str, (path, runs, *cores))]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or "killed").splitlines()[-1]
         raise InputError(f"{path} could not be measured: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def preprocessing(images: Sequence[Path], *, size: int, mode: str = "resize") -> dict:
-    """Milliseconds to read, decode and fit an image file: {"p50", "p95", "images"}.
-
-    >>> preprocessing([Path("photo.jpg")], size=224)  # doctest: +SKIP
-    """
-    from data_prep.cache import fit
-    from data_prep.integrity import open_image, to_rgb
-
-    prepare = lambda path: fit(to_rgb(open_image(path)), size=size, mode=mode)
-    with alone():
-        prepare(images[0])
-        times = [ms for path in images for ms in _timed(partial(prepare, path))]
-    return _percentiles(times) | {"images": len(times)}
+def _summary(turns: Sequence[dict], told: dict) -> dict:
+    """`profiles` of one file, from what its processes told."""
+    medians = [float(np.median(turn["ms"])) for turn in turns]
+    latency = {"p50": float(np.median(medians)), "low": min(medians), "high": max(medians)}
+    latency["p95"] = float(np.percentile([ms for turn in turns for ms in turn["ms"]], 95))
+    rss = float(np.median([turn["peak_rss_mb"] for turn in turns]))
+    return {"latency_ms": latency | {"runtime": turns[0]["runtime"], **told}, "peak_rss_mb": rss}
 
 
-def speedup(base: dict, other: dict) -> float:
-    """How many times faster `other` is than `base`: the ratio of two `latency_ms`, by medians.
+def speed(mine: dict, theirs: dict) -> dict:
+    """Is the first of two `latency_ms` faster? {"ratio", "low", "high", "words"}.
 
-    Raises `InputError` for two of other runtimes, processors or numbers of threads.
+    ratio: how many times faster, by medians; low, high: what the spreads of the processes allow.
+    words: "faster" | "slower" only where the spreads are apart, else "not told apart": as for times
+    of a busy machine or without a spread (low 0, high infinite), and for two of other runtimes,
+    processors or numbers of threads (ratio NaN, too).
 
     >>> here = {"runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
-    >>> speedup({"p50": 6.0, **here}, {"p50": 2.0, **here})
-    3.0
+    >>> speed(here | {"p50": 2.0, "low": 1.8, "high": 2.5}, here | {"p50": 6, "low": 5, "high": 9})
+    {'ratio': 3.0, 'low': 2.0, 'high': 5.0, 'words': 'faster'}
     """
-    for key in ("runtime", "threads", "cpu"):
-        if base[key] != other[key]:
-            change = f"{key} {base[key]!r} to {other[key]!r}"
-            raise InputError(f"no speed-up from {change}: measure both under the same")
-    return base["p50"] / other["p50"]
+    alike = all(mine.get(key) == theirs.get(key) for key in ("runtime", "threads", "cpu"))
+    ratio, low, high = theirs["p50"] / mine["p50"] if alike else np.nan, 0.0, np.inf
+    if alike and not any(each.get("busy") or "low" not in each for each in (mine, theirs)):
+        low, high = theirs["low"] / mine["high"], theirs["high"] / mine["low"]
+    words = "faster" if low > 1 else "slower" if high < 1 else "not told apart"
+    return {"ratio": ratio, "low": low, "high": high, "words": words}
 
 
 @contextmanager
@@ -138,8 +165,13 @@ def idlest_cores(n: int) -> list[int]:
     import psutil
 
     load = dict(enumerate(psutil.cpu_percent(interval=0.2, percpu=True)))
-    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else load
-    return sorted(sorted(mine, key=lambda core: load.get(core, 0.0))[:n])
+    return sorted(sorted(own_cores(), key=lambda core: load.get(core, 0.0))[:n])
+
+
+def own_cores() -> list[int]:
+    """The cores that this process may use."""
+    every = range(os.cpu_count() or 1)
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*every]
 
 
 def cpu_name() -> str:
@@ -203,30 +235,16 @@ def _torch(path: Path, threads: int) -> Runner:
 RUNNERS = {".onnx": _onnx, ".safetensors": _torch}  # dflib.edge.files adds ExecuTorch's
 
 
-def _timed(step: Callable[[], object], times: int = 1) -> list[float]:
-    """Milliseconds of each of so many calls."""
-    return [1e3 * seconds for seconds in repeat(step, number=1, repeat=times)]
-
-
-def _percentiles(milliseconds: list[float]) -> dict:
-    return {f"p{q}": float(np.percentile(milliseconds, q)) for q in (50, 95)}
-
-
 def main() -> None:
-    """The fresh process: FILE RUNS CORE …; prints what `profile` returns, as JSON."""
+    """A fresh process: FILE RUNS CORE …; prints its times as JSON."""
     path, runs, *cores = sys.argv[1:]
-    runs, cores = int(runs), [*map(int, cores)]
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, map(int, cores))
     run, shape, runtime = RUNNERS[Path(path).suffix](Path(path), len(cores))
-    one, many = (np.random.default_rng(0).random((n, *shape), dtype=np.float32) for n in (1, BATCH))
-    _timed(partial(run, one), WARM_UP)
-    latency = _percentiles(_timed(partial(run, one), runs))
-    latency |= {"runtime": runtime, "threads": len(cores), "cpu": cpu_name()}
-    result = {"latency_ms": latency, "peak_rss_mb": _peak_rss_mb()}
-    batch_ms = np.median(_timed(partial(run, many), 1 + max(1, runs // 16))[1:])
-    result["throughput"] = {"images_per_s": float(1e3 * BATCH / batch_ms), "batch": BATCH}
-    sys.stdout.write(json.dumps(result) + "\n")
+    image = np.random.default_rng(0).random((1, *shape), dtype=np.float32)
+    times = [1e3 * s for s in repeat(partial(run, image), number=1, repeat=WARM_UP + int(runs))]
+    told = {"ms": times[WARM_UP:], "runtime": runtime, "peak_rss_mb": _peak_rss_mb()}
+    sys.stdout.write(json.dumps(told) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -40,43 +41,54 @@ SRM = torch.stack(  # second differences along a line, in a 3 x 3 and in a 5 x 5
 )
 STRICT = ConfigDict(extra="forbid")  # a checkpoint with unknown fields is none of this version
 
+# what a description may ask for: a file of some bytes must not make us build a tower of layers
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Mid = Annotated[int, Field(ge=0, le=2**16)]  # 0: none
+Name = Annotated[str, Field(max_length=200)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Level = Annotated[float, Field(gt=-100, lt=100, allow_inf_nan=False)]
+Several = Field(max_length=512)  # layers
+HEADER = 2**20  # bytes of a checkpoint's head, names and description: ours have a tenth
+
 
 @dataclass(frozen=True, config=STRICT)
 class Block:
     """Convolution, then BatchNorm, ReLU and perhaps a 2x2 max pool."""
 
-    width: int
+    width: Width
     pool: bool = False
-    kernel: int = 3
+    kernel: Literal[1, 3, 5, 7, 9, 11] = 3
     separable: bool = False  # convolution to `mid` channels in `groups`, then a 1x1 to `width`
-    mid: int = 0
-    groups: int = 1
-    adapter: str = ""  # serial | residual: an adapter stands behind the block (dflib.adapters)
+    mid: Mid = 0
+    groups: Width = 1
+    adapter: Literal["", "serial", "residual"] = ""  # one stands behind the block (dflib.adapters)
 
 
 @dataclass(frozen=True, config=STRICT)
 class Dense:
     """Dropout, then a linear layer to `width` and a ReLU."""
 
-    width: int
-    dropout: float = 0.0
+    width: Width
+    dropout: Share = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
 class Architecture:
     """Everything that rebuilds a detector's shape. In: 3 x size x size; out: `classes` logits."""
 
-    name: str
-    size: int
-    blocks: tuple[Block, ...]
-    head: tuple[Dense, ...]
-    classes: int = 2
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # pixels are normalised inside the model:
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)  # the deployed file takes plain ones, in [0, 1]
-    backbone: str = "vgg"  # ours, which blocks and head describe; else one of torchvision's
-    shapes: tuple[tuple[str, int, int], ...] = ()  # its pruned layers: name, inputs, outputs
-    ranks: tuple[tuple, ...] = ()  # products of thin layers: name, then the ranks (see `factors`)
-    front: str = ""  # srm: the network sees residuals instead of pixels (see `Detector.set_front`)
+    name: Name
+    size: Annotated[int, Field(le=4096)]
+    blocks: Annotated[tuple[Block, ...], Several]
+    head: Annotated[tuple[Dense, ...], Several]
+    classes: Literal[2] = 2
+    mean: tuple[Level, Level, Level] = (0.5, 0.5, 0.5)  # pixels are normalised inside the model:
+    std: tuple[Level, Level, Level] = (0.5, 0.5, 0.5)  # the deployed file takes those in [0, 1]
+    backbone: Name = "vgg"  # ours, which blocks and head describe; else one of torchvision's
+    # its pruned layers: name, inputs, outputs
+    shapes: Annotated[tuple[tuple[Name, Width, Width], ...], Several] = ()
+    # products of thin layers: name, then the ranks (see `factors`)
+    ranks: Annotated[tuple[tuple[Name, Width] | tuple[Name, Width, Width], ...], Several] = ()
+    front: Name = ""  # srm: the network sees residuals instead of pixels (`Detector.set_front`)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -84,7 +96,7 @@ class Architecture:
     @classmethod
     def from_json(cls, text: str) -> Architecture:
         """Raises `ValueError` (pydantic's) for what is no architecture."""
-        return TypeAdapter(cls).validate_json(text)
+        return TypeAdapter(cls).validate_json(text[:HEADER])
 
 
 class ConvBlock(nn.Sequential):
@@ -178,6 +190,8 @@ def _stack(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
     for block in arch.blocks:
         features.append(ConvBlock(channels, block))
         channels, side = block.width, side // 2 if block.pool else side
+    if not side:
+        raise InputError(f"{arch.size} px are too few for so many pools")
     width = channels * side * side
     for dense in arch.head:
         head.extend([nn.Dropout(dense.dropout), nn.Linear(width, dense.width), nn.ReLU()])
@@ -359,7 +373,7 @@ def load(path: Path) -> Detector:
     """
     metadata, tensors = read(path)
     if metadata.get("format") != FORMAT:
-        delta = f"it holds only what differs from the model {metadata.get('base')}"
+        delta = f"it holds only what differs from the model {metadata.get('base', '')[:20]}"
         hint = f": {delta}: dflib.adapters.load_delta(path, base)" if "base" in metadata else ""
         raise InputError(f"checkpoint {path} is not one of dflib's{hint}")
     return build(path, metadata.get("architecture"), tensors)
@@ -370,22 +384,39 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path} is not there: python -m dflib results lists the runs")
     try:
+        with Path(path).open("rb") as file:
+            if (header := int.from_bytes(file.read(8), "little")) > HEADER:
+                raise ValueError(f"a header of {header:,} bytes")
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
-        message = f"checkpoint {path} is damaged or not a safetensors file ({error})"
+        message = f"checkpoint {path} is damaged or not a safetensors file ({_brief(error)})"
         raise InputError(f"{message}: make the run again") from error
 
 
 def build(path: Path, architecture: str | None, tensors: dict[str, Tensor]) -> Detector:
-    """The detector of an architecture (JSON) with these weights; `InputError` where they differ."""
+    """The detector of an architecture (JSON) with these weights; `InputError` where they differ.
+
+    Shapes are compared before anything is allocated, and whether an image goes through.
+    """
     try:
-        model = Detector(Architecture.from_json(architecture))
+        arch = Architecture.from_json(architecture)
+        with torch.device("meta"), torch.inference_mode():
+            twin = Detector(arch).eval()
+            twin(torch.empty(1, 3, arch.size, arch.size))
+        told = lambda t: (*t.shape, "float" if t.is_floating_point() else t.dtype)
+        ours, theirs = ({k: told(t) for k, t in d.items()} for d in (twin.state_dict(), tensors))
+        if wrong := sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k)):
+            name = wrong[0]
+            raise ValueError(f"{name}: {ours.get(name)} described, {theirs.get(name)} there")
+        model = Detector(arch)
         model.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"checkpoint {path}: weights and architecture do not fit ({why})"
-        ) from error
+        wrong = f"weights and architecture do not fit ({_brief(error)})"
+        raise InputError(f"checkpoint {path}: {wrong}") from error
     return model.eval()
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -133,7 +133,8 @@ def signal_to_noise(
     output = {n.name: relu.get(n.output[0], n.output[0]) for n in graph}
     for layer, node in layers(source).items():
         signal, noise = energy.get(output[node], (np.nan, np.nan))
-        rows[layer] = weights.get(f"{layer}.weight"), 10 * np.log10(signal / noise)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a layer may be silent
+            rows[layer] = weights.get(f"{layer}.weight"), 10 * np.log10(signal / noise)
     table = pd.DataFrame.from_dict(rows, "index", dtype=float, columns=["weights", "output"])
     return table.rename_axis("layer")
 

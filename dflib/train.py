@@ -139,7 +139,19 @@ def predict(forward: Forward, part: Part, *, batch: int = 256) -> np.ndarray:
 
     >>> predict(model, data.test)  # doctest: +SKIP
     """
-    return logits(forward, part, batch=batch).softmax(1)[:, 1].numpy()
+    return probabilities(logits(forward, part, batch=batch))
+
+
+def probabilities(z: Tensor) -> np.ndarray:
+    """P(fake) of logits, N x 2 -> N (float64); `InputError` where they are NaN or infinite.
+
+    >>> probabilities(torch.zeros(3, 2)).tolist()
+    [0.5, 0.5, 0.5]
+    """
+    if wrong := int((~z.isfinite()).any(1).sum()):
+        what = f"{wrong} of {len(z)} images get logits that are NaN or infinite"
+        raise InputError(f"{what}: the model's weights or its file are damaged, make it again")
+    return z.double().softmax(1)[:, 1].numpy()
 
 
 def logits(forward: Forward, part: Part, *, batch: int = 256, amp: bool = False) -> Tensor:

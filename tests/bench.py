@@ -223,16 +223,10 @@ def compressed() -> Iterator[Record]:
             files[name, "ONNX Runtime"] = quantized(
                 files["BL", "ONNX Runtime"], Path(folder) / f"{name}.onnx"
             )
-        turns = [
-            {
-                key: measure.profile(path, runs=15)["latency_ms"]["p50"]
-                for key, path in files.items()
-            }
-            for _ in range(3)
-        ]
-        ms = {key: float(np.median([turn[key] for turn in turns])) for key in files}
+        timed = zip(files, measure.profiles([*files.values()], runs=50), strict=True)
+        ms = {key: found["latency_ms"]["p50"] for key, found in timed}
         size = {key: path.stat().st_size for key, path in files.items()}
-    about = "224 px, batch 1, one pinned thread, untrained weights, median of 3 processes in turns"
+    about = "224 px, batch 1, one pinned thread, untrained weights, median of 5 processes in turns"
     for name, runtime, bar in (
         ("CPF", "eager", None),
         ("CPF", "ONNX Runtime", None),

@@ -273,20 +273,8 @@ def test_a_model_of_another_shape_is_no_delta(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_of_other_classes_keeps_the_rest_and_comes_back_from_its_delta(tmp_path):
-    base = lived_in()
-    assert adapters.with_classes(base, 2) is base
-    other = adapters.with_classes(base, 5)
-    assert other(torch.rand(2, 3, 32, 32)).shape == (2, 5)
-    assert changed(tensors(base), tensors(other)) == {"head.3.weight", "head.3.bias"}
-    adapted = adapters.insert(other, "features.1")
-    path = adapters.save_delta(adapted, base, tmp_path / "delta.safetensors")
-    again = adapters.load_delta(path, base)
-    assert again.arch == adapted.arch and not changed(tensors(adapted), tensors(again))
-
-
 OWN = {"format": models.DELTA, "base": adapters.fingerprint(lived_in())}
-META = OWN | {"adapters": ",,,", "classes": "2"}
+META = OWN | {"adapters": ",,,"}
 NONE = {}
 
 
@@ -299,7 +287,10 @@ NONE = {}
         (lambda p: models.save(lived_in(), p), "is no delta .*dflib.models.load: whole models"),
         (lambda p: save_file(NONE, p, OWN), "metadata do not fit the base"),
         (lambda p: save_file(NONE, p, META | {"adapters": ","}), "metadata do not fit the base"),
-        (lambda p: save_file(NONE, p, META | {"classes": "two"}), "metadata do not fit the base"),
+        (
+            lambda p: save_file(NONE, p, META | {"adapters": "parallel,,,"}),
+            "metadata do not fit the base",
+        ),
         (lambda p: save_file({"x": torch.zeros(1)}, p, META), "do not fit"),
     ],
 )

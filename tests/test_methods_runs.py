@@ -449,7 +449,7 @@ def test_a_finished_run_is_one_row_and_what_is_damaged_is_told(outputs_root, cap
         "parents": ["BL-1", "BL-2"],
         "threshold": 0.5,
         "timings": {"total_s": 3.0},
-        "cost": {"params": 9, "latency_ms": {"p50": 1.0, "p95": 2.0}, "preprocess_ms": None},
+        "cost": {"params": 9, "latency_ms": {"p50": 1.0, "p95": 2.0}},
         "metrics": {"all": auroc, "gan": auroc | {"accuracy": 0.7, "recall": 0.6}},
     }
     for name, text in (("CPF-1", json.dumps(record)), ("CPF-2", "{"), ("CPF-3", '{"params": {}}')):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,7 +190,7 @@ def test_every_architecture_survives_json(name):
         (Block(5, pool=True, kernel=5),),
         {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)},
     )
-    other = Architecture("x", 32, blocks, (Dense(3, 0.1),), classes=3, **scale)
+    other = Architecture("x", 32, blocks, (Dense(3, 0.1),), **scale)
     assert Architecture.from_json(other.to_json()) == other
 
 
@@ -303,6 +305,124 @@ def test_flipped_bytes_of_a_header_are_an_input_error_or_harmless(tmp_path_facto
         assert isinstance(models.load(path), nn.Module)
     except InputError as error:
         assert "\n" not in str(error)  # one line
+
+
+# ---- files that ask for more than they hold
+
+
+SMALL = Architecture("t", 32, (Block(4, pool=True), Block(6, adapter="residual")), (Dense(4),))
+RESNET = replace(
+    models.architecture("BL", size=32, backbone="mobilenet_v3_small"),
+    shapes=(("head.0", 576, 8), ("head.3", 8, 2)),
+    ranks=(("head.0", 3),),
+    front="srm",
+)
+HUGE = [2**16, 2**20, 2**31, 2**62, 2**64, 10**30]
+VALUES = [*HUGE, 0, -1, 1, 2, 2.5, 1e300, float("nan"), float("inf"), True, None, "", "x", "2", []]
+VALUES += [{}, [[]], [None] * 5, "features.0", "vgg", "resnet18", "head", ["a", 1, 2], [["", 1, 1]]]
+VALUES += [{"width": w} for w in HUGE] + [[{"width": 2**16}] * 600, [{"width": 1}] * 9000]
+LEAVES = (
+    st.integers(0, len(VALUES) - 1).map(lambda i: copy.deepcopy(VALUES[i]))
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(max_size=5)
+)
+
+
+@st.composite
+def mutated(draw, text: str) -> str:
+    """JSON with some of its values replaced, repeated, swapped or gone; or with other characters."""
+    if draw(st.integers(0, 4)) == 0:
+        at, what = draw(st.integers(0, len(text))), draw(st.text(max_size=4) | st.just("[" * 5000))
+        return text[:at] + what + text[at + draw(st.integers(0, 8)) :]
+    whole = [json.loads(text)]
+    for _ in range(draw(st.integers(1, 3))):
+        places, todo = [], [whole]
+        for node in todo:  # grows meanwhile
+            keys = range(len(node)) if isinstance(node, list) else list(node)
+            places += [(node, key) for key in keys]
+            todo += [node[key] for key in keys if isinstance(node[key], list | dict)]
+        node, key = places[draw(st.integers(0, len(places) - 1))]
+        if draw(st.booleans()) and isinstance(node, list) and node is not whole:
+            node.insert(key, node[key])
+        elif draw(st.integers(0, 5)) == 0 and node is not whole:
+            del node[key]
+        else:
+            node[key] = draw(LEAVES)
+    return json.dumps(whole[0])
+
+
+def peak_mb() -> float:
+    """Largest resident memory since the last call, in 10^6 bytes (Linux)."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(status["VmHWM"].split()[0]) / 1e3
+
+
+def loads_or_is_named(path: Path, original: Detector) -> None:
+    """What loads has the original's tensors, and answers; all else is one line of ours, and cheap."""
+    peak_mb()
+    before = peak_mb()
+    try:
+        model = models.load(path)
+    except InputError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
+    else:
+        ours, theirs = original.state_dict(), model.state_dict()
+        assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}
+        if model.arch.size < 128:
+            assert model(torch.rand(1, 3, model.arch.size, model.arch.size)).shape == (1, 2)
+    assert peak_mb() - before < 200
+
+
+def head_and_rest(path: Path) -> tuple[dict, bytes]:
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+@pytest.mark.parametrize("arch", [SMALL, RESNET], ids=["vgg", "torchvision"])
+def test_a_mutated_description_is_an_input_error_or_the_same_model(tmp_path_factory, arch):
+    model = Detector(arch).eval()
+    path = models.save(model, tmp_path_factory.mktemp("m") / "m.safetensors")
+    tensors = load_file(path)
+    loads_or_is_named(path, model)
+
+    @settings(max_examples=150)
+    @given(mutated(arch.to_json()))
+    def check(text: str) -> None:
+        save_file(tensors, path, metadata={"format": models.FORMAT, "architecture": text})
+        loads_or_is_named(path, model)
+
+    check()
+
+
+def test_a_mutated_header_is_an_input_error_or_the_same_model(tmp_path_factory):
+    model = Detector(SMALL).eval()
+    path = models.save(model, tmp_path_factory.mktemp("m") / "m.safetensors")
+    header, rest = head_and_rest(path)
+
+    @settings(max_examples=150)
+    @given(mutated(json.dumps(header)), st.sampled_from([0, 0, 0, 1, -1, 2**30, 2**63]))
+    def check(text: str, off: int) -> None:
+        head = text.encode("utf-8", "replace")
+        path.write_bytes(((len(head) + off) % 2**64).to_bytes(8, "little") + head + rest)
+        loads_or_is_named(path, model)
+
+    check()
+
+
+@pytest.mark.parametrize("width", [2**14, 2**16, 2**20])
+def test_a_small_file_that_describes_a_giant_is_refused_before_anything_is_made(tmp_path, width):
+    arch = json.loads(SMALL.to_json()) | {"head": [{"width": width}, {"width": width}]}
+    path, metadata = tmp_path / "m.safetensors", {"architecture": json.dumps(arch)}
+    save_file({"head.1.weight": torch.zeros(1)}, path, metadata | {"format": models.FORMAT})
+    assert path.stat().st_size < 1000
+    peak_mb()
+    before = peak_mb()
+    with pytest.raises(InputError, match="weights and architecture do not fit"):
+        models.load(path)
+    assert peak_mb() - before < 20
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,7 @@ def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture,
     from playwright.sync_api import sync_playwright
 
     (folder, address), run = served, finished(tiny_dataset, mode)
-    files.export_run(run.folder, format=format, out=folder / "detector.onnx")
-    edge_page.write(folder / "detector.onnx", run.result)
+    files.export_run(run.folder, format=format, out=folder / "detector.onnx", page=True)
     python = Predictor(folder / "detector.onnx")
     python.mode, python.threshold = mode, run.result["threshold"]
     images = [images_root(tiny_dataset) / p for p in run.data.test.table["path"].iloc[:4]]
@@ -92,17 +91,16 @@ def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture,
         (folder / "text.png").write_text("no image")
         page.set_input_files("#file", folder / "text.png")
         page.wait_for_selector("#answer[data-label='']")
-        assert "cannot be read" in page.inner_text("#answer")
+        assert "cannot be judged" in page.inner_text("#answer")
         browser.close()
     assert all(url.startswith((address, "blob:", "data:")) for url in asked)
 
 
-def test_a_mode_that_the_page_cannot_prepare_is_refused(tmp_path):
+def test_a_mode_that_the_page_cannot_prepare_is_refused():
     result = {"run_id": "BL-x", "params": {"mode": "texture_crop", "size": 32}}
     message = r"BL-x: the page cannot prepare images by texture_crop; use predict\.py"
     with pytest.raises(InputError, match=message):
-        edge_page.write(tmp_path / "detector.onnx", result)
-    assert not list(tmp_path.iterdir())
+        edge_page.check(result)
 
 
 def test_offline_the_error_says_what_to_put_where(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import inspect
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -19,22 +20,30 @@ from data_prep import cache, integrity
 from data_prep.errors import InputError, choose
 from data_prep.paths import write_text
 from dflib import data, export, measure, models, quantize
+from dflib.edge import page as pages
+from dflib.edge import place
 from dflib.study import runs
+from dflib.study.settings import DEFAULTS
 
 FORMATS = {"onnx": ".onnx", "onnx-int8": ".onnx", "executorch": ".pte"}
-SAME_LOGITS = 1e-3  # what an fp32 file may differ by; int8 differs by more, and must decide alike
-SAME_DECISIONS = 0.98  # of an int8 file: below, it is flagged
 
 
-def export_run(run: str | Path, *, format: str, out: Path) -> dict:  # noqa: A002 (the command's)
+def export_run(
+    run: str | Path,
+    *,
+    format: str,  # noqa: A002 (the command's)
+    out: Path,
+    page: bool = False,
+    force: bool = False,
+) -> dict:
     """Write a finished run's model to `out`, and for ONNX a `predict.py` beside it.
 
     format: onnx | onnx-int8 (static; the run's own file where it has one) | executorch (XNNPACK).
+    page: and a page for the browser (`edge.page`). force: also over files that are not ours.
     Returns {"file", "bytes", "parity", "flag"}; parity: with the run's float model, on the whole
-    test set. An fp32 file that differs by more than 0.001 in a logit, or in one decision, is
-    refused; an int8 file that decides otherwise on more than 2 % of the images is flagged.
-    Nothing is written when something fails.
-    Raises `InputError` for an unknown run or format, another suffix, or a missing ExecuTorch.
+    test set; `export.judged` says when a float file is refused, an int8 file flagged.
+    Nothing is written when something fails. Raises `InputError` for an unknown run or format,
+    another suffix, a missing ExecuTorch, and where `place.replacing` or `page.check` does.
 
     >>> export_run("CKD-r90-s0-32px-1f0c9a2b", format="onnx", out="edge/it.onnx")  # doctest: +SKIP
     """
@@ -44,29 +53,42 @@ def export_run(run: str | Path, *, format: str, out: Path) -> dict:  # noqa: A00
         hint = f"ends in {suffix}, e.g. {out.stem}{suffix}"
         raise InputError(f"--out {out}: the name of a file of format {format} {hint}")
     result = runs.read(folder)
-    model, wanted = models.load(folder / "model.safetensors"), ("size", "mode", "limit")
-    options = {key: result["params"][key] for key in wanted}
-    images = data.open(result["dataset"], protocol=result["protocol"], **options)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.with_name(f"{out.stem}.new{suffix}")
-    try:
-        if format == "executorch":
-            to_executorch(model, new)
-        elif format == "onnx":
-            export.to_onnx(model, new)
-        elif "int8" in result["deployed"]:
-            shutil.copyfile(folder / result["deployed"], new)
-        else:
-            quantize.static_int8(folder / "model.onnx", new, images.train)
-        session = ExecutorchModel(new) if format == "executorch" else export.OnnxModel(new)
-        same = export.parity(model, session, images.test, threshold=result["threshold"])
-        flag = _judged(same, exact=format != "onnx-int8")
-        if format != "executorch":
-            write_text(out.with_name("predict.py"), script(out.name, result))
-        new.replace(out)
-    finally:
-        new.unlink(missing_ok=True)
-    return {"file": str(out), "bytes": out.stat().st_size, "parity": same, "flag": flag}
+    if page and suffix != ".onnx":
+        raise InputError("--page needs a format that a browser can run: onnx or onnx-int8")
+    if page:
+        pages.check(result)
+    beside = ["predict.py"] * (suffix == ".onnx") + (pages.names(out.parent) if page else [])
+    with place.replacing(out.parent, [out.name, *beside], force=force) as new:
+        same = _made(folder, result, format, file := new / out.name)
+        flag = export.judged(same, exact=format != "onnx-int8")
+        size = file.stat().st_size
+        if suffix == ".onnx":
+            write_text(new / "predict.py", script(out.name, result))
+        if page:
+            pages.make(new, out.name, result)
+    return {"file": str(out), "bytes": size, "parity": same, "flag": flag}
+
+
+def _made(folder: Path, result: dict, format: str, file: Path) -> dict:  # noqa: A002 (as above)
+    """Write the model's file; its parity with the run's model."""
+    model, images = models.load(folder / "model.safetensors"), _data(result)
+    if format == "executorch":
+        to_executorch(model, file)
+    elif format == "onnx":
+        export.to_onnx(model, file)
+    elif "int8" in result["deployed"]:
+        shutil.copyfile(folder / result["deployed"], file)
+    else:
+        quantize.static_int8(folder / "model.onnx", file, images.train)
+    session = ExecutorchModel(file) if format == "executorch" else export.OnnxModel(file)
+    return export.parity(model, session, images.test, threshold=result["threshold"])
+
+
+def _data(result: dict) -> data.Dataset:
+    """The images that a run saw, its training part as it was: without held-out generators, say."""
+    asked = {field.name: result[field.name] for field in fields(runs.Spec) if field.name in result}
+    asked |= {"settings": DEFAULTS | result["params"], "source": result["source"] or ""}
+    return runs.Run(runs.Spec(**asked)).data
 
 
 def to_executorch(model: models.Detector, path: Path) -> Path:
@@ -79,7 +101,8 @@ def to_executorch(model: models.Detector, path: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its internals
         program = torch.export.export(model.cpu().eval(), (image,))
-        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        how = {"partitioner": [XnnpackPartitioner()], "constant_methods": {export.MARK: 1}}
+        lowered = to_edge_transform_and_lower(program, **how)
         Path(path).write_bytes(lowered.to_executorch().buffer)
     return Path(path)
 
@@ -111,7 +134,7 @@ def script(name: str, result: dict) -> str:
     functions = "\n\n".join(map(inspect.getsource, used)).rstrip()
     text = (files("dflib.edge") / "templates" / "predict.txt").read_text(encoding="utf-8")
     text = text.replace("<RUN>", result["run_id"]).replace("<FACTS>", facts)
-    return text.replace("<FUNCTIONS>", functions)
+    return place.stamped(text.replace("<FUNCTIONS>", functions))
 
 
 def _called(*functions: Callable) -> tuple[list[Callable], dict[str, object]]:
@@ -124,16 +147,6 @@ def _called(*functions: Callable) -> tuple[list[Callable], dict[str, object]]:
         own = (x for x in used.values() if inspect.isfunction(x) or inspect.isclass(x))
         found += [x for x in own if x.__module__.startswith("data_prep") and x not in found]
     return found, constants
-
-
-def _judged(same: dict, *, exact: bool) -> str | None:
-    text = (
-        f"logits differ by up to {same['max_logit_difference']:.2g}, "
-        f"{same['same_decisions']:.2%} of {same['images']} decisions are the same"
-    )
-    if exact and (same["max_logit_difference"] > SAME_LOGITS or same["same_decisions"] < 1):
-        raise InputError(f"refused: the exported file does not compute what the run does ({text})")
-    return f"check before use: {text}" if same["same_decisions"] < SAME_DECISIONS else None
 
 
 def need_executorch() -> None:

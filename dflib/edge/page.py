@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data_prep.errors import InputError
 from data_prep.paths import write_text
+from dflib.edge import place
 
 VERSION = "1.22.0"
 CHECKSUM = (  # SHA-512, npm's own
@@ -23,24 +24,37 @@ URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.t
 NEEDED = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
 
-def write(onnx: Path, result: dict) -> Path:
-    """Write the page beside an exported ONNX file; serve the folder: python -m http.server.
-
-    It decodes and resizes as Pillow does. Raises `InputError` for a run of mode texture_crop, which
-    the page cannot prepare, or when onnxruntime-web is neither in the cache nor to be had.
-
-    >>> write(Path("edge/detector.onnx"), run.result)  # doctest: +SKIP
+def check(result: dict) -> None:
+    """Raise `InputError` for a run of mode texture_crop, which the page cannot prepare, or when
+    onnxruntime-web is neither in the cache nor to be had: before anything is made.
     """
-    run, mode, folder = result["run_id"], result["params"]["mode"], Path(onnx).parent
-    if mode == "texture_crop":
-        raise InputError(f"{run}: the page cannot prepare images by {mode}; use predict.py")
-    shutil.copytree(_runtime(), folder, dirs_exist_ok=True)
-    facts = {"model": Path(onnx).name, "size": result["params"]["size"], "mode": mode, "run": run}
+    if (mode := result["params"]["mode"]) == "texture_crop":
+        name = result["run_id"]
+        raise InputError(f"{name}: the page cannot prepare images by {mode}; use predict.py")
+    _runtime()
+
+
+def names(folder: Path) -> list[str]:
+    """The page's files that are to be written to a folder: not those that are there, the same."""
+    same = lambda path: (
+        path.is_file() and path.read_bytes() == (_runtime() / path.name).read_bytes()
+    )
+    return ["index.html", *(name for name in NEEDED if not same(folder / name))]
+
+
+def make(folder: Path, model: str, result: dict) -> None:
+    """Write a page that runs the ONNX file `model` of a run, which stands beside it, and its files.
+
+    It decodes and resizes as Pillow does. Serve the folder: python -m http.server.
+    """
+    facts = {key: result["params"][key] for key in ("size", "mode")}
+    facts |= {"model": model, "run": result["run_id"]}
     facts |= {key: result[key] for key in ("threshold", "classes")}
     page = (files("dflib.edge") / "templates" / "edge.html").read_text(encoding="utf-8")
     page = page.replace("/*FACTS*/", json.dumps(facts).replace("<", "\\u003c"))
-    write_text(folder / "index.html", page)
-    return folder / "index.html"
+    write_text(folder / "index.html", place.stamped(page))
+    for name in NEEDED:
+        shutil.copyfile(_runtime() / name, folder / name)
 
 
 def _runtime() -> Path:

@@ -14,7 +14,7 @@ from data_prep.folder import walk
 from data_prep.integrity import BadImage, open_image, to_rgb
 from dflib import export, models
 from dflib.study import runs
-from dflib.train import pixels
+from dflib.train import pixels, probabilities
 
 
 class Predictor:
@@ -47,17 +47,17 @@ class Predictor:
         answer = {"probability": None, "label": None, "threshold": self.threshold, "error": None}
         try:
             array = fit(to_rgb(open_image(image)), size=self.size, mode=self.mode)
-        except BadImage as error:
+            probability = float(self.probabilities(array[None])[0])
+        except (BadImage, InputError) as error:
             return answer | {"error": str(error)}
-        probability = float(self.probabilities(array[None])[0])
         label = self.classes[int(probability >= self.threshold)]
         return answer | {"probability": probability, "label": label}
 
     def probabilities(self, arrays: np.ndarray) -> np.ndarray:
-        """P(fake) of decoded images, uint8 N x size x size x 3 -> N."""
+        """P(fake) of decoded images, uint8 N x size x size x 3 -> N; see `train.probabilities`."""
         images = torch.from_numpy(np.array(arrays)).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            return self.forward(pixels(images)).double().softmax(1)[:, 1].numpy()
+            return probabilities(self.forward(pixels(images)))
 
 
 def files(paths: Iterable[Path]) -> Iterator[Path]:

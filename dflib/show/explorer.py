@@ -187,5 +187,7 @@ def answer(content: bytes, study: Study, run_ids: Sequence[str]) -> tuple[pd.Dat
     threshold), and its `looks`. Raises `InputError` as `check_upload` does."""
     image, folders = check_upload(content), [study.results[r]["folder"] for r in run_ids]
     found = pd.DataFrame([Predictor(folder)(content) for folder in folders])
+    for error in found["error"].dropna():  # logits that are no numbers, say
+        raise InputError(error)
     array = fit(image, size=study.base["params"]["size"], mode=study.base["params"]["mode"])
     return found.set_axis(study.rows["name"][run_ids]), looks(array[None], folders)[0]

@@ -19,7 +19,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 from torch import nn
 
-from dflib import data, models, train
+from dflib import data, measure, models, train
 from dflib.show import plots
 from dflib.study import compare, runs
 from dflib.study.runs import Run
@@ -92,6 +92,15 @@ def verdict(run: Run, base: Run, metric: str = "auroc") -> str:
     """What the paired difference of two finished runs shows, in words (`study.compare`)."""
     change = compare.paired(record(run), record(base))["all"][metric]
     return f"{name(run)}: {compare.verdict(change, than=name(base))}"
+
+
+def speed(run: Run, base: Run) -> str:
+    """How fast a finished run is beside another, in words (`measure.speed`)."""
+    times = [each.result["cost"]["latency_ms"] for each in (run, base)]
+    told = measure.speed(*times)
+    noise = "; the machine was busy meanwhile" if any(t.get("busy") for t in times) else ""
+    beside = f"{told['ratio']:.2f} times the speed of {name(base)}"
+    return f"{name(run)} has {beside}: {told['words']}{noise}"
 
 
 def score_pairs(run: Run, base: Run) -> Figure:

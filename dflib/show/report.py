@@ -36,7 +36,6 @@ NUMBERS = {  # title: (column, divisor, how it is written)
     "file MB": ("file_bytes", 1e6, "{:.2f}"),
     "p50 ms": ("latency_p50_ms", 1, "{:.2f}"),
     "p95 ms": ("latency_p95_ms", 1, "{:.2f}"),
-    "images/s": ("images_per_s", 1, "{:,.0f}"),
     "peak MB": ("peak_rss_mb", 1, "{:.0f}"),
     "compress s": ("compress_s", 1, "{:.1f}"),
     "train s": ("train_s", 1, "{:.1f}"),

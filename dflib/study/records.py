@@ -71,15 +71,17 @@ Params = _record(  # whatever a setting's limits were
     {"size": Annotated[int, Field(ge=1)], "mode": str},
     {k: int | None if v is None else type(v) for k, v in DEFAULTS.items()},
 )
-Times = _record("Times", _of("p50 p95", Time), _of("runtime cpu", str) | {"threads": int})
+Times = _record(
+    "Times",
+    _of("p50 p95", Time),
+    _of("runtime cpu", str) | _of("low high", Time) | {"threads": int, "busy": bool},
+)
 Cost = _record(  # what `measure.cost` finds
     "Cost",
     {"latency_ms": Times},
     _of("params macs file_bytes", Count)
     | _of("nonzero gzip_bytes shipped_bytes trainable_params", Size)
-    | _of("peak_rss_mb", float | None)
-    | _of("latency_torch_ms", Times | None)
-    | {"preprocess_ms": dict[str, float] | None, "throughput": dict[str, float]},
+    | _of("peak_rss_mb", float | None),
 )
 METRICS = "accuracy balanced_accuracy auroc f1 precision recall tnr ap eer brier ece"
 Scores = _record(  # what `metrics.evaluate` finds, of a generator or of all
@@ -301,10 +303,9 @@ def flat(result: dict) -> dict:
     row |= {"fold": methods.fold(params), "planned_epochs": methods.planned_epochs(params)}
     sizes = ("params", "nonzero", "trainable_params", "file_bytes", "gzip_bytes", "shipped_bytes")
     row |= {key: cost.get(key) for key in (*sizes, "macs", "peak_rss_mb")}
-    row["images_per_s"] = cost.get("throughput", {}).get("images_per_s")
-    row["latency_p95_ms"] = cost["latency_ms"]["p95"]
-    for what in ("latency", "latency_torch", "preprocess"):
-        row[f"{what}_p50_ms"] = (cost.get(f"{what}_ms") or {}).get("p50")
+    latency = cost["latency_ms"]
+    row |= {f"latency_{key}_ms": latency.get(key) for key in ("p50", "p95", "low", "high")}
+    row["latency_busy"] = latency.get("busy")
     for generator, values in result["metrics"].items():
         prefix = "" if generator == "all" else f"{generator}/"
         others = [metric for metric, value in values.items() if isinstance(value, float)]
