@@ -138,8 +138,7 @@ def study(
     options |= {k: grids.entries(v, grids.LISTS[k], f"--{k} ") for k, v in given.items()}
     options["set"] = options.get("set", {}) | _settings(set_ or [])
     plan = grids.plan(options) if dry_run or watch else _planned(options)
-    from dflib.show import report, terminal
-    from dflib.study import runs
+    from dflib.show import terminal
 
     if dry_run:
         return terminal.plan(plan)
@@ -149,6 +148,17 @@ def study(
     how = {"scheduler": scheduler, "retry_failed": retry_failed, "timeout": limit, "budget": rest}
     with _interruptible():
         outcomes = terminal.study(plan, **how)
+        _time_in_turns(
+            [run for run, o in outcomes.items() if o["status"] == "done" and o["seconds"]]
+        )
+    raise typer.Exit(_told(plan, outcomes))
+
+
+def _told(plan: tuple, outcomes: dict) -> int:
+    """The table and the report at a study's end; the exit status."""
+    from dflib.show import report, terminal
+    from dflib.study import runs
+
     rows = runs.results()
     terminal.results(rows[rows["run_id"].isin(outcomes)] if len(rows) else rows)
     try:
@@ -156,7 +166,19 @@ def study(
     except OSError as error:  # a full disk, say: the runs and the table stand
         typer.echo(f"no report: {error}")
     states = terminal.unfinished(plan, outcomes)
-    raise typer.Exit(0 if not states else 3 if states == {"left"} else 1)
+    return 0 if not states else 3 if states == {"left"} else 1
+
+
+def _time_in_turns(made: list[str]) -> None:
+    """Runs that were made side by side disturbed each other's times: once more, one by one."""
+    from dflib.study import timing
+
+    if len(made) > 1:
+        typer.echo(f"timing the files of {len(made)} runs in turns, now that nothing else runs …")
+        try:
+            timing.again(made)
+        except InputError as error:  # the runs stand, with the times from when they were made
+            typer.echo(f"not timed again: {error}")
 
 
 def _planned(options: dict) -> tuple:
