@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/.ready
+CPU := https://download.pytorch.org/whl/cpu
 TESTS := .venv/.tests
 # the oldest versions that requirements.txt allows: the detector and its techniques, the data, a notebook
 LOWEST := models data train augment front metrics export_measure prune distill quantize lowrank adapters \
@@ -15,7 +16,10 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.12 …"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	@index=; if [ "$$(uname)" = Linux ] && ! ls /dev/nvidia[0-9]* >/dev/null 2>&1 && \
+	  $(PY) -c 'from urllib.request import urlopen; urlopen("$(CPU)/torch/", timeout=5)' 2>/dev/null; \
+	  then index='--extra-index-url $(CPU)'; echo "no NVIDIA card here: PyTorch's CPU build"; fi; \
+	$(PY) -m pip install --disable-pip-version-check --quiet $$index -r requirements.txt
 	@touch $@
 
 $(TESTS): $(READY)
