@@ -186,8 +186,8 @@ def beyond(drawn: Mapping[str, np.ndarray], least: Mapping[str, float]) -> dict[
     """
     moves = lambda x: x[np.isfinite(x)].size and np.ptp(x[np.isfinite(x)]) > 1e-12
     wider = {key: 0.0 if moves(x[..., 1:]) else least[key] for key, x in drawn.items()}
-    if not wider["balanced_accuracy"]:
-        wider["balanced_accuracy"] = (wider["recall"] + wider["tnr"]) / 2
+    if wider.get("balanced_accuracy") == 0:
+        wider["balanced_accuracy"] = (wider.get("recall", 0) + wider.get("tnr", 0)) / 2
     return wider
 
 

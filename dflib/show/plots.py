@@ -402,7 +402,7 @@ def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Seq
 def heat_map(cells: pd.DataFrame, metric: str = "auroc"):
     """What was trained on (rows, of each method and rate) against what was tested on (columns): a
     metric with its 95 % interval, and whether it was seen in training. White is chance. cells: as
-    `compare.matrix` gives them."""
+    `tables.matrix` gives them."""
     cells = in_order(cells)
     cells["row"] = cells["run"] + ", " + cells["train"]
     columns = [metric, f"{metric}_low", f"{metric}_high"]

@@ -21,7 +21,7 @@ from data_prep import manifest, protocol
 from data_prep.errors import InputError
 from data_prep.paths import HOW_TO_GET, write_text
 from dflib.show import plots
-from dflib.study import compare, runs
+from dflib.study import compare, runs, tables
 from dflib.study.methods import METHODS
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
 def answer(rows: pd.DataFrame, means: pd.DataFrame) -> dict:
     """What comparable runs say; the template puts it in words.
 
-    rows: as `runs.results`, with `record`; means: `compare.over_seeds` of those with predictions.
+    rows: as `runs.results`, with `record`; means: `tables.over_seeds` of those with predictions.
     Of the highest rate the best method, with its verdict against BL; the smallest and the fastest
     run, and how many times less than its baseline each takes.
     """
@@ -176,11 +176,11 @@ def answer(rows: pd.DataFrame, means: pd.DataFrame) -> dict:
 
 
 def _compared(every: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`compare.over_seeds` and `compare.against_scratch` of the runs with predictions."""
+    """`tables.over_seeds` and `tables.against_scratch` of the runs with predictions."""
     kept = {i: r for i, r in every.items() if (r["folder"] / "predictions.parquet").exists()}
     try:
         results = kept.values()
-        return compare.over_seeds(results, kept), compare.against_scratch(results, kept)
+        return tables.over_seeds(results, kept), tables.against_scratch(results, kept)
     except InputError as error:
         log.warning("seeds are not combined: %s", error)
         return pd.DataFrame(), pd.DataFrame()
@@ -188,8 +188,8 @@ def _compared(every: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _names(every: dict[str, dict]) -> list[str]:
     """A name for each run that tells it from the others."""
-    groups = compare.by_seed(every.values())
-    differ = {r["run_id"]: compare.about(g, groups)["settings"] for g in groups for r in g}
+    groups = tables.by_seed(every.values())
+    differ = {r["run_id"]: tables.about(g, groups)["settings"] for g in groups for r in g}
     label = lambda r: _label(r["method"], r["rate"], differ.get(r["run_id"], ""))
     return [f"{label(r)}, seed {r['seed']}" for r in every.values()]
 
