@@ -41,6 +41,11 @@ class Part:
     def groups(self) -> np.ndarray:
         return self.table["group"].to_numpy(dtype=object)
 
+    @property
+    def testsets(self) -> np.ndarray:
+        """The test set of each image that stands in one with reals of its own, else ""."""
+        return np.array(self.table.get("testset", [""] * len(self)), dtype=object)
+
     def image(self, i: int) -> np.ndarray:
         """One decoded image, uint8 H x W x 3."""
         return np.asarray(self.pixels[self.table["row"].iloc[i]])

@@ -29,12 +29,14 @@ def evaluate(
     *,
     threshold: float,
     groups: ArrayLike | None = None,
+    testsets: ArrayLike | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict]:
-    """All metrics of each generator (its fakes, all reals), "all", and "macro", their mean.
+    """All metrics of each generator (its fakes, its reals), "all", and "macro", their mean.
 
-    labels, scores, generators ("real" for reals), groups (None: each image its own): (n,) each.
+    labels, scores, generators ("real" for reals), groups (None: each image its own), testsets (a
+    generator is scored against the reals of its own one, where it has any, else all): (n,) each.
     Values are fractions, never NaN: precision is None where nothing is called fake. auroc, ap: as
     in scikit-learn; eer: FPR = FNR on the interpolated ROC curve; tpr_at_fpr: the best TPR at that
     FPR or less; ece: of `reliability`. Raises ValueError: bad input, one class.
@@ -49,7 +51,7 @@ def evaluate(
     names = _names(labels, generators)
     sets = {name: names == name for name in sorted({*names} - {"real"})}
     every = sets | {"all": labels == 1}
-    at = {"threshold": threshold, "groups": groups}
+    at = {"threshold": threshold, "groups": groups, "testsets": testsets}
     shown = every if len(sets) > 1 else sets
     values = resample(labels, scores, shown, draws=draws, seed=seed, **at)
     bounds = {name: least(labels, scores, of, **at) for name, of in shown.items()}
@@ -57,10 +59,11 @@ def evaluate(
     last = "macro" if len(sets) > 1 else "all"
     for tables in (values, bounds):
         tables[last] = {key: mean(tables, key) for key in tables[next(iter(sets))]}
-    n_real = int((labels == 0).sum())
+    own = lambda of: len(_own(*map(np.flatnonzero, (labels == 0, of)), testsets))
     entries = {}
     for name, drawn in values.items():
-        n_fake, wider = int(every.get(name, labels == 1).sum()), beyond(drawn, bounds[name])
+        n_real, n_fake = own(of := every.get(name, labels == 1)), int(of.sum())
+        wider = beyond(drawn, bounds[name])
         value = {k: _value(v) for k, v in drawn.items()}
         span = {k: _interval(v, wider[k], ends=(0, 1)) for k, v in drawn.items()}
         for each in (value, span):
@@ -98,15 +101,17 @@ def resample(
     *,
     threshold: float,
     groups: ArrayLike | None = None,
+    testsets: ArrayLike | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, np.ndarray]]:
     """INTERVALS and RATES as they are, then in each draw: {set: {metric: (1 + draws,)}}.
 
-    sets: which fakes count beside all reals, {name: (n,) of bool}; None: {"all": every fake}. NaN:
-    undefined. Calls with the same groups and seed share the draws, so the difference of two arrays
-    is a paired one, whatever differs: detector, generators, what was done to the images. `combine`
-    makes an interval of it. Raises ValueError: bad input, one class.
+    sets: which fakes count beside their reals, {name: (n,) of bool}; None: {"all": every fake}.
+    testsets: as for `evaluate`. NaN: undefined. Calls with the same groups and seed share the
+    draws, so the difference of two arrays is a paired one, whatever differs: detector, generators,
+    what was done to the images. `combine` makes an interval of it. Raises ValueError: bad input,
+    one class.
 
     >>> resample([0, 0, 1, 1], [.1, .6, .4, .9], threshold=.5, draws=3)["all"]["auroc"].shape
     (4,)
@@ -121,13 +126,14 @@ def resample(
         name: order[_column(f"sets[{name!r}]", of, len(fake), inside, "a fake", bool)[order]]
         for name, of in sets.items()
     }
-    reals, parts = order[~fake[order]], {name: [] for name in sets}
+    pairs = {name: (_own(order[~fake[order]], i, testsets), i) for name, i in members.items()}
+    parts = {name: [] for name in sets}
     for counts in _counts(codes, _whole("draws", draws, 0), seed):
-        for name, i in members.items():
+        for name, (reals, i) in pairs.items():
             weights = counts[codes[reals]], counts[codes[i]]
             parts[name].append(_weighted(scores[reals], scores[i], *weights, threshold))
     values = {}
-    for name, i in members.items():
+    for name, (reals, i) in pairs.items():
         each = {key: np.concatenate([part[key] for part in parts[name]]) for key in parts[name][0]}
         # chance alone makes gaps, in the images and again in each draw: off as often as put on
         each["ece"][1:] = np.maximum(2 * each["ece"][0] - each["ece"][1:], 0)
@@ -135,6 +141,15 @@ def resample(
             each = {key: np.append(drawn[:1], np.nan + drawn[1:]) for key, drawn in each.items()}
         values[name] = each
     return values
+
+
+def _own(reals: np.ndarray, fakes: np.ndarray, testsets: ArrayLike | None) -> np.ndarray:
+    """Of the reals (indices) those in the fakes' own test sets; all where these have none."""
+    if testsets is None:
+        return reals
+    testsets = np.asarray(testsets, object)
+    own = reals[np.isin(testsets[reals].astype(str), testsets[fakes].astype(str))]
+    return own if len(own) else reals
 
 
 def trivial(n_real: int, n_fake: int) -> dict[str, dict[str, float]]:
@@ -157,25 +172,28 @@ def least(
     *,
     threshold: float,
     groups: ArrayLike | None = None,
+    testsets: ArrayLike | None = None,
 ) -> dict[str, float]:
     """How far the truth may lie from each metric although no draw moves it: 1 - 0.025^(1 / n).
 
     n: the scenes that it rests on, of its own class, or the fewer of both. 20 of 20 right: at least
     0.83. Exact for a proportion, and for a difference of two detectors none of whose answers differ
     (Clopper & Pearson 1934; "rule of three", Hanley & Lippman-Hand 1983); rather too wide for the
-    rest. fakes: (n,) of bool, as one of `resample`'s sets.
+    rest. fakes: (n,) of bool, one of `resample`'s sets; the others: as for `evaluate`.
 
     >>> round(1 - least([0] * 20 + [1] * 20, [.1] * 20 + [.9] * 20, threshold=.5)["recall"], 2)
     0.83
     """
     labels, scores = _check(labels, scores)
-    codes, real = _codes(groups, len(labels)), labels == 0
-    fakes = ~real if fakes is None else np.asarray(fakes, bool)
+    codes, fakes = _codes(groups, len(labels)), labels == 1 if fakes is None else fakes
+    real, fake = _own(np.flatnonzero(labels == 0), i := np.flatnonzero(fakes), testsets), i
+    called = np.flatnonzero(scores >= threshold)
     scenes = lambda of: max(1, len(np.unique(codes[of])))
-    each = dict.fromkeys((*INTERVALS, *RATES), min(scenes(real), scenes(fakes)))
-    each |= dict.fromkeys(("accuracy", "brier", "ece"), scenes(real | fakes))
-    each |= {"recall": scenes(fakes), "tnr": scenes(real)}
-    each["precision"] = scenes((real | fakes) & (scores >= threshold))
+    both = np.append(real, fake)
+    each = dict.fromkeys((*INTERVALS, *RATES), min(scenes(real), scenes(fake)))
+    each |= dict.fromkeys(("accuracy", "brier", "ece"), scenes(both))
+    each |= {"recall": scenes(fake), "tnr": scenes(real)}
+    each["precision"] = scenes(np.intersect1d(both, called))
     return {metric: 1 - 0.025 ** (1 / n) for metric, n in each.items()}
 
 

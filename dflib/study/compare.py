@@ -143,6 +143,7 @@ def resampled(
     members = {name: fake & generators.isin(list(of)) for name, of in (sets or {}).items()}
     members = members or {"all": fake}
     at = {"threshold": runs.read(folder)["threshold"], "groups": table["group"]}
+    at["testsets"] = table.get("testset")
     scored = table["label"], table["score"] if scores is None else scores
     bounds = {name: metrics.least(*scored, of, **at) for name, of in members.items()}
     return metrics.resample(*scored, members, draws=draws, **at), bounds

@@ -311,12 +311,13 @@ class Run:
         known, scores = train.predict(forward, val), train.predict(forward, test)
         for what, part, score in (("validation", val, known), ("predictions", test, scores)):
             columns = {"generator": part.generators, "label": part.labels, "score": score}
-            table = part.table[["path"]].assign(**columns, group=part.groups)
+            table = part.table[["path"]].assign(**columns, group=part.groups, testset=part.testsets)
             table.to_parquet(here / f"{what}.parquet", index=False)
         threshold = 0.5 if s.protocol == "paper" else metrics.best_threshold(val.labels, known)
         same = export.parity(model, export.OnnxModel(onnx), test, threshold=threshold, limit=256)
         export.judged(same)  # time and bytes are the file's, so its scores must be the model's
         options = {"threshold": threshold, "groups": test.groups, "draws": s.settings["draws"]}
+        options["testsets"] = test.testsets
         shipped = adapters.save_delta(model, base, here / "delta.safetensors") if base else file
         cost = measure.cost(model, file, runs=s.settings["latency_runs"])
         cost |= {"trainable_params": self.trainable, "shipped_bytes": shipped.stat().st_size}
