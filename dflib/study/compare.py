@@ -43,13 +43,13 @@ def load(
     for folder in sorted(runs.folders(), key=lambda f: (f / "result.json").stat().st_mtime):
         try:
             r = runs.read(folder)
-            _ = [r[key] for key in ("method", "dataset", "protocol", "seed", "source")]
+            _ = [r[key] for key in ("method", "dataset", "protocol", "seed")]
             found[r["run_id"]] = r | {"params": {**r["params"]}, "parents": [*r["parents"]]}
         except (InputError, KeyError, TypeError) as error:
             log.warning("left out: %s is no finished run of this version (%s)", folder, error)
     found = {i: r | {"params": _inherited(r, found)} for i, r in found.items()}
     here = lambda r: (r["dataset"], r["protocol"]) == (dataset, protocol)
-    wanted = lambda r: dataset is None or (here(r) and r["source"] in (None, source))
+    wanted = lambda r: dataset is None or (here(r) and r.get("source") in (None, source))
     return {i: r for i, r in found.items() if wanted(r)}
 
 
