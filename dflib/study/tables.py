@@ -66,7 +66,9 @@ def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
     return {"method": method, "rate": rate, "settings": settings, "target_images": images}
 
 
-def over_seeds(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFrame:
+def over_seeds(
+    results: Iterable[dict], every: Mapping[str, dict], *, margin: float = compare.MARGIN
+) -> pd.DataFrame:
     """A row a method, rate and number of target images: means over seeds, differences from BL.
 
     Columns: those of `about`, seeds, run_id (of the first), val_auroc (`validated`), COSTS; for
@@ -83,14 +85,15 @@ def over_seeds(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFra
         pairs = [(r, b) for r in group if (b := compare.baseline(r, every))]
         changes = compare.paired(*zip(*pairs, strict=True)) if pairs else {}
         row["val_auroc"] = compare.validated(group)
-        row["told"] = compare.verdict(changes["all"]).text if pairs else ""
+        row["told"] = ""
         for suffix, table in {"": compare.combined(group), "-BL": changes}.items():
             for name, each in table.items():
                 for k in compare.JUDGED:
                     row |= compare.ends(f"{name}/{k}{suffix}", each[k], inside=not suffix)
         for name, each in changes.items():
-            word, says, _ = compare.verdict(each)
+            word, says, text = compare.verdict(each, margin=margin)
             row |= {f"{name}/verdict": says, f"{name}/word": word}
+            row |= {"told": text} if name == "all" else {}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -138,7 +141,7 @@ def matrix(results: Iterable[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def gaps(results: Iterable[dict]) -> pd.DataFrame:
+def gaps(results: Iterable[dict], *, margin: float = compare.MARGIN) -> pd.DataFrame:
     """What each method, rate and recipe loses from seen to unseen generators, a row each.
 
     Columns: method, rate, recipe, folds, seeds, val_auroc (`validated`); AUROC seen, unseen and
@@ -163,12 +166,17 @@ def gaps(results: Iterable[dict]) -> pd.DataFrame:
             for name, each in table.items():
                 row |= compare.ends(name + end, each["auroc"], inside=end == "" and name != "gap")
                 if end and name != "gap":
-                    row[f"{name}{end}_verdict"] = compare.verdict(each).says
+                    row[f"{name}{end}_verdict"] = compare.verdict(each, margin=margin).says
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def duels(results: Iterable[dict], rivals: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def duels(
+    results: Iterable[dict],
+    rivals: Mapping[str, Sequence[str]],
+    *,
+    margin: float = compare.MARGIN,
+) -> pd.DataFrame:
     """Which of two methods is better at the same rate: paired over the folds and seeds of both.
 
     rivals: {method: others}. A row each rate, pair and where (seen | unseen generators; all seen
@@ -187,7 +195,10 @@ def duels(results: Iterable[dict], rivals: Mapping[str, Sequence[str]]) -> pd.Da
             found = compare.contrast(*both) if both[0] else {}
             found = found or ({"seen": compare.paired(*both)["all"]} if both[0] else {})
             for where in [name for name in found if name != "gap"]:
-                says, change = compare.verdict(found[where], than=rival), found[where]["auroc"]
+                says, change = (
+                    compare.verdict(found[where], rival, margin=margin),
+                    found[where]["auroc"],
+                )
                 row = {"method": method, "rival": rival, "rate": rate, "where": where}
                 row |= compare.ends("difference", change) | {"seeds": change["seeds"]}
                 rows.append(row | {"verdict": says.says, "word": says.word})
