@@ -94,9 +94,7 @@ def verdict(run: Run, base: Run) -> str:
 
 
 def speed(run: Run, base: Run) -> str:
-    """How the latencies of two finished runs compare (`measure.speed`): "2.1 times as fast as BL
-    [1.8, 2.4]: faster".
-    """
+    """How the latencies of two finished runs compare (`measure.speed`), in words."""
     mine, theirs = (each.result["cost"]["latency_ms"] for each in (run, base))
     return plots.spoken_speed(measure.speed(mine, theirs), name(base))
 

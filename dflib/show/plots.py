@@ -163,15 +163,14 @@ def spoken_speed(speed: dict, than: str = "BL") -> str:
     """`measure.speed` for reading, with what the spreads of the processes allow.
 
     >>> spoken_speed({"ratio": 3.0, "low": 2.0, "high": 5.0, "words": "faster"})
-    '3.0 times as fast as BL [2.0, 5.0]: faster'
+    'faster, 3.0 times as fast as BL [2.0, 5.0]'
     """
-    known = np.isfinite([speed["low"], speed["high"]]).all()
-    span = f" [{speed['low']:.1f}, {speed['high']:.1f}]" if known else ""
-    number = (
-        "" if pd.isna(speed["ratio"]) else f"{speed['ratio']:.1f} times as fast as {than}{span}: "
-    )
-    why = "" if known else " (busy machine, another one, or no spread in the record)"
-    return f"{number}{speed['words']}{why}"
+    span = f"{speed['ratio']:.1f} times as fast as {than} [{speed['low']:.1f}, {speed['high']:.1f}]"
+    if speed["words"] != "not told apart":
+        return f"{speed['words']}, {span}"
+    known = np.isfinite([speed["ratio"], speed["high"]]).all()
+    why = span if known else "a busy or another machine, or no spread in the record"
+    return f"not told apart from {than} ({why})"
 
 
 def metric_table(result: dict) -> pd.DataFrame:
