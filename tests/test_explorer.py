@@ -72,7 +72,7 @@ def test_a_study_holds_what_can_be_compared(study, tiny_dataset):
 
 def test_what_shares_its_name_has_its_hash(study):
     twin = study.results[last(study)] | {"run_id": "CPF-S-r90-s0-32px-0badcafe"}
-    both = explorer.Study(study.base, study.results | {twin["run_id"]: twin})
+    both = explorer.Study(study.base, study.results | {twin["run_id"]: twin}, study.every)
     assert both.rows["name"].tolist()[-2:] == [
         f"CPF-S 90% · {last(study)[-8:]}",
         "CPF-S 90% · 0badcafe",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.paths import PROJECT
-from dflib.study import compare
+from dflib.study import compare, tables
 
 GALLERY = PROJECT / "outputs" / "gallery" / "real-faces"
 
@@ -46,7 +46,7 @@ def test_the_pages_tables_are_those_of_the_records(faces, method):
     ]
     group = [r for r in mine if (r["method"], r["rate"]) == (method, 0.9)]
     plain = [r for r in group if compare.recipe(r["params"]) == "plain"]
-    (row,) = compare.over_seeds(plain, faces).to_dict("records")
+    (row,) = tables.over_seeds(plain, faces).to_dict("records")
     page, front = (GALLERY / "README.md").read_text(), (PROJECT / "README.md").read_text()
     signed = [
         f"{row['all/auroc-BL' + end]:+.3f}".replace("-", "−") for end in ("", "_low", "_high")
@@ -57,7 +57,7 @@ def test_the_pages_tables_are_those_of_the_records(faces, method):
     assert f"| {difference} |" in front
     for name in ("front srm", "ema 0.99, front srm"):
         other = [r for r in group if compare.recipe(r["params"]) == name]
-        (gap,) = compare.gaps(plain + other).query("recipe != 'plain'").to_dict("records")
+        (gap,) = tables.gaps(plain + other).query("recipe != 'plain'").to_dict("records")
         change = (
             f"{gap['gap-plain']:+.3f} [{gap['gap-plain_low']:+.3f}, {gap['gap-plain_high']:+.3f}]"
         )

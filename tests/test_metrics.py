@@ -14,7 +14,7 @@ from scipy import optimize, special, stats
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 from statsmodels.discrete.discrete_model import Logit
-from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
 from dflib import metrics
@@ -189,11 +189,14 @@ def test_intervals_equal_an_explicit_loop_with_the_same_weights(monkeypatch, n, 
     drawn["macro"] = {
         m: np.mean([drawn[g][m] for g in ("gan", "vae", "diffusion")], axis=0) for m in drawn["all"]
     }
+    still = lambda metric: ("recall", "tnr") if metric == "balanced_accuracy" else (metric,)
     for name, each in drawn.items():
         for metric, values in each.items():
-            values = values[~np.isnan(values)]
+            found, values = flat(table[name]["ci95"])[metric], values[~np.isnan(values)]
             expected = np.percentile(values, [2.5, 97.5]) if len(values) >= 30 else None
-            found = flat(table[name]["ci95"])[metric]
+            if expected is not None and any(np.nanstd(each[k]) < 1e-12 for k in still(metric)):
+                assert found[0] < expected[0] or found[1] > expected[1] or set(expected) <= {0, 1}
+                continue
             assert (found is None) == (expected is None), (name, metric)
             assert found is None or found == pytest.approx(expected, abs=1e-9), (name, metric)
 
@@ -343,26 +346,6 @@ def test_best_threshold_takes_the_midpoint_nearest_to_a_half():
     assert best_threshold([0, 1], [below, above]) == above  # no float lies between
 
 
-@quick
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=150))
-def test_mcnemar_equals_statsmodels(right):
-    check_mcnemar(*np.array(right).T)
-
-
-@pytest.mark.parametrize(("b", "c"), [(24, 0), (12, 12), (20, 5), (60, 41), (13, 13)])
-def test_mcnemar_on_either_side_of_25(b, c):
-    check_mcnemar(*np.repeat([[1, 0], [0, 1], [1, 1]], [b, c, 30], axis=0).T.astype(bool))
-
-
-def check_mcnemar(right_a, right_b):
-    result = metrics.mcnemar(right_a, right_b)
-    b, c = (right_a & ~right_b).sum(), (~right_a & right_b).sum()
-    table, exact = [[0, b], [c, 0]], bool(b + c < 25)
-    assert (result["b"], result["c"], result["test"]) == (b, c, "exact" if exact else "chi2")
-    theirs = mcnemar(table, exact=exact, correction=True).pvalue if b + c else 1.0
-    assert result["p"] == pytest.approx(theirs)
-
-
 def test_differences_of_resampled_values_are_paired_as_in_an_explicit_loop():
     rng = np.random.default_rng(6)
     labels, a, groups = detector(rng, scenes=25, images=2)
@@ -381,7 +364,7 @@ def test_differences_of_resampled_values_are_paired_as_in_an_explicit_loop():
         assert found["mean"] == pytest.approx(points[1] - points[0])
 
 
-def test_pairing_narrows_the_interval_and_equals_have_none():
+def test_pairing_narrows_the_interval_and_equals_are_as_wide_as_they_are_told():
     rng = np.random.default_rng(7)
     labels, a, groups = detector(rng, scenes=60, images=2)
     b = np.clip(a + 0.02 * rng.normal(size=len(a)), 0, 1)
@@ -390,7 +373,8 @@ def test_pairing_narrows_the_interval_and_equals_have_none():
     )
     alone, together = (metrics.combine([x])["ci95"] for x in (first, second - first))
     assert width(together) < width(alone) / 3
-    assert metrics.combine([again - first])["ci95"] == [0, 0]
+    assert metrics.combine([again - first])["ci95"] is None  # no width: no proof
+    assert metrics.combine([again - first], wider=0.1)["ci95"] == [-0.1, 0.1]
 
 
 @quick
@@ -408,6 +392,77 @@ def test_non_inferior():
     assert non_inferior([-0.019, 0.01], 0.02) and non_inferior((0.01, 0.02), 0.02)
     assert not non_inferior([-0.02, 0.01], 0.02)  # on the margin is not above it
     assert not non_inferior([-0.05, 0.05], 0.02) and not non_inferior(None, 0.02)
+
+
+# --- draws that are all alike
+
+
+@quick
+@given(st.integers(2, 400), st.integers(2, 400))
+def test_what_no_draw_moves_is_as_wide_as_the_exact_interval(reals, fakes):
+    """Each image its own scene, each right: Clopper and Pearson's interval of each proportion."""
+    labels = np.repeat([0, 1], [reals, fakes])
+    names, perfect = np.where(labels, "gan", "real"), np.where(labels, 0.9, 0.1)
+    found = evaluate(labels, perfect, names, threshold=0.5, draws=20)["all"]["ci95"]
+    exact = lambda n: proportion_confint(n, n, method="beta")[0]
+    counts = {"recall": fakes, "precision": fakes, "tnr": reals, "accuracy": reals + fakes}
+    counts |= dict.fromkeys(("auroc", "ap", "balanced_accuracy", "f1"), min(reals, fakes))
+    for metric, n in counts.items():
+        assert found[metric] == pytest.approx([exact(n), 1]), metric
+    assert flat(found)["0.05"][0] == found["auroc"][0] and found["eer"][0] == 0
+    wrong = evaluate(labels, 1 - perfect, names, threshold=0.5, draws=20)["all"]["ci95"]
+    assert wrong["recall"] == pytest.approx([0, 1 - exact(fakes)])
+    same = [metrics.resample(labels, perfect, threshold=0.5, draws=20)["all"]] * 2
+    lost = {k: same[1][k] - same[0][k] for k in same[0]}
+    wider = metrics.beyond(lost, metrics.least(labels, perfect, threshold=0.5))
+    interval = metrics.combine([lost["accuracy"]], wider["accuracy"])["ci95"]
+    assert interval == pytest.approx([exact(reals + fakes) - 1, 1 - exact(reals + fakes)])
+    assert non_inferior(interval, 0.02) == (exact(reals + fakes) > 0.98)
+
+
+def test_scenes_count_not_images_and_several_seeds_prove_no_more():
+    labels, groups = np.repeat([0, 1], 40), np.arange(80) // 4
+    perfect = labels * 0.8 + 0.1
+    bound = metrics.least(labels, perfect, threshold=0.5, groups=groups)
+    assert bound["recall"] == pytest.approx(1 - 0.025**0.1)
+    drawn = metrics.resample(labels, perfect, threshold=0.5, groups=groups, draws=30)["all"]
+    three = metrics.combine([drawn["recall"]] * 3, metrics.beyond(drawn, bound)["recall"])
+    assert three["ci95"] == pytest.approx([1 - bound["recall"], 1 + bound["recall"]])
+
+
+@pytest.mark.parametrize("right", [0.9, 0.97, 0.995])
+def test_intervals_of_small_samples_of_good_detectors_cover_the_truth(right):
+    """And those of the difference between two detectors, one of which errs where the other may."""
+    rng, labels, inside = np.random.default_rng(8), np.repeat([0, 1], [25, 50]), {}
+    for _ in range(200):
+        hit = rng.random((2, 75)) < [[right], [(1 + right) / 2]]
+        tables, bounds = [], []
+        for each in hit:
+            scores = np.where(each == (labels == 1), 0.9, 0.1)
+            tables.append(metrics.resample(labels, scores, threshold=0.5, draws=200)["all"])
+            bounds.append(metrics.least(labels, scores, threshold=0.5))
+        change = {k: tables[1][k] - tables[0][k] for k in tables[0]}
+        for k in ("accuracy", "recall", "tnr", "balanced_accuracy"):
+            for what, drawn, truth in (("", tables[0], right), ("-", change, (1 - right) / 2)):
+                wider = metrics.beyond(drawn, bounds[0])[k]
+                for name, width in ((what + k, wider), ("drawn alone", 0)):
+                    low, high = metrics.combine([drawn[k]], width)["ci95"] or [drawn[k][0]] * 2
+                    inside[name] = inside.get(name, 0) + (low <= truth <= high) / 200
+    alone = inside.pop("drawn alone") / 8
+    assert min(inside.values()) >= 0.86, inside
+    assert right < 0.99 or alone < 0.5
+
+
+@quick
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_one_answer_for_all_images_scores_what_scikit_learn_says(reals, fakes):
+    labels = np.repeat([0, 1], [reals, fakes])
+    for name, found in metrics.trivial(reals, fakes).items():
+        called = np.full(len(labels), name == "always fake")
+        theirs = {"accuracy": sk.accuracy_score(labels, called), "f1": sk.f1_score(labels, called)}
+        assert found == pytest.approx(theirs)
+    best = max(each["accuracy"] for each in metrics.trivial(reals, fakes).values())
+    assert best == pytest.approx(max(reals, fakes) / (reals + fakes))
 
 
 # --- calibration
@@ -514,7 +569,10 @@ def test_resampled_sets_hold_the_values_of_scikit_learn_and_of_evaluate(seed, n,
     interval = evaluate(labels, scores, generators, threshold=0.4, draws=30, seed=3)["vae"]["ci95"][
         "auroc"
     ]
-    assert metrics.combine([drawn["vae"]["auroc"]])["ci95"] == interval
+    bound = metrics.least(labels, scores, sets["vae"], threshold=0.4)
+    wider = metrics.beyond(drawn["vae"], bound)["auroc"]
+    found = metrics.combine([drawn["vae"]["auroc"]], wider)["ci95"]
+    assert (found and np.clip(found, 0, 1).tolist()) == interval
 
 
 def test_a_set_without_fakes_has_no_values():
@@ -532,7 +590,7 @@ def test_a_set_without_fakes_has_no_values():
 
 
 @quick
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=6, unique=True))
+@given(st.lists(st.integers(0, 1000).map(lambda n: n / 1000), min_size=2, max_size=6, unique=True))
 def test_seeds_alone_are_students_and_images_alone_are_normal(values):
     alone = metrics.combine(
         [np.full(50, v) for v in values]

@@ -181,6 +181,29 @@ def test_the_papers_figure_draws_the_red_line_at_the_baseline():
     assert line.get_ydata()[0] == BL["metrics"]["vae"]["accuracy"]
 
 
+@pytest.mark.parametrize(
+    "generators", [("gan",), ("gan", "vae"), ("gan", "vae", "cvae", "diffusion")]
+)
+def test_accuracy_and_f1_stand_above_what_one_answer_for_all_images_scores(generators):
+    rows = table(
+        result(generators=generators),
+        *(GRID if len(generators) == 2 else [result("CQ", generators=generators)]),
+    )
+    grid = plots.paper_figure(rows, ("all", generators[-1]))
+    share = 1 / len(generators)  # of the 40 fakes, beside 40 reals
+    last = share / (1 + share)
+    expected = [0.5, 2 / 3, max(last, 1 - last), 2 * last / (1 + last)]
+    dotted = [[x for x in ax.lines if x.get_linestyle() == ":"] for ax in grid.axes]
+    assert [d[0].get_ydata()[0] for d in dotted[:4]] == pytest.approx(expected) and not dotted[4]
+
+
+def test_generators_that_no_run_was_trained_on_are_marked_in_each_figure():
+    rows = table(*(r | {"train_generators": ["gan"]} for r in (BL, *GRID)))
+    for draw in (plots.forest, partial(plots.paper_figure, generators=("gan", "vae"))):
+        titles = " ".join(ax.get_title() for ax in draw(rows).axes)
+        assert "vae (unseen)" in titles and "gan (unseen)" not in titles
+
+
 def test_the_papers_figure_shows_every_run_and_no_line_without_a_baseline():
     rows = TABLES["grid"]
     ax = plots.paper_figure(rows).axes[0]
@@ -270,7 +293,10 @@ def test_pareto_pales_exactly_the_beaten_runs_and_names_the_others():
     assert (dots.get_alpha() < 1).tolist() == beaten.tolist()
     colours = [to_hex(c) for c in dots.get_facecolors()]
     assert colours == [plots.appearance(method)[0] for method in rows["method"]]
-    assert sorted(t.get_text() for t in ax.texts) == sorted(rows.loc[~beaten, "run"])
+    front = rows.loc[~beaten].set_index(["latency_p50_ms", "auroc"])["run"].to_dict()
+    assert {t.xy: t.get_text() for t in ax.texts} == front  # its line ends at its own marker
+    placed = [t.get_position() for t in sorted(ax.texts, key=lambda t: t.xy)]
+    assert placed == sorted(placed) and all(y > 1 for _, y in placed)  # none upon another
     assert ax.get_xlabel() == plots.COSTS["latency_p50_ms"][0] and ax.get_xscale() == "log"
 
 
@@ -298,7 +324,10 @@ def test_rows_are_put_in_the_order_of_the_methods_whatever_their_index():
 def test_metric_table_has_a_row_for_each_generator_and_all_last():
     shown, auroc = plots.metric_table(BL), BL["metrics"]["all"]
     assert list(shown.index) == ["gan", "vae", "macro", "all"]
-    assert list(shown.columns) == ["accuracy", "balanced accuracy", "F1", "AUROC"]
+    assert list(shown.columns) == ["AUROC", "balanced accuracy", "accuracy", "F1", plots.TRIVIAL]
+    assert shown.loc["all", plots.TRIVIAL] == "0.500, 0.667"
+    marked = plots.metric_table(BL | {"train_generators": ["gan"]})
+    assert list(marked.index) == ["gan", "vae (unseen)", "macro", "all"]
     low, high = auroc["ci95"]["auroc"]
     assert shown.loc["all", "AUROC"] == f"{auroc['auroc']:.3f} [{low:.2f}, {high:.2f}]"
     assert "[" not in plots.metric_table(result(draws=0)).loc["all", "AUROC"]

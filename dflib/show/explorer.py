@@ -17,10 +17,10 @@ from data_prep.cache import fit
 from data_prep.errors import InputError
 from data_prep.integrity import BadImage, open_image, to_rgb
 from data_prep.transform import FORMATS
-from dflib import data, explain, models
+from dflib import data, explain, measure, models
 from dflib.edge.predict import Predictor
-from dflib.show.plots import in_order, interval
-from dflib.study import compare, runs
+from dflib.show.plots import in_order, interval, spoken_speed
+from dflib.study import compare, runs, tables
 from dflib.study.methods import fold
 from dflib.study.records import OLDER, older
 from dflib.study.settings import DEFAULTS
@@ -30,8 +30,9 @@ COSTS = {  # title of a card: column, divisor, form
     "Not zero": ("nonzero", 1, "{:,.0f}"),
     "Multiply-adds": ("macs", 1e6, "{:,.1f} M"),
     "File": ("file_bytes", 1e6, "{:.2f} MB"),
-    "Latency, median": ("latency_p50_ms", 1, "{:.2f} ms"),
 }
+VERDICTS = ["Verdict", "Verdict over seeds"]
+ARROWS = {"better": "gain", "worse": "loss"}
 CHOICES = {  # what can be shown: which test images of a table of `compared`
     "decisions that flipped": lambda t: t["flip"],
     "got worse (BL was right)": lambda t: t["base_right"] & ~t["right"],
@@ -47,11 +48,12 @@ UPLOADS = f"{', '.join(FORMATS)}; at most {UPLOAD_MB} MB, {UPLOAD_MEGAPIXELS} me
 class Study:
     """A BL, and the runs that are held against it (`compare.baseline`): on the same images.
 
-    results: by run id, BL's too, as `compare.load` gives them.
+    results: by run id, BL's too, as `compare.load` gives them; every: all runs, of other seeds too.
     """
 
     base: dict
     results: dict[str, dict]
+    every: dict[str, dict]
 
     @property
     def title(self) -> str:
@@ -94,7 +96,7 @@ def studies(dataset: str = "", protocol: str = "") -> list[Study]:
         base = result if result["method"] == "BL" else compare.baseline(result, every)
         if base:
             groups.setdefault(base["run_id"], {})[run_id] = result
-    found = [Study(every[base_id], results) for base_id, results in groups.items()]
+    found = [Study(every[base_id], results, every) for base_id, results in groups.items()]
     place = lambda s: (s.base["dataset"] != dataset, s.base["protocol"] != protocol)
     return sorted(found, key=lambda s: (*place(s), -len(s.results)))
 
@@ -102,20 +104,43 @@ def studies(dataset: str = "", protocol: str = "") -> list[Study]:
 def cards(study: Study, run_id: str) -> pd.DataFrame:
     """What a run has, a row each: value, against (BL, in words), shown (gain | loss | none shown).
 
-    Differences of accuracy and AUROC are paired: image by image (`compare.paired`).
+    Sizes are exact; times have a spread (`measure.speed`); differences of AUROC and balanced
+    accuracy are paired, and the verdict is `compare.verdict`'s: of these weights, and where there
+    are runs of other seeds, of the method.
     """
-    run, base = study.rows.loc[run_id], study.rows.loc[study.base["run_id"]]
-    found = {}
+    result, run = study.results[run_id], study.rows.loc[run_id]
+    base, found = study.rows.loc[study.base["run_id"]], {}
     for title, (column, unit, form) in COSTS.items():
         share = run[column] / base[column]
-        shown = "gain" if share < 0.95 else "loss" if share > 1.05 else "none shown"
+        shown = "gain" if share < 1 else "loss" if share > 1 else "none shown"
         found[title] = (form.format(run[column] / unit), f"{100 * share:.3g} % of BL's", shown)
-    change = compare.paired(study.results[run_id], study.base)["all"]
-    for title, metric in (("Accuracy", "accuracy"), ("AUROC", "auroc")):
+    times = (each["cost"]["latency_ms"] for each in (result, study.base))
+    busy = " (busy machine)" * bool(result["cost"]["latency_ms"].get("busy"))
+    speed = measure.speed(*times)
+    shown = {"faster": "gain", "slower": "loss"}.get(speed["words"], "none shown")
+    value = f"{run['latency_p50_ms']:.2f} ms{busy}"
+    found["Latency, median"] = (value, spoken_speed(speed), shown)
+    change = compare.paired(result, study.base)["all"]
+    for metric, name in compare.JUDGED.items():
         value = interval(run[metric], (run.get(f"{metric}_low"), run.get(f"{metric}_high")))
-        found[title] = (value, compare.verdict(change[metric]), compare.shown(change[metric]))
+        title, shown = name[0].upper() + name[1:], compare.shown(change[metric])
+        found[title] = (value, compare.spoken(change[metric]), shown)
+    for title, (word, says, _) in _verdicts(study, result, change):
+        found[title] = (says, "against BL", ARROWS.get(word, "none shown"))
     table = pd.DataFrame.from_dict(found, orient="index", columns=["value", "against", "shown"])
-    return table if run_id != base.name else table.assign(against="", shown="none shown")
+    mine = table.drop(columns=["against", "shown"]).assign(against="", shown="none shown")
+    return table if run_id != base.name else mine.drop(index=VERDICTS, errors="ignore")
+
+
+def _verdicts(study: Study, result: dict, change: dict) -> list[tuple[str, compare.Verdict]]:
+    """Of these weights, and of the method where runs of other seeds are there."""
+    found = [(VERDICTS[0], compare.verdict(change))]
+    alike = next(g for g in tables.by_seed(study.every.values()) if result in g)
+    pairs = [(r, b) for r in alike if (b := compare.baseline(r, study.every))]
+    if len(pairs) > 1:
+        over = compare.paired(*zip(*pairs, strict=True))["all"]
+        found.append((VERDICTS[1], compare.verdict(over)))
+    return found
 
 
 def compared(study: Study, run_id: str) -> pd.DataFrame:
@@ -169,6 +194,18 @@ def error_cost(table: pd.DataFrame, at: np.ndarray, *, miss: float, share: float
     alarms = 1 - np.searchsorted(reals, at) / len(reals)
     missed = np.searchsorted(fakes, at) / len(fakes)
     return 100 * ((1 - share) * alarms + share * miss * missed)
+
+
+def cheapest(result: dict, at: np.ndarray, **weights) -> float:
+    """The threshold of `at` with the least `error_cost` on a run's validation images, not its test.
+
+    NaN where their scores are not there.
+    """
+    try:
+        known = pd.read_parquet(result["folder"] / "validation.parquet")
+    except (OSError, ValueError):
+        return np.nan
+    return float(at[error_cost(known, at, **weights).argmin()])
 
 
 def check_upload(content: bytes) -> Image.Image:

@@ -24,7 +24,6 @@ from dflib.show import plots
 from dflib.study import compare, runs
 from dflib.study.runs import Run
 
-METRICS = ("auroc", "balanced_accuracy", "accuracy")
 COSTS = {
     "parameters": "params",
     "not zero": "nonzero",
@@ -80,7 +79,7 @@ def differences(run: Run, base: Run) -> pd.DataFrame:
     mine, theirs = record(run), record(base)
     paired = compare.paired(mine, theirs)["all"]
     rows = {}
-    for metric in METRICS:
+    for metric in compare.JUDGED:
         low, high = paired[metric]["ci95"] or (None, None)
         values = [each["metrics"]["all"][metric] for each in (theirs, mine)]
         rows[metric] = [*values, paired[metric]["mean"], low, high]
@@ -88,10 +87,16 @@ def differences(run: Run, base: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, index=names).T.astype(float).round(3)
 
 
-def verdict(run: Run, base: Run, metric: str = "auroc") -> str:
-    """What the paired difference of two finished runs shows, in words (`study.compare`)."""
-    change = compare.paired(record(run), record(base))["all"][metric]
-    return f"{name(run)}: {compare.verdict(change, than=name(base))}"
+def verdict(run: Run, base: Run) -> str:
+    """What the paired differences of two finished runs show, in words (`study.compare`)."""
+    change = compare.paired(record(run), record(base))["all"]
+    return f"{name(run)}: {compare.verdict(change, than=name(base)).text}"
+
+
+def speed(run: Run, base: Run) -> str:
+    """How the latencies of two finished runs compare (`measure.speed`), in words."""
+    mine, theirs = (each.result["cost"]["latency_ms"] for each in (run, base))
+    return plots.spoken_speed(measure.speed(mine, theirs), name(base))
 
 
 def speed(run: Run, base: Run) -> str:
@@ -160,9 +165,9 @@ def recap(run: Run, base: Run | None = None, *, more: Iterable[str] = ()) -> Mar
     if base and base.finished:
         share = costs(base, run).iloc[:, -1]
         lines += [
-            f"AUROC, paired. {verdict(run, base)}.",
-            f"Beside {name(base)}: file {share['file, bytes']:.0%}, MACs {share['MACs']:.0%}, "
-            f"latency {share['latency, ms']:.0%}.",
+            f"On the same images: {verdict(run, base)}.",
+            f"Beside {name(base)}: file {share['file, bytes']:.0%}, MACs {share['MACs']:.0%}. "
+            f"Latency: {speed(run, base)}.",
         ]
     else:
         lines += [

@@ -22,6 +22,7 @@ from IPython.display import DisplayHandle
 from matplotlib import markers, ticker
 from scipy import stats
 
+from dflib import metrics
 from dflib.study.methods import METHODS
 from dflib.study.records import comparable
 
@@ -55,6 +56,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dflib",
 }
+TRIVIAL = "always fake: accuracy, F1"  # a column's title
 METRICS = {"balanced_accuracy": "balanced accuracy", "f1": "F1", "auroc": "AUROC"}  # for reading
 COSTS = {  # column -> axis title, divisor
     "latency_p50_ms": ("median latency, ms (batch 1, 1 thread)", 1),
@@ -158,14 +160,57 @@ def interval(value: float | None, bounds: Sequence[float] | None) -> str:
     return f"{value:.3f} [{bounds[0]:.2f}, {bounds[1]:.2f}]" if known else f"{value:.3f}"
 
 
+def spoken_speed(speed: dict, than: str = "BL") -> str:
+    """`measure.speed` for reading, with what the spreads of the processes allow.
+
+    >>> spoken_speed({"ratio": 3.0, "low": 2.0, "high": 5.0, "words": "faster"})
+    'faster, 3.0 times as fast as BL [2.0, 5.0]'
+    """
+    span = f"{speed['ratio']:.1f} times as fast as {than} [{speed['low']:.1f}, {speed['high']:.1f}]"
+    if speed["words"] != "not told apart":
+        return f"{speed['words']}, {span}"
+    known = np.isfinite([speed["ratio"], speed["high"]]).all()
+    why = span if known else "a busy or another machine, or no spread in the record"
+    return f"not told apart from {than} ({why})"
+
+
 def metric_table(result: dict) -> pd.DataFrame:
-    """A result's metrics for reading: a row each generator, "all" last, intervals in brackets."""
+    """A result's metrics for reading: a row each generator (unseen in training: marked), "all" last,
+    intervals in brackets; the last column is what one answer for all images scores."""
     found = result["metrics"]
     order = sorted(found, key=lambda name: (name == "all", name == "macro", name))
     text = lambda name, k: interval(found[name].get(k), found[name]["ci95"].get(k))
-    metrics = {k: METRICS.get(k, k) for k in ("accuracy", *METRICS)}
-    rows = [{title: text(name, k) for k, title in metrics.items()} for name in order]
-    return pd.DataFrame(rows, pd.Index(order, name="generator"))
+    shown = {METRICS.get(k, k): k for k in ("auroc", "balanced_accuracy", "accuracy", "f1")}
+    rows = [{title: text(name, k) for title, k in shown.items()} for name in order]
+    for row, name in zip(rows, order, strict=True):
+        row[TRIVIAL] = trivial(found[name]["n_fake"] / found[name]["n"])
+    known = {"all", "macro", *result.get("train_generators", order)}
+    names = [name if name in known else f"{name} (unseen)" for name in order]
+    return pd.DataFrame(rows, pd.Index(names, name="generator"))
+
+
+def trivial(fake_share: float) -> str:
+    """`metrics.trivial` for reading: "0.800, 0.889"; the better answer where that is "real".
+
+    >>> trivial(0.8), trivial(0.25)
+    ('0.800, 0.889', '0.250, 0.400; always real: 0.750, 0.000')
+    """
+    if pd.isna(fake_share):
+        return "–"
+    scored = metrics.trivial(1 - fake_share, fake_share).items()
+    texts = [f"{name}: {v['accuracy']:.3f}, {v['f1']:.3f}" for name, v in scored]
+    return "; ".join(texts).removeprefix("always fake: ")
+
+
+def timed_busily(rows: pd.DataFrame) -> pd.Series:
+    """Whether others used the machine while a run was timed."""
+    return rows.get("latency_busy", pd.Series(False, rows.index)).eq(True)
+
+
+def marked(rows: pd.DataFrame, name: str) -> str:
+    """A generator's name, with "(unseen)" where none of the runs was trained on it."""
+    told = rows["unseen"] if "unseen" in rows else pd.Series("", rows.index)
+    return f"{name} (unseen)" if all(name in each.split(",") for each in told) else name
 
 
 def dominated(cost: Sequence[float], score: Sequence[float]) -> np.ndarray:
@@ -192,8 +237,8 @@ def live_curve() -> Callable[[pd.DataFrame], None]:
 
 @_figure
 def curves(history: pd.DataFrame):
-    """Loss, accuracy and AUROC over the epochs of a training history."""
-    columns = ["loss", "val_loss", "accuracy", "val_accuracy", "val_auroc"]
+    """Loss and validation AUROC over the epochs of a training history."""
+    columns = ["loss", "val_loss", "val_auroc"]
     table = history.melt("epoch", columns, "curve")
     table["panel"] = table["curve"].str.removeprefix("val_").replace("auroc", "AUROC")
     table["images"] = np.where(table["curve"].str.startswith("val_"), "validation", "training")
@@ -305,10 +350,13 @@ def _baseline(ax, rows: pd.DataFrame, metric: str, side: str = "h") -> None:
 def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, transfers=False):
     """The paper's Figures 1 and 2 (`transfers`: 3): accuracy and F1 on each generator's fakes, and
     the time that the method took. A box over rates and seeds for each method, single runs as dots,
-    the more violet the more is removed; BL as a red line (among the times: its training).
+    the more violet the more is removed; BL as a red line (among the times: its training); dotted:
+    what one answer for all images scores, the better of "fake" and "real".
     """
     panels = {
-        f"{name}/{metric}".removeprefix("all/"): f"{title}, {name}".removesuffix(", all")
+        f"{name}/{metric}".removeprefix("all/"): f"{title}, {marked(rows, name)}".removesuffix(
+            ", all"
+        )
         for name in generators
         for metric, title in (("accuracy", "accuracy"), ("f1", "F1"))
     }
@@ -329,9 +377,14 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
     grid = sns.catplot(long, kind="box", **place, **shape, **box, width=0.6, showfliers=False)
     dots = {"hue": "rate", "palette": f"blend:{GREY},{COLOURS[-1]}", "size": 4, "jitter": 0.1}
     grid.map_dataframe(sns.stripplot, **place, **dots)
-    for ax, metric in zip(grid.axes, panels, strict=True):
-        _baseline(ax, rows, metric)
+    for ax, column in zip(grid.axes, panels, strict=True):
+        _baseline(ax, rows, column)
         ax.tick_params(axis="x", rotation=60)
+        name, metric = re.fullmatch(r"(.*/)?(.+)", column).groups("")
+        share = rows[f"{name}fake_share"].mean() if f"{name}fake_share" in rows else np.nan
+        if column != spent and not pd.isna(share):
+            scored = [each[metric] for each in metrics.trivial(1 - share, share).values()]
+            ax.axhline(max(scored), color=INK, linestyle=":", linewidth=1.2)
     _log(ax.yaxis, seconds.dropna())
     return grid.set_titles("{col_name}").set_axis_labels("", "").add_legend(title="removed")
 
@@ -340,7 +393,7 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
 def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms", y: str = "auroc"):
     """What each run scores (with its 95 % interval) against what it costs (latency_p50_ms |
     file_bytes | gzip_bytes | macs | params); the line joins those that no other beats in both, with
-    their names. Beaten runs are pale."""
+    their names above. Beaten runs are pale. Grey: intervals, and spreads over processes."""
     title, unit = COSTS[x]
     rows = _ends(in_order(rows), y, cost=lambda r: r[x].astype(float).replace(0, np.nan) / unit)
     rows = rows.dropna(subset=["cost", "value"], ignore_index=True)
@@ -351,11 +404,17 @@ def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms", y: str = "auroc"):
     grid = sns.relplot(rows, x="cost", y="value", **look, height=4, aspect=1.4)
     grid.ax.collections[0].set_alpha(np.where(beaten, 0.4, 1))
     grid.ax.vlines(rows["cost"], rows["low"], rows["high"], GREY, linewidth=0.8, zorder=0)
+    ends = [x.replace("p50", end) for end in ("low", "high")]  # bytes and operations have none
+    spread = rows.reindex(columns=ends).astype(float) / unit
+    grid.ax.hlines(rows["value"], *spread.to_numpy().T, GREY, linewidth=0.8, zorder=0)
     front = rows[~beaten].sort_values("cost", kind="stable")
     grid.ax.step(front["cost"], front["value"], ":", color=INK, linewidth=1, where="post")
+    look = {"rotation": 35, "fontsize": 8, "arrowprops": {"arrowstyle": "-", "color": GREY}}
     for i, (name, *point) in enumerate(front[["run", "cost", "value"]].to_numpy()):
-        place = {"xytext": (-5, 4), "ha": "right"} if i % 2 else {"xytext": (5, -11)}
-        grid.ax.annotate(name, point, textcoords="offset points", fontsize=8, **place)
+        place = {"xytext": ((i + 0.5) / len(front), 1.03), "textcoords": "axes fraction"}
+        grid.ax.annotate(name, point, **place, **look)  # from each name a line to its marker
+    if (busy := timed_busily(rows).sum()) and x.startswith("latency"):
+        title += f"; {busy} timed on a busy machine"
     _log(grid.ax.xaxis, rows["cost"])
     return grid.set_axis_labels(title, METRICS.get(y, y))
 
@@ -384,7 +443,7 @@ def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Seq
     """
     if columns is None:
         found = rows.filter(regex=r"^(?!macro/).+/auroc$")
-        columns = {column: f"AUROC, {column.split('/')[0]}" for column in found}
+        columns = {column: f"AUROC, {marked(rows, column.split('/')[0])}" for column in found}
     rows = rows.assign(run=rows["name"]) if "name" in rows else in_order(rows)
     long = pd.concat([_ends(rows, column, panel=title) for column, title in columns.items()])
     tall = 0.9 + rows["run"].nunique() * (0.08 + 0.16 * (1 + rows["run"].str.count("\n").max()))
@@ -404,7 +463,7 @@ def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Seq
 def heat_map(cells: pd.DataFrame, metric: str = "auroc"):
     """What was trained on (rows, of each method and rate) against what was tested on (columns): a
     metric with its 95 % interval, and whether it was seen in training. White is chance. cells: as
-    `compare.matrix` gives them."""
+    `tables.matrix` gives them."""
     cells = in_order(cells)
     cells["row"] = cells["run"] + ", " + cells["train"]
     columns = [metric, f"{metric}_low", f"{metric}_high"]

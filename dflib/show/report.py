@@ -19,9 +19,10 @@ from markupsafe import Markup
 
 from data_prep import manifest, protocol
 from data_prep.errors import InputError
-from data_prep.paths import HOW_TO_GET, write_text
+from data_prep.paths import HOW_TO_GET, PUBLISHED, write_text
+from dflib import measure
 from dflib.show import plots
-from dflib.study import compare, runs
+from dflib.study import compare, runs, tables
 from dflib.study.methods import METHODS
 from dflib.study.records import OLDER, comparable
 
@@ -43,7 +44,15 @@ NUMBERS = {  # title: (column, divisor, how it is written)
     "trained": ("trainable_params", 1, "{:,.0f}"),
     "to ship MB": ("shipped_bytes", 1e6, "{:.2f}"),
 }
-MAIN = ["accuracy", "AUROC", "params", "file MB", "p50 ms"]  # of the page; a row unfolds the rest
+MAIN = ["AUROC", "balanced accuracy", "params", "file MB", "p50 ms"]  # a row unfolds the rest
+SPLITS = {
+    "strict": "whole scenes on one side, real and fake made alike in size and JPEG quality",
+    "paper": "single images at random, as in the paper",
+}
+DEMO = (
+    "Patches of 32 px cut out of ten photographs, and such patches put together again by four toy "
+    "autoencoders: made to try the tools, no sample of deepfakes"
+)
 FIGURES = {  # title, as the template knows it: how it is drawn
     "Accuracy, F1 and compression time": plots.paper_figure,
     "Accuracy, F1 and transfer time": partial(plots.paper_figure, transfers=True),
@@ -58,11 +67,14 @@ FIGURES = {  # title, as the template knows it: how it is drawn
 def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Runs (of `runs.results`) for reading, all text, by method, rate and seed.
 
-    95 % intervals stand in brackets; a dash is no value.
+    95 % intervals stand in brackets; a dash is no value; busy: others used the machine meanwhile.
     """
     rows = _sorted(rows)
-    table = {"run": rows["run_id"] + rows["older"].map({True: f" ({OLDER})", False: ""})}
-    table |= {"accuracy": _intervals(rows, "accuracy"), "AUROC": _intervals(rows, "auroc")}
+    names = rows["run_id"] + rows["older"].map({True: f" ({OLDER})", False: ""})
+    table = {"run": names}
+    shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "accuracy": "accuracy"}
+    table |= {title: _intervals(rows, column) for title, column in shown.items()}
+    table[plots.TRIVIAL] = [plots.trivial(r.get("fake_share")) for _, r in rows.iterrows()]
     rows, seconds = comparable(rows)
     for title, (column, unit, form) in NUMBERS.items():
         values = rows[column].astype(float) / unit
@@ -70,6 +82,9 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
         table[title] = ["–" if pd.isna(value) else form.format(value) for value in values]
     if seconds != "s":
         table["threads"] = rows["threads"].replace("", "unknown")
+    table["p50 ms"] = (
+        table["p50 ms"] + plots.timed_busily(rows).map({True: " (busy)", False: ""}).to_numpy()
+    )
     return pd.DataFrame(table)
 
 
@@ -89,8 +104,11 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
         failures = [record for record in failures if record["run_id"] in only]
         rows = rows[rows["run_id"].isin(only)] if len(rows) else rows
     sections = []
+    known = compare.load()
     if len(rows):
-        rows = rows.assign(record=list(map(runs.read, rows["folder"])))
+        rows = rows[[i in known and _of_fakes(known[i]) for i in rows["run_id"]]]
+    if len(rows):
+        rows = rows.assign(record=[known[i] for i in rows["run_id"]])
         recipes = [compare.recipe(record["params"]) for record in rows["record"]]
         rows["recipe"] = [how.replace("plain", "") for how in recipes]  # which comes first
         counts = ["limit", "target_images"]
@@ -107,6 +125,11 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
     return path
 
 
+def _of_fakes(record: dict) -> bool:
+    """Whether a run tells real from fake: a transfer's source may hold cats and dogs."""
+    return record.get("classes", ["real", "fake"]) == ["real", "fake"]
+
+
 def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     """What the page shows of runs that may be compared; key: the values of SECTION."""
     about = dict(zip(SECTION, key, strict=True))
@@ -115,7 +138,8 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     (means, scratch), texts, names = _compared(every), table_rows(rows), _names(every)
     more = texts.drop(columns=MAIN).replace("–", None).to_dict("records")
     tested = sorted(rows.filter(regex="/auroc$"), key=lambda c: c == "macro/auroc")  # last
-    by_generator = {c.removesuffix("/auroc"): _intervals(rows, c) for c in tested}
+    mark = lambda column: plots.marked(rows, column.removesuffix("/auroc"))
+    by_generator = {mark(c): _intervals(rows, c) for c in tested}
     moved = any(code in METHODS and METHODS[code].transfers for code in rows["method"])
     left_out = {"AUROC by generator": len(tested) < 2, "Accuracy, F1 and transfer time": not moved}
     drawn = {title: draw(rows) for title, draw in FIGURES.items() if not left_out.get(title)}
@@ -132,7 +156,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         "over_seeds": _over_seeds(means, scratch),
         "by_generator": pd.DataFrame({"run": names} | by_generator),
         "figures": figures,
-        "data": _data(name, about["protocol"], list(rows["record"])),
+        "data": _data(name, about["protocol"], rows),
         "environment": _environment(rows["record"]),
         "get_data": HOW_TO_GET.get(name, f"python -m data_prep folder PATH --name {name}"),
         "audit": _audit(name),
@@ -142,50 +166,71 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
 def answer(rows: pd.DataFrame, means: pd.DataFrame) -> dict:
     """What comparable runs say; the template puts it in words.
 
-    rows: as `runs.results`, with `record`; means: `compare.over_seeds` of those with predictions.
-    Of the highest rate the best method, with its verdict against BL; the smallest and the fastest
-    run, and how many times less than its baseline each takes.
+    rows: as `runs.results`, with `record`; means: `tables.over_seeds` of those with predictions.
+    Of the highest rate the method that is best on validation, with its verdict against BL; the
+    smallest and the fastest run beside its own baseline.
     """
-    every, texts = {record["run_id"]: record for record in rows["record"]}, table_rows(rows)
-    known, metric = (means, "all/auroc") if len(means) else (rows, "auroc")
-    known = known.assign(auroc_text=_intervals(known, metric)).dropna(subset=metric)
+    every = {record["run_id"]: record for record in rows["record"]}
+    alone = rows.assign(val_auroc=[compare.validated([r]) for r in rows["record"]])
+    known, metric = (means, "all/auroc") if len(means) else (alone, "auroc")
+    known = known.dropna(subset=metric)
+    parts = [p for p in ("seen", "unseen") if f"{p}/auroc" in known] or [metric.split("/")[0]]
     base, rated = known[known["method"] == "BL"], known[known["rate"].notna()]
     top = rated[rated["rate"] == rated["rate"].max()] if len(base) else known
-    found = {"base": base["auroc_text"].tolist(), "best": None, "among": len(top), "gains": {}}
-    if len(top):
-        best = top.loc[top[metric].astype(float).idxmax()]
-        name = plots.run_label(best["method"], best["rate"])
-        found["best"] = {"seeds": 1, "run": name} | best.to_dict()
-        value, *ends = best.reindex([f"{metric}-BL{end}" for end in ("", "_low", "_high")])
-        change = {"mean": value, "ci95": None if pd.isna(ends).any() else ends}
-        found["verdict"] = "" if pd.isna(value) else compare.verdict(change)
-        if own := compare.baseline(every[best["run_id"]], every):
-            found["guesses"] = (
-                rows.set_index("run_id").loc[own["run_id"]].get("auroc_low", 1) <= 0.5
-            )
+    found = {"base": len(base), "best": None, "among": len(top), "gains": {}}
+    found["bl"] = _parts(base, parts) if len(base) == 1 else ""
+    if len(top) == 1 or top["val_auroc"].notna().any():
+        best = top.loc[top["val_auroc"].idxmax()] if len(top) > 1 else top.iloc[0]
+        found["best"] = {"seeds": 1, "told": ""} | best.fillna("").to_dict()
+        found["best"] |= {"name": _named(best["method"], best["rate"])}
+        found["best"]["auroc_text"] = _parts(top.loc[[best.name]], parts)
+        own = compare.baseline(every[best["run_id"]], every)
+        lower = rows.set_index("run_id").get("auroc_low", pd.Series(dtype=float))
+        found["guesses"] = bool(own) and lower.get(own["run_id"], 1) <= 0.5
     for title in ("file MB", "p50 ms"):
-        column = NUMBERS[title][0]
-        values = rows.loc[rows["method"] != "BL", column].dropna()
-        mine = values.idxmin() if len(values) else None
-        base = compare.baseline(rows.loc[mine, "record"], every) if len(values) else None
-        if base:
-            theirs = rows.index[rows["run_id"] == base["run_id"]][0]
-            found["gains"][title] = {
-                "run": plots.run_label(*rows.loc[mine, ["method", "rate"]]),
-                "auroc": texts.loc[mine, "AUROC"],
-                "value": texts.loc[mine, title],
-                "base": texts.loc[theirs, title],
-                "ratio": rows.loc[theirs, column] / values[mine],
-            }
+        values = rows.loc[rows["method"] != "BL", NUMBERS[title][0]].dropna()
+        if len(values) and (gain := _gain(rows, values.idxmin(), title, every)):
+            found["gains"][title] = gain
     return found
 
 
+def _gain(rows: pd.DataFrame, mine: int, title: str, every: dict) -> dict | None:
+    """What a run costs beside its own baseline: bytes are exact, times have a spread."""
+    column, record = NUMBERS[title][0], rows.loc[mine, "record"]
+    if not (base := compare.baseline(record, every)):
+        return None
+    theirs, texts = rows.index[rows["run_id"] == base["run_id"]][0], table_rows(rows.loc[[mine]])
+    latency = [each["cost"]["latency_ms"] for each in (record, base)]
+    return {
+        "run": _named(*rows.loc[mine, ["method", "rate"]]),
+        "auroc": texts.loc[0, "AUROC"],
+        "value": texts.loc[0, title],
+        "base": table_rows(rows.loc[[theirs]]).loc[0, title],
+        "ratio": rows.loc[theirs, column] / rows.loc[mine, column],
+        "speed": plots.spoken_speed(measure.speed(*latency), "its BL"),
+    }
+
+
+def _parts(rows: pd.DataFrame, parts: Iterable[str]) -> str:
+    """The AUROC of one row, apart for generators seen in training and unseen ones."""
+    if [*parts] != ["seen", "unseen"]:
+        return _intervals(rows, "auroc" if "auroc" in rows else "all/auroc")[0]
+    seen, unseen = (_intervals(rows, f"{part}/auroc")[0] for part in parts)
+    return f"{seen} on generators seen in training, {unseen} on unseen ones"
+
+
+def _named(method: str, rate: float | None) -> str:
+    """A run with what its code means: "CKD 90% (knowledge distillation)"."""
+    title = f" ({METHODS[method].title})" if method in METHODS else ""
+    return plots.run_label(method, rate) + title
+
+
 def _compared(every: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`compare.over_seeds` and `compare.against_scratch` of the runs with predictions."""
+    """`tables.over_seeds` and `tables.against_scratch` of the runs with predictions."""
     kept = {i: r for i, r in every.items() if (r["folder"] / "predictions.parquet").exists()}
     try:
         results = kept.values()
-        return compare.over_seeds(results, kept), compare.against_scratch(results, kept)
+        return tables.over_seeds(results, kept), tables.against_scratch(results, kept)
     except InputError as error:
         log.warning("seeds are not combined: %s", error)
         return pd.DataFrame(), pd.DataFrame()
@@ -193,8 +238,8 @@ def _compared(every: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _names(every: dict[str, dict]) -> list[str]:
     """A name for each run that tells it from the others."""
-    groups = compare.by_seed(every.values())
-    differ = {r["run_id"]: compare.about(g, groups)["settings"] for g in groups for r in g}
+    groups = tables.by_seed(every.values())
+    differ = {r["run_id"]: tables.about(g, groups)["settings"] for g in groups for r in g}
     label = lambda r: _label(r["method"], r["rate"], differ.get(r["run_id"], ""))
     return [f"{label(r)}, seed {r['seed']}" for r in every.values()]
 
@@ -204,21 +249,23 @@ def _label(method: str, rate: float | None, settings: str) -> str:
 
 
 def _over_seeds(means: pd.DataFrame, scratch: pd.DataFrame) -> pd.DataFrame | None:
-    """Means over seeds for reading, with the verdict on each transfer; None where there is none."""
-    if means.empty or (scratch.empty and means["seeds"].max() < 2):
+    """Means over seeds and verdicts for reading; None where no run has predictions."""
+    if means.empty:
         return None
-
     keys = ["method", "rate", "settings"]
     names = lambda t: [_label(*row) for row in t.reindex(columns=keys).itertuples(index=False)]
-    columns = {"accuracy": "accuracy", "AUROC": "auroc", "AUROC minus BL": "auroc-BL"}
+    parts = ["seen", "unseen"] if "unseen/auroc" in means else []
     table = {"runs": names(means), "seeds": means["seeds"]}
-    table |= {title: _intervals(means, f"all/{column}") for title, column in columns.items()}
-    table["to ship"] = (means["shipped_bytes"] / means["file_bytes"]).map("{:.1%}".format)
-    says = {}
-    for name, s in zip(names(scratch), scratch.to_dict("records"), strict=True):
-        if s["seeds"]:
-            says[name] = f"{s['verdict']} ({s['difference']:+.3f})".replace("-", "−")
-    table["against scratch"] = [says.get(name, "–") for name in table["runs"]]
+    shown = {f"AUROC, {part}": f"{part}/auroc" for part in parts} or {"AUROC": "all/auroc"}
+    shown["balanced accuracy"] = "all/balanced_accuracy"
+    table |= {title: _intervals(means, column) for title, column in shown.items()}
+    for part in ("all", *parts):
+        says = means.reindex(columns=[f"{part}/verdict"]).iloc[:, 0].fillna("–")
+        table["against BL" + f", {part}" * bool(parts)] = says
+    if len(scratch):
+        table["to ship"] = (means["shipped_bytes"] / means["file_bytes"]).map("{:.1%}".format)
+        says = dict(zip(names(scratch), scratch["verdict"], strict=True))
+        table["against scratch"] = [says.get(name, "–") for name in table["runs"]]
     return pd.DataFrame(table)
 
 
@@ -230,11 +277,20 @@ def _audit(name: str) -> dict | None:
         return None
 
 
-def _data(name: str, split: str, records: list[dict]) -> dict:
-    """What was evaluated, and the prepared dataset's images by generator and split."""
+def _data(name: str, split: str, rows: pd.DataFrame) -> dict:
+    """What the images are, what was evaluated, and the prepared dataset's counts."""
+    records = list(rows["record"])
     found = records[0]["metrics"]
     fakes = {g: m["n_fake"] for g, m in found.items() if g not in ("all", "macro")}
-    about = {"evaluated": {"real": found["all"]["n_real"]} | fakes, "counts": None, "note": ""}
+    shown = {plots.marked(rows, g): n for g, n in fakes.items()}
+    about = {"evaluated": {"real": found["all"]["n_real"]} | shown, "counts": None, "note": ""}
+    trained = sorted({r["train_images"] for r in records if r.get("train_images")})
+    about |= {"split": SPLITS.get(split, split), "trained": trained, "of": DEMO}
+    if name != "demo":
+        title = PUBLISHED[name]["title"] if name in PUBLISHED else ""
+        about["of"] = title or "Images prepared from a folder"
+    about["share"] = found["all"]["n_fake"] / found["all"]["n"]
+    about["trivial"] = plots.trivial(about["share"])
     try:
         table = manifest.load(name)
         counts = manifest.counts(table.assign(split=protocol.assign(table, split)))
@@ -242,7 +298,8 @@ def _data(name: str, split: str, records: list[dict]) -> dict:
         return about | {"note": f"The prepared images cannot be counted now: {error}"}
     changed = {r["data_fingerprint"] for r in records} != {manifest.fingerprint(table)}
     note = "The images have changed since some of these runs were made." if changed else ""
-    return about | {"counts": counts.droplevel("label"), "note": note}
+    counts = counts.droplevel("label").rename(lambda g: plots.marked(rows, g))
+    return about | {"counts": counts, "note": note}
 
 
 def _environment(records: Iterable[dict]) -> dict[str, list[str]]:

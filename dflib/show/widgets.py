@@ -119,6 +119,10 @@ class Explorer:
         """The row of the run that is shown; its id is `run.name`, its name `run["name"]`."""
         return self.study.rows.loc[self.rate.value]
 
+    @property
+    def result(self) -> dict:
+        return self.study.results[self.run.name]
+
     def load(self, run_id: str = "") -> None:
         """Read the finished runs, and show that one."""
         self.studies = {s.title: s for s in explorer.studies(*self.first)}
@@ -195,10 +199,16 @@ class Explorer:
         table = explorer.compared(self.study, run.name)
         counts = confusion_matrix(table["label"], table["score"] >= at)
         weights, lines = {"miss": self.miss.value, "share": self.share.value / 100}, {}
-        for name, column in (("BL", "base_score"), (run["name"], "score")):
+        runs = (("BL", "base_score", self.study.base), (run["name"], "score", self.result))
+        for name, column, result in runs:
             y = explorer.error_cost(table.assign(score=table[column]), x, **weights)
-            here = y[np.abs(x - at).argmin()]
-            lines[f"{name}: {here:.3g}, lowest {y.min():.3g} at {x[y.argmin()]:.2f}"] = y
+            best = explorer.cheapest(result, x, **weights)  # chosen before the test
+            told = (
+                ""
+                if np.isnan(best)
+                else f", {np.interp(best, x, y):.3g} at validation's {best:.2f}"
+            )
+            lines[f"{name}: {np.interp(at, x, y):.3g}{told}"] = y
         fig = pyplot.Figure(figsize=(5.8, 3.4), layout="constrained")
         colours = [plots.appearance(method)[0] for method in ("BL", run["method"])][: len(lines)]
         ax = sns.lineplot(pd.DataFrame(lines, x), palette=colours, ax=fig.subplots())

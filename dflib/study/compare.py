@@ -1,7 +1,8 @@
 """Finished runs side by side: a run's baseline, paired differences, means over seeds and folds.
 
 A result is the dict of a `result.json` with its `folder`; `every` holds all of them by run id, as
-`load` gives them. A change is a dict of `metrics.combine`, of differences. Makes no run.
+`load` gives them. A change is a dict of `metrics.combine`, of differences. `verdict` is the only
+judge: report, explorer and notebooks say its words. Makes no run.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 from data_prep.errors import InputError
 from dflib import metrics
 from dflib.study import records, runs
-from dflib.study.methods import METHODS, fold, relevant, versions
+from dflib.study.methods import METHODS, fold, versions
 from dflib.study.settings import DEFAULTS, MEASURES
 
 FOLD = ("train_generators", "hold_out")
 RECIPE = ("cutmix", "blur_jpeg", "ema", "front", "mixup", "mode")  # against unseen generators
-COSTS = ["train_images", "trainable_params", "shipped_bytes", "file_bytes", "transfer_s"]
+JUDGED = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # no share of fakes in them
+MARGIN = 0.02  # the loss of either that one would still call none
 log = logging.getLogger(__name__)
 
 
@@ -32,15 +36,16 @@ def load(
 ) -> dict[str, dict]:
     """A dataset's finished runs by run id, the oldest first; of transfers those from `source`.
 
-    Without a dataset: all runs of all datasets. What is damaged is named in a warning and left out.
+    Without a dataset: all runs of all datasets. What a run does not read itself, `params` has from
+    the runs that it was made from. What is damaged is named in a warning and left out.
     """
     age = lambda r: (r["folder"] / "result.json").stat().st_mtime
     found = {}
-    for r in sorted(records.every(dataset), key=age):
-        here = r["protocol"] == protocol and r.get("source") in (None, source)
-        if dataset is None or here:
-            found[r["run_id"]] = r
-    return found
+    found = {r["run_id"]: r for r in sorted(records.every(), key=age)}
+    found = {i: r | {"params": _inherited(r, found)} for i, r in found.items()}
+    here = lambda r: (r["dataset"], r["protocol"]) == (dataset, protocol)
+    wanted = lambda r: dataset is None or (here(r) and r.get("source") in (None, source))
+    return {i: r for i, r in found.items() if wanted(r)}
 
 
 def recipe(params: dict) -> str:
@@ -48,12 +53,12 @@ def recipe(params: dict) -> str:
 
     Settings that only older code knew are named as well, unless they were off.
     """
-    known = _decides(params)
+    known = decides(params)
     names = (*RECIPE, *(k for k in known if k not in DEFAULTS))
     return ", ".join(f"{k} {known[k]}" for k in names if known[k] != DEFAULTS.get(k)) or "plain"
 
 
-def _decides(params: dict, but: Iterable[str] = MEASURES) -> dict:
+def decides(params: dict, but: Iterable[str] = MEASURES) -> dict:
     """The settings that decide a run; its record, maybe of older code, may lack some defaults."""
     named = (DEFAULTS | params).items()
     return {k: v for k, v in named if k not in {*MEASURES, *but} and (k in DEFAULTS or v)}
@@ -74,15 +79,17 @@ def baseline(result: dict, every: Mapping[str, dict]) -> dict | None:
 def from_nothing(
     result: dict, every: Mapping[str, dict], *, epochs: float = math.inf
 ) -> dict | None:
-    """The BL of a run's seed, images and settings, and of at most `epochs` epochs the longest.
+    """The BL of a run's seed, images and settings, defaults included, and of at most `epochs` epochs
+    the longest.
 
     Where all are longer, the shortest; None where there is none. What a record does not hold is
     what its parents' hold, else the default.
     """
     ignored = {"epochs", *DEFAULTS} - {*METHODS["BL"].keys} | {"epochs"}
-    place = lambda r: ("BL", *(r[k] for k in ("dataset", "protocol", "seed")), _code(r))
-    wanted = place(result), _decides(_inherited(result, every), ignored)
-    alike = lambda b: b["method"] == "BL" and (place(b), _decides(b["params"], ignored)) == wanted
+    same = ("dataset", "protocol", "seed", "data_fingerprint")
+    place = lambda r: ("BL", *(r.get(key) for key in same), _code(r))
+    wanted = place(result), decides(_inherited(result, every), ignored)
+    alike = lambda b: b["method"] == "BL" and (place(b), decides(b["params"], ignored)) == wanted
     length = lambda b: b["params"].get("epochs", DEFAULTS["epochs"])
     found = sorted(filter(alike, every.values()), key=length)
     shorter = [b for b in found if length(b) <= epochs]
@@ -107,9 +114,10 @@ def budget(result: dict, every: Mapping[str, dict]) -> float:
 
     NaN where one of these is missing.
     """
-    params, code = result["params"], result["method"]
-    own = params.get("epochs" if code in ("BL", "TL+KD") else "transfer_epochs", 0)
-    if params.get("teacher") == "source":
+    code = result["method"]
+    read = {key: result["params"].get(key, 0) for key in METHODS[code].keys}
+    own = read.get("epochs" if code in ("BL", "TL+KD") else "transfer_epochs", 0)
+    if read.get("teacher") == "source":
         return own  # TL+FT is made beside it, and not used
     made = {every[i]["method"]: every[i] for i in result["parents"] if i in every}
     before = [p for p in METHODS[code].parents if "@source" not in p]
@@ -125,19 +133,21 @@ def resampled(
     *,
     scores: Sequence[float] | None = None,
     draws: int = 1000,
-) -> dict[str, dict[str, np.ndarray]]:
-    """`metrics.resample` of a finished run's test images, by scene, at its threshold.
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, float]]]:
+    """`metrics.resample` of a finished run's test images, by scene, at its threshold; and `least`.
 
     sets: generators whose fakes count together, {"unseen": ["gan"]}; None: {"all": every fake}.
     scores: others than the run's, of the same images (`robustness`).
     """
     table = runs.predictions(folder)
-    generators = table["generator"].where(table["label"] == 1)
-    members = {name: generators.isin(list(of)) for name, of in (sets or {}).items()}
-    options = {"threshold": runs.read(folder)["threshold"], "groups": table["group"]}
-    options["testsets"] = table.get("testset")
-    scores = table["score"] if scores is None else scores
-    return metrics.resample(table["label"], scores, members or None, draws=draws, **options)
+    generators, fake = table["generator"], table["label"] == 1
+    members = {name: fake & generators.isin(list(of)) for name, of in (sets or {}).items()}
+    members = members or {"all": fake}
+    at = {"threshold": runs.read(folder)["threshold"], "groups": table["group"]}
+    at["testsets"] = table.get("testset")
+    scored = table["label"], table["score"] if scores is None else scores
+    bounds = {name: metrics.least(*scored, of, **at) for name, of in members.items()}
+    return metrics.resample(*scored, members, draws=draws, **at), bounds
 
 
 def combined(group: Iterable[dict], sets: Mapping | None = None) -> dict[str, dict]:
@@ -147,7 +157,7 @@ def combined(group: Iterable[dict], sets: Mapping | None = None) -> dict[str, di
     there are "seen", "unseen" and their difference, "gap". Folds: their mean within each seed.
     """
     group = list(group)
-    return _joined(group, _drawn(group, sets))
+    return _joined(group, *_drawn(group, sets))
 
 
 def paired(mine, theirs, sets: Mapping | None = None) -> dict[str, dict]:
@@ -157,8 +167,8 @@ def paired(mine, theirs, sets: Mapping | None = None) -> dict[str, dict]:
     hard for both cancels, as the draws are shared. sets, "seen" …: as for `combined`.
     Raises `InputError` where a counterpart is missing, or for other test images.
 
-    >>> verdict(paired(run, baseline(run, every))["all"]["auroc"])  # doctest: +SKIP
-    '−0.012 [−0.031, +0.007] against BL: no loss is shown'
+    >>> verdict(paired(run, baseline(run, every))["all"]).says      # doctest: +SKIP
+    'undecided, these weights'
     """
     mine, theirs = ([each] if isinstance(each, dict) else list(each) for each in (mine, theirs))
     if len(mine) > 1 or len(theirs) > 1:
@@ -170,8 +180,9 @@ def paired(mine, theirs, sets: Mapping | None = None) -> dict[str, dict]:
                 "make it, or leave the seed out"
             )
         theirs = [theirs[_place(r)] for r in mine]
-    drawn = _drawn([*mine, *theirs], sets)
-    return _joined(mine, {name: np.subtract(*np.split(x, 2)) for name, x in drawn.items()})
+    drawn, bounds = _drawn([*mine, *theirs], sets)
+    lost = {name: np.subtract(*np.split(x, 2)) for name, x in drawn.items()}
+    return _joined(mine, lost, bounds)
 
 
 def shown(change: dict) -> str:
@@ -186,136 +197,141 @@ def shown(change: dict) -> str:
     return "gain" if low > 0 else "loss" if high < 0 else "none shown"
 
 
-def verdict(change: dict, than: str = "BL") -> str:
-    """A change in words, no stronger than its interval.
+class Verdict(NamedTuple):
+    """A comparison in one word, with whom it speaks of, and whole."""
 
-    >>> verdict({"mean": -0.012, "ci95": [-0.031, 0.007]})
-    '−0.012 [−0.031, +0.007] against BL: no loss is shown'
+    word: str  # better | worse | mixed | kept | undecided
+    says: str  # "worse, these weights" | "worse, the method (3 seeds)"
+    text: str  # the differences with their intervals, and what it says
+
+
+def verdict(change: Mapping[str, dict], than: str = "BL", *, margin: float = MARGIN) -> Verdict:
+    """What a paired comparison shows, no stronger than its intervals.
+
+    change: {metric: change} of one set of generators, as `paired` gives it, with JUDGED among them.
+    kept: over several seeds both intervals lie above -margin (non-inferior), and no gain is shown.
+    better, worse: one lies on one side of zero; mixed: the other on the other side. Of one seed it
+    speaks of these weights, not of the method, and bounds no loss.
+
+    >>> change = {"mean": -0.012, "ci95": [-0.031, -0.007], "seeds": 1}
+    >>> verdict({"auroc": change, "balanced_accuracy": change}).says
+    'worse, these weights'
     """
-    words = {"gain": "a gain", "loss": "a loss", "none shown": "no loss is shown"}
-    says = words.get(shown(change), "without an interval nothing is shown")
-    span = " [{:+.3f}, {:+.3f}]".format(*change["ci95"]) if change["ci95"] else ""
-    number = "not measured" if change["mean"] is None else f"{change['mean']:+.3f}{span}"
-    return f"{number.replace('-', '−')} against {than}: {says}"
+    each = [change[metric] for metric in JUDGED]
+    seeds, sides = each[0]["seeds"], {shown(c) for c in each}
+    small = seeds > 1 and all(metrics.non_inferior(c["ci95"], margin) for c in each)
+    word = "mixed" if sides >= {"gain", "loss"} else "better" if "gain" in sides else "undecided"
+    if word == "undecided":
+        word = "kept" if small else "worse" if "loss" in sides else word
+    says = f"{word}, the method ({seeds} seeds)" if seeds > 1 else f"{word}, these weights"
+    numbers = ", ".join(f"{name} {spoken(change[m])}" for m, name in JUDGED.items())
+    return Verdict(word, says, f"{numbers} against {than}: {says}")
 
 
-def mcnemar(mine: dict, theirs: dict) -> dict:
-    """`metrics.mcnemar` of two results' decisions on the same images, at their own thresholds."""
-    _drawn([mine, theirs])  # raises for other images
-    tables = [(runs.predictions(r["folder"]), r) for r in (mine, theirs)]
-    return metrics.mcnemar(*((t["score"] >= r["threshold"]) == t["label"] for t, r in tables))
+def spoken(change: dict) -> str:
+    """A change with its interval: "−0.012 [−0.031, +0.007]"; a dash where nothing was measured."""
+    if change["mean"] is None or math.isnan(change["mean"]):
+        return "–"
+    span = " [{:+.3f}, {:+.3f}]".format(*change["ci95"]) if change["ci95"] else ", no interval"
+    return f"{change['mean']:+.3f}{span}".replace("-", "−")
+
+
+def validated(group: Iterable[dict]) -> float:
+    """AUROC on the validation images, mean over runs: by it, never by the test, a best is chosen.
+
+    NaN where a run's validation scores are not there, or of one class.
+    """
+    return float(np.mean([_validated(r["folder"]) for r in group]))
+
+
+@lru_cache(maxsize=4096)
+def _validated(folder: Path) -> float:
+    try:
+        known = pd.read_parquet(folder / "validation.parquet")
+        return float(roc_auc_score(known["label"], known["score"]))
+    except (OSError, ValueError, KeyError):
+        return math.nan
 
 
 def _place(result: dict) -> tuple:
     return result["seed"], fold(result["params"])
 
 
-def _tested(result: dict, but: Iterable[str] = ()) -> list[str]:
+def tested(result: dict, but: Iterable[str] = ()) -> list[str]:
+    """The generators of a run's test part, but for the named ones."""
     return [g for g in result["metrics"] if g not in ("all", "macro", *but)]
 
 
-def _drawn(results: Sequence[dict], sets: Mapping | None = None) -> dict[str, np.ndarray]:
-    """`resampled` of each, same draws of the same images: {set: (results, metrics, 1 + draws)}."""
-    tested = _tested(results[0])
-    named = {g: [g] for g in tested} | dict(sets or {}) | {"all": tested}
+def _drawn(results: Sequence[dict], sets: Mapping | None = None) -> tuple[dict, dict]:
+    """`resampled` of each, same draws of the same images: {set: (results, metrics, 1 + draws)}, and
+    the largest of their bounds: {set: {metric: float}}."""
+    every = tested(results[0])
+    named = {g: [g] for g in every} | dict(sets or {}) | {"all": every}
     draws = min(r["params"].get("draws", DEFAULTS["draws"]) for r in results)
-    unseen = [_tested(r, but=r.get("train_generators", tested)) for r in results]
-    found = []
+    unseen = [tested(r, but=r.get("train_generators", every)) for r in results]
+    found, images = [], []
     for r, others in zip(results, unseen, strict=True):
         mine = {"seen": r["train_generators"], "unseen": others} if all(unseen) else {}
         frozen = tuple((name, tuple(of)) for name, of in (named | mine).items())
-        found.append(_kept(r["folder"], frozen, draws))
-        if found[-1][0] != found[0][0]:
+        paths, *kept = _kept(r["folder"], frozen, draws)
+        found.append(kept)
+        images.append((paths, r.get("data_fingerprint")))
+        if images[-1] != images[0]:
             raise InputError(
                 f"{r['run_id']} and {results[0]['run_id']} were tested on different images: "
                 "compare runs on one dataset and protocol"
             )
-    drawn = {name: np.stack([values[name] for _, values in found]) for name in found[0][1]}
-    return drawn | ({"gap": drawn["seen"] - drawn["unseen"]} if all(unseen) else {})
+    drawn = {name: np.stack([values[name] for values, _ in found]) for name in found[0][0]}
+    most = lambda name: {k: max(each[name][k] for _, each in found) for k in metrics.INTERVALS}
+    bounds = {name: most(name) for name in drawn}
+    if all(unseen):
+        drawn["gap"] = drawn["seen"] - drawn["unseen"]
+        bounds["gap"] = {k: max(bounds[s][k] for s in ("seen", "unseen")) for k in bounds["seen"]}
+    return drawn, bounds
 
 
 @lru_cache(maxsize=256)  # about a megabyte each; a finished run stays as it is
-def _kept(folder: Path, sets: tuple, draws: int) -> tuple[int, dict[str, np.ndarray]]:
-    found = resampled(folder, dict(sets), draws=draws)
+def _kept(folder: Path, sets: tuple, draws: int) -> tuple[int, dict, dict]:
+    found, bounds = resampled(folder, dict(sets), draws=draws)
     paths = runs.predictions(folder)["path"]
     each = {name: np.array([x[k] for k in metrics.INTERVALS]) for name, x in found.items()}
-    return hash(tuple(paths)), each
+    return hash(tuple(paths)), each, bounds
 
 
-def _joined(group: Sequence[dict], drawn: Mapping[str, np.ndarray]) -> dict[str, dict]:
+def _joined(group: Sequence[dict], drawn: Mapping, bounds: Mapping) -> dict[str, dict]:
     seeds = np.array([r["seed"] for r in group])
     found = {}
     for name, values in drawn.items():
         means = np.stack([values[seeds == s].mean(axis=0) for s in np.unique(seeds)], axis=1)
-        pairs = zip(metrics.INTERVALS, means, strict=True)
-        found[name] = {metric: metrics.combine(each) for metric, each in pairs}
+        each = dict(zip(metrics.INTERVALS, means, strict=True))
+        wider = metrics.beyond(each, bounds[name])
+        found[name] = {metric: metrics.combine(x, wider[metric]) for metric, x in each.items()}
     return found
 
 
-# --- tables of runs
+def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str, dict]:
+    """What `combined` tells of generators that a run was trained on, of the others, and the gap.
 
-
-def by_seed(results: Iterable[dict]) -> list[list[dict]]:
-    """Runs that differ in their seed alone, together; by method, rate and number of images."""
-    groups: dict[tuple, dict[int, dict]] = {}
-    for r in results:
-        groups.setdefault(_key(r), {})[r["seed"]] = r
-    in_order = sorted(groups.items(), key=lambda item: item[0][:3])
-    return [[group[seed] for seed in sorted(group)] for _, group in in_order]
-
-
-def _key(result: dict) -> tuple:
-    method, params = result["method"], result["params"]
-    order = [*METHODS, method].index(method)  # behind the table where it is not in it
-    code = str(sorted(result.get("code", {}).items()))  # older runs are no seeds of newer ones
-    images = params.get("target_images") or math.inf
-    decides = str(sorted(_decides(params).items()))
-    return order, result["rate"] or 0, images, method, result.get("source") or "", decides, code
-
-
-def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) -> list[dict]:
-    """Those made with the settings `wanted`, but for the named ones; of equals the newest.
-
-    but: with all of RECIPE, what only older code knew may differ as well.
+    {"seen" | "unseen" | "gap": {metric: `combine`'s dict, "folds": how many}}: the mean over folds,
+    then over seeds. Folds that not all seeds have, and runs that saw every generator, are left out.
+    reference: other runs: differences to that of the same fold and seed. {} where nothing is left.
     """
-    results = list(results)
-    older = {k for r in results for k in r["params"]} - {*DEFAULTS}
-    but = {*but, *older} if {*RECIPE} <= {*but} else but
-    same = lambda r: _decides(r["params"], but) == _decides(relevant(r["method"], wanted), but)
-    return list({(_key(r), r["seed"]): r for r in results if same(r)}.values())
+    sides = [group, reference] if reference else [group]
+    chosen = matched(*([r for r in s if tested(r, r["train_generators"])] for s in sides))
+    if not chosen[0]:
+        return {}
+    found = paired(*chosen) if reference else combined(*chosen)
+    folds = {"folds": len({fold(r["params"]) for r in chosen[0]})}
+    return {k: found[k] | folds for k in ("seen", "unseen", "gap")}
 
 
-def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
-    """What a row is of; settings: what tells it from others of its method, rate and images."""
-    place = lambda g: (g[0]["method"], g[0]["rate"], g[0]["params"].get("target_images"))
-    others = [_decides(g[0]["params"]) for g in groups if place(g) == place(group)]
-    told = {k: v for k, v in _decides(group[0]["params"]).items() if v != DEFAULTS.get(k)}
-    differ = [f"{k} {v}" for k, v in told.items() if any(other.get(k) != v for other in others)]
-    differ += [records.OLDER] if records.older(group[0]) else []
-    (method, rate, images), settings = place(group), ", ".join(differ)
-    return {"method": method, "rate": rate, "settings": settings, "target_images": images}
-
-
-def over_seeds(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFrame:
-    """A row a method, rate and number of target images: means over seeds, differences from BL.
-
-    Columns: those of `about`, seeds, run_id (of the first), COSTS; for each generator and "all"
-    NAME/accuracy, /auroc and /balanced_accuracy, and with -BL behind minus `baseline`, paired; each
-    with _low and _high.
-    """
-    rows, groups = [], by_seed(results)
-    for group in groups:
-        row = about(group, groups) | {"seeds": len(group), "run_id": group[0]["run_id"]}
-        told = [r["cost"] | r["timings"] | {"train_images": r.get("train_images")} for r in group]
-        row |= pd.DataFrame(told).reindex(columns=COSTS).astype(float).mean().to_dict()
-        pairs = [(r, b) for r in group if (b := baseline(r, every))]
-        tables = {"": combined(group), "-BL": paired(*zip(*pairs, strict=True)) if pairs else {}}
-        for suffix, table in tables.items():
-            for name, each in table.items():
-                for k in ("accuracy", "balanced_accuracy", "auroc"):
-                    row |= ends(f"{name}/{k}{suffix}", each[k], inside=not suffix)
-        rows.append(row)
-    return pd.DataFrame(rows)
+def matched(*sides: Iterable[dict]) -> list[list[dict]]:
+    """The runs whose fold and seed all sides have, of folds that all those seeds have."""
+    known = [{_place(r): r for r in side} for side in sides]
+    both = sorted(set.intersection(*map(set, known)))
+    seeds = {seed for seed, _ in both}
+    folds = {f for _, f in both if all((seed, f) in both for seed in seeds)}
+    return [[side[at] for at in both if at[1] in folds] for side in known]
 
 
 def ends(column: str, found: dict, *, inside: bool = False) -> dict:
@@ -323,93 +339,3 @@ def ends(column: str, found: dict, *, inside: bool = False) -> dict:
     ends = np.array(found["ci95"] or (math.nan, math.nan))
     low, high = ends.clip(0, 1) if inside else ends
     return {column: found["mean"], f"{column}_low": low, f"{column}_high": high}
-
-
-def against_scratch(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFrame:
-    """Whether each transfer beats BL from nothing, with the same target images and epochs at most.
-
-    Columns: those of `about`, epochs (`budget`: the source's are free, later tasks share them),
-    scratch_epochs, seeds, difference of AUROC with _low and _high, verdict: beats scratch | beats a
-    shorter scratch | loses to scratch | loses to a longer scratch | undecided | not measured.
-    """
-    moved = [r for r in results if r["method"] in METHODS and METHODS[r["method"]].transfers]
-    rows, groups = [], by_seed(moved)
-    for group in groups:
-        epochs = budget(group[0], every)
-        pairs = [(r, b) for r in group if (b := from_nothing(r, every, epochs=epochs))]
-        theirs = pairs[0][1]["params"]["epochs"] if pairs and epochs > 0 else math.nan
-        pairs = [(r, b) for r, b in pairs if b["params"]["epochs"] == theirs]
-        change = {"mean": math.nan, "ci95": None}
-        if pairs:
-            change = paired(*zip(*pairs, strict=True))["all"]["auroc"]
-        words = {
-            "gain": "beats a shorter scratch" if theirs < epochs else "beats scratch",
-            "loss": "loses to a longer scratch" if theirs > epochs else "loses to scratch",
-        }
-        says = words.get(shown(change), "undecided" if pairs else "not measured")
-        row = {"epochs": epochs, "scratch_epochs": theirs, "seeds": len(pairs), "verdict": says}
-        rows.append(about(group, groups) | row | ends("difference", change))
-    return pd.DataFrame(rows)
-
-
-def matrix(results: Iterable[dict]) -> pd.DataFrame:
-    """Trained on against tested on: AUROC of each method, rate, recipe and fold on each generator.
-
-    Columns: method, rate, recipe, train ("all", "gan", "without gan"), test, seen, seeds, auroc,
-    auroc_low, auroc_high.
-    """
-    rows = []
-    for group in by_seed(results):
-        first, found = group[0], combined(group)
-        row = {"recipe": recipe(first["params"]), "seeds": len(group)}
-        row |= {"train": fold(first["params"]).removeprefix("on ").removesuffix(" alone") or "all"}
-        for test in _tested(first):
-            row |= {"test": test, "seen": test in first["train_generators"]}
-            row |= ends("auroc", found[test]["auroc"], inside=True)
-            rows.append({k: first[k] for k in ("method", "rate")} | row)
-    return pd.DataFrame(rows)
-
-
-def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str, dict]:
-    """AUROC on generators that a run was trained on, on the others, and the gap.
-
-    {"seen" | "unseen" | "gap": `combine`'s dict and the number of folds}: the mean over folds, then
-    over seeds. Folds that not all seeds have, and runs that saw every generator, are left out.
-    reference: other runs: differences to that of the same fold and seed. {} where nothing is left.
-    """
-    sides = [group, reference] if reference else [group]
-    sides = [{_place(r): r for r in s if _tested(r, r["train_generators"])} for s in sides]
-    both = set.intersection(*map(set, sides))
-    seeds = {seed for seed, _ in both}
-    folds = {f for _, f in both if all((seed, f) in both for seed in seeds)}
-    if not folds:
-        return {}
-    chosen = [[side[at] for at in both if at[1] in folds] for side in sides]
-    found = paired(*chosen) if reference else combined(*chosen)
-    return {k: found[k]["auroc"] | {"folds": len(folds)} for k in ("seen", "unseen", "gap")}
-
-
-def gaps(results: Iterable[dict]) -> pd.DataFrame:
-    """What each method, rate and recipe loses from seen to unseen generators, a row each.
-
-    Columns: method, rate, recipe, folds, seeds; seen, unseen and gap of `contrast`; with -BL behind
-    minus BL of the same recipe, with -plain minus the plain recipe; each with _low and _high.
-    """
-    groups: dict[tuple, list[dict]] = {}
-    for group in by_seed(results):
-        key = (group[0]["method"], group[0]["rate"], recipe(group[0]["params"]))
-        groups.setdefault(key, []).extend(group)
-    rows = []
-    for key, group in groups.items():
-        if not (found := contrast(group)):
-            continue
-        row = dict(zip(("method", "rate", "recipe"), key, strict=True))
-        row |= {k: found["gap"][k] for k in ("folds", "seeds")}
-        others = {"-BL": ("BL", None, key[2]), "-plain": (*key[:2], "plain")}
-        others = {end: groups[k] for end, k in others.items() if k != key and k in groups}
-        tables = {end: contrast(group, reference) for end, reference in others.items()}
-        for end, table in ({"": found} | tables).items():
-            for name, each in table.items():
-                row |= ends(name + end, each, inside=end == "" and name != "gap")
-        rows.append(row)
-    return pd.DataFrame(rows)

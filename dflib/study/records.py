@@ -306,9 +306,13 @@ def flat(result: dict) -> dict:
     latency = cost["latency_ms"]
     row |= {f"latency_{key}_ms": latency.get(key) for key in ("p50", "p95", "low", "high")}
     row["latency_busy"] = latency.get("busy")
+    known = result.get("train_generators", result["metrics"])
+    row["unseen"] = ",".join(sorted({*result["metrics"]} - {"all", "macro", *known}))
     for generator, values in result["metrics"].items():
         prefix = "" if generator == "all" else f"{generator}/"
         others = [metric for metric, value in values.items() if isinstance(value, float)]
+        if "n_fake" in values:
+            row[f"{prefix}fake_share"] = values["n_fake"] / values["n"]
         for metric in ("accuracy", "f1", "auroc", *(others if generator == "all" else ())):
             row[prefix + metric] = values.get(metric)
             if interval := values.get("ci95", {}).get(metric):

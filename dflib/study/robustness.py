@@ -61,8 +61,8 @@ def measured(folder: Path, grid: Sequence[str] = GRID) -> bool:
     return set(grid) <= set(_known(folder))
 
 
-def drawn(folder: Path, how: str = "", *, draws: int = 1000) -> dict[str, np.ndarray]:
-    """`metrics.resample` of a run on test images made worse by `how` ("": as they are).
+def drawn(folder: Path, how: str = "", *, draws: int = 1000) -> tuple[dict, dict]:
+    """`compare.resampled` of a run on test images made worse by `how` ("": as they are).
 
     All with the same draws, so differences are paired. Raises `InputError` where `how` was not
     measured.
@@ -72,7 +72,8 @@ def drawn(folder: Path, how: str = "", *, draws: int = 1000) -> dict[str, np.nda
         mend = f"python -m dflib robustness --run {name}"
         raise InputError(f"{name} was not measured under {how}: {mend}")
     scores = known[how] if how else None
-    return compare.resampled(folder, scores=scores, draws=draws)["all"]
+    values, bounds = compare.resampled(folder, scores=scores, draws=draws)
+    return values["all"], bounds["all"]
 
 
 def drops(
@@ -89,8 +90,8 @@ def drops(
     the same order) more: the drop minus theirs, paired; above zero is more brittle. Each with _low
     and _high (95 %).
     """
-    scored = lambda group, how: np.array([drawn(f, how, draws=draws)[metric] for f in group])
-    rows = []
+    scored = lambda group, how: np.array([drawn(f, how, draws=draws)[0][metric] for f in group])
+    rows, (_, bound) = [], drawn(folders[0], draws=draws)
     for how in ("", *grid):
         value = scored(folders, how)
         values = {"value": value, "drop": scored(folders, "") - value}
@@ -98,7 +99,9 @@ def drops(
             values["more"] = values["drop"] - (scored(against, "") - scored(against, how))
         rows.append({"perturbation": how})
         for name, arrays in values.items():
-            rows[-1] |= compare.ends(name, metrics.combine(arrays))
+            same = not how and name != "value"  # from itself it does not differ
+            wider = 0 if same else metrics.beyond({metric: arrays.mean(axis=0)}, bound)[metric]
+            rows[-1] |= compare.ends(name, metrics.combine(arrays, wider))
     return pd.DataFrame(rows)
 
 
