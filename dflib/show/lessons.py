@@ -96,16 +96,7 @@ def verdict(run: Run, base: Run) -> str:
 def speed(run: Run, base: Run) -> str:
     """How the latencies of two finished runs compare (`measure.speed`), in words."""
     mine, theirs = (each.result["cost"]["latency_ms"] for each in (run, base))
-    return plots.spoken_speed(measure.speed(mine, theirs), name(base))
-
-
-def speed(run: Run, base: Run) -> str:
-    """How fast a finished run is beside another, in words (`measure.speed`)."""
-    times = [each.result["cost"]["latency_ms"] for each in (run, base)]
-    told = measure.speed(*times)
-    noise = "; the machine was busy meanwhile" if any(t.get("busy") for t in times) else ""
-    beside = f"{told['ratio']:.2f} times the speed of {name(base)}"
-    return f"{name(run)} has {beside}: {told['words']}{noise}"
+    return f"{name(run)}: {plots.spoken_speed(measure.speed(mine, theirs), name(base))}"
 
 
 def score_pairs(run: Run, base: Run) -> Figure:
