@@ -19,7 +19,11 @@ from dflib.study import compare, methods, tables
 
 LABELS = np.repeat([0, 1], [40, 80])
 GENERATORS = np.repeat(["real", "gan", "vae"], 40)
-COST = {"params": 1, "nonzero": 1, "macs": 1, "peak_rss_mb": 1, "latency_ms": {"p50": 1, "p95": 1}}
+TIMES = {"p50": 1, "p95": 1, "runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
+COST = {"params": 1, "nonzero": 1, "macs": 1, "peak_rss_mb": 1, "latency_ms": TIMES}
+
+
+COUNTS = {"n": 120, "n_real": 40, "n_fake": 80, "ci95": {}}
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ def write(tmp_path, monkeypatch):
             "train_generators": known,
             "threshold": 0.5,
             "code": methods.versions(method) if code is None else code,
-            "metrics": {name: {} for name in ("all", "macro", "gan", "vae")},
+            "metrics": dict.fromkeys(("all", "macro", "gan", "vae"), COUNTS),
             "cost": COST | {"trainable_params": 10, "shipped_bytes": 5, "file_bytes": 100},
             "timings": {"transfer_s": 2.0},
         }

@@ -15,7 +15,7 @@ from test_cli import call
 
 from data_prep.errors import InputError
 from dflib.show import explorer, report, terminal
-from dflib.study import compare, engine, methods, records, robustness, runs
+from dflib.study import compare, engine, methods, records, robustness, runs, tables
 
 REASON = {  # what happened to the folder: what is said of it
     "no json": ("result.json", b"{", "Invalid JSON"),
@@ -184,7 +184,7 @@ def test_older_runs_are_named_and_never_combined_with_newer_ones(outputs, monkey
         (folder / "result.json").write_text(json.dumps(changed))
     every = compare.load()
     groups = [
-        [r["seed"] for r in g] for g in compare.by_seed(every.values()) if g[0]["method"] == "BL"
+        [r["seed"] for r in g] for g in tables.by_seed(every.values()) if g[0]["method"] == "BL"
     ]
     assert sorted(groups) == [[0, 1], [2], [3]]
     older = {r["seed"] for r in every.values() if records.older(r)}
@@ -201,7 +201,7 @@ def test_older_runs_are_named_and_never_combined_with_newer_ones(outputs, monkey
     assert page.count("made by older code") >= 2
     titles = [study.title for study in explorer.studies()]
     assert sum(title.endswith("made by older code") for title in titles) == 2
-    means = compare.over_seeds(every.values(), every)
+    means = tables.over_seeds(every.values(), every)
     assert (means["settings"] == "made by older code").sum() == 2
 
 

@@ -260,7 +260,7 @@ def _over_seeds(means: pd.DataFrame, scratch: pd.DataFrame) -> pd.DataFrame | No
     shown["balanced accuracy"] = "all/balanced_accuracy"
     table |= {title: _intervals(means, column) for title, column in shown.items()}
     for part in ("all", *parts):
-        says = means.reindex(columns=[f"{part}/verdict"]).iloc[:, 0].fillna("–")
+        says = means.reindex(columns=[f"{part}/verdict"]).iloc[:, 0].astype(object).fillna("–")
         table["against BL" + f", {part}" * bool(parts)] = says
     if len(scratch):
         table["to ship"] = (means["shipped_bytes"] / means["file_bytes"]).map("{:.1%}".format)

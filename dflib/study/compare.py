@@ -72,7 +72,8 @@ def baseline(result: dict, every: Mapping[str, dict]) -> dict | None:
     if result["method"] == "BL":
         return None
     own = (every[i] for i in result["parents"] if i in every)
-    made_from = (b for b in own if (b["method"], b["dataset"]) == ("BL", result["dataset"]))
+    of = lambda r: (r["dataset"], r.get("data_fingerprint"))
+    made_from = (b for b in own if b["method"] == "BL" and of(b) == of(result))
     return next(made_from, None) or from_nothing(result, every)
 
 

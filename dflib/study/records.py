@@ -73,8 +73,8 @@ Params = _record(  # whatever a setting's limits were
 )
 Times = _record(
     "Times",
-    _of("p50 p95", Time),
-    _of("runtime cpu", str) | _of("low high", Time) | {"threads": int, "busy": bool},
+    _of("p50 p95", Time) | _of("runtime cpu", str) | {"threads": int},
+    _of("low high", Time) | {"busy": bool},
 )
 Cost = _record(  # what `measure.cost` finds
     "Cost",
@@ -86,10 +86,8 @@ Cost = _record(  # what `measure.cost` finds
 METRICS = "accuracy balanced_accuracy auroc f1 precision recall tnr ap eer brier ece"
 Scores = _record(  # what `metrics.evaluate` finds, of a generator or of all
     "Scores",
-    {},
-    _of(METRICS, float | None)
-    | _of("n n_real n_fake", Size)
-    | {"tpr_at_fpr": dict[str, float | None], "ci95": dict[str, Ends | dict[str, Ends]]},
+    {"n": Count, "n_real": Size, "n_fake": Size, "ci95": dict[str, Ends | dict[str, Ends]]},
+    _of(METRICS, float | None) | {"tpr_at_fpr": dict[str, float | None]},
 )
 Result = _record(
     "Result",
@@ -311,10 +309,9 @@ def flat(result: dict) -> dict:
     for generator, values in result["metrics"].items():
         prefix = "" if generator == "all" else f"{generator}/"
         others = [metric for metric, value in values.items() if isinstance(value, float)]
-        if "n_fake" in values:
-            row[f"{prefix}fake_share"] = values["n_fake"] / values["n"]
+        row[f"{prefix}fake_share"] = values["n_fake"] / values["n"]
         for metric in ("accuracy", "f1", "auroc", *(others if generator == "all" else ())):
             row[prefix + metric] = values.get(metric)
-            if interval := values.get("ci95", {}).get(metric):
+            if isinstance(interval := values["ci95"].get(metric), list):
                 row[f"{prefix}{metric}_low"], row[f"{prefix}{metric}_high"] = interval
     return row
