@@ -88,7 +88,8 @@ def test_after_an_interruption_the_chain_goes_on_to_the_same_result(start):
     assert not (run.folder / "2-distill.safetensors").exists()
     again, _ = chain.make(run)
     assert first.stat().st_mtime_ns == written
-    shutil.rmtree(run.folder)
+    for made in set(run.folder.iterdir()) - {run.folder / "lock"}:
+        made.unlink()
     whole, _ = chain.make(run)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
 

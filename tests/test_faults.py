@@ -138,14 +138,26 @@ def test_a_notebook_that_hangs_is_stopped_and_tried_again_on_request(
     completes(tiny_dataset, outputs, undisturbed, retry_failed=True, timeout=3600)
 
 
-def test_a_notebook_that_raises(tiny_dataset, undisturbed, outputs):
-    baseline, s = tiny(tiny_dataset, *CODES)
-    weights = baseline.folder / "model.safetensors"
-    away = weights.rename(outputs.parent / weights.name)
-    outcome = engine.execute(s)
-    assert outcome["status"] == "failed" and weights.name in outcome["error"]
+def with_a_cell(folder: Path, name: str, source: str, at: int | None = None) -> Path:
+    """A copy of the notebooks, one of them with a cell more; by default behind its last."""
+    books = Path(shutil.copytree(runs.NOTEBOOKS, folder / "notebooks"))
+    book = json.loads((books / name).read_text())
+    cell = {"cell_type": "code", "id": "more", "metadata": {}, "source": source}
+    cell |= {"outputs": [], "execution_count": None}
+    book["cells"].insert(len(book["cells"]) if at is None else at, cell)
+    (books / name).write_text(json.dumps(book))
+    return books
+
+
+def test_a_notebook_that_raises(tiny_dataset, undisturbed, outputs, monkeypatch, tmp_path):
+    books = with_a_cell(tmp_path, "05_quantize.ipynb", "raise ValueError('soon')", at=1)
+    s = tiny(tiny_dataset, *CODES)[-1]
+    shutil.rmtree(s.folder, ignore_errors=True)
+    with monkeypatch.context() as there:
+        there.setattr(runs, "NOTEBOOKS", books)
+        outcome = engine.execute(s)
+    assert outcome["status"] == "failed" and "ValueError: soon" in outcome["error"]
     assert s.failure()["kind"] == "error" and not s.finished()
-    away.rename(weights)
     completes(tiny_dataset, outputs, undisturbed, retry_failed=True)
 
 
@@ -207,13 +219,7 @@ def test_a_damaged_parent_is_made_again_by_the_same_command(
 
 
 def test_an_error_behind_the_result_is_a_note(tiny_dataset, outputs, monkeypatch, tmp_path):
-    books = Path(shutil.copytree(runs.NOTEBOOKS, tmp_path / "notebooks"))
-    book = json.loads((books / "05_quantize.ipynb").read_text())
-    last = book["cells"][-1] | {"cell_type": "code", "outputs": [], "execution_count": None}
-    book["cells"].append(
-        last | {"id": "late", "metadata": {}, "source": "raise ValueError('late')"}
-    )
-    (books / "05_quantize.ipynb").write_text(json.dumps(book))
+    books = with_a_cell(tmp_path, "05_quantize.ipynb", "raise ValueError('late')")
     monkeypatch.setattr(runs, "NOTEBOOKS", books)
     s = tiny(tiny_dataset, *CODES)[-1]
     (s.folder).mkdir(parents=True)
@@ -233,7 +239,7 @@ def test_out_of_memory_while_training(tiny_dataset, undisturbed, outputs):
         kernel.rlimit(psutil.RLIMIT_AS, (size, size))
 
     broken(s, limit, when=lambda: list(s.folder.glob("checkpoint.pt")))
-    assert s.failure()["kind"] == "died"
+    assert s.failure()["kind"] == "died", s.failure()
     completes(tiny_dataset, outputs, undisturbed)
 
 
