@@ -151,19 +151,6 @@ def _own(reals: np.ndarray, fakes: np.ndarray, testsets: ArrayLike | None) -> np
     return own if len(own) else reals
 
 
-def trivial(n_real: int, n_fake: int) -> dict[str, dict[str, float]]:
-    """What one answer for all images scores: {"always fake": {"accuracy", "f1"}}.
-
-    And "always real" where there are more reals: it is then right more often.
-
-    >>> trivial(20, 80)["always fake"]["accuracy"], list(trivial(80, 20))
-    (0.8, ['always fake', 'always real'])
-    """
-    share = n_fake / (n_real + n_fake)
-    found = {"always fake": {"accuracy": share, "f1": 2 * share / (1 + share)}}
-    return found | ({"always real": {"accuracy": 1 - share, "f1": 0.0}} if share < 0.5 else {})
-
-
 def least(
     labels: ArrayLike,
     scores: ArrayLike,

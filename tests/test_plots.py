@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex, to_rgb
+from sklearn import metrics as sk
 
 from data_prep.transform import GRID as PERTURBATIONS
 from dflib import metrics
@@ -273,6 +274,17 @@ def test_forest_averages_seeds_and_shows_each_generator_unless_told_otherwise():
     assert drawn(fig.axes[1], flat=True)["CPF"] == pytest.approx(mean["CPF"].to_list())
     named = plots.forest(rows.assign(name=rows["method"]), {"auroc": "AUROC"}).axes[0]
     assert [t.get_text() for t in named.get_yticklabels()] == ["BL", "CPF", "CKD", "CQ"]
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_one_answer_for_all_images_scores_what_scikit_learn_says(reals, fakes):
+    labels = np.repeat([0, 1], [reals, fakes])
+    for name, found in words.one_answer(reals, fakes).items():
+        called = np.full(len(labels), name == "always fake")
+        theirs = {"accuracy": sk.accuracy_score(labels, called), "f1": sk.f1_score(labels, called)}
+        assert found == pytest.approx(theirs)
+    best = max(each["accuracy"] for each in words.one_answer(reals, fakes).values())
+    assert best == pytest.approx(max(reals, fakes) / (reals + fakes))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))

@@ -22,8 +22,7 @@ from IPython.display import DisplayHandle
 from matplotlib import markers, ticker
 from scipy import stats
 
-from dflib import metrics
-from dflib.show.words import TRIVIAL, interval, marked, run_label, timed_busily, trivial
+from dflib.show.words import TRIVIAL, interval, marked, one_answer, run_label, timed_busily, trivial
 from dflib.study.methods import METHODS
 
 INK, PAPER, GRID = "#262626", "#ffffff", "#cccccc"  # seaborn's; a page swaps them, see inline_svg
@@ -330,7 +329,7 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
         name, metric = re.fullmatch(r"(.*/)?(.+)", column).groups("")
         share = rows[f"{name}fake_share"].mean() if f"{name}fake_share" in rows else np.nan
         if column != spent and not pd.isna(share):
-            scored = [each[metric] for each in metrics.trivial(1 - share, share).values()]
+            scored = [each[metric] for each in one_answer(1 - share, share).values()]
             ax.axhline(max(scored), color=INK, linestyle=":", linewidth=1.2)
     _log(ax.yaxis, seconds.dropna())
     return grid.set_titles("{col_name}").set_axis_labels("", "").add_legend(title="removed")
