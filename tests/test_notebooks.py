@@ -504,7 +504,7 @@ def test_the_generalization_notebook_measures_the_gap(outputs_folder, tiny_datas
     read = step_through("14_generalization", tmp_path / "read.ipynb", **parameters)
     assert is_quiet(read)
     shown = outputs(read)
-    assert sum("image/png" in o.get("data", {}) for o in shown) >= 12
+    assert sum("image/png" in o.get("data", {}) for o in shown) >= 11  # no statistics of 2 x 2 cells
     recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
     assert f"{len(plan)} runs with unseen generators" in recap
     for claim in (
