@@ -109,9 +109,8 @@ def resample(
 
     sets: which fakes count beside their reals, {name: (n,) of bool}; None: {"all": every fake}.
     testsets: as for `evaluate`. NaN: undefined. Calls with the same groups and seed share the
-    draws, so the difference of two arrays is a paired one, whatever differs: detector, generators,
-    what was done to the images. `combine` makes an interval of it. Raises ValueError: bad input,
-    one class.
+    draws: the difference of two arrays is a paired one, whatever differs. `combine` makes an
+    interval of it. Raises ValueError: bad input, one class.
 
     >>> resample([0, 0, 1, 1], [.1, .6, .4, .9], threshold=.5, draws=3)["all"]["auroc"].shape
     (4,)
@@ -152,19 +151,6 @@ def _own(reals: np.ndarray, fakes: np.ndarray, testsets: ArrayLike | None) -> np
     return own if len(own) else reals
 
 
-def trivial(n_real: int, n_fake: int) -> dict[str, dict[str, float]]:
-    """What one answer for all images scores: {"always fake": {"accuracy", "f1"}}.
-
-    With "always real" as well where there are more reals, for it is then right more often.
-
-    >>> trivial(20, 80)["always fake"]["accuracy"], list(trivial(80, 20))
-    (0.8, ['always fake', 'always real'])
-    """
-    share = n_fake / (n_real + n_fake)
-    found = {"always fake": {"accuracy": share, "f1": 2 * share / (1 + share)}}
-    return found | ({"always real": {"accuracy": 1 - share, "f1": 0.0}} if share < 0.5 else {})
-
-
 def least(
     labels: ArrayLike,
     scores: ArrayLike,
@@ -176,24 +162,21 @@ def least(
 ) -> dict[str, float]:
     """How far the truth may lie from each metric although no draw moves it: 1 - 0.025^(1 / n).
 
-    n: the scenes that it rests on, of its own class, or the fewer of both. 20 of 20 right: at least
-    0.83. Exact for a proportion, and for a difference of two detectors none of whose answers differ
-    (Clopper & Pearson 1934; "rule of three", Hanley & Lippman-Hand 1983); rather too wide for the
-    rest. fakes: (n,) of bool, one of `resample`'s sets; the others: as for `evaluate`.
+    n: the scenes that it rests on, of its own class, or the fewer of both. Exact for a proportion,
+    and a difference of two detectors that never differ (Clopper & Pearson 1934); rather too wide
+    for the rest. fakes: (n,) of bool, one of `resample`'s sets; the others: as for `evaluate`.
 
     >>> round(1 - least([0] * 20 + [1] * 20, [.1] * 20 + [.9] * 20, threshold=.5)["recall"], 2)
     0.83
     """
     labels, scores = _check(labels, scores)
-    codes, fakes = _codes(groups, len(labels)), labels == 1 if fakes is None else fakes
-    real, fake = _own(np.flatnonzero(labels == 0), i := np.flatnonzero(fakes), testsets), i
-    called = np.flatnonzero(scores >= threshold)
+    codes, fake = _codes(groups, len(labels)), np.flatnonzero(labels if fakes is None else fakes)
+    real = _own(np.flatnonzero(labels == 0), fake, testsets)
+    called = np.intersect1d(both := np.append(real, fake), np.flatnonzero(scores >= threshold))
     scenes = lambda of: max(1, len(np.unique(codes[of])))
-    both = np.append(real, fake)
     each = dict.fromkeys((*INTERVALS, *RATES), min(scenes(real), scenes(fake)))
     each |= dict.fromkeys(("accuracy", "brier", "ece"), scenes(both))
-    each |= {"recall": scenes(fake), "tnr": scenes(real)}
-    each["precision"] = scenes(np.intersect1d(both, called))
+    each |= {"recall": scenes(fake), "tnr": scenes(real), "precision": scenes(called)}
     return {metric: 1 - 0.025 ** (1 / n) for metric, n in each.items()}
 
 
@@ -212,9 +195,8 @@ def beyond(drawn: Mapping[str, np.ndarray], least: Mapping[str, float]) -> dict[
 def combine(values: Sequence[ArrayLike], wider: float = 0.0) -> dict:
     """Several seeds' arrays of `resample` (or differences of them) as one, with its interval.
 
-    Returns {mean, ci95, seeds, std_seeds, std_images}. Images and seeds are two random factors.
-    std_images: of the mean over seeds, from draw to draw (all seeds see the same images);
-    std_seeds: between the seeds' values. ci95 = mean +- t (std_images^2 + std_seeds^2 / seeds)^.5,
+    Returns {mean, ci95, seeds, std_seeds, std_images}: std_images of the mean over seeds, from draw
+    to draw (all seeds see the same images); std_seeds between the seeds' values. ci95 = mean +- t (std_images^2 + std_seeds^2 / seeds)^.5,
     t with the degrees of freedom of Satterthwaite 1946: Student's where seeds matter alone (or
     nothing was drawn), normal where images do. What image and seed do together counts twice, so it
     is rather too wide. Of one seed: the percentile interval of its images. wider (`beyond`): what
@@ -248,9 +230,9 @@ def combine(values: Sequence[ArrayLike], wider: float = 0.0) -> dict:
 def non_inferior(difference_ci: Sequence[float] | None, margin: float) -> bool:
     """Whether a new detector is shown to lose less than `margin`: its interval lies above -margin.
 
-    difference_ci: [low, high] of new minus reference, higher is better; 95 % makes a one-sided test
-    at 2.5 %. Fix the margin before looking. False, also for None, means "not shown", not "worse".
-    Raises ValueError: margin not positive, no interval. Source: Piaggio et al. 2012 (CONSORT).
+    difference_ci: [low, high] of new minus reference, higher is better. Fix the margin before
+    looking. False, also for None: "not shown", not "worse". Raises ValueError: margin not positive,
+    no interval. Source: Piaggio et al. 2012 (CONSORT).
 
     >>> non_inferior([-.015, .004], margin=.02), non_inferior([-.031, .004], margin=.02)
     (True, False)
@@ -268,9 +250,9 @@ def reliability(labels: ArrayLike, scores: ArrayLike, bins: int = BINS) -> dict[
     """A reliability diagram: {edges: (bins + 1,), score, observed (share of fakes), count}.
 
     labels, scores: (n,) each; one class is enough. Bins of equal width on P(fake), (low, high], 0
-    in the first; empty ones hold NaN. ece is the sum of count / n x |observed - score|. Chance
-    makes it too large (Bröcker 2012), so its interval is a reflected one (2 x value - draw), and
-    may lie below. Raises ValueError: bad input. Sources: DeGroot & Fienberg 1983, Guo et al. 2017.
+    in the first; empty ones hold NaN. ece: the sum of count / n x |observed - score|, by chance too
+    large (Bröcker 2012), so its interval is reflected (2 x value - draw), and may lie below. Raises
+    ValueError: bad input. Sources: DeGroot & Fienberg 1983, Guo et al. 2017.
 
     >>> reliability([0, 1, 1], [.2, .4, .9], bins=2)["observed"].tolist()
     [0.5, 1.0]
@@ -307,8 +289,7 @@ def fit_temperature(labels: ArrayLike, logit_difference: ArrayLike) -> float:
 def at_temperature(scores: ArrayLike, temperature: float) -> np.ndarray:
     """P(fake) at a temperature: sigmoid(logit(score) / T), (n,); the order stays.
 
-    1 leaves a score, more draws it to 0.5. A threshold goes through this function as well.
-    Raises ValueError: T not positive. Source: Guo et al. 2017.
+    A threshold goes through it as well. Raises ValueError: T not positive. Guo et al. 2017.
 
     >>> at_temperature([.1, .5, .9], 2).round(3).tolist()  # odds of 1/9, 1, 9 become 1/3, 1, 3
     [0.25, 0.5, 0.75]
@@ -342,8 +323,7 @@ def _counts(codes: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
 def _weighted(real, fake, weight_real, weight_fake, threshold) -> dict[str, np.ndarray]:
     """All metrics, (draws,) each, from sorted scores (n,) and whole weights (n, draws) of a class.
 
-    A corner is a fake's score as the threshold, where the ROC curve rises; from the last corner,
-    infinity, nothing is called fake. Counts are whole numbers, and exact.
+    A corner is a fake's score as the threshold, where the ROC curve rises; the last is infinity.
     """
     below_real, below_fake = _below(weight_real), _below(weight_fake)
     n_real, n_fake = (np.where(x[-1] > 0, x[-1], np.nan) for x in (below_real, below_fake))

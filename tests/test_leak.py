@@ -55,7 +55,8 @@ def test_gaps_are_differences_within_each_seed_with_an_interval(found):
         expected, given = DescrStatsW(wide[a] - wide[b]), gaps[gap]["balanced_accuracy"]
         assert (given["mean"], given["seeds"]) == (pytest.approx(expected.mean), 2)
         assert given["std_seeds"] == pytest.approx((wide[a] - wide[b]).std())
-        assert given["ci95"] == pytest.approx(expected.tconfint_mean(0.05))
+        known = expected.var > 0  # of seeds that all agree no interval is told: it would be a point
+        assert given["ci95"] == (pytest.approx(expected.tconfint_mean(0.05)) if known else None)
 
 
 def test_the_arms_are_what_they_are_called(tiny_dataset):

@@ -504,7 +504,9 @@ def test_the_generalization_notebook_measures_the_gap(outputs_folder, tiny_datas
     read = step_through("14_generalization", tmp_path / "read.ipynb", **parameters)
     assert is_quiet(read)
     shown = outputs(read)
-    assert sum("image/png" in o.get("data", {}) for o in shown) >= 12
+    assert (
+        sum("image/png" in o.get("data", {}) for o in shown) >= 11
+    )  # no statistics of 2 x 2 cells
     recap = [o["data"]["text/markdown"] for o in shown if "text/markdown" in o.get("data", {})][-1]
     assert f"{len(plan)} runs with unseen generators" in recap
     for claim in (
@@ -516,7 +518,7 @@ def test_the_generalization_notebook_measures_the_gap(outputs_folder, tiny_datas
         assert claim in recap
     scored = lambda s, name: pd.read_parquet(s.folder / f"{name}.parquet")
     auroc = lambda t: roc_auc_score(t["label"], t["score"])
-    rated = [s for s in plan if s.method in ("CPF", "CKD")]
+    rated = [s for s in plan if s.method != "BL"]
     best = max(rated, key=lambda s: auroc(scored(s, "validation")))
     unseen = auroc(scored(best, "predictions").query("generator != 'nearest'"))
     assert f"**{best.method}** is best on validation" in recap and f"unseen {unseen:.3f}" in recap

@@ -12,7 +12,7 @@ from test_plots import BL, GRID, result, table
 from typer.testing import CliRunner
 
 from dflib.__main__ import app
-from dflib.show import plots, report
+from dflib.show import plots, report, words
 from dflib.study import compare, runs, tables
 
 HOSTILE = '<script>alert(1)</script> & "quotes" $\\frac{'
@@ -301,7 +301,7 @@ def test_terminal_table_is_text_in_the_order_of_the_methods():
         "AUROC",
         "balanced accuracy",
         "accuracy",
-        plots.TRIVIAL,
+        words.TRIVIAL,
         *report.NUMBERS,
     ]
     assert shown["run"].tolist()[0] == "BL-s0" and shown["run"].tolist()[-1] == "CQ-s0"

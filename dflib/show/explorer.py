@@ -19,7 +19,8 @@ from data_prep.integrity import BadImage, open_image, to_rgb
 from data_prep.transform import FORMATS
 from dflib import data, explain, measure, models
 from dflib.edge.predict import Predictor
-from dflib.show.plots import in_order, interval, spoken_speed
+from dflib.show.plots import in_order
+from dflib.show.words import interval, spoken_speed
 from dflib.study import compare, runs, tables
 from dflib.study.methods import fold
 from dflib.study.records import OLDER, older

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from dflib import data, measure, models, train
-from dflib.show import plots
+from dflib.show import plots, words
 from dflib.study import compare, runs
 from dflib.study.runs import Run
 
@@ -96,7 +96,7 @@ def verdict(run: Run, base: Run) -> str:
 def speed(run: Run, base: Run) -> str:
     """How the latencies of two finished runs compare (`measure.speed`), in words."""
     mine, theirs = (each.result["cost"]["latency_ms"] for each in (run, base))
-    return f"{name(run)}: {plots.spoken_speed(measure.speed(mine, theirs), name(base))}"
+    return f"{name(run)}: {words.spoken_speed(measure.speed(mine, theirs), name(base))}"
 
 
 def score_pairs(run: Run, base: Run) -> Figure:

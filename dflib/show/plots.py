@@ -22,7 +22,7 @@ from IPython.display import DisplayHandle
 from matplotlib import markers, ticker
 from scipy import stats
 
-from dflib import metrics
+from dflib.show.words import TRIVIAL, interval, marked, one_answer, run_label, timed_busily, trivial
 from dflib.study.methods import METHODS
 from dflib.study.records import comparable
 
@@ -56,7 +56,6 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dflib",
 }
-TRIVIAL = "always fake: accuracy, F1"  # a column's title
 METRICS = {"balanced_accuracy": "balanced accuracy", "f1": "F1", "auroc": "AUROC"}  # for reading
 COSTS = {  # column -> axis title, divisor
     "latency_p50_ms": ("median latency, ms (batch 1, 1 thread)", 1),
@@ -138,11 +137,6 @@ def _log(axis, values: pd.Series) -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
-def run_label(method: str, rate: float | None) -> str:
-    """A run's short name in figures and sentences: "CKD 90%", "BL"."""
-    return method if rate is None or pd.isna(rate) else f"{method} {100 * rate:g}%"
-
-
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows by method (unknown ones last) and rate, with their names in column `run`."""
     order = [*METHODS, *sorted(set(rows["method"]) - set(METHODS))]
@@ -150,28 +144,6 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(run=names, rate=rows["rate"].astype(float))
     place = np.lexsort([rows["rate"].fillna(0), rows["method"].map(order.index)])
     return rows.iloc[place].reset_index(drop=True)
-
-
-def interval(value: float | None, bounds: Sequence[float] | None) -> str:
-    """A value with its 95 % interval: "0.912 [0.88, 0.94]"; a dash for no value."""
-    if value is None or pd.isna(value):
-        return "–"
-    known = bounds is not None and not pd.isna(list(bounds)).any()
-    return f"{value:.3f} [{bounds[0]:.2f}, {bounds[1]:.2f}]" if known else f"{value:.3f}"
-
-
-def spoken_speed(speed: dict, than: str = "BL") -> str:
-    """`measure.speed` for reading, with what the spreads of the processes allow.
-
-    >>> spoken_speed({"ratio": 3.0, "low": 2.0, "high": 5.0, "words": "faster"})
-    'faster, 3.0 times as fast as BL [2.0, 5.0]'
-    """
-    span = f"{speed['ratio']:.1f} times as fast as {than} [{speed['low']:.1f}, {speed['high']:.1f}]"
-    if speed["words"] != "not told apart":
-        return f"{speed['words']}, {span}"
-    known = np.isfinite([speed["ratio"], speed["high"]]).all()
-    why = span if known else "a busy or another machine, or no spread in the record"
-    return f"not told apart from {than} ({why})"
 
 
 def metric_table(result: dict) -> pd.DataFrame:
@@ -187,30 +159,6 @@ def metric_table(result: dict) -> pd.DataFrame:
     known = {"all", "macro", *result.get("train_generators", order)}
     names = [name if name in known else f"{name} (unseen)" for name in order]
     return pd.DataFrame(rows, pd.Index(names, name="generator"))
-
-
-def trivial(fake_share: float) -> str:
-    """`metrics.trivial` for reading: "0.800, 0.889"; the better answer where that is "real".
-
-    >>> trivial(0.8), trivial(0.25)
-    ('0.800, 0.889', '0.250, 0.400; always real: 0.750, 0.000')
-    """
-    if pd.isna(fake_share):
-        return "–"
-    scored = metrics.trivial(1 - fake_share, fake_share).items()
-    texts = [f"{name}: {v['accuracy']:.3f}, {v['f1']:.3f}" for name, v in scored]
-    return "; ".join(texts).removeprefix("always fake: ")
-
-
-def timed_busily(rows: pd.DataFrame) -> pd.Series:
-    """Whether others used the machine while a run was timed."""
-    return rows.get("latency_busy", pd.Series(False, rows.index)).eq(True)
-
-
-def marked(rows: pd.DataFrame, name: str) -> str:
-    """A generator's name, with "(unseen)" where none of the runs was trained on it."""
-    told = rows["unseen"] if "unseen" in rows else pd.Series("", rows.index)
-    return f"{name} (unseen)" if all(name in each.split(",") for each in told) else name
 
 
 def dominated(cost: Sequence[float], score: Sequence[float]) -> np.ndarray:
@@ -383,7 +331,7 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
         name, metric = re.fullmatch(r"(.*/)?(.+)", column).groups("")
         share = rows[f"{name}fake_share"].mean() if f"{name}fake_share" in rows else np.nan
         if column != spent and not pd.isna(share):
-            scored = [each[metric] for each in metrics.trivial(1 - share, share).values()]
+            scored = [each[metric] for each in one_answer(1 - share, share).values()]
             ax.axhline(max(scored), color=INK, linestyle=":", linewidth=1.2)
     _log(ax.yaxis, seconds.dropna())
     return grid.set_titles("{col_name}").set_axis_labels("", "").add_legend(title="removed")
@@ -476,6 +424,7 @@ def heat_map(cells: pd.DataFrame, metric: str = "auroc"):
     look = {"fmt": "", "cmap": "PuOr", "vmin": 0, "vmax": 1, "cbar": False, "linewidths": 1}
     sns.heatmap(table[metric], annot=table["text"], ax=ax, **look)
     ax.set(xlabel="tested on", ylabel="trained on")
+    ax.tick_params("y", rotation=0)
     return fig
 
 

@@ -21,7 +21,7 @@ from data_prep import manifest, protocol
 from data_prep.errors import InputError
 from data_prep.paths import HOW_TO_GET, PUBLISHED, write_text
 from dflib import measure
-from dflib.show import plots
+from dflib.show import plots, words
 from dflib.study import compare, runs, tables
 from dflib.study.methods import METHODS
 from dflib.study.records import OLDER, comparable
@@ -74,7 +74,7 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     table = {"run": names}
     shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "accuracy": "accuracy"}
     table |= {title: _intervals(rows, column) for title, column in shown.items()}
-    table[plots.TRIVIAL] = [plots.trivial(r.get("fake_share")) for _, r in rows.iterrows()]
+    table[words.TRIVIAL] = [words.trivial(r.get("fake_share")) for _, r in rows.iterrows()]
     rows, seconds = comparable(rows)
     for title, (column, unit, form) in NUMBERS.items():
         values = rows[column].astype(float) / unit
@@ -83,7 +83,7 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     if seconds != "s":
         table["threads"] = rows["threads"].replace("", "unknown")
     table["p50 ms"] = (
-        table["p50 ms"] + plots.timed_busily(rows).map({True: " (busy)", False: ""}).to_numpy()
+        table["p50 ms"] + words.timed_busily(rows).map({True: " (busy)", False: ""}).to_numpy()
     )
     return pd.DataFrame(table)
 
@@ -138,7 +138,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     (means, scratch), texts, names = _compared(every), table_rows(rows), _names(every)
     more = texts.drop(columns=MAIN).replace("–", None).to_dict("records")
     tested = sorted(rows.filter(regex="/auroc$"), key=lambda c: c == "macro/auroc")  # last
-    mark = lambda column: plots.marked(rows, column.removesuffix("/auroc"))
+    mark = lambda column: words.marked(rows, column.removesuffix("/auroc"))
     by_generator = {mark(c): _intervals(rows, c) for c in tested}
     moved = any(code in METHODS and METHODS[code].transfers for code in rows["method"])
     left_out = {"AUROC by generator": len(tested) < 2, "Accuracy, F1 and transfer time": not moved}
@@ -207,7 +207,7 @@ def _gain(rows: pd.DataFrame, mine: int, title: str, every: dict) -> dict | None
         "value": texts.loc[0, title],
         "base": table_rows(rows.loc[[theirs]]).loc[0, title],
         "ratio": rows.loc[theirs, column] / rows.loc[mine, column],
-        "speed": plots.spoken_speed(measure.speed(*latency), "its BL"),
+        "speed": words.spoken_speed(measure.speed(*latency), "its BL"),
     }
 
 
@@ -282,7 +282,7 @@ def _data(name: str, split: str, rows: pd.DataFrame) -> dict:
     records = list(rows["record"])
     found = records[0]["metrics"]
     fakes = {g: m["n_fake"] for g, m in found.items() if g not in ("all", "macro")}
-    shown = {plots.marked(rows, g): n for g, n in fakes.items()}
+    shown = {words.marked(rows, g): n for g, n in fakes.items()}
     about = {"evaluated": {"real": found["all"]["n_real"]} | shown, "counts": None, "note": ""}
     trained = sorted({r["train_images"] for r in records if r.get("train_images")})
     about |= {"split": SPLITS.get(split, split), "trained": trained, "of": DEMO}
@@ -290,7 +290,7 @@ def _data(name: str, split: str, rows: pd.DataFrame) -> dict:
         title = PUBLISHED[name]["title"] if name in PUBLISHED else ""
         about["of"] = title or "Images prepared from a folder"
     about["share"] = found["all"]["n_fake"] / found["all"]["n"]
-    about["trivial"] = plots.trivial(about["share"])
+    about["trivial"] = words.trivial(about["share"])
     try:
         table = manifest.load(name)
         counts = manifest.counts(table.assign(split=protocol.assign(table, split)))
@@ -298,7 +298,7 @@ def _data(name: str, split: str, rows: pd.DataFrame) -> dict:
         return about | {"note": f"The prepared images cannot be counted now: {error}"}
     changed = {r["data_fingerprint"] for r in records} != {manifest.fingerprint(table)}
     note = "The images have changed since some of these runs were made." if changed else ""
-    counts = counts.droplevel("label").rename(lambda g: plots.marked(rows, g))
+    counts = counts.droplevel("label").rename(lambda g: words.marked(rows, g))
     return about | {"counts": counts, "note": note}
 
 

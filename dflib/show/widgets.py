@@ -214,7 +214,7 @@ class Explorer:
         ax = sns.lineplot(pd.DataFrame(lines, x), palette=colours, ax=fig.subplots())
         ax.axvline(at, color=plots.INK, linewidth=1)
         ax.set(xlabel="threshold on P(fake)", ylabel="cost of 100 images")
-        sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+        sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1), ncols=1)
         matrix = HTML.matrix(run["name"], counts.tolist(), at, run["threshold"])
         return matrix + _drawings((f"Cost of 100 images: {'; '.join(lines)}", fig))
 
