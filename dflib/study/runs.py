@@ -440,6 +440,8 @@ def code_hash(notebook: Path) -> str:
     except OSError as error:
         raise InputError(f"notebook {notebook} is not there") from error
     code = ["".join(c["source"]) for c in cells if "result" in c["metadata"].get("tags", [])]
-    if not code:
-        raise InputError(f"notebook {notebook}: no cell is tagged `result`; tag what makes the run")
+    if lost := {"parameters", "result"} - {t for c in cells for t in c["metadata"].get("tags", ())}:
+        what = f"notebook {notebook} has lost its cell tags ({', '.join(sorted(lost))})"
+        hint = f"Colab and some cleaners drop them: git checkout -- notebooks/{notebook.name}"
+        raise InputError(f"{what}. {hint}")
     return hashlib.sha256("\n".join(cell.rstrip() for cell in code).encode()).hexdigest()[:12]
