@@ -257,7 +257,9 @@ def test_the_cells_tagged_result_count_and_no_others(tiny_dataset, tmp_path, mon
     assert with_cell("code", "plt.plot(x)") == first
     assert with_cell("code", "x = 1", ("result",)) != first
     (tmp_path / "03_prune.ipynb").write_text(json.dumps({"cells": []}))
-    with pytest.raises(InputError, match=r"lost its cell tags \(parameters, result\).*git checkout"):
+    with pytest.raises(
+        InputError, match=r"lost its cell tags \(parameters, result\).*git checkout"
+    ):
         run_id(tiny_dataset)
     (tmp_path / "03_prune.ipynb").unlink()
     with pytest.raises(InputError, match=r"03_prune\.ipynb is not there"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import threading
@@ -92,7 +93,8 @@ def test_an_error_behind_a_result_fails_no_run_and_blocks_none(fresh, tiny_datas
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 done" in done.stdout and "--retry-failed" not in done.stdout
     assert "(after the result was written: ValueError: BL is drawn wrongly)" in done.stdout
-    assert done.stdout.count("BL-s0-32px-") == 2  # its line, and its row
+    told = re.sub("not timed again.*", "", done.stdout)  # these runs have no files
+    assert told.count("BL-s0-32px-") == 2  # its line, and its row
 
 
 @pytest.mark.parametrize(("kind", "helps"), [("died", False), ("error", True), ("timeout", True)])

@@ -26,7 +26,10 @@ def again(names: Sequence[str]) -> list[dict]:
     folders = list(dict.fromkeys(runs.own(runs.find(name.strip())) for name in names))
     results = [runs.read(folder) for folder in folders]
     asked = [r["params"].get("latency_runs", DEFAULTS["latency_runs"]) for r in results]
-    files = [folder / r["deployed"] for folder, r in zip(folders, results, strict=True)]
+    files = [folder / r.get("deployed", "") for folder, r in zip(folders, results, strict=True)]
+    for folder, file in zip(folders, files, strict=True):
+        if not file.is_file():
+            raise InputError(f"{folder.name} has no deployed file to time: make the run again")
     timed = [found["latency_ms"] for found in measure.profiles(files, runs=max(asked))]
     rows = []
     for folder, result, latency in zip(folders, results, timed, strict=True):
