@@ -174,7 +174,9 @@ def play(page, name: str, own: Path) -> None:
     page.screenshot(path=SHOTS / f"{name}-upload.png")
     (own.parent / "text.png").write_text("no image")
     choose_file(page, own.parent / "text.png")
-    expect(page.locator(".dfx [role=alert]")).to_contain_text("the file cannot be used (not an image)")
+    expect(page.locator(".dfx [role=alert]")).to_contain_text(
+        "the file cannot be used (not an image)"
+    )
 
 
 @pytest.fixture
