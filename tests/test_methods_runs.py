@@ -445,13 +445,14 @@ def test_a_run_folder_without_a_whole_result_is_named(tmp_path):
 def test_a_finished_run_is_one_row_and_what_is_damaged_is_told(outputs_root, caplog):
     request = {"run_id": "CPF-1", "method": "CPF", "rate": 0.9, "seed": 0, "dataset": "set"}
     request |= {"protocol": "strict", "preset": "demo", "device": "cpu", "command": "python"}
-    auroc = {"auroc": 0.9, "n": 4, "ci95": {"auroc": [0.8, 0.95]}}
+    auroc = {"auroc": 0.9, "n": 4, "n_real": 2, "n_fake": 2, "ci95": {"auroc": [0.8, 0.95]}}
+    times = {"p50": 1.0, "p95": 2.0, "runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
     record = request | {
         "params": methods.relevant("CPF", methods.settings("demo", {"hold_out": "b,a"})),
         "parents": ["BL-1", "BL-2"],
         "threshold": 0.5,
         "timings": {"total_s": 3.0},
-        "cost": {"params": 9, "latency_ms": {"p50": 1.0, "p95": 2.0}},
+        "cost": {"params": 9, "latency_ms": times},
         "metrics": {"all": auroc, "gan": auroc | {"accuracy": 0.7, "recall": 0.6}},
     }
     for name, text in (("CPF-1", json.dumps(record)), ("CPF-2", "{"), ("CPF-3", '{"params": {}}')):
