@@ -296,7 +296,7 @@ def _data(name: str, split: str, rows: pd.DataFrame) -> dict:
         counts = manifest.counts(table.assign(split=protocol.assign(table, split)))
     except InputError as error:
         return about | {"note": f"The prepared images cannot be counted now: {error}"}
-    changed = {r["data_fingerprint"] for r in records} != {manifest.fingerprint(table)}
+    changed = {r.get("data_fingerprint") for r in records} != {manifest.fingerprint(table)}
     note = "The images have changed since some of these runs were made." if changed else ""
     counts = counts.droplevel("label").rename(lambda g: words.marked(rows, g))
     return about | {"counts": counts, "note": note}

@@ -116,7 +116,7 @@ def _images(folder: Path) -> tuple:
     """What decides the images that a run sees, beside the perturbation."""
     r, paths = runs.read(folder), runs.predictions(folder)["path"]
     look = r["dataset"], r["protocol"], r["params"]["size"], r["params"]["mode"]
-    return *look, r["data_fingerprint"], "\n".join(paths)
+    return *look, r.get("data_fingerprint"), "\n".join(paths)
 
 
 def _scores(folders: list[Path], grid: Sequence[str]) -> list[pd.DataFrame]:
