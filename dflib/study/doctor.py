@@ -10,16 +10,14 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from data_prep.errors import InputError
 from data_prep.manifest import cores
-from data_prep.paths import data_root, outputs_root
+from data_prep.paths import data_root, outputs_root, usable
 from dflib import measure
 
 OK, NOTE, FAULT = "ok", "note", "fault"
 ENOUGH_DISK, ENOUGH_MEMORY = 2e9, 2e9  # bytes, for a demo study
-LOCK_S = 5.0  # a lock that is not had by then is none
 PACKAGES = ("torch", "torchvision", "onnxruntime", "dask", "papermill", "jupyterlab")
 
 Row = dict[str, str]  # check, found, state, what to do
@@ -185,27 +183,13 @@ def _folders() -> Iterator[tuple]:
     for what, folder in (("data", data_root()), ("outputs", outputs_root())):
         todo = f"mend it, or set $DFLIB_{what.upper()} to another folder"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=folder) as file:
-                file.write(b"x")
-            free = shutil.disk_usage(folder).free
-            _lock(folder / ".doctor.lock")
-        except (OSError, NotImplementedError) as error:
-            yield f"{what} folder", f"{folder}: {error}", FAULT, todo
+            free = shutil.disk_usage(usable(folder)).free
+        except (OSError, InputError) as error:
+            yield f"{what} folder", str(error), FAULT, todo
         else:
             room = "" if free > ENOUGH_DISK else f"{ENOUGH_DISK / 1e9:.0f} GB are needed: free some"
             found = f"{folder}: written, locked, {free / 1e9:.1f} GB free"
             yield f"{what} folder", found, NOTE if room else OK, room
-
-
-def _lock(path: Path) -> None:
-    from filelock import FileLock
-
-    try:
-        with FileLock(path, timeout=LOCK_S):
-            pass
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _kernel() -> Iterator[tuple]:
