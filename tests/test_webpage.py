@@ -61,8 +61,13 @@ def served(tmp_path) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
-@pytest.mark.parametrize(("mode", "format"), [("resize", "onnx-int8"), ("center_crop", "onnx")])
-def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture, mode, format):
+@pytest.mark.parametrize(
+    ("mode", "format", "apart"),
+    [("resize", "onnx", 1e-6), ("center_crop", "onnx", 1e-6), ("resize", "onnx-int8", 1e-3)],
+)  # int8: the last bit of a float decides on which side of a step a value falls, one step is 1/255
+def test_the_browser_decides_like_python(
+    tiny_dataset, runtime, served, picture, mode, format, apart
+):
     from playwright.sync_api import sync_playwright
 
     (folder, address), run = served, finished(tiny_dataset, mode)
@@ -86,8 +91,9 @@ def test_the_browser_decides_like_python(tiny_dataset, runtime, served, picture,
             page.wait_for_selector("#answer[data-label]")
             theirs = page.evaluate("({ ...document.getElementById('answer').dataset })")
             ours, found = python(path), float(theirs["probability"])
-            assert found == pytest.approx(ours["probability"], abs=1e-6), path.name
-            assert theirs["label"] == ours["label"]
+            assert found == pytest.approx(ours["probability"], abs=apart), path.name
+            if abs(found - python.threshold) > apart:
+                assert theirs["label"] == ours["label"]
         (folder / "text.png").write_text("no image")
         page.set_input_files("#file", folder / "text.png")
         page.wait_for_selector("#answer[data-label='']")
