@@ -303,6 +303,22 @@ def measure(
 
 
 @app.command()
+def test(
+    run: Annotated[str, Option(help="ids, folders or model files, with commas between")],
+    dataset: Annotated[str, Option(help="prepared datasets, with commas between")],
+    part: Annotated[str | None, Option(help="test | val | all; else test where it has one")] = None,
+) -> None:
+    """Finished runs on data that they were not made for, at their own frozen threshold."""
+    from dflib.edge import elsewhere
+    from dflib.show import terminal
+    from dflib.study.grid import entries
+
+    runs, sets = entries(run, str, "--run "), entries(dataset, str, "--dataset ")
+    records = [elsewhere.test(r, d, split=part) for r in runs for d in sets]
+    terminal.show(terminal.tested(records), title="at the threshold chosen where they were made")
+
+
+@app.command()
 def leak(
     dataset: Annotated[str, Argument(help="name of a prepared dataset")],
     size: Annotated[int, Option(help="pixels a side")] = 64,
