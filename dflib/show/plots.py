@@ -26,27 +26,8 @@ from dflib.study.records import comparable
 
 INK, PAPER, GRID = "#262626", "#ffffff", "#cccccc"  # seaborn's; a page swaps them, see inline_svg
 GREY, RED, BLUE, ORANGE, GREEN = "#a3a8ae", "#d55e00", "#0072b2", "#e69f00", "#009e73"
-COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#a6761d", "#8250df")
-MARKERS = "osDv^PXhpdH<>8"
-LOOKS = {  # a hue for each technique, a marker for each variant; triangles: transferred
-    "BL": (RED, "*"),
-    "CPF": (BLUE, "o"),
-    "CPF-S": ("#5465c9", "s"),
-    "SCRATCH": ("#7fa8d1", "D"),
-    "TL+P+FT": ("#56b4e9", ">"),
-    "TL+P+A": ("#0e8a9e", "v"),
-    "CKD": (ORANGE, "p"),
-    "CKD-0": ("#a87b1d", "d"),
-    "TL+KD": ("#eec643", "^"),
-    "TL+KD+A": ("#b5651d", "<"),
-    "CQ": (GREEN, "P"),
-    "CQ-S": ("#4f7f52", "X"),
-    "TL+FT+Q": ("#6cc7a4", "<"),
-    "LRF": ("#8250df", "h"),
-    "CPKDQ": ("#a3336f", "H"),
-    "chain": ("#7d6b78", "8"),
-    "TL+FT": ("#cc79a7", "^"),
-}
+COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#a6761d", "#8250df")  # 7, and 13
+MARKERS = "osDv^PXhpdH<>"
 STYLE = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.titleweight": "bold",
@@ -96,9 +77,10 @@ def inline_svg(fig: plt.Figure, prefix: str) -> str:
 
 def appearance(method: str) -> tuple[str, str]:
     """Colour and marker of a method, the same in all figures; BL is red as in the paper."""
-    looks = itertools.product(COLOURS, MARKERS)
-    spare = [look for look in looks if look not in LOOKS.values()]
-    return LOOKS.get(method, spare[sum(method.encode()) % len(spare)])
+    if method == "BL":
+        return RED, "*"
+    place = [*METHODS].index(method) if method in METHODS else sum(method.encode())
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
 
 
 def _looks(rows: pd.DataFrame, key: str) -> tuple[dict, dict]:
@@ -321,19 +303,24 @@ def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms"):
 
 
 @_figure
-def against(rows: pd.DataFrame, at: str = "rate", metric: str = "auroc"):
-    """AUROC against the share of parameters removed (`at` "rate"), or the number of target
-    images to train on ("train_images"; of rated methods the highest rate): means over runs, with
-    their 95 % intervals averaged; BL as a red line."""
-    rows = _ends(in_order(rows), metric, panel="").fillna({"rate": 0}).dropna(subset=[at])
-    title, write = "parameters removed (by CPF: set to zero)", lambda rate: f"{100 * rate:g}%"
+def against(rows: pd.DataFrame, at: str = "rate", value: str = "auroc", *, title: str = "AUROC"):
+    """A value against the share of parameters removed (`at` "rate"), the number of target images to
+    train on ("train_images"; of rated methods the highest rate), or what was done to the test images
+    ("perturbation", as `robustness.drops` gives it): means over runs, with their 95 % intervals
+    averaged; BL as a red line among the rates."""
+    rows = _ends(in_order(rows), value, panel="").fillna({"rate": 0}).dropna(subset=[at])
+    key, below, write = "method", "parameters removed (by CPF: set to zero)", "{:.0%}".format
     if at == "train_images":
         rows = rows[rows["rate"] == rows.groupby("method")["rate"].transform("max")]
-        title, write = "training images of the target", "{:,.0f}".format
-    grid = _points(rows, at, "method", formatter=write, height=3.6, aspect=1.5)
+        below, write = "training images of the target", "{:,.0f}".format
+    if at == "perturbation":
+        rows = rows.replace({at: {"": "as is"}})
+        key, below, write = "run", "", str
+    grid = _points(rows, at, key, formatter=write, height=3.6, aspect=1.5)
     if at == "rate":
-        _baseline(grid.ax, rows, metric)
-    return grid.set_axis_labels(title, "AUROC")
+        _baseline(grid.ax, rows, value)
+    grid.tick_params("x", rotation=60 if at == "perturbation" else 0)
+    return grid.set_axis_labels(below, title)
 
 
 @_figure
@@ -358,42 +345,3 @@ def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Seq
         if not lines:
             _baseline(ax, rows, column, "v")
     return grid
-
-
-@_figure
-def heat_map(cells: pd.DataFrame):
-    """What was trained on (rows, of each method and rate) against what was tested on (columns):
-    AUROC with its 95 % interval, and whether it was seen in training. White is chance. cells: as
-    `tables.matrix` gives them."""
-    cells = in_order(cells)
-    cells["row"] = cells["run"] + ", " + cells["train"]
-    columns = cells[["auroc", "auroc_low", "auroc_high"]].to_numpy()
-    texts = [interval(value, ends).replace(" ", "\n", 1) for value, *ends in columns]
-    cells["text"] = texts + np.where(cells["seen"], " seen", "").astype(object)
-    table = cells.pivot(index="row", columns="test").reindex(cells["row"].unique())
-    fig, ax = plt.subplots(figsize=(1.4 * cells["test"].nunique() + 2, 0.45 * len(table) + 0.8))
-    look = {"fmt": "", "cmap": "PuOr", "vmin": 0, "vmax": 1, "cbar": False, "linewidths": 1}
-    sns.heatmap(table["auroc"], annot=table["text"], ax=ax, **look)
-    ax.set(xlabel="tested on", ylabel="trained on")
-    ax.tick_params("y", rotation=0)
-    return fig
-
-
-@_figure
-def robustness(drops: pd.DataFrame, value: str = "value", *, title="AUROC", line: float = 0.5):
-    """A value under each perturbation with its 95 % interval: a panel each kind, the strength on x
-    (in the order of the rows), a line each run; dotted: `line`.
-
-    drops: `robustness.drops` of runs below each other, with method and rate; value: a column of it.
-    """
-    drops = _ends(in_order(drops), value)
-    kind = drops["perturbation"].str.partition("-")
-    drops["strength"] = kind[2].replace("", "as is")
-    kinds = [name for name in kind[0].unique() if name]
-    parts = [drops[kind[0].isin(["", k])].assign(panel=k) for k in kinds]
-    if not parts:
-        return None
-    shape = {"col_wrap": min(4, len(parts)), "sharex": False, "height": 2.8}
-    grid = _points(pd.concat(parts), "strength", "run", **shape)
-    grid.refline(y=line, color=INK, linestyle=":")
-    return grid.set_axis_labels("", title)

@@ -50,7 +50,6 @@ FIGURES = {  # title, as the template knows it: how it is drawn
     "Accuracy, F1 and transfer time": partial(plots.paper_figure, transfers=True),
     "AUROC against latency": plots.pareto,
     "AUROC against file size": partial(plots.pareto, x="file_bytes"),
-    "AUROC against operations": partial(plots.pareto, x="macs"),
     "AUROC against rate": plots.against,
     "AUROC by generator": plots.forest,
 }
@@ -125,13 +124,9 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     about = dict(zip(SECTION, key, strict=True))
     rows = rows.loc[:, rows.notna().any() | ~rows.columns.str.contains("/")]  # its own generators
     every = {record["run_id"]: record for record in rows["record"]}
-    (means, scratch), texts, names = _compared(every), table_rows(rows), _names(every)
+    means, texts, names = _compared(every), table_rows(rows), _names(every)
     more = texts.drop(columns=MAIN).replace("–", None).to_dict("records")
-    tested = sorted(rows.filter(regex="/auroc$"), key=lambda c: c == "macro/auroc")  # last
-    by_generator = {
-        words.marked(rows, column.removesuffix("/auroc")): words.intervals(rows, column)
-        for column in tested
-    }
+    tested = rows.filter(regex="/auroc$").columns
     moved = any(code in METHODS and METHODS[code].transfers for code in rows["method"])
     left_out = {"AUROC by generator": len(tested) < 2, "Accuracy, F1 and transfer time": not moved}
     drawn = {title: draw(rows) for title, draw in FIGURES.items() if not left_out.get(title)}
@@ -145,8 +140,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         "answer": answer(rows, means),
         "runs": texts[MAIN].assign(run=names)[["run", *MAIN]],
         "more": list(zip(more, rows["command"], strict=True)),
-        "over_seeds": _over_seeds(means, scratch),
-        "by_generator": pd.DataFrame({"run": names} | by_generator),
+        "over_seeds": _over_seeds(means),
         "figures": figures,
         "data": _data(name, rows),
         "environment": _environment(rows["record"]),
@@ -196,15 +190,14 @@ def _spoken_auroc(rows: pd.DataFrame, metric: str) -> str:
     return f"{seen} on generators seen in training, {unseen} on unseen ones"
 
 
-def _compared(every: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`tables.over_seeds` and `tables.against_scratch` of the runs with predictions."""
+def _compared(every: dict[str, dict]) -> pd.DataFrame:
+    """`tables.over_seeds` of the runs with predictions."""
     kept = {i: r for i, r in every.items() if (r["folder"] / "predictions.parquet").exists()}
     try:
-        results = kept.values()
-        return tables.over_seeds(results, kept), tables.against_scratch(results, kept)
+        return tables.over_seeds(kept.values(), kept)
     except InputError as error:
         log.warning("seeds are not combined: %s", error)
-        return pd.DataFrame(), pd.DataFrame()
+        return pd.DataFrame()
 
 
 def _names(every: dict[str, dict]) -> list[str]:
@@ -215,26 +208,19 @@ def _names(every: dict[str, dict]) -> list[str]:
     return [f"{label(r)}, seed {r['seed']}" for r in every.values()]
 
 
-def _over_seeds(means: pd.DataFrame, scratch: pd.DataFrame) -> pd.DataFrame | None:
+def _over_seeds(means: pd.DataFrame) -> pd.DataFrame | None:
     """Means over seeds and verdicts for reading; None where no run has predictions."""
     if means.empty:
         return None
-    keys = ["method", "rate", "settings"]
-    names = lambda t: [
-        words.run_label(*row) for row in t.reindex(columns=keys).itertuples(index=False)
-    ]
+    labels = means[["method", "rate", "settings"]].itertuples(index=False)
     parts = ["seen", "unseen"] if "unseen/auroc" in means else []
-    table = {"runs": names(means), "seeds": means["seeds"]}
+    table = {"runs": [words.run_label(*label) for label in labels], "seeds": means["seeds"]}
     shown = {f"AUROC, {part}": f"{part}/auroc" for part in parts} or {"AUROC": "all/auroc"}
     shown["balanced accuracy"] = "all/balanced_accuracy"
     table |= {title: words.intervals(means, column) for title, column in shown.items()}
     for part in ("all", *parts):
         says = means.reindex(columns=[f"{part}/verdict"]).iloc[:, 0].astype(object).fillna("–")
         table["against BL" + f", {part}" * bool(parts)] = says
-    if len(scratch):
-        table["to ship"] = (means["shipped_bytes"] / means["file_bytes"]).map("{:.1%}".format)
-        says = dict(zip(names(scratch), scratch["verdict"], strict=True))
-        table["against scratch"] = [says.get(name, "–") for name in table["runs"]]
     return pd.DataFrame(table)
 
 

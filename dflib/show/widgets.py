@@ -201,12 +201,15 @@ class Explorer:
         self.make.disabled = spec.finished()
         own = [p.run_id for p in spec.parents if (p.method, p.dataset) == ("BL", spec.dataset)]
         state = progress.Progress(engine.Plan((*spec.parents, spec))).look().summary()
+        state = (spec.failure() or {"error": state})["error"]
         return HTML.new_run(spec.run_id, spec.finished(), base, own, spec.command(), state)
 
     def start(self) -> None:
         """Begin to make the wanted run; again, later: show how far it is, and at last the run."""
-        spec = self._spec()
-        if self.running is None or self.running.poll() is not None:
+        spec, running = self._spec(), self.running and self.running.poll() is None
+        if not (running or spec.finished()):
             command = f"{spec.command()} --retry-failed"
             self.running = engine.background(command, spec.folder / "study.txt")
+        if spec.finished():
+            self.load(spec.run_id)
         self._show()
