@@ -18,8 +18,7 @@ from PIL import Image
 from test_plots import result as result_of
 
 from data_prep.errors import InputError, shown
-from data_prep.paths import as_text, images_root
-from dflib import data, train
+from data_prep.paths import as_text
 from dflib.edge.predict import Predictor, files
 
 THRESHOLD = 0.3
@@ -74,18 +73,6 @@ def test_the_threshold_decides_the_label(run, tmp_path, picture):
     for threshold, label in ((probability, "fake"), (above, "real"), (0.0, "fake"), (1.0, "real")):
         predictor.threshold = threshold
         assert predictor(path)["label"] == label
-
-
-def test_single_images_get_the_scores_of_the_test_set(exported, tiny_dataset):
-    part = data.open(tiny_dataset, size=32, limit=5, protocol="paper").test  # not made alike
-    predictor, base = Predictor(exported["onnx"]), images_root(tiny_dataset)
-    scores = train.predict(predictor.forward, part)
-    ours = [predictor(base / path)["probability"] for path in part.table["path"]]
-    assert ours == pytest.approx(scores, abs=1e-6)
-    contents = (base / part.table["path"][0]).read_bytes()
-    assert predictor(contents)["probability"] == pytest.approx(scores[0], abs=1e-6)
-    arrays = np.stack([part.image(i) for i in range(len(part))])
-    np.testing.assert_allclose(predictor.probabilities(arrays), scores, atol=1e-6)
 
 
 @pytest.mark.parametrize(
