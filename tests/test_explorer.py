@@ -128,12 +128,6 @@ def test_controls_move_the_cards_and_the_views(page):
     assert page.shown.value.count("<image ") == 4 * shown
 
 
-def test_every_control_has_a_label(page):
-    controls = [page.which, page.method, page.rate, page.view]
-    controls += [control for _, *each in page.views.values() for control in each]
-    assert all(control.description for control in controls)
-
-
 def test_an_upload_gets_two_probabilities_and_stays_in_memory(
     page, study, tiny_dataset, roots, tmp_path, monkeypatch
 ):

@@ -367,14 +367,6 @@ def test_the_cells_tagged_result_are_what_makes_it(code, made, tmp_path, monkeyp
     np.testing.assert_array_equal(*scores)
 
 
-def test_stepping_through_a_finished_run_changes_nothing(made, tmp_path):
-    result = made["CPF"]
-    before = {p.name: p.stat().st_mtime_ns for p in result["folder"].iterdir()}
-    read = step_through("03_prune", tmp_path / "again.ipynb", **result["spec"].parameters())
-    assert is_quiet(read)
-    assert before == {p.name: p.stat().st_mtime_ns for p in result["folder"].iterdir()}
-
-
 @pytest.mark.parametrize("stem", READERS)
 def test_readers_show_the_runs(stem, made, tiny_dataset, tiny_source, tmp_path):
     source = {"source": tiny_source} if stem == "13_compare" else {}

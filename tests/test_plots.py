@@ -109,17 +109,6 @@ def test_figures_of_runs_draw(draw):
         draw(rows).draw_without_rendering()
 
 
-def test_figures_of_one_run_draw():
-    columns = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "val_auroc"]
-    for fig in (
-        plots.curves(pd.DataFrame([dict.fromkeys(columns, 1)])),
-        plots.score_histogram([0, 1, 1], [0.1, 0.7, 0.9], 0.5),
-        plots.score_histogram([0, 1, 1], [0.1, 0.7, 0.9], 0.5, ["real", "gan", "$vae"]),
-        plots.layer_bars({"a": 10, "b": 1000}),
-    ):
-        fig.draw_without_rendering()
-
-
 def test_bars_of_layers_are_as_long_as_they_have_parameters():
     (ax,) = plots.layer_bars({"a": 10, "b": 1000}, {"a": 1, "b": 100}, label="trains").axes
     every, blue = ([bar.get_width() for bar in bars] for bars in ax.containers)
@@ -174,14 +163,6 @@ def test_generators_that_no_run_was_trained_on_are_marked_in_each_figure():
         assert "vae (unseen)" in titles and "gan (unseen)" not in titles
 
 
-def test_the_papers_figure_shows_every_run_and_no_line_without_a_baseline():
-    rows = TABLES["grid"]
-    ax = plots.paper_figure(rows).axes[0]
-    dots = np.concatenate([np.asarray(c.get_offsets())[:, 1] for c in ax.collections])
-    assert np.sort(dots) == pytest.approx(np.sort(rows.loc[rows["method"] != "BL", "accuracy"]))
-    assert not any(red(ax) for ax in plots.paper_figure(TABLES["one run, no baseline"]).axes)
-
-
 def test_transfers_and_compressions_have_figures_of_their_own():
     rows = table(BL, *GRID, result("TL+FT"), result("TL+KD", 0.9))
     named = lambda ax: [t.get_text() for t in ax.get_xticklabels()]
@@ -234,16 +215,6 @@ def test_forest_draws_each_row_once_in_each_panel():
     assert ends == [pytest.approx([0.7, 0.9]), pytest.approx([0.7, 0.7])]
     styles = [line.get_linestyle() for line in bars if len(set(line.get_xdata())) == 1]
     assert styles[-2:] == ["-", "--"]
-
-
-def test_forest_averages_seeds_and_shows_each_generator_unless_told_otherwise():
-    rows = TABLES["grid"]
-    fig = plots.forest(rows)
-    assert [ax.get_title() for ax in fig.axes] == ["AUROC, gan", "AUROC, vae"]
-    mean = rows.groupby(["method", "rate"])["vae/auroc"].mean()
-    assert drawn(fig.axes[1], flat=True)["CPF"] == pytest.approx(mean["CPF"].to_list())
-    named = plots.forest(rows.assign(name=rows["method"]), {"auroc": "AUROC"}).axes[0]
-    assert [t.get_text() for t in named.get_yticklabels()] == ["BL", "CPF", "CKD", "CQ"]
 
 
 @given(st.integers(1, 300), st.integers(1, 300))

@@ -12,7 +12,7 @@ from test_plots import BL, GRID, result, table
 from typer.testing import CliRunner
 
 from dflib.__main__ import app
-from dflib.show import plots, report, words
+from dflib.show import report, words
 from dflib.study import compare, runs, tables
 
 HOSTILE = '<script>alert(1)</script> & "quotes" $\\frac{'
@@ -127,22 +127,6 @@ def test_few_runs_make_a_page(outputs, kept):
     assert kept[0]["run_id"] in page().text
 
 
-def test_a_section_draws_the_generators_of_its_own_dataset(outputs, monkeypatch):
-    drawn = []
-    keep = lambda rows: (
-        drawn.append({c for c in rows if c.endswith("/auroc")}) or plots.curves(rows[:0])
-    )
-    monkeypatch.setattr(report, "FIGURES", {"AUROC by generator": keep})
-    store(outputs, BL, result("CQ"))
-    other = result(generators=("new", "newer"))
-    store(outputs, other, run_id="BL-other", dataset="other")
-    text = page().text
-    assert "new" in text
-    assert drawn == [
-        {f"{g}/auroc" for g in own} for own in (("gan", "vae", "macro"), ("new", "newer", "macro"))
-    ]
-
-
 def test_only_limits_the_page_and_without_runs_it_says_how_to_make_some(outputs, undrawn):
     assert "python -m dflib study --preset demo" in page().text
     store(outputs, BL, *GRID)
@@ -161,13 +145,6 @@ def test_hostile_names_and_reasons_are_only_text(outputs):
     assert [tag for tag, _ in shown.tags].count("script") == 1  # ours
     assert shown.text.count(HOSTILE) >= 3
     assert "CPF-x" in shown.text
-
-
-def test_a_failure_that_was_mended_is_not_shown(outputs, undrawn):
-    store(outputs, BL)
-    failed = {"run_id": "old", "error": "mended since", "command": "c", "kind": "error"}
-    (next(outputs.glob("*/*/*/*")) / "failed.json").write_text(json.dumps(failed))
-    assert "mended since" not in page().text
 
 
 def test_other_sizes_protocols_and_limits_are_sections_of_their_own(outputs, undrawn):
