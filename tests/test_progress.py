@@ -19,7 +19,7 @@ from test_plots import result
 
 from data_prep.errors import InputError
 from dflib.__main__ import _seconds
-from dflib.show import report, terminal
+from dflib.show import terminal
 from dflib.study import engine, kernel, methods, runs
 from dflib.study.progress import Progress, spoken
 
@@ -258,17 +258,6 @@ def test_the_time_left_is_the_work_over_the_devices_or_the_longest_path(
 )
 def test_a_time_is_spoken(seconds, text):
     assert spoken(seconds) == text
-
-
-def test_a_report_that_cannot_be_written_does_not_stop_anything(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "file"))
-    with pytest.raises(OSError, match="file"):
-        report.write()
-    assert terminal.refresh() > time.monotonic() + 50
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
-    terminal.refresh()
-    assert (tmp_path / "outputs" / "report.html").exists()
 
 
 def test_a_table_shows_every_row_and_nothing_is_cut(capsys):
