@@ -316,7 +316,8 @@ def against(rows: pd.DataFrame, at: str = "rate", value: str = "auroc", *, title
     if at == "perturbation":
         rows = rows.replace({at: {"": "as is"}})
         key, below, write = "run", "", str
-    grid = _points(rows, at, key, formatter=write, height=3.6, aspect=1.5)
+    line = {"linestyle": "none" if at == "perturbation" else "-"}
+    grid = _points(rows, at, key, formatter=write, height=3.6, aspect=1.5, **line)
     if at == "rate":
         _baseline(grid.ax, rows, value)
     grid.tick_params("x", rotation=60 if at == "perturbation" else 0)
