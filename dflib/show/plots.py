@@ -26,8 +26,8 @@ from dflib.study.records import comparable
 
 INK, PAPER, GRID = "#262626", "#ffffff", "#cccccc"  # seaborn's; a page swaps them, see inline_svg
 GREY, RED, BLUE, ORANGE, GREEN = "#a3a8ae", "#d55e00", "#0072b2", "#e69f00", "#009e73"
-COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#a6761d", "#8250df")  # 7, and 13
-MARKERS = "osDv^PXhpdH<>"
+COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#a6761d", "#8250df")
+MARKERS = "osDv^PXhpdH<>"  # 13 of them, and 7 colours: each pair comes once in 91
 STYLE = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.titleweight": "bold",
