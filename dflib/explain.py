@@ -21,8 +21,7 @@ def gradcam(model: nn.Module, images: Tensor, *, target: int = 1) -> np.ndarray:
     images: N x 3 x H x W at the model's size, uint8 or pixels in [0, 1]. Returns float32 in [0, 1],
     N x H x W: each map over its maximum (where, not how much), interpolated from that layer's grid
     (2 x 2 at 32 px for BL); zero where nothing speaks for the class. The model stays as it was.
-    Selvaraju et al. 2017, arXiv 1610.02391. Raises `InputError` for what has no convolution (an
-    ONNX session: take the run's weights).
+    Selvaraju et al. 2017, arXiv 1610.02391. Raises `InputError` for what has no convolution.
 
     >>> from dflib.models import Detector, architecture
     >>> gradcam(Detector(architecture("BL", size=32)), torch.rand(2, 3, 32, 32)).shape
@@ -30,11 +29,11 @@ def gradcam(model: nn.Module, images: Tensor, *, target: int = 1) -> np.ndarray:
     """
     from captum.attr import LayerGradCam
 
-    kind, modules = type(model).__name__, model.modules() if isinstance(model, nn.Module) else ()
-    if not (convolutions := [layer for layer in modules if isinstance(layer, nn.Conv2d)]):
-        raise InputError(
-            f"{kind} has no convolution: Grad-CAM needs the run's weights, run.model()"
-        )
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    convolutions = [layer for layer in modules if isinstance(layer, nn.Conv2d)]
+    if not convolutions:
+        hint = "Grad-CAM needs the run's weights, run.model()"
+        raise InputError(f"{type(model).__name__} has no convolution: {hint}")
     device, training = next(model.parameters()).device, model.training
     x = pixels(images) if images.dtype == torch.uint8 else images.detach()
     cam = LayerGradCam(model.eval(), convolutions[-1])

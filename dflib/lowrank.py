@@ -5,7 +5,7 @@ convolutions by Tucker-2 (arXiv 1511.06530).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from math import log, prod
 
@@ -82,13 +82,10 @@ def factorise(model: Detector, ranks: Ranks) -> Detector:
     return small.requires_grad_(True).eval()
 
 
-def decompose(
-    layer: nn.Module, ranks: tuple[int, ...], *, between: Callable[[], nn.Module] | None = None
-) -> nn.Sequential:
+def decompose(layer: nn.Module, ranks: tuple[int, ...]) -> nn.Sequential:
     """One layer as a product, equal at full rank: two linear ones, or 1x1, k x k, 1x1 convolutions.
 
-    between: a module to put between the factors, `nn.ReLU` say. Then it no longer approximates the
-    layer, at any rank. Raises `InputError` for ranks that the layer cannot have.
+    Raises `InputError` for ranks that the layer cannot have.
 
     >>> layer, x = nn.Linear(8, 5), torch.randn(3, 8)
     >>> torch.allclose(decompose(layer, (5,))(x), layer(x), atol=1e-5)
@@ -106,8 +103,6 @@ def decompose(
             factor.weight.copy_(values.view_as(factor.weight))
         if layer.bias is not None:
             product[-1].bias.copy_(layer.bias)
-    if between:
-        product = nn.Sequential(*[m for factor in product for m in (factor, between())][:-1])
     return product.to(weight.device).train(layer.training)
 
 
