@@ -5,7 +5,7 @@ Intervals are 95 % percentile intervals (Efron & Tibshirani 1993) of a bootstrap
 groups (scenes) with replacement (Field & Welsh 2007). A draw with no real, or none of a set's
 fakes, is left out for that set. An interval is None where there is no honest one: draws=0, one
 group holds all reals or all fakes, under half of the draws define the metric. Draws that are all
-alike prove nothing: the ends are then as far apart as `least` says.
+alike prove nothing: the ends are then as far apart as `beyond` says.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,6 @@ def evaluate(
     Values are fractions, never NaN: precision is None where nothing is called fake. auroc, ap: as
     in scikit-learn; eer: FPR = FNR on the interpolated ROC curve; tpr_at_fpr: the best TPR at that
     FPR or less; ece: of `reliability`. Raises ValueError: bad input, one class.
-    Sources: Hanley & McNeil 1982 (AUROC), Davis & Goadrich 2006 (AP), Brier 1950, Guo et al. 2017.
 
     >>> names = ["real", "real", "gan", "vae"]
     >>> table = evaluate([0, 0, 1, 1], [.1, .6, .4, .9], names, threshold=.5)
@@ -49,21 +48,19 @@ def evaluate(
     names, fake = np.asarray(generators, object), labels == 1
     sets = {name: names == name for name in sorted({*names[fake]})} | {"all": fake}
     options = {"threshold": threshold, "groups": groups, "testsets": testsets}
-    values = resample(labels, scores, sets, draws=draws, seed=seed, **options)
-    bounds = {name: least(labels, scores, fakes, **options) for name, fakes in sets.items()}
+    values, bounds = resample(labels, scores, sets, draws=draws, seed=seed, **options)
     if len(sets) > 2:
         for table in (values, bounds):
             each = [table[name] for name in sets if name != "all"]
             table["macro"] = {k: np.mean([one[k] for one in each], axis=0) for k in each[0]}
     entries = {}
-    for name, fakes in (sets | {"macro": fake}).items():
-        if name not in values:
-            continue
-        wider = beyond(values[name], bounds[name])
-        entry = {k: _value(drawn) for k, drawn in values[name].items()}
-        span = {k: _interval(drawn, wider[k], 0, 1) for k, drawn in values[name].items()}
+    for name, drawn in values.items():
+        wider = beyond(drawn, bounds[name])
+        entry = {k: _value(x) for k, x in drawn.items()}
+        span = {k: _interval(x, wider[k], 0, 1) for k, x in drawn.items()}
         for each in (entry, span):
             each["tpr_at_fpr"] = {rate: each.pop(rate) for rate in RATES}
+        fakes = sets.get(name, fake)
         n, n_fake = int(_with_reals(labels, fakes, testsets).sum()), int(fakes.sum())
         counts = {"n": n, "n_real": n - n_fake, "n_fake": n_fake}
         entries[name] = entry | counts | {"ci95": span}
@@ -74,7 +71,7 @@ def best_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     """The threshold of the highest balanced accuracy: choose it on validation, then freeze it.
 
     labels, scores: (n,) each. Candidates: midpoints of neighbouring scores, all fake, all real; of
-    equals, the nearest to 0.5. Raises ValueError: bad input, one class. Source: Youden 1950.
+    equals, the nearest to 0.5 (Youden 1950). Raises ValueError: bad input, one class.
 
     >>> best_threshold([0, 0, 1, 1], [.1, .3, .5, .9])
     0.4
@@ -101,76 +98,56 @@ def resample(
     testsets: ArrayLike | None = None,
     draws: int = 1000,
     seed: int = 0,
-) -> dict[str, dict[str, np.ndarray]]:
-    """INTERVALS and RATES as they are, then in each draw: {set: {metric: (1 + draws,)}}.
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, float]]]:
+    """INTERVALS and RATES as they are, then in each draw: {set: {metric: (1 + draws,)}}; `beyond`.
 
-    sets: which fakes count beside their reals, {name: (n,) of bool}; None: {"all": every fake}.
-    testsets: as for `evaluate`. NaN: undefined. Calls with the same groups and seed share the
-    draws: the difference of two arrays is a paired one, whatever differs. `combine` makes an
-    interval of it. Raises ValueError: bad input, one class.
+    sets: which fakes count beside their reals, {name: (n,) of bool}; None: {"all": every fake}. The
+    others: as for `evaluate`. NaN: undefined. Calls with the same groups and seed share the draws:
+    the difference of two arrays is a paired one, of which `combine` makes an interval.
 
-    >>> resample([0, 0, 1, 1], [.1, .6, .4, .9], threshold=.5, draws=3)["all"]["auroc"].shape
-    (4,)
+    The second dict, {set: {metric: 1 - 0.025^(1 / n)}}, is how far the truth may lie from a metric
+    that no draw moves. n: the scenes that it rests on, of its own class, or the fewer of both.
+    Exact for a proportion, and a difference of two detectors that never differ (Clopper & Pearson
+    1934); rather too wide for the rest.
+
+    >>> values, bounds = resample([0, 0, 1, 1], [.1, .6, .4, .9], threshold=.5, draws=3)
+    >>> values["all"]["auroc"].shape, round(bounds["all"]["recall"], 2)
+    ((4,), 0.84)
     """
     labels, scores = _checked(labels, scores, groups=groups, testsets=testsets)
     codes, falling = _codes(groups, labels), np.argsort(-scores, kind="stable")
     sets = {"all": labels == 1} if sets is None else sets
-    images, parts = {}, {name: [] for name in sets}
-    for name, fakes in sets.items():
-        images[name] = falling[_with_reals(labels, fakes, testsets)[falling]]
+    images = {n: falling[_with_reals(labels, of, testsets)[falling]] for n, of in sets.items()}
+    parts = {name: [] for name in sets}
     for counts in _counts(codes, draws, seed):
         for name, i in images.items():
             parts[name].append(_metrics(labels[i], scores[i], counts[codes[i]], threshold))
-    values = {}
+    values, bounds = {}, {}
     for name, i in images.items():
         each = {key: np.concatenate([part[key] for part in parts[name]]) for key in parts[name][0]}
         # chance alone makes gaps, in the images and again in each draw: off as often as put on
         each["ece"][1:] = np.maximum(2 * each["ece"][0] - each["ece"][1:], 0)
-        if min(len({*codes[i][labels[i] == label]}) for label in (0, 1)) < 2:
+        kinds = np.ones(len(i)), labels[i] == 0, labels[i] == 1, scores[i] >= threshold
+        both, real, fake, called = (len({*codes[i][kind > 0]}) for kind in kinds)  # scenes
+        if min(real, fake) < 2:
             for drawn in each.values():
                 drawn[1:] = np.nan  # one scene cannot tell how they vary
+        n = dict.fromkeys(each, min(real, fake)) | {"recall": fake, "tnr": real}
+        n |= {"accuracy": both, "brier": both, "ece": both, "precision": called}
         values[name] = each
-    return values
+        bounds[name] = {metric: 1 - 0.025 ** (1 / max(1, few)) for metric, few in n.items()}
+    return values, bounds
 
 
-def least(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    fakes: ArrayLike | None = None,
-    *,
-    threshold: float,
-    groups: ArrayLike | None = None,
-    testsets: ArrayLike | None = None,
-) -> dict[str, float]:
-    """How far the truth may lie from each metric although no draw moves it: 1 - 0.025^(1 / n).
-
-    n: the scenes that it rests on, of its own class, or the fewer of both. Exact for a proportion,
-    and a difference of two detectors that never differ (Clopper & Pearson 1934); rather too wide
-    for the rest. fakes: (n,) of bool, one of `resample`'s sets; the others: as for `evaluate`.
-
-    >>> round(1 - least([0] * 20 + [1] * 20, [.1] * 20 + [.9] * 20, threshold=.5)["recall"], 2)
-    0.83
-    """
-    labels, scores = _checked(labels, scores)
-    both = _with_reals(labels, labels == 1 if fakes is None else fakes, testsets)
-    codes = _codes(groups, labels)
-    scenes = lambda of: max(1, len(np.unique(codes[both & of])))
-    real, fake = scenes(labels == 0), scenes(labels == 1)
-    n = dict.fromkeys((*INTERVALS, *RATES), min(real, fake))
-    n |= dict.fromkeys(("accuracy", "brier", "ece"), scenes(both))
-    n |= {"recall": fake, "tnr": real, "precision": scenes(scores >= threshold)}
-    return {metric: 1 - 0.025 ** (1 / few) for metric, few in n.items()}
-
-
-def beyond(drawn: Mapping[str, np.ndarray], least: Mapping[str, float]) -> dict[str, float]:
+def beyond(drawn: Mapping[str, np.ndarray], bounds: Mapping[str, float]) -> dict[str, float]:
     """How much wider each metric's interval must be than its draws (…, 1 + draws): for `combine`.
 
-    `least` where all draws are alike, else nothing; balanced accuracy may be still in one class.
+    Its bound where all draws are alike, else nothing; balanced accuracy may be still in one class.
     """
     wider = {}
     for metric, values in drawn.items():
         found = values[..., 1:][np.isfinite(values[..., 1:])]
-        wider[metric] = 0.0 if found.size and np.ptp(found) > 1e-12 else least[metric]
+        wider[metric] = 0.0 if found.size and np.ptp(found) > 1e-12 else bounds[metric]
     if wider.get("balanced_accuracy") == 0:
         wider["balanced_accuracy"] = (wider.get("recall", 0) + wider.get("tnr", 0)) / 2
     return wider
@@ -211,8 +188,8 @@ def reliability(labels: ArrayLike, scores: ArrayLike) -> dict[str, np.ndarray]:
 
     labels, scores: (n,) each; one class is enough. Bins of equal width on P(fake), (low, high], 0
     in the first; empty ones hold NaN. ece: the sum of count / n x |observed - score|, by chance too
-    large (Bröcker 2012), so its interval is reflected (2 x value - draw), and may lie below. Raises
-    ValueError: bad input. Sources: DeGroot & Fienberg 1983, Guo et al. 2017.
+    large (Bröcker 2012), so its interval is reflected (2 x value - draw), and may lie below.
+    Sources: DeGroot & Fienberg 1983, Guo et al. 2017.
 
     >>> reliability([0, 1, 1], [.2, .39, .4])["observed"][[2, 5]].tolist()
     [0.0, 1.0]
@@ -229,8 +206,8 @@ def fit_temperature(labels: ArrayLike, logit_difference: ArrayLike) -> float:
     """The T with the least NLL of P(fake) = sigmoid(logit_difference / T); T > 1: overconfident.
 
     labels, logit_difference (fake minus real): (n,) each, of validation. T lies in [0.01, 100]:
-    where none is best (separated classes, scores no better than chance) it is an end. Raises
-    ValueError: bad input, one class. Source: Guo et al. 2017.
+    where none is best (separated classes, scores no better than chance) it is an end. Guo et al.
+    2017.
 
     >>> round(fit_temperature([0, 0, 0, 1, 0, 1, 1, 1], [-4] * 4 + [4] * 4), 3)  # 4 / ln 3
     3.641
@@ -283,13 +260,16 @@ def _metrics(labels, scores, weights, threshold: float) -> dict[str, np.ndarray]
     ROC points: nothing is called fake, then all images down to a score; reals in a row are one.
     """
     new = np.diff(scores, prepend=2.0) != 0  # equal scores stay together
-    fakes = np.bincount(np.cumsum(new) - 1, labels) > 0  # among those of each score
-    first = np.flatnonzero(new)[fakes | np.append(True, fakes[:-1])]
-    fake, real = labels.astype(float), 1.0 - labels
-    hits, alarms = (_cumulated(weights * own[:, None], first) for own in (fake, real))
+    rises = np.bincount(np.cumsum(new) - 1, labels) > 0  # a fake has that score
+    first = np.flatnonzero(new)[rises | np.append(True, rises[:-1])]
+    above = np.append(first, len(labels))  # images, then fakes, above each point's end
+    fakes = np.append(0, np.cumsum(labels))[above]
+    hits = _cumulated(weights[labels == 1], fakes)
+    alarms = _cumulated(weights[labels == 0], above - fakes)
     n_fake, n_real = hits[-1], alarms[-1]
-    tp, fp = ((own * (scores >= threshold)) @ weights for own in (fake, real))
-    tn, called = n_real - fp, tp + fp
+    called = scores >= threshold
+    tp, fp = (labels * called) @ weights, ((1 - labels) * called) @ weights
+    tn = n_real - fp
     errors = scores - labels
     gaps = np.where(_bin(scores) == np.arange(BINS)[:, None], errors, 0) @ weights
     rise = np.diff(hits, axis=0)  # of the ROC curve, at each point but the first
@@ -306,8 +286,8 @@ def _metrics(labels, scores, weights, threshold: float) -> dict[str, np.ndarray]
         values = {
             "accuracy": (tp + tn) / (n_fake + n_real),
             "balanced_accuracy": (tp / n_fake + tn / n_real) / 2,
-            "f1": 2 * tp / (called + n_fake),
-            "precision": tp / called,
+            "f1": 2 * tp / (tp + fp + n_fake),
+            "precision": tp / (tp + fp),
             "recall": tp / n_fake,
             "tnr": tn / n_real,
             "ap": np.einsum("pd,pd->d", rise, precisions) / n_fake,
@@ -322,11 +302,11 @@ def _metrics(labels, scores, weights, threshold: float) -> dict[str, np.ndarray]
     return {key: np.where(n_fake * n_real > 0, x, np.nan) for key, x in values.items()}
 
 
-def _cumulated(weights: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The weight of no image, then of all up to the end of each piece, (1 + pieces, draws)."""
-    below = np.zeros((len(first) + 1, weights.shape[1]))
-    np.cumsum(np.add.reduceat(weights, first, axis=0), axis=0, out=below[1:])
-    return below
+def _cumulated(weights: np.ndarray, upto: np.ndarray) -> np.ndarray:
+    """The weight of the first so many images, (points, draws)."""
+    below = np.zeros((len(weights) + 1, weights.shape[1]))
+    np.cumsum(weights, axis=0, out=below[1:])
+    return below[upto]
 
 
 def _bin(scores: np.ndarray) -> np.ndarray:
@@ -378,6 +358,6 @@ def _checked(labels, scores, *, classes: int = 2, **columns) -> tuple[np.ndarray
         raise ValueError(f"scores: expected probabilities of fake in [0, 1], got {scores[:9]} …")
     if len(np.unique(labels)) < classes:
         raise ValueError(
-            "expected both real (0) and fake (1) images" if len(labels) else "no images"
+            "expected both real (0) and fake (1) images" if classes > 1 else "no images"
         )
     return labels.astype(int), scores

@@ -434,8 +434,8 @@ def evaluation() -> Iterator[Record]:
         threshold = metrics.best_threshold(labels, a)
         metrics.evaluate(labels, a, generators, threshold=threshold, groups=scenes, draws=2_000)
         options = {"groups": scenes, "draws": 2_000}
-        first = metrics.resample(labels, a, threshold=threshold, **options)["all"]["auroc"]
-        second = metrics.resample(labels, b, threshold=0.5, **options)["all"]["auroc"]
+        first = metrics.resample(labels, a, threshold=threshold, **options)[0]["all"]["auroc"]
+        second = metrics.resample(labels, b, threshold=0.5, **options)[0]["all"]["auroc"]
         metrics.combine([second - first])
         metrics.fit_temperature(labels, np.log(a / (1 - a)))
 

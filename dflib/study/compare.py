@@ -135,7 +135,7 @@ def resampled(
     scores: Sequence[float] | None = None,
     draws: int = 1000,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, float]]]:
-    """`metrics.resample` of a finished run's test images, by scene, at its threshold; and `least`.
+    """`metrics.resample` of a finished run's test images, by scene, at its threshold.
 
     sets: generators whose fakes count together, {"unseen": ["gan"]}; None: {"all": every fake}.
     scores: others than the run's, of the same images (`robustness`).
@@ -147,8 +147,7 @@ def resampled(
     at = {"threshold": runs.read(folder)["threshold"], "groups": table["group"]}
     at["testsets"] = table.get("testset")
     scored = table["label"], table["score"] if scores is None else scores
-    bounds = {name: metrics.least(*scored, of, **at) for name, of in members.items()}
-    return metrics.resample(*scored, members, draws=draws, **at), bounds
+    return metrics.resample(*scored, members, draws=draws, **at)
 
 
 def combined(group: Iterable[dict], sets: Mapping | None = None) -> dict[str, dict]:
