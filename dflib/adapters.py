@@ -18,11 +18,7 @@ FORMS = ("serial", "residual")  # the paper's; and one that starts as the identi
 
 
 def layers(model: Detector) -> dict[str, list[nn.Module]]:
-    """What `select` can name: "all", "norms" (all BatchNorms) and each module with parameters.
-
-    >>> list(layers(Detector(models.architecture("S90", size=32))))[:4]
-    ['all', 'norms', 'features', 'features.0']
-    """
+    """What `select` can name: "all", "norms" (all BatchNorms) and each module with parameters."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     named = {n: [m] for n, m in model.named_modules() if n and any(True for _ in m.parameters())}
     return {"all": [model], "norms": norms} | named
@@ -46,8 +42,6 @@ def select(model: Detector, names: str) -> int:
 
 def place(arch: Architecture, after: str = "") -> str:
     """The block that an adapter goes behind: `after`, else the paper's: a student's last, BL's 4th.
-
-    Raises `InputError` for a block that the architecture does not have.
 
     >>> place(models.architecture("BL")), place(models.architecture("S90"))
     ('features.3', 'features.4')
@@ -84,8 +78,7 @@ def insert(model: Detector, after: str = "", *, form: str = "serial", seed: int 
 def halve(model: Detector, base: Detector) -> Detector:
     """Round what differs from the base, in place, to 16 bits: `save_delta` needs half the bytes.
 
-    Before the model is evaluated, so that what is measured is what is shipped. A tensor beyond
-    float16's range (65504) stays as it is.
+    A tensor beyond float16's range (65504) stays as it is.
     """
     for tensor in _changed(model, base).values():
         if tensor.is_floating_point() and (half := tensor.half()).isfinite().all():

@@ -36,9 +36,6 @@ def blur_jpeg(images: Tensor, probability: float) -> Tensor:
     """Blur each image with this probability, then encode it as JPEG with this probability.
 
     images: uint8, N x 3 x H x W. sigma: from 0 to 3 pixels; quality: 30 to 100 (arXiv 1912.11035).
-
-    >>> blur_jpeg(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), 0.5).shape
-    torch.Size([2, 3, 32, 32])
     """
     n = len(images)
     blurs, codes = torch.rand(2, n) < probability

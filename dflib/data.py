@@ -171,8 +171,6 @@ def few(whole: Dataset, images: int | None, *, seed: int = 0) -> Dataset:
     """The dataset with at most so many (None: all) training images of each class, drawn by a seed.
 
     Of one seed, fewer are a part of more. Batches stay as balanced as those of the whole.
-
-    >>> few(open("demo", size=32), 25, seed=1)  # doctest: +SKIP
     """
     train = whole.train
     return replace(whole, train=replace(train, table=_limited(train.table, images, seed)))

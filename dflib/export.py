@@ -127,8 +127,7 @@ def parity(
 ) -> dict:
     """Largest difference in logits, share of equal decisions: a model and its file, on a part.
 
-    limit: on so many of its images, evenly spaced. Returns {"max_logit_difference",
-    "same_decisions", "images", "largest_logit"}; `judged` says what they mean.
+    limit: on so many of its images, evenly spaced. `judged` says what the figures mean.
 
     >>> parity(model, OnnxModel(path), data.test)["same_decisions"]  # doctest: +SKIP
     """
@@ -150,8 +149,6 @@ def judged(same: dict, *, exact: bool = True) -> str | None:
 
     exact: a float file. Raises `InputError` where it differs by more than `SAME_LOGITS`, or in any
     decision (a NaN is a difference). An int8 file is flagged below `SAME_DECISIONS`.
-
-    >>> judged({"max_logit_difference": 0, "same_decisions": 1, "images": 9, "largest_logit": 3})
     """
     off, alike = same["max_logit_difference"], same["same_decisions"]
     told = f"logits differ by up to {off:.2g}, {alike:.2%} of {same['images']} decisions are equal"

@@ -31,11 +31,10 @@ def choose_ranks(model: nn.Module, *, rate: float) -> Ranks:
 
     From rank one on, again and again the step that raises the kept energy (cumulated squared
     singular values) most for its parameters, relative to what is kept already: so no side of any
-    layer starves. A layer that would get no smaller stays as it is, and is not in the result.
-    Raises `InputError` for a rate that no ranks meet (says which can).
+    layer starves. A layer that would get no smaller is not in the result. Raises `InputError` for a
+    rate that no ranks meet (says which can).
 
-    >>> from dflib.models import architecture
-    >>> ranks = choose_ranks(Detector(architecture("BL", size=32)), rate=0.9)
+    >>> ranks = choose_ranks(model, rate=0.9)  # doctest: +SKIP
     """
     check_rate(rate)
     layers, total = factorisable(model), parameters(model)
@@ -68,8 +67,7 @@ def choose_ranks(model: nn.Module, *, rate: float) -> Ranks:
 def factorise(model: Detector, ranks: Ranks) -> Detector:
     """A new detector, whose layers in `ranks` are products of thin ones, as near as ranks allow.
 
-    Its architecture carries the ranks, so its checkpoint rebuilds itself. Raises `InputError` for
-    an unknown layer or a rank that it cannot have.
+    Raises `InputError` for an unknown layer or a rank that it cannot have.
 
     >>> small = factorise(model, choose_ranks(model, rate=0.9))  # doctest: +SKIP
     """

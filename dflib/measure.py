@@ -33,12 +33,7 @@ BUSY = 0.1  # share of the cores' time that other processes took meanwhile: abov
 
 
 def macs(model) -> int:
-    """Multiply-accumulate operations of convolutions and linear layers for one image.
-
-    >>> from dflib.models import Detector, architecture
-    >>> round(macs(Detector(architecture("BL"))) / 1e9, 2)
-    8.53
-    """
+    """Multiply-accumulate operations of convolutions and linear layers for one image."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

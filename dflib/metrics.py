@@ -202,47 +202,6 @@ def reliability(labels: ArrayLike, scores: ArrayLike) -> dict[str, np.ndarray]:
     return {"edges": edges, "score": score / filled, "observed": fake / filled, "count": count}
 
 
-def fit_temperature(labels: ArrayLike, logit_difference: ArrayLike) -> float:
-    """The T with the least NLL of P(fake) = sigmoid(logit_difference / T); T > 1: overconfident.
-
-    labels, logit_difference (fake minus real): (n,) each, of validation. T lies in [0.01, 100]:
-    where none is best (separated classes, scores no better than chance) it is an end. Guo et al.
-    2017.
-
-    >>> round(fit_temperature([0, 0, 0, 1, 0, 1, 1, 1], [-4] * 4 + [4] * 4), 3)  # 4 / ln 3
-    3.641
-    """
-    from scipy import optimize, special
-
-    z = np.asarray(logit_difference, float)
-    labels, _ = _checked(labels, special.expit(z))
-    slope = lambda sharpness: np.mean(z * (special.expit(sharpness * z) - labels))  # of the NLL
-    if slope(0.01) < 0 < slope(100):
-        return float(1 / optimize.brentq(slope, 0.01, 100, xtol=1e-10))
-    return 100.0 if slope(0.01) >= 0 else 0.01
-
-
-def at_temperature(scores: ArrayLike, temperature: float) -> np.ndarray:
-    """P(fake) at a temperature: sigmoid(logit(score) / T), (n,); the order stays.
-
-    A threshold goes through it as well. Source: Guo et al. 2017.
-
-    >>> at_temperature([.1, .5, .9], 2).round(3).tolist()  # odds of 1/9, 1, 9 become 1/3, 1, 3
-    [0.25, 0.5, 0.75]
-    """
-    return 1 / (1 + np.exp(-logits(scores) / temperature))
-
-
-def logits(scores: ArrayLike) -> np.ndarray:
-    """ln(p / (1 - p)) of each P(fake); nearer to 0 or 1 than 1e-7 counts as that near.
-
-    >>> logits([.5, 1]).round(1).tolist()
-    [0.0, 16.1]
-    """
-    p = np.clip(np.asarray(scores, float), 1e-7, 1 - 1e-7)
-    return np.log(p / (1 - p))
-
-
 def _counts(codes: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
     """How often each group is drawn, (groups, some draws): once each, then multinomial."""
     groups, step, rng = codes.max() + 1, max(1, CELLS // len(codes)), np.random.default_rng(seed)

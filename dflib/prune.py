@@ -36,12 +36,9 @@ def magnitude_masks(model: nn.Module, *, rate: float, scope: str = "layer") -> M
 
     scope: "layer" removes the same share of every layer, "global" compares weights across layers
     (Han et al. 2015, arXiv 1506.02626), and keeps a few of each (Tanaka et al., arXiv 2006.05467).
-    Raises `InputError` for an unknown scope or a rate that the prunable weights cannot meet.
+    Raises `InputError` for a rate that the prunable weights cannot meet.
 
-    >>> from dflib.models import Detector, architecture
-    >>> masks = magnitude_masks(Detector(architecture("BL", size=32)), rate=0.9)
-    >>> round(1 - float(masks["features.1.conv.weight"].float().mean()), 2)
-    0.9
+    >>> apply_masks(model, magnitude_masks(model, rate=0.9))  # doctest: +SKIP
     """
     check_rate(rate)
     choose("scope", scope, SCOPES)
@@ -70,26 +67,6 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
     for name, mask in masks.items():
         weight = model.get_parameter(name)
         weight.mul_(mask.to(weight.device))
-
-
-def sensitivity(
-    model: nn.Module, score: Callable[[nn.Module], float], *, shares: Iterable[float] = (0.5, 0.9)
-) -> dict[str, list[float]]:
-    """`score(model)` with one layer at a time pruned: layer -> a value for each share removed.
-
-    `model` is as before in the end. Han et al. 2015, arXiv 1506.02626.
-
-    >>> sensitivity(model, lambda m: accuracy(m), shares=(0.5, 0.9))  # doctest: +SKIP
-    """
-    found = {}
-    for name, weight in prunable(model).items():
-        whole, scores = weight.data, []
-        for share in shares:
-            weight.data = whole * _largest(whole.abs(), share)
-            scores.append(score(model))
-        weight.data = whole
-        found[name.removesuffix(".weight")] = scores
-    return found
 
 
 def _largest(magnitude: Tensor, share: float) -> Tensor:

@@ -115,8 +115,6 @@ def signal_to_noise(
 
     Columns: weights (its own rounding), output (of `quantized` against `source`, all noise up to
     here, mean over images of `part`). NaN: stays in float.
-
-    >>> signal_to_noise(Path("model.onnx"), Path("int8.onnx"), data.train)  # doctest: +SKIP
     """
     errors = []
     with tempfile.TemporaryDirectory() as folder:

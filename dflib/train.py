@@ -127,10 +127,7 @@ def fit(
 
 
 def predict(forward: Forward, part: Part, *, batch: int = 256) -> np.ndarray:
-    """Probability of fake for each image of a part, in order (float64, N), in full precision.
-
-    >>> predict(model, data.test)  # doctest: +SKIP
-    """
+    """Probability of fake for each image of a part, in order (float64, N), in full precision."""
     return probabilities(logits(forward, part, batch=batch))
 
 

@@ -437,7 +437,6 @@ def evaluation() -> Iterator[Record]:
         first = metrics.resample(labels, a, threshold=threshold, **options)[0]["all"]["auroc"]
         second = metrics.resample(labels, b, threshold=0.5, **options)[0]["all"]["auroc"]
         metrics.combine([second - first])
-        metrics.fit_temperature(labels, np.log(a / (1 - a)))
 
     value = seconds(block, repeat=3)
     yield record(
