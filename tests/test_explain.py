@@ -11,7 +11,7 @@ from scipy import stats
 
 from data_prep import shortcut
 from data_prep.errors import InputError
-from dflib import adapters, explain, lowrank, models, prune, train
+from dflib import explain, models, train
 
 ARCHITECTURES = {
     **{name: models.architecture(name, size=32) for name in ("BL", "S90")},
@@ -63,22 +63,6 @@ def test_gradcam_finds_what_decides():
     maps = explain.gradcam(model, x)
     assert maps[0, :, :16].min() == 1 and maps[0, :, 16:].max() == 0
     assert not maps[1].any()  # nothing speaks for it: no division by zero
-
-
-@pytest.mark.parametrize("change", ["pruned", "factorised", "adapter", "masked"])
-def test_gradcam_of_every_compressed_form(change):
-    model = detector("BL")
-    if change == "pruned":
-        model = prune.structured(model, rate=0.9)
-    elif change == "factorised":
-        model = lowrank.factorise(model, lowrank.choose_ranks(model, rate=0.6))
-    elif change == "adapter":
-        model = adapters.insert(model, "features.3")
-    else:
-        prune.apply_masks(model, prune.magnitude_masks(model, rate=0.9))
-    maps = explain.gradcam(model, images(2, 32))
-    assert maps.shape == (2, 32, 32) and maps.dtype == np.float32
-    assert maps.min() >= 0 and maps.max() <= 1
 
 
 def test_gradcam_leaves_the_model_as_it_was():
@@ -141,5 +125,3 @@ def test_similarity_is_scipys_rank_correlation_and_the_overlap_of_the_hottest_pi
         hot = [set(np.argsort(x.ravel())[-13:]) for x in (a, b)]  # 20 % of 64 pixels, rounded up
         assert iou == pytest.approx(len(hot[0] & hot[1]) / len(hot[0] | hot[1]))
     assert found["rank"][4] == 0
-    with pytest.raises(InputError, match=r"shapes \(5, 8, 8\) and \(4, 8, 8\)"):
-        explain.similarity(before, after[:4])

@@ -33,14 +33,6 @@ def test_the_error_is_half_a_step_at_most(values, bits):
     assert (np.sign(q) * np.sign(values) >= 0).all()
 
 
-def test_whole_steps_are_exact():
-    steps = np.arange(-127, 128)
-    for scale in (0.5, 3.0, 1e-3):
-        q, found = quantize.quantize_array(steps * scale)
-        assert found == pytest.approx(scale)
-        assert np.array_equal(q, steps)
-
-
 @pytest.mark.parametrize("bits", [1, 0, 17, -8])
 def test_bits_are_checked(bits):
     with pytest.raises(InputError, match=f"{bits} bits: 2 to 16"):
