@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,20 +44,6 @@ def gradcam(model: nn.Module, images: Tensor, *, target: int = 1) -> np.ndarray:
         model.train(training)
     maps = F.interpolate(maps, x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     return (maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-37)).cpu().numpy()
-
-
-def similarity(before: np.ndarray, after: np.ndarray, *, top: float = 0.2) -> dict[str, np.ndarray]:
-    """How alike two models' heat maps (N x H x W) of the same images are: (N,) each, 1: the same.
-
-    rank: Spearman's correlation of the pixels (Adebayo et al. 2018, arXiv 1810.03292), 0 for a map
-    of one value. iou: intersection over union of each one's `top` share of pixels; top / (2 - top)
-    for unrelated maps.
-    """
-    a, b = (pd.DataFrame(m.reshape(len(m), -1)).rank(axis=1) for m in (before, after))
-    hot, other = (ranks > (1 - top) * ranks.shape[1] for ranks in (a, b))
-    iou = (hot & other).sum(axis=1) / (hot | other).sum(axis=1).clip(lower=1)
-    rank = a.corrwith(b, axis=1).fillna(0).round(12)
-    return {"rank": rank.to_numpy(), "iou": iou.to_numpy()}
 
 
 def residual(images: Tensor | np.ndarray) -> np.ndarray:

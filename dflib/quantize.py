@@ -185,8 +185,6 @@ def quantize_array(values: np.ndarray, *, bits: int = 8) -> tuple[np.ndarray, fl
     >>> q.tolist()
     [-127, 0, 64]
     """
-    if not 2 <= bits <= 16:
-        raise InputError(f"{bits} bits: 2 to 16 can be had")
     levels = 2 ** (bits - 1) - 1
     scale = float(np.abs(values).max(initial=0)) / levels or 1.0
     return np.clip(np.rint(values / scale), -levels, levels).astype(np.int32), scale

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import asdict
 
 import onnx as onnx_
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from data_prep.errors import InputError
 from dflib import distill, export, measure, models, prune, quantize, train
@@ -90,13 +87,3 @@ def test_a_checkpoint_that_names_every_field_loads(tmp_path):
     arch = json.dumps(asdict(model.arch))
     save_file(load_file(path), path, metadata={"format": "dflib-1", "architecture": arch})
     assert models.load(path).arch == model.arch
-
-
-def test_our_own_detectors_do_without_torchvision_models():
-    code = """if True:
-        import sys
-        from dflib import models
-        models.Detector(models.architecture("S90", size=32))
-        assert "torchvision.models" not in sys.modules"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert isinstance(Detector(architecture("BL", size=32)).features[0], nn.Sequential)

@@ -107,23 +107,17 @@ def test_quarantined_images_shift_no_row(tmp_path, data_root, tree):
 
 
 def test_the_fingerprint_follows_contents_labels_and_splits(tmp_path, data_root, tree, picture):
-    root = tree(tmp_path / "set", {"real": 3, "fake/gan": 3})
+    root, seen = tree(tmp_path / "set", {"real": 3, "fake/gan": 3}), []
     other = root / "fake" / "other"
-    changes = (
+    for change in (
+        lambda: None,
         lambda: picture(root / "real" / "real-000.png", seed=99),
         lambda: (root / "fake" / "gan").rename(other),
         lambda: (other / "fake-gan-001.png").rename(root / "real" / "fake-gan-001.png"),
-    )
-
-    def fingerprint() -> str:
-        folder.prepare(root, name="mine")
-        return manifest.fingerprint_of("mine")
-
-    seen = [fingerprint()]
-    assert fingerprint() == seen[0]
-    for change in changes:
+    ):
         change()
-        seen.append(fingerprint())
+        folder.prepare(root, name="mine")
+        seen.append(manifest.fingerprint_of("mine"))
     assert len(set(seen)) == 4
 
 

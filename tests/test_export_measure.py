@@ -327,11 +327,3 @@ def test_the_cost_of_a_file(exported, tmp_path):
     subprocess.run(["gzip", "-6", tmp_path / "copy"], check=True)
     assert cost["gzip_bytes"] == pytest.approx((tmp_path / "copy.gz").stat().st_size, rel=0.01)
     assert gzip.decompress((tmp_path / "copy.gz").read_bytes()) == file.read_bytes()
-
-
-def test_names_of_cpus_come_with_the_flags_that_matter():
-    name = measure.cpu_name()
-    assert name.endswith(")")
-    flags = set(name[name.rindex("(") + 1 : -1].split())
-    assert flags <= {*measure.FLAGS.split(), "flags", "unknown"}
-    assert flags

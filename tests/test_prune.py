@@ -6,8 +6,6 @@ Structured pruning: the target met, the function kept where dead channels go.
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -232,13 +230,6 @@ def test_the_target_is_met_and_the_shape_rebuilds_itself(
     with torch.no_grad():
         assert torch.equal(again(x), small(x))
     assert again.arch == small.arch
-
-
-def test_a_pruned_model_is_loaded_without_torch_pruning(trained, tmp_path):
-    path = models.save(prune.structured(trained["BL"], rate=0.8), tmp_path / "small.safetensors")
-    code = "import sys; from dflib import models; models.load(sys.argv[1])"
-    code += "; assert 'torch_pruning' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
 @given(
