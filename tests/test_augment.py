@@ -1,8 +1,7 @@
-"""What is done to training images, against the Gaussian's formula and torchvision's JPEG."""
+"""What is done to training images, against the Gaussian's formula."""
 
 from __future__ import annotations
 
-import warnings
 from itertools import product
 
 import numpy as np
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import data
 from threadpoolctl import threadpool_limits
-from torchvision.io import decode_jpeg, encode_jpeg
 
 from dflib import augment, train
 
@@ -41,20 +39,6 @@ def test_the_blur_is_the_gaussians_formula(sigma):
     assert found.dtype == np.uint8 and found.shape == image.shape
     expected = gaussian(image.transpose(2, 0, 1).astype(float), sigma or 1e-3)
     assert np.abs(found.transpose(2, 0, 1) - expected).max() <= 0.5 + 1e-3
-
-
-def test_each_image_is_a_jpeg_of_its_own_quality():
-    changes = []
-    for image, quality in zip(photographs(side=48), [30, 45, 60, 75, 90, 100], strict=True):
-        found = augment.degraded(image.permute(1, 2, 0).numpy(), 0, quality)
-        result = torch.tensor(found).permute(2, 0, 1)
-        assert result.dtype == torch.uint8 and result.shape == image.shape
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision is about to drop its own JPEG
-            again = decode_jpeg(encode_jpeg(image, quality=quality))
-        assert (result.int() - again.int()).abs().max() <= 2  # two libjpegs may round apart
-        changes.append((result.float() - image.float()).square().mean())
-    assert changes[0] > 4 * changes[-1] > 0
 
 
 def test_images_are_blurred_and_encoded_as_often_as_asked():

@@ -91,16 +91,6 @@ def detector(seed: int) -> Detector:
         return Detector(Architecture("t", 32, blocks, (Dense(8, 0.5),)))
 
 
-def test_the_loss_of_training_asks_the_teacher_about_the_same_images():
-    teacher = detector(0).train()
-    loss = distill.Distillation(teacher, temperature=3.0, alpha=0.7)
-    images, student, labels = torch.rand(4, 3, 32, 32), torch.randn(4, 2), torch.arange(4) % 2
-    with torch.no_grad():
-        t = teacher.eval()(images)
-    expected = formula(student.double().numpy(), t.double().numpy(), labels.numpy(), 3.0, 0.7)
-    assert loss(student, labels, images).item() == pytest.approx(expected, rel=1e-4)
-
-
 def test_the_teacher_stays_frozen_and_the_student_comes_nearer(toy):
     data, teacher, student = toy(200), detector(0), detector(1)
     train.fit(teacher, data, train.Recipe(epochs=4, batch=12, lr=5e-3), device=CPU)

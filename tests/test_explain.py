@@ -91,11 +91,6 @@ def test_residual_of_a_wave_is_what_a_gaussian_leaves():
     np.testing.assert_allclose(found[:, 8:-8], expected, atol=0.05)
 
 
-def test_bytes_and_floats_give_the_same_residual():
-    whole, floats = images(2, 32), train.pixels(images(2, 32))
-    np.testing.assert_allclose(explain.residual(whole), explain.residual(floats), atol=1e-3)
-
-
 def test_spectrum_is_the_audits(picture, tmp_path):
     grey = Image.open(picture(tmp_path / "a.png", size=(128, 128), mode="L"))
     batch = np.broadcast_to(np.asarray(grey), (1, 3, 128, 128))

@@ -103,12 +103,6 @@ def test_the_target_is_met_within_one_percent(name, rate):
     assert min(min(r) for r in ranks.values()) >= 1
 
 
-def test_no_side_of_a_layer_starves(baseline):
-    for name, ranks in lowrank.choose_ranks(baseline, rate=0.9).items():
-        full = baseline.get_submodule(name).weight.shape
-        assert min(ranks) > 0.03 * min(full[:2]), (name, ranks)
-
-
 def test_a_checkpoint_rebuilds_the_thin_layers(baseline, tmp_path):
     small = lowrank.factorise(baseline, lowrank.choose_ranks(baseline, rate=0.8))
     again = models.load(models.save(small, tmp_path / "model.safetensors"))

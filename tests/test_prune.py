@@ -1,7 +1,4 @@
-"""Magnitude pruning: exactly so many zeros, the smallest weights, and they stay.
-
-Structured pruning: the target met, the function kept where dead channels go.
-"""
+"""Pruning: exactly so many zeros, the smallest, and they stay; whole channels, the target met."""
 
 from __future__ import annotations
 
@@ -262,15 +259,6 @@ def test_magnitude_removes_the_filters_with_the_smallest_sums():
     filters = model.get_parameter(first).detach()
     best = filters.abs().sum((1, 2, 3)).argsort(descending=True)[:kept].sort().values
     torch.testing.assert_close(small.get_parameter(first).detach(), filters[best])
-
-
-def test_taylor_looks_at_the_gradients(trained):
-    l1, taylor = (
-        prune.structured(trained["BL"], rate=0.5, importance=i, batches=batch())
-        for i in ("l1", "taylor")
-    )
-    assert l1.arch == taylor.arch  # the same widths, other channels
-    assert not torch.equal(l1.features[0].conv.weight, taylor.features[0].conv.weight)
 
 
 def test_in_steps_the_same_target_with_tuning_between(trained):

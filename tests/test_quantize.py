@@ -75,24 +75,6 @@ def test_the_weights_are_rounded_to_half_a_step_per_channel(exported, files):
     assert np.abs(q * scale - ours).max() <= scale.max() * 0.51
 
 
-def test_a_file_is_smaller_by_what_its_layers_lose(exported, files):
-    modules = exported["model"].modules()
-    linear = sum(m.weight.numel() for m in modules if isinstance(m, torch.nn.Linear))
-    weights = sum(p.numel() for p in exported["model"].parameters() if p.ndim > 1)
-    full = exported["onnx"].stat().st_size
-    saved = {name: full - path.stat().st_size for name, path in files.items()}
-    assert saved["dynamic"] == pytest.approx(3 * linear, rel=0.05)
-    assert 2.9 * weights - 20_000 < saved["static"] < 3 * weights
-
-
-def test_the_logits_stay_close(exported, files, toy):
-    x = torch.cat([train.pixels(x) for x, _ in toy().train.batches(64)])
-    before, after = exported["model"](x).detach(), export.OnnxModel(files["dynamic"])(x)
-    assert after.shape == before.shape
-    difference, spread = (before - after).abs().max().item(), (before.max() - before.min()).item()
-    assert 1e-6 < difference < 0.1 * spread  # it is rounded, and not by much
-
-
 # ---- static: convolutions too
 
 CONVS = ["features.0.conv", "features.1.depthwise", "features.1.pointwise", "features.2.conv"]

@@ -190,20 +190,6 @@ def test_early_stopping_keeps_the_best_epochs_weights_else_the_last_count(toy, p
     assert not model.training
 
 
-def test_after_step_follows_every_step(toy):
-    model, calls = small(), []
-
-    def zero(m: nn.Module) -> None:
-        calls.append(bool((m.head[-1].weight[0] != 0).any()))
-        with torch.no_grad():
-            m.head[-1].weight[0] = 0
-
-    train.fit(model, toy(), QUICK, device=CPU, after_step=zero)
-    assert len(calls) == QUICK.epochs * 4  # 36 images in batches of 10
-    assert any(calls[1:])  # each step moves it: without `after_step` it would grow back
-    assert (model.head[-1].weight[0] == 0).all()
-
-
 @pytest.mark.parametrize(
     ("lr", "loss"), [(1e30, None), (1e-3, lambda z, y, x: z.sum() * float("nan"))]
 )
@@ -283,17 +269,3 @@ def test_the_average_of_the_weights_is_that_of_the_formula(toy):
         torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6)
     last = steps[-1]["head.1.weight"]
     assert not torch.allclose(final["head.1.weight"].double(), last, rtol=1e-3)
-
-
-def test_the_average_keeps_zeros_and_frozen_weights(toy):
-    model = small()
-    model.features[0].requires_grad_(False)
-    before = {k: v.clone() for k, v in model.features[0].state_dict().items()}
-
-    def zero(m: nn.Module) -> None:
-        with torch.no_grad():
-            m.head[1].weight[:, ::3] = 0
-
-    train.fit(model, toy(), replace(QUICK, ema=0.97), device=CPU, after_step=zero)
-    assert same(model.features[0].state_dict(), before)
-    assert not model.head[1].weight[:, ::3].any() and model.head[1].weight[:, 1::3].all()
