@@ -359,7 +359,7 @@ def save(model: Detector, path: Path) -> Path:
 def write(path: Path, tensors: dict[str, Tensor], **metadata: str) -> Path:
     """Write tensors as a file that `load` knows; atomically."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with written(path) as new:
+    with written(Path(path)) as new:
         save_file(tensors, new, metadata={"format": FORMAT, **metadata})
     return Path(path)
 
@@ -368,8 +368,7 @@ def load(path: Path, *, base: Detector | None = None) -> Detector:
     """Rebuild a detector from its checkpoint, in eval mode, on the CPU.
 
     base: the model that a file of differences belongs to (`dflib.adapters.save_delta`). Raises
-    `InputError` when the file is missing, damaged, not one of ours, of another base, or does not
-    fit itself.
+    `InputError` for a file that is missing, damaged, not ours, of another base, or does not fit.
     """
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path} is not there: python -m dflib results lists the runs")
@@ -381,10 +380,8 @@ def load(path: Path, *, base: Detector | None = None) -> Detector:
             metadata, names = file.metadata() or {}, file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
-        message = (
-            f"checkpoint {path} is damaged or not a safetensors file ({short(str(error), 200)})"
-        )
-        raise InputError(f"{message}: make the run again") from error
+        what = f"damaged or not a safetensors file ({short(str(error), 200)})"
+        raise InputError(f"checkpoint {path} is {what}: make the run again") from error
     if metadata.get("format") != FORMAT:
         raise InputError(f"checkpoint {path} is not one of dflib's")
     theirs, ours = metadata.get("base", "none")[:20], fingerprint(base) if base else "none"

@@ -169,7 +169,7 @@ def _groups(model: Detector, importance: str, batches: Batches) -> list[Group]:
                 follows = torch.empty(len(item.idxs), dtype=torch.int64)
                 follows[item.idxs] = torch.tensor(item.root_idxs)
                 members[names[layer], dim] = follows
-                if dim == 0 or getattr(layer, "groups", 1) == 1:  # else see `_tied`
+                if dim == 0 or getattr(layer, "groups", 1) == 1:  # else see `_tie`
                     scored.add_dep(item.dep, item.idxs)
                     scored[-1].root_idxs = item.root_idxs
         found.append(Group(score(scored).detach().cpu(), members))
