@@ -349,7 +349,7 @@ def test_records_of_older_code_stand_in_the_row_of_the_same_settings(write, tmp_
     write("BL", seed=0)
     file = tmp_path / "faces" / "strict" / "BL" / write("BL", seed=1) / "result.json"
     record = json.loads(file.read_text())
-    for unset in ("cutmix", "front", "hold_out"):  # recorded only where they were on
+    for unset in ("blur_jpeg", "front", "hold_out"):  # recorded only where they were on
         record["params"].pop(unset)
     file.write_text(json.dumps(record | {"params": record["params"] | {"attention": 0.0}}))
     write("BL", older={"pairs": True})
@@ -360,12 +360,12 @@ def test_records_of_older_code_stand_in_the_row_of_the_same_settings(write, tmp_
 
 @pytest.fixture
 def folds(write):
-    """BL and CKD trained on each of two generators, two seeds; CKD also with cutmix; a BL that
+    """BL and CKD trained on each of two generators, two seeds; CKD also with ema; a BL that
     saw both."""
     for noise, (seed, g) in enumerate([(0, "gan"), (0, "vae"), (1, "gan"), (1, "vae")]):
         fold = {"seed": seed, "train_generators": g}
         write("BL", 1.0, noise=noise, **fold), write("CKD", 0.6, rate=0.9, noise=10 + noise, **fold)
-        write("CKD", 0.7, rate=0.9, noise=20 + noise, cutmix=1.0, **fold)
+        write("CKD", 0.7, rate=0.9, noise=20 + noise, ema=0.9, **fold)
     write("BL")
     return list(loaded().values())
 
@@ -384,7 +384,7 @@ def chosen(results, method: str, how: str = "plain", known=("gan", "vae")) -> li
 
 def test_the_gap_is_the_mean_over_folds_and_seeds_of_seen_minus_unseen(folds, write):
     table = tables.gaps(folds)
-    kinds = [("BL", "plain"), ("CKD", "plain"), ("CKD", "cutmix 1.0")]
+    kinds = [("BL", "plain"), ("CKD", "plain"), ("CKD", "ema 0.9")]
     rows = table[["method", "recipe", "folds", "seeds"]].to_numpy().tolist()
     assert rows == [[*kind, 2, 2] for kind in kinds]
     for kind, row in zip(kinds, table.to_dict("records"), strict=True):

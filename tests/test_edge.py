@@ -375,7 +375,7 @@ def forwards(exported, toy, tmp_path_factory) -> dict:
     found = {
         "torch": (model, 1e-6),
         "fused": (models.fused(models.load(exported["checkpoint"])), 1e-6),
-        "delta": (adapters.load_delta(delta, base), 1e-6),
+        "delta": (models.load(delta, base=base), 1e-6),
         "onnx": (files.export.OnnxModel(float_file), 0),
         "dynamic int8": (files.export.OnnxModel(dynamic), 0),
         "static int8": (files.export.OnnxModel(static), 0),
@@ -505,7 +505,7 @@ def test_executorch_computes_the_same(finished, tmp_path):
     done = files.export_run(run.spec.run_id, format="executorch", out=tmp_path / "detector.pte")
     assert done["parity"]["max_logit_difference"] < 1e-3 and done["parity"]["same_decisions"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["detector.pte"]
-    cost = measure.profile(tmp_path / "detector.pte", runs=5)
+    (cost,) = measure.profiles([tmp_path / "detector.pte"], runs=5)
     assert cost["latency_ms"]["runtime"].startswith("executorch ") and cost["latency_ms"]["p50"] > 0
     (tmp_path / "broken.pte").write_bytes((tmp_path / "detector.pte").read_bytes()[:2000])
     with pytest.raises(InputError, match=r"ExecuTorch cannot load .*broken\.pte"):

@@ -175,7 +175,6 @@ def test_everything_that_decides_a_result_changes_the_id(tiny_dataset):
         "augment": False,
         "amp": False,
         "weight_decay": 0.0,
-        "cutmix": 1.0,
         "blur_jpeg": 0.1,
         "ema": 0.99,
         "front": "srm",

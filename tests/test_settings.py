@@ -43,7 +43,7 @@ NUMBERS = [name for name, value in DEFAULTS.items() if type(value) in (int, floa
         "hold_out": [True, ["gan"]],
         "size": ["big", 33, 0, 10**6],
         "calibration_images": [1, 15, 10**9],
-        "mixup": [-0.1, 1e-300],
+        "blur_jpeg": [-0.1, 1e-300],
     }.items(),
 )
 def test_a_value_that_does_not_fit_is_refused_with_what_would(name, values):

@@ -25,7 +25,7 @@ from dflib.study.methods import METHODS, fold, versions
 from dflib.study.settings import DEFAULTS, MEASURES
 
 FOLD = ("train_generators", "hold_out")
-RECIPE = ("cutmix", "blur_jpeg", "ema", "front", "mixup", "mode")  # against unseen generators
+RECIPE = ("blur_jpeg", "ema", "front", "mode")  # against unseen generators
 JUDGED = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # no share of fakes in them
 MARGIN = 0.02  # the loss of either that one would still call none
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def resampled(
     scores: Sequence[float] | None = None,
     draws: int = 1000,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, float]]]:
-    """`metrics.resample` of a finished run's test images, by scene, at its threshold; and `least`.
+    """`metrics.resample` of a finished run's test images, by scene, at its threshold.
 
     sets: generators whose fakes count together, {"unseen": ["gan"]}; None: {"all": every fake}.
     scores: others than the run's, of the same images (`robustness`).
@@ -147,8 +147,7 @@ def resampled(
     at = {"threshold": runs.read(folder)["threshold"], "groups": table["group"]}
     at["testsets"] = table.get("testset")
     scored = table["label"], table["score"] if scores is None else scores
-    bounds = {name: metrics.least(*scored, of, **at) for name, of in members.items()}
-    return metrics.resample(*scored, members, draws=draws, **at), bounds
+    return metrics.resample(*scored, members, draws=draws, **at)
 
 
 def combined(group: Iterable[dict], sets: Mapping | None = None) -> dict[str, dict]:
@@ -220,7 +219,7 @@ def verdict(change: Mapping[str, dict], than: str = "BL", *, margin: float = MAR
     """
     each = [change[metric] for metric in JUDGED]
     seeds, sides = each[0]["seeds"], {shown(c) for c in each}
-    small = seeds > 1 and all(metrics.non_inferior(c["ci95"], margin) for c in each)
+    small = seeds > 1 and all(c["ci95"] and c["ci95"][0] > -margin for c in each)
     word = "mixed" if sides >= {"gain", "loss"} else "better" if "gain" in sides else "undecided"
     if word == "undecided":
         word = "kept" if small else "worse" if "loss" in sides else word

@@ -310,7 +310,7 @@ class Run:
         checkpoint, watch = self.folder / f"checkpoint{stage}.pt", options.pop("on_epoch", None)
 
         def on_epoch(history: pd.DataFrame) -> None:
-            took = history["seconds"].sum(), history.attrs["cpu_seconds"]
+            took = history["seconds"].sum(), history["cpu_seconds"].sum()
             self.spent.keep(f"fit{stage}", as_timing, took)
             if watch:
                 watch(history)
