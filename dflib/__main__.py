@@ -1,4 +1,4 @@
-"""Command line: `python -m dflib study | results | robustness | predict | export | leak | …`."""
+"""Command line: `python -m dflib study | results | predict | export | measure | …`."""
 
 from __future__ import annotations
 
@@ -186,23 +186,6 @@ def results(
 
 
 @app.command()
-def robustness(
-    dataset: Annotated[str | None, Option(help="all finished runs on it")] = None,
-    run: Annotated[list[str] | None, Option(help="id or folder; may be given again")] = None,
-    grid: Annotated[str | None, Option(help="e.g. jpeg-75,blur-2; else the usual one")] = None,
-) -> None:
-    """Finished runs on test images that were re-encoded, blurred, resized, cropped, made noisy."""
-    from dflib.study import robustness as grids
-    from dflib.study.records import every, find
-
-    chosen = [find(name) for name in run or ()] or [r["folder"] for r in every(dataset)]
-    if not chosen:
-        raise InputError("no finished runs yet: python -m dflib study --preset demo")
-    tell = lambda folder: typer.echo(folder / grids.FILE)
-    grids.measure(chosen, tuple(grid.split(",")) if grid else grids.GRID, on_run=tell)
-
-
-@app.command()
 def predict(
     images: Annotated[list[str], Argument(help="images or folders")],
     run: Annotated[str, Option(help="run id, run folder, .safetensors or .onnx file")],
@@ -260,32 +243,6 @@ def measure(
 
     rows = timing.again([name for text in run for name in text.split(",") if name.strip()])
     terminal.show(rows, title="milliseconds an image; times of a busy machine tell nothing apart")
-
-
-@app.command()
-def leak(
-    dataset: Annotated[str, Argument(help="name of a prepared dataset")],
-    size: Annotated[int, Option(help="pixels a side")] = 64,
-    epochs: Annotated[int, Option(min=1)] = 20,
-    seeds: Annotated[str, Option(help="each is a split and a training")] = "0,1,2,3,4",
-) -> None:
-    """How much of a score is the protocol's: a detector under three splits, and the gaps."""
-    from dflib import train
-    from dflib.show import terminal
-    from dflib.study import leak as leaks
-    from dflib.study.grid import entries
-
-    tell = lambda row: typer.echo(f"seed {row['seed']}  {row['arm']:8} AUROC {row['auroc']:.3f}")
-    how = {"size": size, "recipe": train.Recipe(epochs=epochs), "on_run": tell}
-    _, gaps = leaks.leak(dataset, seeds=entries(seeds, "seeds"), **how)
-    rows = []
-    for gap, (a, b) in leaks.GAPS.items():
-        row = {"gap": f"{gap}: {a} minus {b}"}
-        for metric, change in gaps[gap].items():
-            low, high = change["ci95"] or (math.nan, math.nan)
-            row[metric] = f"{change['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        rows.append(row)
-    terminal.show(rows, title=f"{dataset}: mean over seeds [95 % interval]")
 
 
 @app.command()

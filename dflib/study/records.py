@@ -83,12 +83,8 @@ class Cost(Record):
     params: Count
     macs: Count
     file_bytes: Count
-    nonzero: Size = 0
-    gzip_bytes: Size = 0
-    shipped_bytes: Size = 0
-    trainable_params: Size = 0
-    peak_rss_mb: float | None = None
     latency_ms: Latency
+    __pydantic_extra__: dict[str, float | None]
 
 
 class Scores(Record):
@@ -265,19 +261,21 @@ def find(name: str) -> Path:
         of_fakes = (r for r in runs if r.get("classes", ["real", "fake"])[1] == "fake")
         runs = [r for r in of_fakes if not math.isnan(validated(r["folder"]))]
     if runs:
-        rank = {"best": validated, "latest": _age}[name]
+        rank = {"best": validated, "latest": age}[name]
         folder = max((r["folder"] for r in runs), key=rank)
         log.warning("%s: %s (validation AUROC %.3f)", name, folder.name, validated(folder))
         return folder
     known = {f.name: f for f in folders()}
     alike = [run for run in known if name and run.startswith(name)]
     if len(alike) > 1 and name not in known:
-        raise InputError(f"run {name!r} is the beginning of several: {', '.join(alike)}")
+        first = ", ".join(alike[:5])
+        raise InputError(f"run {name!r} is how {len(alike)} begin: {first} …")
     word = alike[0] if len(alike) == 1 else Path(name).name
     return known[choose("run", word, known, hint="python -m dflib results lists them.")]
 
 
-def _age(folder: Path) -> float:
+def age(folder: Path) -> float:
+    """When a run was finished, in seconds since 1970."""
     return (folder / "result.json").stat().st_mtime
 
 
@@ -345,7 +343,7 @@ def flat(result: dict) -> dict:
     row |= result["timings"] | {"parents": ",".join(result["parents"]), "older": older(result)}
     row |= {"threads": " and ".join(map(str, result.get("threads", ())))}
     row["on_cpu"] = result["device"] == cost["latency_ms"].get("cpu")
-    row |= {"fold": methods.fold(params), "planned_epochs": methods.planned_epochs(params)}
+    row["fold"] = methods.fold(params)
     sizes = ("params", "nonzero", "trainable_params", "file_bytes", "gzip_bytes", "shipped_bytes")
     row |= {key: cost.get(key) for key in (*sizes, "macs", "peak_rss_mb")}
     latency = cost["latency_ms"]

@@ -53,7 +53,6 @@ _locks: dict[Path, BaseFileLock] = {}  # of the runs that are made here, by hand
 _parsed = lru_cache(maxsize=64)(json.loads)  # thousands of runs ask for the same notebooks
 HELD = "DFLIB_HELD"  # in a kernel's environment: the folder that the engine has locked for it
 SEEDS = 2**32  # what NumPy takes
-LEAST = 8  # images of each class that calibrate int8
 NOTEBOOKS = paths.PROJECT / "notebooks"
 LIBRARIES = ("torch", "torchvision", "onnxruntime", "onnx", "numpy", "scikit-learn", "papermill")
 
@@ -185,10 +184,6 @@ def _check(row: methods.Method, rate: float | None, values: dict) -> None:
     backbone, size = values["backbone"], values["size"]
     if row.transfers and backbone != "vgg":
         raise InputError(f"{row.code} with backbone {backbone}: transfers name layers of the vgg")
-    few = values["target_images"]
-    if "int8" in row.does and few and few < LEAST:
-        text = f"{row.code} calibrates on {LEAST} training images of each class or more"
-        raise InputError(f"setting target_images={few}: {text}")
     if rate and does & {"student", "teacher"}:
         _student(rate, size, backbone)
     named = ("trainable", "adapter_after", "keep_float")
@@ -209,9 +204,8 @@ def _check(row: methods.Method, rate: float | None, values: dict) -> None:
     if "int8" in does and values["keep_float"]:
         kinds = torch.nn.Conv2d | torch.nn.Linear
         layers = [name for name, layer in net.named_modules() if isinstance(layer, kinds)]
-        kept = {choose("layer", name, layers) for name in values["keep_float"].split(",")}
-        if {*layers[:-1]} <= kept:  # the last is never int8
-            raise InputError("setting keep_float names every layer: nothing is left to quantize")
+        for name in values["keep_float"].split(","):
+            choose("layer", name, layers)
 
 
 @lru_cache(maxsize=256)  # every seed asks
