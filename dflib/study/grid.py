@@ -86,21 +86,6 @@ def text(options: dict) -> str:
     return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
 
 
-def words(options: dict) -> list[str]:
-    """Options as words of the command line: `python -m dflib study` with them is the same study.
-
-    >>> words({"preset": "tiny", "rates": (0.6, 0.9), "set": {"epochs": 3}})
-    ['--preset', 'tiny', '--rates', '0.6,0.9', '--set', 'epochs=3']
-    """
-    found = []
-    for key in KEYS[:-1]:
-        if value := options.get(key):
-            found += [f"--{key}", ",".join(map(str, value)) if key in LISTS else value]
-    for key, value in options.get("set", {}).items():
-        found += ["--set", f"{key}={value}"]
-    return found
-
-
 def plan(options: dict) -> engine.Plan:
     """The study over all its datasets, each run once; raises `InputError` as `engine.plan`."""
     names = {"methods": "methods_", "set": "settings"}
