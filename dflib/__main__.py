@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -85,7 +83,7 @@ def study(
     Exit status: 0 all runs are done; 1 some failed or are blocked; 2 bad input; 3 the budget is
     used up, and nothing failed.
     """
-    ends = math.inf if budget is None else time.monotonic() + _seconds(budget)
+    limit = _seconds(budget)
     from dflib.study import doctor
     from dflib.study import grid as grids
 
@@ -107,10 +105,9 @@ def study(
         return terminal.plan(plan)
     if watch:
         return terminal.watch(plan)
-    rest = None if budget is None else max(0.0, ends - time.monotonic())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
     try:
-        how = {"scheduler": scheduler, "retry_failed": retry_failed, "budget": rest}
+        how = {"scheduler": scheduler, "retry_failed": retry_failed, "budget": limit}
         outcomes = terminal.study(plan, **how)
         made = [run for run, o in outcomes.items() if o["status"] == "done" and o["seconds"]]
         _time_in_turns(made)
