@@ -1,7 +1,4 @@
-"""What breaks while a study runs, for real: after each fault the finished runs stand, and the same study ends as if nothing had been.
-
-Every test starts with a finished baseline, breaks the making of `CQ` (or of the baseline, where it must train), and makes the rest.
-"""
+"""What breaks while a study runs: the finished runs stand, and the same study makes the rest."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import psutil
 import pytest
@@ -133,29 +131,6 @@ def test_a_notebook_that_hangs_is_stopped_at_the_end_of_the_budget(
     completes(tiny_dataset, outputs, undisturbed)
 
 
-def with_a_cell(folder: Path, name: str, source: str, at: int | None = None) -> Path:
-    """A copy of the notebooks, one of them with a cell more; by default behind its last."""
-    books = Path(shutil.copytree(runs.NOTEBOOKS, folder / "notebooks"))
-    book = json.loads((books / name).read_text())
-    cell = {"cell_type": "code", "id": "more", "metadata": {}, "source": source}
-    cell |= {"outputs": [], "execution_count": None}
-    book["cells"].insert(len(book["cells"]) if at is None else at, cell)
-    (books / name).write_text(json.dumps(book))
-    return books
-
-
-def test_a_notebook_that_raises(tiny_dataset, undisturbed, outputs, monkeypatch, tmp_path):
-    books = with_a_cell(tmp_path, "05_quantize.ipynb", "raise ValueError('soon')", at=1)
-    s = tiny(tiny_dataset, *CODES)[-1]
-    shutil.rmtree(s.folder, ignore_errors=True)
-    with monkeypatch.context() as there:
-        there.setattr(runs, "NOTEBOOKS", books)
-        outcome = engine.execute(s)
-    assert outcome["status"] == "failed" and "ValueError: soon" in outcome["error"]
-    assert s.failure()["kind"] == "error" and not s.finished()
-    completes(tiny_dataset, outputs, undisturbed, retry_failed=True)
-
-
 def test_two_studies_at_once_on_the_same_outputs(tiny_dataset, undisturbed, outputs):
     both = [
         subprocess.Popen(
@@ -214,7 +189,10 @@ def test_a_damaged_parent_is_made_again_by_the_same_command(
 
 
 def test_an_error_behind_the_result_is_a_note(tiny_dataset, outputs, monkeypatch, tmp_path):
-    books = with_a_cell(tmp_path, "05_quantize.ipynb", "raise ValueError('late')")
+    books = Path(shutil.copytree(runs.NOTEBOOKS, tmp_path / "notebooks"))
+    book = nbformat.read(books / "05_quantize.ipynb", 4)
+    book.cells.append(nbformat.v4.new_code_cell("raise ValueError('late')"))
+    nbformat.write(book, books / "05_quantize.ipynb")
     monkeypatch.setattr(runs, "NOTEBOOKS", books)
     s = tiny(tiny_dataset, *CODES)[-1]
     (s.folder).mkdir(parents=True)
