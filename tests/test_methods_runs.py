@@ -70,19 +70,32 @@ def test_planned_epochs_are_those_of_all_stages(code, changed, epochs):
 # ---- chains
 
 
-@pytest.mark.parametrize(
-    ("text", "steps"),
-    [
-        ("prune:0.8,distill,int8", [("prune", 0.8), ("distill", None), ("int8", None)]),
-        ("student:.9 , finetune", [("student", 0.9), ("finetune", None)]),
-        ("prune:0.5,finetune,prune:.9", [("prune", 0.5), ("finetune", None), ("prune", 0.9)]),
-        (
-            "student:0.5,distill,prune:0.8,mask:0.9",
-            [("student", 0.5), ("distill", None), ("prune", 0.8), ("mask", 0.9)],
-        ),
-        ("int8-linear", [("int8-linear", None)]),
-    ],
-)
+CHAINS = {
+    "prune:0.8,distill,int8": [("prune", 0.8), ("distill", None), ("int8", None)],
+    "student:.9 , finetune": [("student", 0.9), ("finetune", None)],
+    "prune:0.5,finetune,prune:.9": [("prune", 0.5), ("finetune", None), ("prune", 0.9)],
+    "student:0.5,distill,mask:0.9": [("student", 0.5), ("distill", None), ("mask", 0.9)],
+    "int8-linear": [("int8-linear", None)],
+}
+NO_CHAINS = {
+    "": "unknown step ''",
+    "prun:0.8": "unknown step 'prun', did you mean 'prune'",
+    "prune": "step 'prune': write prune:RATE, e.g. prune:0.9",
+    "prune:much,int8": "step 'prune:much': write prune:RATE",
+    "prune:80,int8": r"rate 80 is outside \(0, 1\), did you mean 0.8",
+    "prune:nan": "rate nan is outside",
+    "distill:0.5": "distill takes no rate",
+    "int8,distill": "distill cannot follow int8",
+    "prune:0.5,student:0.9,distill": "throws away what prune did",
+    "student:0.9": "the student is never trained",
+    "student:0.9,int8": "int8 needs a trained student",
+    "mask:0.5,prune:0.9": "prune does not see the zeros",
+    "prune:0.9,finetune,prune:0.5": r"prune:0\.5 removes nothing after 0\.9",
+    "finetune,distill": "nothing is compressed",
+}
+
+
+@pytest.mark.parametrize(("text", "steps"), CHAINS.items())
 def test_a_chain_that_makes_sense_is_read_and_spelled_in_one_way(text, steps):
     assert list(methods.parse_steps(text)) == steps
     spelled = methods.settings("demo", {"steps": text})["steps"]
@@ -90,29 +103,7 @@ def test_a_chain_that_makes_sense_is_read_and_spelled_in_one_way(text, steps):
     assert list(methods.parse_steps(spelled)) == steps
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "unknown step ''"),
-        ("prun:0.8", "unknown step 'prun', did you mean 'prune'"),
-        ("prune", "step 'prune': write prune:RATE, e.g. prune:0.9"),
-        ("prune:", "write prune:RATE"),
-        ("prune:much,int8", "step 'prune:much': write prune:RATE"),
-        ("prune:80,int8", r"rate 80 is outside \(0, 1\), did you mean 0.8"),
-        ("prune:0", "rate 0 is outside"),
-        ("prune:nan", "rate nan is outside"),
-        ("distill:0.5", "distill takes no rate"),
-        ("int8,distill", "distill cannot follow int8"),
-        ("int8,int8", "int8 cannot follow int8"),
-        ("prune:0.5,student:0.9,distill", "throws away what prune did"),
-        ("student:0.9", "the student is never trained"),
-        ("student:0.9,int8", "int8 needs a trained student"),
-        ("student:0.5,prune:0.9,distill", "prune needs a trained student"),
-        ("mask:0.5,prune:0.9", "prune does not see the zeros"),
-        ("prune:0.9,finetune,prune:0.5", r"prune:0\.5 removes nothing after 0\.9"),
-        ("finetune,distill", "nothing is compressed"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), NO_CHAINS.items())
 def test_a_chain_that_makes_none_is_refused_with_the_reason(text, message):
     with pytest.raises(InputError, match=message):
         methods.settings("demo", {"steps": text})
@@ -355,17 +346,10 @@ def test_parameters_and_the_command_line_lead_back_to_the_same_run(
     words = shlex.split(wanted.command())
     assert words[:4] == ["python", "-m", "dflib", "study"]
     options = list(zip(words[4::2], words[5::2], strict=True))
-    given_ = {k.lstrip("-"): v for k, v in options if k != "--set"}
-    again = spec(
-        given_["methods"],
-        rate=float(given_["rates"]) if "rates" in given_ else None,
-        seed=int(given_["seeds"]),
-        settings=dict(v.split("=", 1) for k, v in options if k == "--set"),
-        **{
-            key: given_[key] for key in ("preset", "dataset", "source", "protocol") if key in given_
-        },
-    )
-    assert again.run_id == wanted.run_id
+    asked = {k.lstrip("-"): v for k, v in options if k != "--set"}
+    asked["settings"] = dict(v.split("=", 1) for k, v in options if k == "--set")
+    asked |= {"seed": int(asked.pop("seeds")), "rate": float(asked.pop("rates", 0.5))}
+    assert spec(asked.pop("methods"), **asked).run_id == wanted.run_id
 
 
 @pytest.mark.parametrize(

@@ -188,15 +188,12 @@ def test_a_result_tells_the_code_that_made_it(outputs):
 
 def test_the_commit_is_unknown_outside_git_and_without_it(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.paths, "PROJECT", tmp_path)
-    runs.commit.cache_clear()
-    assert runs.commit() == "unknown"
+    commit = runs.commit.__wrapped__
+    assert commit() == "unknown"
     (tmp_path / ".git").mkdir()
-    runs.commit.cache_clear()
-    assert runs.commit() == "unknown"  # no repository
+    assert commit() == "unknown"  # no repository
     monkeypatch.setenv("PATH", str(tmp_path))
-    runs.commit.cache_clear()
-    assert runs.commit() == "unknown"  # no git
-    runs.commit.cache_clear()
+    assert commit() == "unknown"  # no git
 
 
 def test_predictions_with_impossible_scores_are_refused(outputs):
