@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import platform
 import shlex
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "Spec", "asked", "code_hash", "failure", "find", "flat", "folders", "own"]
 __all__ += ["predictions", "read", "results", "spec"]  # of `records`, too: one door
-log = logging.getLogger(__name__)
 _locks: dict[Path, BaseFileLock] = {}  # of the runs that are made here, by hand
 _parsed = lru_cache(maxsize=64)(json.loads)  # thousands of runs ask for the same notebooks
 HELD = "DFLIB_HELD"  # in a kernel's environment: the folder that the engine has locked for it
