@@ -49,22 +49,13 @@ def test_the_table_hangs_together():
         methods.settings("demo", preset.settings)
 
 
-@pytest.mark.parametrize(
-    ("code", "changed", "epochs"),
-    [
-        ("BL", {}, 12),
-        ("CPF", {}, 4),
-        ("CPF-S", {"prune_steps": 3, "step_epochs": 2}, 4 + 2 * 2),
-        ("SCRATCH", {}, 12 + 2 + 4),
-        ("CKD", {"distill_epochs": 5}, 5),
-        ("CQ", {}, 0),
-        ("TL+FT", {}, 4),
-        ("TL+KD", {}, 12),
-    ],
-)
-def test_planned_epochs_are_those_of_all_stages(code, changed, epochs):
-    values = methods.relevant(code, methods.settings("demo", changed))
-    assert methods.planned_epochs(values) == epochs
+def test_planned_epochs_are_those_of_all_stages():
+    steps = {"prune_steps": 3, "step_epochs": 2, "distill_epochs": 5}
+    values = methods.settings("demo", steps)
+    expected = {"BL": 12, "CPF": 4, "CPF-S": 4 + 2 * 2, "SCRATCH": 12 + 2 * 2 + 4, "CKD": 5}
+    expected |= {"CQ": 0, "TL+FT": 4, "TL+KD": 12}
+    found = {code: methods.planned_epochs(methods.relevant(code, values)) for code in expected}
+    assert found == expected
 
 
 # ---- chains
@@ -142,55 +133,24 @@ def test_equal_requests_have_equal_ids(tiny_dataset):
 
 
 def test_everything_that_decides_a_result_changes_the_id(tiny_dataset):
-    changed = {
-        "finetune_epochs": 2,
-        "finetune_lr": 1e-4,
-        "scope": "global",
-        "size": 64,
-        "mode": "center_crop",
-        "limit": 20,
-        "batch": 32,
-        "augment": False,
-        "amp": False,
-        "weight_decay": 0.0,
-        "cutmix": 1.0,
-        "blur_jpeg": 0.1,
-        "ema": 0.99,
-        "front": "srm",
-        "hold_out": "nearest",
-        "train_generators": "nearest",
-        "epochs": 3,  # its parent's: another BL, so another CPF
-        "patience": 2,
-    }
-    ids = [
-        run_id(tiny_dataset),
-        run_id(tiny_dataset, rate=0.6),
-        run_id(tiny_dataset, rate=0.9001),
-        run_id(tiny_dataset, seed=1),
-        run_id(tiny_dataset, protocol="paper"),
-        run_id(tiny_dataset, method="CKD"),
-        run_id(tiny_dataset, settings={"limit": None}),
-        *(run_id(tiny_dataset, settings={key: value}) for key, value in changed.items()),
-    ]
-    assert len(set(ids)) == len(ids)
+    changed = {"finetune_epochs": 2, "finetune_lr": 1e-4, "scope": "global", "size": 64}
+    changed |= {"mode": "center_crop", "limit": 20, "batch": 32, "augment": False, "amp": False}
+    changed |= {"weight_decay": 0.0, "cutmix": 1.0, "blur_jpeg": 0.1, "ema": 0.99, "front": "srm"}
+    changed |= {"hold_out": "nearest", "train_generators": "nearest", "patience": 2}
+    changed |= {"epochs": 3}  # its parent's: another BL, so another CPF
+    requests = [{}, {"rate": 0.6}, {"rate": 0.9001}, {"seed": 1}, {"protocol": "paper"}]
+    requests += [{"method": "CKD"}, {"settings": {"limit": None}}]
+    requests += [{"settings": {key: value}} for key, value in changed.items()]
+    ids = {run_id(tiny_dataset, **request) for request in requests}
+    assert len(ids) == len(requests)
 
 
-@pytest.mark.parametrize(
-    ("method", "key", "value"),
-    [
-        ("CPF", "temperature", 2.0),
-        ("CPF", "round_to", 4),
-        ("CKD", "scope", "global"),
-        ("CKD-0", "temperature", 2.0),
-        ("CPKDQ", "steps", "int8"),
-        ("CKD", "finetune_lr", 1e-4),
-        ("BL", "finetune_epochs", 9),
-    ],
-)
-def test_a_setting_that_the_method_does_not_read_leaves_the_id(tiny_dataset, method, key, value):
-    rate = None if method == "BL" else 0.9
-    changed = run_id(tiny_dataset, method, rate, settings={key: value})
-    assert changed == run_id(tiny_dataset, method, rate)
+def test_a_setting_that_the_method_does_not_read_leaves_the_id(tiny_dataset):
+    unread = {"CPF": {"temperature": 2.0, "round_to": 4}, "CKD-0": {"temperature": 2.0}}
+    unread |= {"CKD": {"scope": "global", "finetune_lr": 1e-4}, "CPKDQ": {"steps": "int8"}}
+    unread |= {"BL": {"finetune_epochs": 9}}
+    for method, changed in unread.items():
+        assert run_id(tiny_dataset, method, settings=changed) == run_id(tiny_dataset, method)
 
 
 def test_other_contents_of_the_dataset_change_the_id(tmp_path, data_root, tree, picture):

@@ -61,25 +61,9 @@ def alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def test_plan_puts_parents_first_and_each_run_once(tiny_dataset):
-    plan = engine.plan(
-        preset="tiny",
-        dataset=tiny_dataset,
-        methods_=("CKD", "CPF", "CQ"),
-        rates=(0.6, 0.9),
-        seeds=(0, 1),
-    )
-    ids = [s.run_id for s in plan]
-    assert len(ids) == len(set(ids)) == 2 * (1 + 2 + 2 + 2 + 1)  # CKD brings its control, CKD-0
-    for s in plan:
-        assert all(ids.index(p.run_id) < ids.index(s.run_id) for p in s.parents)
-
-
 def test_a_plan_makes_the_source_first_and_once(tiny_dataset, tiny_source):
-    codes = ("TL+KD+A", "TL+P+A", "TL+FT+Q")
-    plan = engine.plan(
-        preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=codes, rates=(0.6, 0.9)
-    )
+    codes, data = ("TL+KD+A", "TL+P+A", "TL+FT+Q"), {"dataset": tiny_dataset, "source": tiny_source}
+    plan = engine.plan(preset="tiny", **data, methods_=codes, rates=(0.6, 0.9))
     runs_ = [(s.method, s.rate, s.dataset == tiny_source) for s in plan]
     assert len(set(runs_)) == len(runs_)
     expected = {("BL", None, True), ("TL+FT", None, False), ("TL+FT+Q", None, False)}
@@ -326,46 +310,21 @@ def test_a_notebook_of_many_widgets_ends(tmp_path):
 
 
 def test_folds_train_without_each_generator_or_on_each_alone(tiny_dataset, tiny_source):
-    request = {
-        "preset": "tiny",
-        "dataset": tiny_dataset,
-        "methods_": ("BL", "CPF"),
-        "seeds": (0, 1),
-    }
+    request = {"preset": "tiny", "dataset": tiny_dataset, "seeds": (0, 1)}
+    request |= {"methods_": ("BL", "CPF")}
     whole = engine.plan(**request)
-    for folds, key, word in (
-        ("leave-one-out", "hold_out", "without"),
-        ("one-to-all", "train_generators", "on"),
-    ):
+    for folds, word in (("leave-one-out", "without"), ("one-to-all", "on")):
+        key = methods.FOLDS[folds]
         p = engine.plan(**request, folds=folds)
         found = [s.settings[key] for s in p if s.method == "CPF"]
         assert sorted(found) == ["blurred", "blurred", "nearest", "nearest"] and len(p) == 8
-        assert {s.parents[0].settings[key] == s.settings[key] for s in p if s.method == "CPF"} == {
-            True
-        }
+        assert all(q.settings[key] == s.settings[key] for s in p for q in s.parents)
         assert not {s.run_id for s in p} & {s.run_id for s in whole}
         assert methods.fold(methods.relevant("CPF", p[-1].settings)).startswith(word)
         assert spec("BL", **p[0].parameters()).run_id == p[0].run_id
-    transfer = engine.plan(
-        **request | {"methods_": ("TL+FT",)}, source=tiny_source, folds="leave-one-out"
-    )
-    assert (
-        len({s.run_id for s in transfer if s.dataset == tiny_source}) == 2
-    )  # one a seed: the source has other classes
+    moved = request | {"methods_": ("TL+FT",), "source": tiny_source}
+    transfer = engine.plan(**moved, folds="leave-one-out")
+    # one a seed: the source has other classes
+    assert len({s.run_id for s in transfer if s.dataset == tiny_source}) == 2
     with pytest.raises(InputError, match="unknown kind of folds 'leave'"):
         engine.plan(**request, folds="leave")
-
-
-def test_a_run_without_a_generator_says_so(tiny_dataset, outputs):
-    (s,) = engine.plan(
-        preset="tiny", dataset=tiny_dataset, methods_=("BL",), settings={"hold_out": "nearest"}
-    )
-    assert engine.execute(s)["status"] == "done"
-    result = runs.read(s.folder)
-    assert result["train_generators"] == ["blurred"] and {"nearest", "blurred"} < set(
-        result["metrics"]
-    )
-    assert "--set hold_out=nearest" in result["command"]
-    assert set(runs.results(tiny_dataset).set_index("run_id").loc[[s.run_id], "fold"]) == {
-        "without nearest"
-    }
