@@ -59,7 +59,7 @@ def _check_shape(text: str | bytes, path: Path | str) -> None:
 
 
 def entries(value: str | list, key: str, place: str = "--") -> tuple:
-    """The entries of an option of LISTS, "a,b" or a list; raises `InputError` for another kind.
+    """The entries of an option, "a,b" or a list; raises `InputError` for another kind than LISTS'.
 
     >>> entries("0.6,0.9", "rates")
     (0.6, 0.9)
@@ -67,7 +67,7 @@ def entries(value: str | list, key: str, place: str = "--") -> tuple:
     each = value.split(",") if isinstance(value, str) else value
     words = [str(word).strip() for word in each]
     try:
-        found = tuple(LISTS[key](word) for word in words if word)
+        found = tuple(LISTS.get(key, str)(word) for word in words if word)
     except ValueError as error:
         like = {"seeds": "0,1,2", "rates": "0.6,0.9"}[key]
         raise InputError(f"{place}{key} {short(value)} is no list of numbers: {like}") from error
