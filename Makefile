@@ -8,7 +8,7 @@ TESTS := .venv/.tests
 LOWEST := models data train augment front metrics export_measure prune distill quantize lowrank adapters \
   explain backbones data_prep audit cache datasets demo download transform
 
-.PHONY: study test test-lowest lab explorer bench address clean setup chromium
+.PHONY: study test test-lowest lab explorer book pages bench address clean setup chromium
 
 setup: $(READY)
 
@@ -50,6 +50,18 @@ lab: $(READY)     ## JupyterLab on localhost, with a token; no other server is a
 
 explorer: $(READY) ## the explorer as a page on localhost, with a token and without code (notebooks/voila.json)
 	JUPYTER_PATH=notebooks$${JUPYTER_PATH:+:$$JUPYTER_PATH} $(PY) -m voila notebooks/16_explorer.ipynb --Voila.config_file_paths=notebooks $(ARGS)
+
+BOOK := outputs/book
+book: $(TESTS)    ## executes the notebooks on the demo; a site with navigation and search in outputs/book/_build/html
+	rm -rf $(BOOK) && mkdir -p $(BOOK)/notebooks
+	for name in $(basename $(notdir $(wildcard notebooks/[0-9]*.ipynb))); do \
+	  $(PY) -m papermill --kernel python3 --cwd notebooks notebooks/$$name.ipynb $(BOOK)/notebooks/$$name.ipynb || exit 1; done
+	$(MAKE) pages
+
+pages:            # the site of the notebooks in $(BOOK)/notebooks, as they are
+	cp -r README.md LICENSE notebooks/book/. $(BOOK) && cp -r notebooks/grids notebooks/badges $(BOOK)/notebooks
+	mkdir -p $(BOOK)/outputs && cp -r outputs/README.md outputs/gallery $(BOOK)/outputs
+	$(dir $(PY))uv tool run --quiet --python $(PY) --from 'jupyter-book>=1.0.4,<2' jupyter-book build --quiet -W --keep-going $(BOOK)
 
 bench: $(TESTS)   ## the figures of the README's performance table, as ratios in one run
 	$(PY) -m tests.bench $(ARGS)

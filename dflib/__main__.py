@@ -243,6 +243,22 @@ def measure(
 
 
 @app.command()
+def test(
+    run: Annotated[str, Option(help="ids, folders or model files, with commas between")],
+    dataset: Annotated[str, Option(help="prepared datasets, with commas between")],
+    part: Annotated[str | None, Option(help="test | val | all; else test where it has one")] = None,
+) -> None:
+    """Finished runs on data that they were not made for, at their own frozen threshold."""
+    from dflib.edge import elsewhere
+    from dflib.show import terminal
+    from dflib.study.grid import entries
+
+    runs, sets = entries(run, "run"), entries(dataset, "dataset")
+    records = [elsewhere.test(r, d, split=part) for r in runs for d in sets]
+    terminal.show(terminal.tested(records), title="at the threshold chosen where they were made")
+
+
+@app.command()
 def settings(method: Annotated[str | None, Argument(help="what it reads")] = None) -> None:
     """What `--set KEY=VALUE` can change: type, default, range, what it is for, source."""
     from dflib.show import terminal

@@ -144,6 +144,28 @@ def open(
     return Dataset(name, size, protocol, mode, train, val, test, names, alike)
 
 
+def part(
+    name: str, *, size: int, protocol: str = "strict", mode: str = "resize", split: str = "all"
+) -> Part:
+    """Images of a prepared dataset to test on, as the protocol makes them; one class is enough.
+
+    split: train | val | test, as the dataset gives it, else as the protocol does; all: every image.
+    Raises `InputError` for an unknown set or split, and a part that is empty or cannot be made.
+
+    >>> len(part("demo", size=32, split="test"))  # doctest: +SKIP
+    """
+    choose("part", split, ("all", "test", "val", "train"))
+    alike = describe(name)["kind"] == "deepfake" and protocol == "strict"
+    pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
+    table = table.assign(row=np.arange(len(table)), group=scenes(table))
+    if split != "all":
+        given = (table["split"] != "").any()
+        table = table[(table["split"] if given else assign(table, protocol)) == split]
+    if table.empty:
+        raise InputError(f"{name} has no {split} part: take another one, or all")
+    return Part(pixels, table.reset_index(drop=True))
+
+
 def trained_on(
     name: str, *, protocol: str = "strict", train_generators: str = "", hold_out: str = ""
 ) -> list[str]:

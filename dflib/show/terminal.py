@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from data_prep.errors import shown
+from dflib.show.words import interval
 from dflib.study import engine, runs
 from dflib.study.progress import Progress, spoken
 
@@ -151,3 +152,22 @@ def _view(progress: Progress) -> Text:
         path = progress.specs[run].folder / "log.txt"
         lines.append(f"{run}  {spoken(now - progress.since[run])}{rest}  {path}")
     return Text("\n".join(lines))
+
+
+def tested(records: list[dict]) -> pd.DataFrame:
+    """Records of `elsewhere.test` for reading, a row for each generator."""
+    rows = []
+    for record in records:
+        about = {"run": record["run_id"], "trained on": record["trained_on"] or "unknown"}
+        about |= {"tested on": f"{record['dataset']} ({record['part']})"}
+        for name, found in record.get("metrics", {}).items():
+            if name != "macro":
+                text = lambda key, m=found: interval(m[key], m["ci95"][key])
+                row = {"images": found["n"], "AUROC": text("auroc")}
+                row["balanced accuracy"] = text("balanced_accuracy")
+                rows.append(about | {"generator": name} | row)
+        for key, title in {"false_alarms": "false alarms", "found": "fakes found"}.items():
+            if key in record:
+                share = interval(record[key]["value"], record[key]["ci95"])
+                rows.append(about | {"images": record["n"], title: share})
+    return pd.DataFrame(rows).fillna("")

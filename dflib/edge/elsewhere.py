@@ -1,0 +1,133 @@
+"""A finished detector on images that it was not made for: `python -m dflib test`.
+
+It keeps its own threshold. What it scores there is a record in its run's folder, `tests/NAME.json`
+with `tests/NAME.parquet`, which the matrix "trained on, tested on" is made of.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from data_prep import manifest
+from data_prep.errors import InputError
+from data_prep.paths import write_text, written
+from dflib import data, metrics, train
+from dflib.edge.predict import Predictor
+from dflib.study import records, runs
+
+DRAWS = 1000  # of the bootstrap over scenes
+
+
+def test(run: str, dataset: str, *, split: str | None = None) -> dict:
+    """Score a run, or a model file, on a part of a prepared dataset; writes and returns the record.
+
+    split: test | val | train | all; None: the test part where the dataset gives one, or is the one
+    that the run was made from, else every image. The record: run_id, trained_on, dataset, part,
+    threshold, n, metrics (`metrics.evaluate`), or, of images of one class, `one_class`. Raises
+    `InputError` for an unknown run or set, and for images that it may have trained on.
+
+    >>> test("BL-s0-32px-4a29162b", "unseen-faces")["metrics"]["all"]["auroc"]  # doctest: +SKIP
+    """
+    detector, table = Predictor(run), manifest.load(dataset)
+    home, folder = _made_for(run)
+    own = dataset in (home["dataset"], home.get("source"))
+    if own and split not in (None, "test"):
+        made = f"{detector.name} was made from {dataset}"
+        raise InputError(f"{made}: its {split} part proves nothing, take test")
+    split = split or ("test" if own or (table["split"] == "test").any() else "all")
+    how = {"size": detector.size, "protocol": home["protocol"], "mode": detector.mode}
+    part = data.part(dataset, split=split, **how)
+    scores = train.predict(detector.forward, part)  # as `predict` gives it
+    columns = {"generator": part.generators, "label": part.labels, "score": scores}
+    columns |= {"group": part.groups, "testset": part.testsets}
+    record = {
+        "run_id": detector.name,
+        "trained_on": home["dataset"],
+        "dataset": dataset,
+        "part": split,
+        "data_fingerprint": manifest.fingerprint(table),
+        "threshold": detector.threshold,
+        "n": len(part),
+        "commit": runs.commit(),
+    }
+    at = {"threshold": detector.threshold, "groups": part.groups}
+    if len(set(part.labels)) == 2:
+        at |= {"testsets": part.testsets, "draws": DRAWS}
+        record["metrics"] = metrics.evaluate(part.labels, scores, part.generators, **at)
+    else:
+        record |= one_class(part.labels, scores, **at)
+    folder.mkdir(exist_ok=True)
+    with written(folder / f"{dataset}.parquet") as new:
+        part.table[["path"]].assign(**columns).to_parquet(new, index=False)
+    write_text(folder / f"{dataset}.json", json.dumps(record, indent=1))
+    return record
+
+
+def one_class(labels, scores, *, threshold: float, groups) -> dict:
+    """What images of one class can tell: the share that is called fake, with its 95 % interval.
+
+    {"false_alarms": {value, ci95, scenes}} of reals, {"found": …} of fakes. Scenes count as wholes
+    (Student's t over their shares); where all are alike, the bound is Clopper and Pearson's (1934).
+
+    >>> one_class([0] * 20, [0.1] * 20, threshold=0.5, groups=range(20))["false_alarms"]["ci95"]
+    [0.0, 0.1684...]
+    """
+    called = pd.Series(np.asarray(scores) >= threshold, dtype=float)
+    by_scene = called.groupby(np.asarray(groups)).agg(["sum", "count"])
+    value, n = called.mean(), len(by_scene)
+    if value in (0, 1):
+        low, high = stats.binomtest(int(n * value), n).proportion_ci()
+    else:
+        off = by_scene["sum"] - value * by_scene["count"]  # a ratio's error, scene by scene
+        error = np.sqrt((off**2).sum() * n / max(1, n - 1)) / len(called)
+        half = stats.t.ppf(0.975, max(1, n - 1)) * error
+        low, high = max(0, value - half), min(1, value + half)
+    found = {"value": float(value), "ci95": [float(low), float(high)], "scenes": n}
+    return {"found" if labels[0] else "false_alarms": found}
+
+
+def every(results: Iterable[dict]) -> pd.DataFrame:
+    """All records of finished runs as a table, a row for each run, set and generator.
+
+    Columns: run_id, method, rate, seed, trained_on, dataset, generator ("all", too), n, auroc with
+    _low and _high, balanced_accuracy likewise, false_alarms likewise.
+    """
+    rows = []
+    for result in results:
+        for file in sorted((Path(result["folder"]) / "tests").glob("*.json")):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            about = {key: result[key] for key in ("run_id", "method", "rate", "seed")}
+            about |= {key: record[key] for key in ("trained_on", "dataset")}
+            for generator, found in record.get("metrics", {"all": record}).items():
+                rows.append(about | {"generator": generator, "n": found["n"]} | _ends(found))
+    return pd.DataFrame(rows)
+
+
+def _ends(found: dict) -> dict:
+    row = {}
+    for name in ("auroc", "balanced_accuracy"):
+        if name in found:
+            row |= _interval(name, found[name], found["ci95"][name])
+    for name in ("false_alarms", "found"):
+        if name in found:
+            row |= _interval(name, found[name]["value"], found[name]["ci95"])
+    return row
+
+
+def _interval(name: str, value: float, bounds: list | None) -> dict:
+    low, high = bounds or (None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _made_for(run: str) -> tuple[dict, Path]:
+    """Dataset and protocol that a detector was made with, and where its records go."""
+    if Path(run).is_file():
+        return {"dataset": "", "protocol": "strict"}, Path(f"{run}.tests")
+    folder = runs.own(runs.find(run))
+    return records.read(folder), folder / "tests"

@@ -1,0 +1,134 @@
+"""The explorer as one file, `explorer.html`: what can be turned without a kernel, on a phone, too.
+
+All numbers are those of `explorer`; only decisions at another threshold are counted in the page
+(`templates/static.html.j2`), from the stored scores.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.markers import MarkerStyle
+from PIL import Image
+
+from data_prep.errors import InputError
+from data_prep.paths import outputs_root, write_text
+from dflib.show import explorer, plots
+from dflib.study import compare
+from dflib.study.methods import METHODS
+
+log = logging.getLogger(__name__)
+PICTURES, SIDE, COLUMNS = 240, 64, 16  # thumbnails of a study at most, their pixels, in a row
+AXES = {  # a cost axis of the figure: title, column, divisor
+    "file": ("deployed file, MB", "file_bytes", 1e6),
+    "latency": ("latency, ms an image", "latency_p50_ms", 1),
+    "macs": ("million multiply-adds", "macs", 1e6),
+    "params": ("million parameters", "params", 1e6),
+}
+
+
+def write(path: Path | None = None) -> Path:
+    """Write the page of all finished runs that have a BL to be held against; returns its path.
+
+    path: where to; by default `explorer.html` in the outputs root.
+
+    >>> write()  # doctest: +SKIP
+    """
+    path = Path(path or outputs_root() / "explorer.html")
+    found = [_study(study) for study in explorer.studies()]
+    about = {"studies": found, "titles": {row.code: row.title for row in METHODS.values()}}
+    text = json.dumps(about | {"axes": AXES}, allow_nan=False).replace("<", "\\u003c")
+    loader = jinja2.PackageLoader("dflib.show")
+    template = jinja2.Environment(loader=loader, autoescape=True).get_template("static.html.j2")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, template.render(data=Markup(text)))
+    return path
+
+
+def _study(study: explorer.Study) -> dict:
+    """A study as the page takes it: its runs, the test images' labels, and thumbnails of some."""
+    tables = {}
+    for run_id in study.rows.index:
+        try:
+            tables[run_id] = explorer.compared(study, run_id)
+        except InputError as error:
+            log.warning("left out: %s", error)
+    test = next(iter(tables.values()))
+    names = sorted(set(test["generator"]) - {"real"})
+    shown = _telling(tables)
+    return {
+        "title": study.title,
+        "base": study.base["run_id"],
+        "best": _best(study, list(tables)),
+        "runs": [_run(study, run_id, table) for run_id, table in tables.items()],
+        "labels": test["label"].tolist(),
+        "generators": [names.index(g) if g in names else -1 for g in test["generator"]],
+        "names": names,
+        "unseen": sorted({*study.rows.loc[study.base["run_id"], "unseen"].split(",")} - {""}),
+        "pictures": _pictures(study, shown),
+        "pictured": shown,
+    }
+
+
+def _run(study: explorer.Study, run_id: str, table: pd.DataFrame) -> dict:
+    """One run: what its card says, its scores (float64, base64), where it stands in the figure."""
+    row, rate = study.rows.loc[run_id], study.results[run_id]["rate"]
+    cards = explorer.cards(study, run_id).reset_index(names="title").astype(str)
+    colour, marker = plots.appearance(row["method"])
+    shape = MarkerStyle(marker)
+    outline = shape.get_path().transformed(shape.get_transform()).to_polygons()[0]
+    known = {"auroc": row["auroc"], "low": row.get("auroc_low"), "high": row.get("auroc_high")}
+    costs = {axis: row[column] / unit for axis, (_, column, unit) in AXES.items()}
+    numbers = {key: None if pd.isna(x) else float(x) for key, x in (known | costs).items()}
+    return numbers | {
+        "id": run_id,
+        "name": row["name"],
+        "method": row["method"],
+        "rate": rate,
+        "threshold": study.results[run_id]["threshold"],
+        "cards": cards.to_dict("records"),
+        "scores": base64.b64encode(table["score"].to_numpy("<f8").tobytes()).decode(),
+        "colour": colour,
+        "marker": (5 * outline).round(2).tolist(),
+    }
+
+
+def _best(study: explorer.Study, run_ids: list[str]) -> str:
+    """Of the runs with at most a quarter of BL's bytes the best on validation images; else BL."""
+    size = study.rows["file_bytes"]
+    small = [run_id for run_id in run_ids if size[run_id] <= size[study.base["run_id"]] / 4]
+    known = {run_id: compare.validated([study.results[run_id]]) for run_id in small}
+    best = pd.Series(known, dtype=float).dropna()
+    return best.idxmax() if len(best) else study.base["run_id"]
+
+
+def _telling(tables: dict[str, pd.DataFrame]) -> list[int]:
+    """Positions of the test images that most runs decide unlike BL, then of BL's worst errors."""
+    flips = sum(table["flip"].to_numpy(int) for table in tables.values())
+    first = next(iter(tables.values()))
+    error = (first["label"] - first["base_score"]).abs().to_numpy()
+    return np.lexsort((-error, -flips))[:PICTURES].tolist()
+
+
+def _pictures(study: explorer.Study, shown: list[int]) -> str:
+    """Those test images on one sheet, `COLUMNS` in a row, as a data address; "" if they are gone."""
+    try:
+        test = study.data.test
+        images = [Image.fromarray(test.image(i)).resize((SIDE, SIDE)) for i in shown]
+    except (InputError, IndexError) as error:
+        log.warning("no thumbnails of %s: %s", study.title, error)
+        return ""
+    sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(images) // COLUMNS) * SIDE))
+    for k, image in enumerate(images):
+        sheet.paste(image, (k % COLUMNS * SIDE, k // COLUMNS * SIDE))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
