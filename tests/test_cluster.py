@@ -98,10 +98,10 @@ def test_a_study_on_two_nodes(cluster, tiny_dataset, tmp_path):
         others["DFLIB_OUTPUTS"] = tmp_path / "other", "outputs in .*other, another folder"
         for key, (wrong, message) in others.items():
             as_here = {key: os.environ[key]}
-            client.run(os.environ.update, {key: str(wrong)}, workers=[there])
+            client.run(lambda values: os.environ.update(values), {key: str(wrong)}, workers=[there])
             with pytest.raises(InputError, match=f"worker {there}: {message}"):
                 engine.run(refused, scheduler=address)
-            client.run(os.environ.update, as_here, workers=[there])
+            client.run(lambda values: os.environ.update(values), as_here, workers=[there])
     outcomes: dict = {}
     made = threading.Thread(target=lambda: outcomes.update(engine.run(plan, scheduler=address)))
     made.start()
