@@ -346,7 +346,7 @@ def test_finished_runs_are_timed_again_in_turns(finished, tmp_path):
     wrong = call(f"{names[0]},BL-s0-32px-nothing")
     assert wrong.returncode == 2 and "unknown run 'BL-s0-32px-nothing'" in wrong.stderr
     assert [run.result for run in some] == before
-    assert call(" , ").stderr.startswith("error: no run to time")
+    assert call(" , ").stderr.startswith("error: ' , ' is empty")
     done = call(", ".join(names))
     assert (done.returncode, done.stderr) == (0, "")
     for run, old in zip(some, before, strict=True):

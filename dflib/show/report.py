@@ -135,7 +135,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     about = dict(zip(SECTION, key, strict=True))
     rows = rows.loc[:, rows.notna().any() | ~rows.columns.str.contains("/")]  # its own generators
     every = {record["run_id"]: record for record in rows["record"]}
-    (means, scratch), texts, names = _compared(every), table_rows(rows), _names(every)
+    means, texts, names = _compared(every), table_rows(rows), _names(every)
     more = texts.drop(columns=MAIN).replace("–", None).to_dict("records")
     tested = sorted(rows.filter(regex="/auroc$"), key=lambda c: c == "macro/auroc")  # last
     mark = lambda column: words.marked(rows, column.removesuffix("/auroc"))
@@ -153,7 +153,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         "answer": answer(rows, means),
         "runs": texts[MAIN].assign(run=names)[["run", *MAIN]],
         "more": list(zip(more, rows["command"], strict=True)),
-        "over_seeds": _over_seeds(means, scratch),
+        "over_seeds": _over_seeds(means),
         "by_generator": pd.DataFrame({"run": names} | by_generator),
         "figures": figures,
         "data": _data(name, about["protocol"], rows),
@@ -225,15 +225,14 @@ def _named(method: str, rate: float | None) -> str:
     return plots.run_label(method, rate) + title
 
 
-def _compared(every: dict[str, dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`tables.over_seeds` and `tables.against_scratch` of the runs with predictions."""
+def _compared(every: dict[str, dict]) -> pd.DataFrame:
+    """`tables.over_seeds` of the runs with predictions."""
     kept = {i: r for i, r in every.items() if (r["folder"] / "predictions.parquet").exists()}
     try:
-        results = kept.values()
-        return tables.over_seeds(results, kept), tables.against_scratch(results, kept)
+        return tables.over_seeds(kept.values(), kept)
     except InputError as error:
         log.warning("seeds are not combined: %s", error)
-        return pd.DataFrame(), pd.DataFrame()
+        return pd.DataFrame()
 
 
 def _names(every: dict[str, dict]) -> list[str]:
@@ -248,7 +247,7 @@ def _label(method: str, rate: float | None, settings: str) -> str:
     return plots.run_label(method, rate) + (f" ({settings})" if settings else "")
 
 
-def _over_seeds(means: pd.DataFrame, scratch: pd.DataFrame) -> pd.DataFrame | None:
+def _over_seeds(means: pd.DataFrame) -> pd.DataFrame | None:
     """Means over seeds and verdicts for reading; None where no run has predictions."""
     if means.empty:
         return None
@@ -262,10 +261,8 @@ def _over_seeds(means: pd.DataFrame, scratch: pd.DataFrame) -> pd.DataFrame | No
     for part in ("all", *parts):
         says = means.reindex(columns=[f"{part}/verdict"]).iloc[:, 0].astype(object).fillna("–")
         table["against BL" + f", {part}" * bool(parts)] = says
-    if len(scratch):
+    if means["method"].map(lambda code: code in METHODS and METHODS[code].transfers).any():
         table["to ship"] = (means["shipped_bytes"] / means["file_bytes"]).map("{:.1%}".format)
-        says = dict(zip(names(scratch), scratch["verdict"], strict=True))
-        table["against scratch"] = [says.get(name, "–") for name in table["runs"]]
     return pd.DataFrame(table)
 
 

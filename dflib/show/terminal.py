@@ -77,7 +77,7 @@ def study(p: engine.Plan, **options) -> dict[str, dict]:
 
     with _live(progress, transient=True):
         tell = {"on_start": progress.start, "on_outcome": end}
-        outcomes = engine.run(p, guess=progress.guess, **tell, **options)
+        outcomes = engine.run(p, **tell, **options)
     took = spoken(time.time() - progress.began)
     console.print(f"{len(p)} runs in {took}: {progress.summary()} ({found} found finished)")
     return outcomes

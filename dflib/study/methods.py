@@ -160,26 +160,15 @@ def setting_rows(code: str | None = None) -> list[dict]:
     >>> setting_rows("CQ-S")[-1]["setting"]
     'draws'
     """
-    return [
-        {
-            "setting": name,
-            "takes": expected(name),
-            "default": DEFAULTS[name],
-            "what": FIELDS[name]["description"],
-            "source": FIELDS[name]["source"],
-            "read by": _readers(name),
-            "changes": "the measuring" if FIELDS[name]["measures"] else "the result",
-        }
-        for name in (FIELDS if code is None else method(code).keys)
-    ]
-
-
-def _readers(name: str) -> str:
-    reads = {code: name in row.keys for code, row in METHODS.items()}
-    others = [code for code, read in reads.items() if not read]
-    if len(others) <= 3:
-        return f"all but {', '.join(others)}" if others else "all"
-    return ", ".join(code for code, read in reads.items() if read)
+    rows = []
+    for name in FIELDS if code is None else method(code).keys:
+        readers = [row.code for row in ROWS if name in row.keys]
+        row = {"setting": name, "takes": expected(name), "default": DEFAULTS[name]}
+        row |= {"what": FIELDS[name]["description"], "source": FIELDS[name]["source"]}
+        row["read by"] = "all" if len(readers) == len(ROWS) else ", ".join(readers)
+        row["changes"] = "the measuring" if FIELDS[name]["measures"] else "the result"
+        rows.append(row)
+    return rows
 
 
 RATED = ("prune", "mask", "student")  # channels go, weights become zero, a student takes over

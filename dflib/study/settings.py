@@ -51,7 +51,7 @@ class Settings(
     """How an image becomes square: a crop keeps the traces that resizing blurs, but sees a part."""
     limit: int | None = _setting(None, "data", ge=8)
     """At most so many images of each class in each part: for a quick try (int8 calibrates on 8)."""
-    target_images: int | None = _setting(None, "data", ge=1)
+    target_images: int | None = _setting(None, "data", ge=8)
     """At most so many training images of each class, but for a transfer's source: few-shot."""
     train_generators: AnyOrder = _setting("", "data", source="arXiv 2003.07325")
     """Generators whose fakes train and validate (a,b; empty: all); the test keeps every one."""
