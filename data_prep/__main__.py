@@ -23,7 +23,7 @@ Name = Annotated[
     str | None, typer.Option(help="what to call the dataset; its usual name by default")
 ]
 Force = Annotated[bool, typer.Option("--force", help="replace a dataset made from other images")]
-All = Annotated[bool, typer.Option("--all", help="all 13 test generators, all ProGAN classes")]
+LeaveOut = Annotated[list[str] | None, typer.Option(help="a folder that is not read; repeatable")]
 Sample = Annotated[int, typer.Option(min=20, help="images looked at per generator")]
 width = None if sys.stdout.isatty() else 160
 console = Console(width=width, markup=False, emoji=False, highlight=False)  # names are data
@@ -40,22 +40,16 @@ def demo(seed: int = 0, force: Force = False) -> None:
 
 
 @app.command("folder")
-def folder_(path: Path, name: Called, force: Force = False) -> None:
-    """Your own images: real/ and fake/<generator>/, optionally below train/, val/, test/."""
-    _show(folder.prepare(path, name=name, force=force), name)
+def folder_(path: Path, name: Called, leave_out: LeaveOut = None, force: Force = False) -> None:
+    """Your own images: real/ and fake/<generator>/, optionally below train/, val/, test/; or in
+    the layout of a published set: {0_real,1_fake}, {nature,ai}, training_{real,fake}."""
+    _show(folder.prepare(path, name=name, leave_out=leave_out or (), force=force), name)
 
 
 def _add(source: sources.Source) -> None:
-    def plain(given: From = None, name: Name = None, force: Force = False) -> None:
+    def command(given: From = None, name: Name = None, force: Force = False) -> None:
         _show(sources.prepare(source, given, name=name, force=force), name or source.name)
 
-    def with_all(
-        given: From = None, name: Name = None, force: Force = False, everything: All = False
-    ) -> None:
-        wanted = sources.FORENSYNTHS_ALL if everything else source
-        _show(sources.prepare(wanted, given, name=name, force=force), name or source.name)
-
-    command = with_all if source.name == "forensynths" else plain
     app.command(source.name, help=f"{source.title}: {source.size}. {source.address}")(command)
 
 

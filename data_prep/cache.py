@@ -2,25 +2,21 @@
 
 import hashlib
 import json
-import logging
-import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from data_prep import manifest, transform
 from data_prep.errors import InputError, choose
 from data_prep.integrity import BadImage, open_image, read_file, to_rgb
-from data_prep.paths import dataset_folder, describe, images_root, need_room
+from data_prep.paths import dataset_folder, describe, images_root, lock, need_room
 from data_prep.transform import Equaliser, at_least, centre_square
 
 MODES = ("resize", "center_crop", "texture_crop")
 _CHUNK = 128  # images that one task decodes
-log = logging.getLogger(__name__)
 
 
 def build(
@@ -53,18 +49,18 @@ def build(
     manifest.check(table, name, kind=describe(name)["kind"])
     table = table[table["status"] == "ok"].reset_index(drop=True)
     alike = transform.equaliser(table) if equalise else None
-    worse = transform.check_perturbation(perturb) if perturb else ""
+    if perturb:
+        transform.check_perturbation(perturb)
     contents = json.dumps([table["sha256"].tolist(), manifest.DECODING]).encode()
-    key = [mode, alike.key if alike else "", worse, str(size)]
+    key = [mode, alike.key if alike else "", perturb, str(size)]
     key = [*filter(None, key), hashlib.sha256(contents).hexdigest()[:12]]
     folder = dataset_folder(name) / "cache" / "-".join(key)
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
         # no with_suffix: names may hold dots, such as resize-0.5
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
+        with lock(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
-                _remove_stale(folder.parent, contents=key[-1])
-                options = {"alike": alike, "worse": worse, "size": size, "mode": mode}
+                options = {"alike": alike, "worse": perturb, "size": size, "mode": mode}
                 _fill(folder, name, table, options, workers)
     return np.load(folder / "images.npy", mmap_mode="r"), table
 
@@ -99,16 +95,6 @@ def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
     sums = total[below, right] - total[top, right] - total[below, left] + total[top, left]
     row, column = np.unravel_index(sums.argmax(), sums.shape)
     return int(tops[row]), int(lefts[column])
-
-
-def _remove_stale(parent: Path, *, contents: str) -> None:
-    """Remove what killed builds of other contents left: nobody can go on with it."""
-    for left in (p for p in parent.glob("*.partial") if contents not in p.name):
-        try:
-            with FileLock(left.with_suffix(".lock"), timeout=0):  # held: someone is at it
-                shutil.rmtree(left, ignore_errors=True)
-        except Timeout:
-            log.info("left %s alone: another build is using it", left)
 
 
 def _fill(folder: Path, name: str, table: pd.DataFrame, options: dict, workers: int | None) -> None:

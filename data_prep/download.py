@@ -8,19 +8,17 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import requests
-from filelock import FileLock
 from remotezip import RangeNotSupported, RemoteIOError, RemoteZip
 from tqdm.auto import tqdm
 from urllib3.exceptions import HTTPError
 
 from data_prep.errors import InputError
-from data_prep.paths import need_room
+from data_prep.paths import lock, need_room
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +34,21 @@ _remote = partial(RemoteZip, initial_buffer_size=_BLOCK, timeout=TIMEOUT)
 def fetch(url: str, target: Path, *, md5: str | None = None, sha256: str | None = None) -> Path:
     """Download `url` to the file `target`, which exists only once it is whole and right.
 
-    Goes on where an earlier attempt was cut; a server that ignores ranges, or whose file has
-    changed meanwhile, is read again from the start. Two calls at once wait for each other.
+    Goes on where an earlier attempt was cut; a server that ignores ranges is read again from the
+    start. Two calls at once wait for each other.
     Raises `InputError` for an address that does not answer, a disk too full (before anything is
     written), or a wrong checksum (the file is set aside).
 
     >>> fetch("https://example.org/set.zip", Path("set.zip"), md5="0695bd…")   # doctest: +SKIP
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_beside(target, ".lock")):
+    with lock(_beside(target, ".lock")):
         if not target.exists():
             part = _beside(target, ".part")
             kept = lambda: f"{_size(part) or 0:,} bytes are kept in {part}"
             _retried(partial(_receive, url, part), url, kept)
             _check(part, url, md5=md5, sha256=sha256)
             part.replace(target)
-            _beside(part, ".etag").unlink(missing_ok=True)
     return target
 
 
@@ -69,7 +66,6 @@ def unpack(
         return folder
     fresh = _beside(folder, ".new")
     shutil.rmtree(fresh, ignore_errors=True)  # of an earlier attempt that was cut
-    made = [p for p in folder.parents if not p.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with ZipFile(archive) as opened:
@@ -79,9 +75,6 @@ def unpack(
                 opened.extract(member, fresh)
     except Exception as error:  # as many kinds as there are ways to damage a zip
         shutil.rmtree(fresh, ignore_errors=True)
-        with suppress(OSError):  # where it is not empty it is not ours alone
-            for parent in made:
-                parent.rmdir()
         if isinstance(error, InputError):
             raise
         why = f"({error}): remove it and download it again"
@@ -154,12 +147,8 @@ def _retried(step: Callable, url: str, kept: Callable[[], str]):
 
 def _receive(url: str, part: Path) -> None:
     """One attempt: ask for what is missing, append what comes; start over where all of it comes."""
-    have, etag = _size(part) or 0, _beside(part, ".etag")  # what the server called its file
-    headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if etag.exists():
-            headers["If-Range"] = etag.read_text()
+    have = _size(part) or 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         if answer.status_code == 416:  # nothing after what we have
             if answer.headers.get("Content-Range", "").endswith(f"/{have}"):
@@ -173,9 +162,6 @@ def _receive(url: str, part: Path) -> None:
             raise InputError(f"{url} {what}: remove {part} and try again")
         rest = int(answer.headers.get("Content-Length", 0))
         need_room(rest - (have - start), part.parent, url)
-        etag.unlink(missing_ok=True)
-        if not (tag := answer.headers.get("ETag", "W/")).startswith("W/"):  # weak: no promise
-            etag.write_text(tag)
         progress = {"initial": start, "total": start + rest, "unit": "B", "unit_scale": True}
         with part.open("ab" if start else "wb") as file, _bar(desc=part.stem, **progress) as bar:
             # what has come: a whole block would be lost with the connection

@@ -85,8 +85,6 @@ def make(
     seen = _seen(entries, root)
     _check_generators(seen, root)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "dataset.json.tried", "")  # before the work: can it be written to?
-    (folder / "dataset.json.tried").unlink()
     last, csv = _last_scan(folder, root), folder / "manifest.csv"
     same = last.attrs.get("manifest") == [*_stamp(csv)] and seen.equals(last[seen.columns])
     scan, read = (last, 0) if same else _scan(root, seen, last)
@@ -140,7 +138,6 @@ def load(name: str) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except ValueError as error:  # not UTF-8, not a table, or empty
         raise InputError(f"{path} is damaged ({error}): {again}") from error
-    table = table if "testset" in table else table.assign(testset="")  # of an older scan
     if missing := [column for column in COLUMNS if column not in table]:
         raise InputError(f"manifest of {name!r} lacks the column(s) {', '.join(missing)}: {again}")
     return table
@@ -243,7 +240,8 @@ def _scan(root: Path, seen: pd.DataFrame, last: pd.DataFrame) -> tuple[pd.DataFr
     found = parallel(inspect_file, [root / path for path in fresh], desc="scanning")
     found = pd.DataFrame(found, columns=FACTS, index=fresh).astype(dict.fromkeys(NUMBERS, "Int64"))
     facts = pd.concat([known.set_index("path")[FACTS], found]) if len(known) else found
-    scan = seen.join(facts, on="path").fillna({"bytes": 0}).astype({"bytes": int})
+    scan = seen.join(facts, on="path")
+    scan["bytes"] = pd.to_numeric(scan["bytes"]).fillna(0).astype(int)
     scan.loc[no_text, "status"] = "name is not UTF-8: rename it"
     again = scan["status"].str.startswith("unreadable")
     scan.loc[again, "mtime_ns"] = -2  # to be tried again next time

@@ -18,6 +18,7 @@ from data_prep.errors import InputError, choose, shown
 
 log = logging.getLogger(__name__)
 
+JUNK = ("__macosx", "$recycle.bin", "@eadir", "system volume information")  # no one's images
 KAGGLE = Path("/kaggle/input")  # holds <slug>/… or {datasets,notebooks}/<owner>/<slug>/…
 _PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
@@ -100,7 +101,7 @@ def by_structure(
 
 
 def subfolders(folder: Path, *, most: int | None = None) -> list[Path]:
-    """Folders directly below, hidden ones left out, sorted; only `most` entries are looked at."""
+    """Folders directly below without junk, sorted; only `most` entries are looked at."""
     # scandir knows folders from files without asking about each of 100,000
     try:
         with os.scandir(folder) as found:
@@ -108,7 +109,12 @@ def subfolders(folder: Path, *, most: int | None = None) -> list[Path]:
     except PermissionError as error:
         log.warning("%s cannot be read (%s): left out", shown(folder), error.strerror)
         return []
-    return sorted(f for f in below if not f.name.startswith("."))
+    return sorted(f for f in below if not is_junk(f.name))
+
+
+def is_junk(folder: str) -> bool:
+    """Whether a folder of this name is hidden (.ipynb_checkpoints) or a system's own (`JUNK`)."""
+    return folder.startswith(".") or folder.lower() in JUNK
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

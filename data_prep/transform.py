@@ -40,13 +40,11 @@ def opened(source: BinaryIO | Path | str) -> Image.Image:
 
 def at_least(image: Image.Image, side: int) -> Image.Image:
     """The image itself; one with a shorter edge is scaled up until that has `side` pixels."""
-    size = _scaled(image, side)
-    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-
-
-def _scaled(image: Image.Image, side: int) -> tuple[int, int]:
-    scale = max(1, side / min(image.size))
-    return max(side, round(image.width * scale)), max(side, round(image.height * scale))
+    scale = side / min(image.size)
+    if scale <= 1:
+        return image
+    size = tuple(max(side, round(n * scale)) for n in image.size)
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -60,16 +58,8 @@ def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def centre_square(image: Image.Image, side: int) -> Image.Image:
-    """The middle side x side pixels of the image as `at_least` gives it.
-
-    Where that would be a huge one (long and thin, scaled up), the middle alone is scaled.
-    """
-    size = _scaled(image, side)
-    if size == image.size or size[0] * size[1] <= MAX_PIXELS:
-        return centre_crop(at_least(image, side), side, side)
-    edges = [(n - side) // 2 for n in size] + [(n - side) // 2 + side for n in size]
-    box = [edge * n / to for edge, n, to in zip(edges, image.size * 2, size * 2, strict=True)]
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    """The middle side x side pixels of the image as `at_least` gives it."""
+    return centre_crop(at_least(image, side), side, side)
 
 
 def coded(image: Image.Image, format_: str = "JPEG", **options) -> bytes:
@@ -178,17 +168,12 @@ def perturb(image: Image.Image, how: str) -> Image.Image:
     >>> perturb(Image.new("RGB", (8, 8)), "resize-0.5").size
     (4, 4)
     """
-    function, amount = _parsed(how)
+    function, amount = check_perturbation(how)
     return function(image, amount)
 
 
-def check_perturbation(how: str) -> str:
-    """The name, if it is one that `perturb` knows; else `InputError`."""
-    _parsed(how)
-    return how
-
-
-def _parsed(how: str) -> tuple[Callable[[Image.Image, float], Image.Image], float]:
+def check_perturbation(how: str) -> tuple[Callable[[Image.Image, float], Image.Image], float]:
+    """What a name that `perturb` knows means: a function, and its amount; else `InputError`."""
     kind, _, text = how.partition("-")
     choose("perturbation", kind, _PERTURBATIONS, hint=f"E.g. {', '.join(GRID)}.")
     function, least, most, _ = _PERTURBATIONS[kind]

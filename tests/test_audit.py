@@ -51,7 +51,7 @@ def test_a_clean_set_gives_nothing_away(tmp_path, data_root):
     folder.prepare(patches(tmp_path / "set"), name="mine")
     found = audit.audit("mine")
     assert found.raw.ci95[0] < 0.5 < found.raw.ci95[1] and abs(found.raw.auroc - 0.5) < 0.1
-    assert found.alike is None and found.verdict.startswith("No strong give-away")
+    assert found.alike is None and found.verdict.startswith("Metadata give little away")
     # by chance one cut-out is there twice
     assert " 2 of 200 images are exact copies (1 pictures, 1 of them both real" in found.verdict
 
@@ -192,23 +192,7 @@ def test_a_set_of_one_picture_is_not_called_harmless(
     assert found.verdict.startswith(
         f"Not to be trusted: 82 of 82 images are {kind} copies (1 pictures, 1 of them both real and"
     )
-    assert "No strong give-away" not in found.verdict and found.verdict in page.read_text()
-
-
-def test_a_picture_that_is_both_real_and_fake_is_told_by_scan_and_audit(
-    tmp_path, data_root, caplog
-):
-    root = patches(tmp_path / "set", n=60)
-    for i in range(4):
-        copied = (root / "real" / f"real-{2 * i:03d}.jpg").read_bytes()
-        (root / "fake" / "gan" / f"again{i}.jpg").write_bytes(copied)
-    folder.prepare(root, name="mine")
-    told = "mine: 10 exact copies in 5 sets, 0 of these in several splits, 5 real and fake (e.g. "
-    assert told in caplog.text and "fake/gan/again0.jpg, real/real-000.jpg" in caplog.text
-    told = (
-        "Not to be trusted: 10 of 124 images are exact copies (5 pictures, 5 of them both real and"
-    )
-    assert audit.audit("mine").verdict.startswith(told)
+    assert "Metadata give" not in found.verdict and found.verdict in page.read_text()
 
 
 # ---- the page
@@ -226,7 +210,7 @@ def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path, data_root, 
     assert summary["images"] == {"gan": 40, "real": 40} and summary["images_probed"] == 60
     page = (outputs_root / "audit-mine.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert page.count("data:image/png;base64,") == 4 == page.count("alt=")
+    assert page.count("data:image/png;base64,") == 3 == page.count("alt=")
     assert summary["verdict"].split(":")[0] in page
 
 

@@ -13,16 +13,14 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from data_prep import cache, demo, folder, integrity, manifest, transform
+from data_prep import cache, folder, integrity, manifest, transform
 from data_prep.errors import InputError
 from data_prep.integrity import BadImage
 from data_prep.paths import PROJECT
+from data_prep.transform import coded as encoded
 from dflib.edge import files
 from dflib.edge.predict import Predictor
 from dflib.show import explorer
@@ -33,12 +31,6 @@ PROGRAMS = {
     "delete": "({victim}) deletefile\n",
     "loop": "{{ }} loop\n",
 }
-
-
-def encoded(image: Image.Image, format_: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_, **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -246,37 +238,3 @@ def test_a_gif_with_a_huge_screen_is_quarantined(screen):
     content[6:10] = screen[0].to_bytes(2, "little") + screen[1].to_bytes(2, "little")
     with pytest.raises(BadImage, match="bomb: more than 89 megapixels|over 20 to 1"):
         integrity.open_image(bytes(content))
-
-
-@settings(max_examples=150)
-@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([32, 64, 96]), st.integers(0, 9))
-def test_a_centre_square_is_the_middle_of_the_scaled_image(width, height, side, seed):
-    # greys from 80 to 175: no pass of the scaling has to clip, in whatever order Pillow takes them
-    pixels = np.random.default_rng(seed).integers(80, 176, (height, width, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    whole = np.asarray(transform.centre_crop(transform.at_least(image, side), side, side), int)
-    assert np.array_equal(whole, transform.centre_square(image, side))
-    assume(max(image.size) <= integrity.MAX_RATIO * min(image.size))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transform, "MAX_PIXELS", 1)  # every image counts as huge
-        square = np.asarray(transform.centre_square(image, side), int)
-    assert np.abs(square - whole).max() <= 2
-
-
-@pytest.mark.parametrize("shape", [(60_000, 1), (1, 60_000), (60_000, 3), (2, 9_000)])
-def test_a_crop_takes_little_memory_whatever_the_ratio(shape):
-    code = f"""
-import resource
-from PIL import Image
-from data_prep.cache import fit
-used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before = used()
-assert fit(Image.new("RGB", {shape}), size=224, mode="center_crop").shape == (224, 224, 3)
-assert used() - before < 400_000, used() - before  # kilobytes; whole it were up to 9 GB
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_demos_photographs_are_read_as_before():
-    assert len(demo.cut(seed=0, size=32)) > 1000
