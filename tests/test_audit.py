@@ -161,19 +161,6 @@ def test_copies_across_splits_and_labels_are_found_and_kept(tmp_path, data_root)
     assert len(table) == 182 and (table["status"] == "ok").all()
 
 
-def test_scenes_on_both_sides_are_counted(tmp_path, data_root):
-    for i in range(60):
-        for where in ("real", "fake/a", "fake/b"):
-            (tmp_path / "set" / where).mkdir(parents=True, exist_ok=True)
-            patch = PHOTOS[i % 3].crop((i * 5, i, i * 5 + 40, i + 40))
-            patch.save(tmp_path / "set" / where / f"scene{i}.png")
-    folder.prepare(tmp_path / "set", name="mine")
-    overlap = audit.audit("mine", sample=20).overlap
-    assert overlap["strict"] == 0
-    # of two more images, 54 % each lie in train
-    assert overlap["paper"] == pytest.approx(1 - 0.46**2, abs=0.12)
-
-
 @pytest.mark.parametrize("kind", ["exact", "near"])
 def test_a_set_of_one_picture_is_not_called_harmless(
     tmp_path, data_root, outputs_root, kind, caplog
@@ -192,7 +179,7 @@ def test_a_set_of_one_picture_is_not_called_harmless(
     assert found.verdict.startswith(
         f"Not to be trusted: 82 of 82 images are {kind} copies (1 pictures, 1 of them both real and"
     )
-    assert "Metadata give" not in found.verdict and found.verdict in page.read_text()
+    assert found.verdict in page.read_text()
 
 
 # ---- the page

@@ -157,7 +157,10 @@ STUDY = ("dflib", "study", "--preset", "tiny", "--dataset", "mine")
             ("data_prep", "folder", "images", "--name", "../new"),
             "'../new' cannot be a dataset's name",
         ),
-        (("data_prep", "folder", "images/fake", "--name", "new"), "unknown class folder 'gan'"),
+        (
+            ("data_prep", "folder", "images/fake", "--name", "new"),
+            "(there: gan): images have no label",
+        ),
         (
             ("data_prep", "faces-140k", "--from", "images"),
             "https://www.kaggle.com/datasets/xhlulu/140k-real-and-fake-faces",

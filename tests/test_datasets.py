@@ -74,7 +74,7 @@ def test_synthbuster_is_downloaded_checked_unpacked_and_found_again(
     assert labels(table) == expected
     assert (table.groupby("group").size() == 3).all()
     (shown,) = [m for m in caplog.messages if "CC BY-NC-SA 4.0" in m]
-    assert "zenodo.org" in shown and not any("stray" in m for m in caplog.messages)
+    assert "zenodo.org" in shown
     files = {p.name for p in (data_root / "synthbuster" / "files").iterdir() if p.suffix != ".lock"}
     assert files == {"synthbuster", "real_RAISE_1k"}
     asked = len(server.asked)

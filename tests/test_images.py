@@ -196,15 +196,6 @@ def test_only_regular_files_of_a_sane_size_are_read(
             assert reason in done.stdout
 
 
-def test_a_file_that_became_a_pipe_since_the_scan_is_named(tmp_path, data_root, tree):
-    root = tree(tmp_path / "set", {"real": 20, "fake/gan": 20}, size=(40, 40))
-    folder.prepare(root, name="mine")
-    (root / "real" / "real-003.png").unlink()
-    os.mkfifo(root / "real" / "real-003.png")
-    with pytest.raises(InputError, match=r"real-003\.png: not a regular file.*scan again"):
-        cache.build("mine", size=32)
-
-
 # ---- the ratio of the sides
 
 
