@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from data_prep import folder, manifest, paths, sources
+from data_prep import folder, lists, manifest, paths, sources
 from data_prep.errors import command_line, shown
 from data_prep.sources import SOURCES
 
@@ -23,6 +23,7 @@ Name = Annotated[
     str | None, typer.Option(help="what to call the dataset; its usual name by default")
 ]
 Force = Annotated[bool, typer.Option("--force", help="replace a dataset made from other images")]
+Scene = Annotated[str, typer.Option(help="stem, parent, file or a regular expression with a group")]
 LeaveOut = Annotated[list[str] | None, typer.Option(help="a folder that is not read; repeatable")]
 Sample = Annotated[int, typer.Option(min=20, help="images looked at per generator")]
 width = None if sys.stdout.isatty() else 160
@@ -40,10 +41,49 @@ def demo(seed: int = 0, force: Force = False) -> None:
 
 
 @app.command("folder")
-def folder_(path: Path, name: Called, leave_out: LeaveOut = None, force: Force = False) -> None:
+def folder_(
+    path: Path, name: Called, scene: Scene = "", leave_out: LeaveOut = None, force: Force = False
+) -> None:
     """Your own images: real/ and fake/<generator>/, optionally below train/, val/, test/; or in
     the layout of a published set: {0_real,1_fake}, {nature,ai}, training_{real,fake}."""
-    _show(folder.prepare(path, name=name, leave_out=leave_out or (), force=force), name)
+    options = {"scene": scene, "leave_out": leave_out or (), "force": force}
+    _show(folder.prepare(path, name=name, **options), name)
+
+
+@app.command("list-file")
+def list_file(
+    file: Path,
+    name: Called,
+    images: Annotated[Path, typer.Option(help="folder that the list's paths start from")],
+    path_column: str = "path",
+    label_column: str = "label",
+    generator_column: str = "generator",
+    split_column: str = "split",
+    scene_column: str = "scene",
+    scene: Scene = "",
+    force: Force = False,
+) -> None:
+    """Images that a CSV or parquet file lists: path and label; generator, split, scene if told."""
+    given = (path_column, label_column, generator_column, split_column, scene_column)
+    columns = dict(zip(lists.COLUMNS, given, strict=True))
+    _show(lists.prepare(file, images, name=name, columns=columns, scene=scene, force=force), name)
+
+
+@app.command()
+def huggingface(
+    source: str,
+    name: Called,
+    image_column: str = "image",
+    label_column: str = "label",
+    generator_column: str = "",
+    split: str = "train",
+    per_class: Annotated[int, typer.Option(min=1, help="images taken of each class")] = 1000,
+    force: Force = False,
+) -> None:
+    """A set of the Hugging Face hub, or a local folder of parquet files, streamed."""
+    columns = {"image_column": image_column, "label_column": label_column}
+    columns |= {"generator_column": generator_column, "split": split, "per_class": per_class}
+    _show(lists.huggingface(source, name=name, force=force, **columns), name)
 
 
 def _add(source: sources.Source) -> None:

@@ -3,12 +3,12 @@
 import logging
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from data_prep import manifest
+from data_prep import manifest, scenes
 from data_prep.errors import InputError, choose, shown
 from data_prep.paths import by_structure, is_junk, subfolders
 
@@ -28,16 +28,19 @@ class Layout:
 
     labels: class folder, in lower case -> label and generator ("": another folder's name).
     above: that other folder is the first below the class folder (None), or stands above it, with
-    so many folders of classes between.
+    so many folders of classes between. scene: one of `scenes.RULES`, "" to find one.
     """
 
     title: str
     labels: dict[str, tuple[int, str]]
     above: int | None = None
+    scene: str = ""
 
 
 def _layout(title: str, real: str, fake: str, above: int | None = None) -> Layout:
-    return Layout(title, {real: (0, "real"), fake: (1, "")}, above)
+    # beside reals of its own, each generator's numbers start again
+    scene = "" if above is None else "file"
+    return Layout(title, {real: (0, "real"), fake: (1, "")}, above, scene)
 
 
 LAYOUTS = (
@@ -49,13 +52,19 @@ LAYOUTS = (
 
 
 def prepare(
-    path: Path | str, *, name: str, leave_out: Collection[str] = (), force: bool = False
+    path: Path | str,
+    *,
+    name: str,
+    scene: str = "",
+    leave_out: Collection[str] = (),
+    force: bool = False,
 ) -> pd.DataFrame:
     """Scan a folder of images into the manifest of dataset `name`; the images stay where they are.
 
-    Its layout is one of `LAYOUTS`, in any case, also some folders deeper. leave_out: names of
-    folders that are not read. Raises `InputError` for a missing folder, an unknown class folder, no
-    images, and as `manifest.make` does: `force` replaces a dataset of this name.
+    Its layout is one of `LAYOUTS`, in any case, also some folders deeper. scene: the rule for
+    `scenes.grouped`. leave_out: names of folders that are not read. Raises `InputError` for a
+    missing folder, an unknown class folder, no images, and as `scenes.grouped` and `manifest.make`
+    do: `force` replaces a dataset of this name.
 
     >>> prepare("my-images", name="mine")                            # doctest: +SKIP
     """
@@ -63,6 +72,7 @@ def prepare(
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give the folder that holds real/ and fake/")
     root, layout = recognised(path)
+    layout = replace(layout, scene=scene or layout.scene)
     return manifest.make(name, root, entries(root, layout, leave_out=leave_out), force=force)
 
 
@@ -87,44 +97,32 @@ def recognised(path: Path) -> tuple[Path, Layout]:
     return path, layout
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What the path of a folder with files says."""
+
+    parts: tuple[str, ...]
+    at: int  # of the class folder among them
+    splits: list[tuple[str, str]]  # `SPLITS` of the folders above it
+    above: list[str]  # the other folders above it
+    below: list[str]  # the folders below it
+
+
 def entries(
     root: Path, layout: Layout, *, only: Collection[str] = (), leave_out: Collection[str] = ()
 ) -> Iterator[dict]:
     """One dict per file below `root`, as `manifest.make` takes them. only: folders directly in it.
 
-    Files with the same stem are one scene (Synthbuster's convention), within a split where the
-    folders give splits; where numbers start again in each generator's folder, each file is one.
     Raises `InputError` for a folder that is neither a class, a split nor a generator.
     """
-    found = []
-    for here, files in _listed(root, labels=layout.labels, only=only, leave_out=leave_out):
-        parts = here.relative_to(root).parts
-        words = [part.lower() for part in parts]
-        at = next((i for i, word in enumerate(words) if word in layout.labels), None)
-        splits = [SPLITS[word] for word in words[:at] if word in SPLITS]
-        above = [part for part in parts[:at] if part.lower() not in SPLITS and part not in only]
-        _check(root, parts, at, layout, above, len(files))
-        found.append((parts, at, splits, above, files))
-    deepest = max((len(above) for _, _, _, above, _ in found), default=0)
+    listed = _listed(root, labels=layout.labels, only=only, leave_out=leave_out)
+    found = [(_place(root, here, layout, only, len(files)), files) for here, files in listed]
+    deepest = max((len(place.above) for place, _ in found), default=0)
     rows = []
-    for parts, at, splits, above, files in found:
-        label, generator = layout.labels[parts[at].lower()]
-        split = splits[0][0] if splits else ""
-        row = {"label": label, "split": split, "testset": ""}
-        if layout.above is None:
-            below = [part for part in parts[at:] if part.lower() != parts[at].lower()]
-            own = below[0] if below else "fake"
-        else:
-            known = [name for _, name in splits if name]
-            place = max(0, deepest - 1 - layout.above)
-            own = (known or above[place:] or above[-1:] or ["fake"])[0]
-            row["testset"] = "" if split in ("train", "val") else own  # has reals of its own
-        row["generator"] = generator or own
-        start = "/".join(parts)
-        scene = f"{split}/" if split and layout.above is None else ""
-        scene = f"{start}/" if layout.above is not None else scene
-        for file in files:  # strings, no paths: this loop is most of what a repeated scan costs
-            rows.append({"path": f"{start}/{file}", **row, "group": scene + stem(file)})
+    for place, files in found:
+        row, start = _told(place, layout, deepest), "/".join(place.parts)
+        # strings, no paths: this loop is most of what a repeated scan costs
+        rows += [{"path": f"{start}/{file}", **row} for file in files]
     given = {row["split"] for row in rows}
     if "val" in given and "train" not in given:
         log.warning("%s has no train part: val trains instead", shown(root))
@@ -132,13 +130,15 @@ def entries(
     generators = sorted({row["generator"] for row in rows if row["label"]})
     told = (shown(root), layout.title, len(generators), shown(", ".join(generators[:5])))
     log.info("%s read as: %s; %d generator(s) (%s)", *told)
-    yield from rows
+    yield from scenes.grouped(rows, layout.scene)
 
 
-def _check(
-    root: Path, parts: tuple[str, ...], at: int | None, layout: Layout, above: list[str], n: int
-) -> None:
-    """Raise `InputError` for a folder with files that the layout does not know."""
+def _place(root: Path, here: Path, layout: Layout, only: Collection[str], n: int) -> _Place:
+    """Raises `InputError` for a folder, with n files, that the layout does not know."""
+    parts = here.relative_to(root).parts
+    words = [part.lower() for part in parts]
+    at = next((i for i, word in enumerate(words) if word in layout.labels), None)
+    above = [part for part in parts[:at] if part.lower() not in SPLITS and part not in only]
     hint = f"Layout: {layout.title}. Found below {root}."
     if at is None and not parts:
         how = "put real photographs into real/ and each generator's images into fake/<generator>/"
@@ -148,13 +148,30 @@ def _check(
         raise InputError(f"{what}: give them one, or leave them out with --leave-out {parts[0]}")
     if at is None:
         choose("class folder", above[0].lower(), layout.labels, hint=hint)
-    elif above and layout.above is None:
+    if above and layout.above is None:
         choose("split folder", above[0].lower(), SPLITS, hint=hint)
+    splits = [SPLITS[word] for word in words[:at] if word in SPLITS]
+    below = [part for part in parts[at:] if part.lower() != words[at]]
+    return _Place(parts, at, splits, above, below)
 
 
-def stem(file: str) -> str:
-    """A file's name (or path) without its suffix."""
-    return file.rpartition(".")[0] or file
+def _told(place: _Place, layout: Layout, deepest: int) -> dict:
+    """Label, generator, split, testset and folder of the files in a place.
+
+    deepest: the most folders that stand above a class folder.
+    """
+    label, generator = layout.labels[place.parts[place.at].lower()]
+    split, below = place.splits[0][0] if place.splits else "", place.below
+    row = {"label": label, "split": split, "testset": ""}
+    if layout.above is None:
+        own = below[0] if below else "fake"
+        below = below if generator else below[1:]
+    else:
+        known = [name for _, name in place.splits if name]
+        first = max(0, deepest - 1 - layout.above)
+        own = (known or place.above[first:] or place.above[-1:] or ["fake"])[0]
+        row["testset"] = "" if split in ("train", "val") else own  # it has reals of its own
+    return row | {"generator": generator or own, "folder": below[-1] if below else ""}
 
 
 def walk(folder: Path) -> Iterator[Path]:

@@ -5,8 +5,7 @@ an explicit mapping: in alphabetical order of folders it would be 0 in some of t
 """
 
 import logging
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from data_prep.folder import DEPTH, Layout, entries
 from data_prep.paths import KAGGLE, PUBLISHED, by_structure, data_root
 
 log = logging.getLogger(__name__)
-
-BURST = 256  # RAISE ids are hexadecimal, some 65,000 apart; nearer ones are taken for one scene
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Source:
     layouts: Sequence[Sequence[str]]
     labels: dict[str, tuple[int, str]]
     above: int | None = None
-    bursts: bool = False
+    scene: str = ""
     archives: Sequence[Archive] = ()
     by_hand: str = ""
     kind: str = "deepfake"
@@ -109,13 +106,9 @@ def _parts(source: Source, folder: Path) -> list[str]:
     return []
 
 
-def _rows(source: Source, root: Path) -> list[dict]:
-    layout = Layout(source.title, source.labels, source.above)
-    rows = list(entries(root, layout, only=_parts(source, root)))
-    if source.bursts:
-        scene = bursts(row["group"] for row in rows)
-        rows = [row | {"group": scene[row["group"]]} for row in rows]
-    return rows
+def _rows(source: Source, root: Path) -> Iterator[dict]:
+    layout = Layout(source.title, source.labels, source.above, source.scene)
+    return entries(root, layout, only=_parts(source, root))
 
 
 def fetch(source: Source, home: Path) -> Path:
@@ -133,19 +126,3 @@ def fetch(source: Source, home: Path) -> Path:
             download.unpack(file, folder)
             file.unlink()  # its members are all there
     return home
-
-
-def bursts(ids: Iterable[str]) -> dict[str, str]:
-    """The scene of each RAISE id (r…t): the first of a run of ids less than `BURST` apart.
-
-    >>> bursts(["r000da54ft", "r000da550t", "r001d260dt"])
-    {'r000da54ft': 'r000da54ft', 'r000da550t': 'r000da54ft', 'r001d260dt': 'r001d260dt'}
-    """
-    scenes, first, last = {}, "", -BURST
-    for each in sorted(set(ids)):
-        scenes[each] = each
-        if match := re.fullmatch(r"r([0-9a-f]+)t", each):
-            number = int(match[1], 16)
-            first = first if number - last < BURST else each
-            scenes[each], last = first, number
-    return scenes

@@ -22,6 +22,7 @@ from PIL import Image
 
 from data_prep import cache, errors, folder, integrity, manifest, paths, protocol, sources
 from data_prep.errors import InputError, choose
+from data_prep.scenes import stem
 from data_prep.transform import coded as encoded
 from dflib import data
 
@@ -301,7 +302,7 @@ ANY_NAME = st.one_of(
 def test_any_names_come_back_from_the_manifest_as_they_were(data_root, names):
     def entry(path: str) -> dict:
         known = {"label": len(path) % 2, "generator": "gan" if len(path) % 2 else "real"}
-        return known | {"path": path, "split": "", "group": folder.stem(path)}
+        return known | {"path": path, "split": "", "group": stem(path)}
 
     data_root.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:

@@ -21,7 +21,7 @@ from test_plots import result
 from typer.testing import CliRunner
 
 from data_prep import __main__ as command
-from data_prep import paths, protocol, sources
+from data_prep import paths, protocol, scenes, sources
 from data_prep.errors import InputError
 from data_prep.sources import SOURCES
 from dflib import data, metrics
@@ -109,10 +109,10 @@ def test_a_full_raise_of_ones_own_stands_for_the_pairs_and_for_itself(synthbuste
 @given(numbers=st.lists(st.integers(0, 2**28 - 1), unique=True, max_size=30))
 def test_bursts_are_runs_of_near_ids(numbers):
     ids = {f"r{n:07x}t": n for n in numbers}
-    scenes = sources.bursts(ids)
+    found = scenes.bursts(ids)
     ordered = sorted(ids, key=ids.get)
     for a, b in zip(ordered, ordered[1:], strict=False):
-        assert (scenes[a] == scenes[b]) == (ids[b] - ids[a] < sources.BURST)
+        assert (found[a] == found[b]) == (ids[b] - ids[a] < scenes.BURST)
 
 
 def test_bursts_stand_on_one_side_of_the_strict_split(tmp_path, data_root, picture):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import folder, manifest
+from data_prep import folder, manifest, protocol
 from data_prep.errors import InputError
 
 
@@ -158,3 +158,62 @@ def test_a_set_read_again_with_a_folder_moved(tmp_path, data_root, tree, caplog)
     table = folder.prepare(root, name="mine")
     assert "5 files: 3 read, 2 unchanged" in caplog.text
     assert set(table["generator"]) == {"real", "other"} and len(manifest.load("mine")) == 5
+
+
+# ---- scenes
+
+
+def scenes_of(table) -> dict:
+    return dict(zip(table["path"], table["group"], strict=True))
+
+
+VIDEOS = [f"{kind}/id{v:02d}" for kind in ("real", "fake/Deepfakes") for v in range(12)]
+
+
+@pytest.mark.parametrize("named", ["{i:03d}", "{video}_{i:03d}"])
+def test_frames_of_a_video_are_one_scene_found_and_told(
+    tmp_path, data_root, picture, caplog, named
+):
+    caplog.set_level(logging.INFO)
+    for v, video in enumerate(VIDEOS):
+        for i in range(4):
+            name = named.format(i=i, video=Path(video).name)
+            picture(tmp_path / "set" / video / f"{name}.png", seed=10 * v + i)
+    table = folder.prepare(tmp_path / "set", name="mine")
+    assert "12 scenes by 'parent' (found): the files of one folder" in caplog.text
+    assert table["group"].tolist() == table["path"].str.split("/").str[-2].tolist()
+    split = protocol.assign(table, "strict")
+    assert (split.groupby(table["group"]).nunique() == 1).all() and set(split) == {*SHARES}
+
+
+SHARES = ("train", "val", "test")
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("stem", {"real/a/1.png": "1", "fake/g/b/x-7.png": "x-7"}),
+        ("parent", {"real/a/1.png": "a", "fake/g/b/x-7.png": "b"}),
+        ("file", {"real/a/1.png": "real/a/1", "fake/g/b/x-7.png": "fake/g/b/x-7"}),
+        (r"(\d)\.png", {"real/a/1.png": "1", "fake/g/b/x-7.png": "7"}),
+    ],
+)
+def test_a_rule_for_scenes_can_be_given(tmp_path, data_root, picture, rule, expected):
+    for i, path in enumerate(expected):
+        picture(tmp_path / "set" / path, seed=i)
+    assert scenes_of(folder.prepare(tmp_path / "set", name="mine", scene=rule)) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("stemm", "'stemm' has no group: e.g. "),
+        ("(", "is no regular expression"),
+        (r"(z)\d", "does not match fake/fake-000.png"),
+    ],
+)
+def test_a_rule_that_is_none_is_refused(tmp_path, data_root, tree, rule, message):
+    root = tree(tmp_path / "set", {"real": 1, "fake": 1})
+    with pytest.raises(InputError, match=message):
+        folder.prepare(root, name="mine", scene=rule)
+    assert not data_root.exists()
