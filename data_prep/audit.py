@@ -3,6 +3,7 @@
 `python -m data_prep audit NAME`; the page with its figures is `audit_page`.
 """
 
+import json
 import logging
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -91,7 +92,22 @@ class Audit:
             "scene_overlap": self.overlap,
             "duplicates": self.copies,
             "licence": self.about.get("licence", ""),
+            "data_fingerprint": manifest.fingerprint(self.table),
         }
+
+
+def verdict_of(name: str) -> str:
+    """The verdict of a dataset's last audit, or a sentence that says that there was none."""
+    command = f"python -m data_prep audit {name}"
+    try:
+        text = (paths.outputs_root() / f"audit-{name}.json").read_text(encoding="utf-8")
+        found = json.loads(text)
+        now = manifest.fingerprint_of(name) if name in paths.present() else None
+        if now in (None, found.get("data_fingerprint")):
+            return found["verdict"]
+    except (OSError, ValueError, KeyError):
+        return f"{name!r} was never audited: {command}"
+    return f"{name!r} has changed since it was audited: {command}"
 
 
 def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Audit:

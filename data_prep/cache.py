@@ -51,7 +51,7 @@ def build(
     alike = transform.equaliser(table) if equalise else None
     if perturb:
         transform.check_perturbation(perturb)
-    contents = json.dumps([table["sha256"].tolist(), manifest.DECODING]).encode()
+    contents = json.dumps([table["sha256"].tolist(), manifest.decoding(table)]).encode()
     key = [mode, alike.key if alike else "", perturb, str(size)]
     key = [*filter(None, key), hashlib.sha256(contents).hexdigest()[:12]]
     folder = dataset_folder(name) / "cache" / "-".join(key)

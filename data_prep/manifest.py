@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 # what the folders tell, and what the file does
 ENTRY = ["path", "label", "generator", "split", "group", "testset"]
-FACTS = ["width", "height", "mode", "format", "jpeg_quality", "bytes", "sha256", "phash", "status"]
+FACTS = ["width", "height", "mode", "format", "jpeg_quality", "coding", "bytes", "sha256", "phash"]
+FACTS += ["status"]
 COLUMNS = ENTRY + FACTS
 NAMES = ["path", "generator", "group", "testset"]  # out of file names, whatever these hold
 NUMBERS = ["width", "height", "jpeg_quality"]  # which a quarantined file may lack
@@ -31,7 +32,7 @@ STAMP = ["path", "size", "mtime_ns"]  # a file that has the same is not read aga
 MAX_NAME = 100  # bytes of a dataset's: files are named after it
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
 DECODING = 2  # version of how images are decoded and fitted: a change makes new caches, new runs
-_SCAN = 3  # version of what `inspect_file` finds: a change makes every file read again
+_SCAN = 4  # version of what `inspect_file` finds: a change makes every file read again
 _NO_TEXT = -3  # in place of a time: the name is no text
 _SERIAL = 256  # fewer files than this are not worth starting processes for
 
@@ -138,6 +139,7 @@ def load(name: str) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except ValueError as error:  # not UTF-8, not a table, or empty
         raise InputError(f"{path} is damaged ({error}): {again}") from error
+    table = table if "coding" in table else table.assign(coding="")  # of an older scan
     if missing := [column for column in COLUMNS if column not in table]:
         raise InputError(f"manifest of {name!r} lacks the column(s) {', '.join(missing)}: {again}")
     return table
@@ -185,7 +187,13 @@ def fingerprint(table: pd.DataFrame) -> str:
     """Hash of all that decides what a detector sees: what the folders tell, contents, decoding."""
     told = ENTRY if table["testset"].any() else ENTRY[:-1]  # as before there was such a column
     text = table[[*told, "sha256", "status"]].to_csv(index=False)
-    return hashlib.sha256(f"{DECODING}\n{text}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{decoding(table)}\n{text}".encode()).hexdigest()[:16]
+
+
+def decoding(table: pd.DataFrame) -> int:
+    """`DECODING`; one more where images are converted that were not before: profiles and floats."""
+    converted = table["coding"].str.contains("icc=2", na=False) | (table["mode"] == "F")
+    return DECODING + bool(converted.any())
 
 
 def fingerprint_of(name: str) -> str:
@@ -243,7 +251,7 @@ def _scan(root: Path, seen: pd.DataFrame, last: pd.DataFrame) -> tuple[pd.DataFr
     scan = seen.join(facts, on="path")
     scan["bytes"] = pd.to_numeric(scan["bytes"]).fillna(0).astype(int)
     scan.loc[no_text, "status"] = "name is not UTF-8: rename it"
-    again = scan["status"].str.startswith("unreadable")
+    again = scan["status"].str.startswith(("unreadable", "needs "))
     scan.loc[again, "mtime_ns"] = -2  # to be tried again next time
     return scan, len(fresh)
 

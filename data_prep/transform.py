@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ if TYPE_CHECKING:  # the processes that scan files need no pandas
 
 # all that is ever opened as an image; AVIF, HEIF: where Pillow or a registered plugin reads them
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
-MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 89 megapixels
+MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 89 megapixels, unless
+if megapixels := os.environ.get("DFLIB_MEGAPIXELS"):  # a phone's photographs have 108 or 200
+    MAX_PIXELS = Image.MAX_IMAGE_PIXELS = int(float(megapixels) * 1_000_000)
 QUALITIES = range(70, 91)  # of the JPEG that every equalised image becomes
 SMALL = 0.05  # share of a class that may be smaller than the common side, and is scaled up to it
 
@@ -111,16 +114,19 @@ def equaliser(table: pd.DataFrame) -> Equaliser | None:
     """What makes the usable images of a manifest alike; None where they are alike already.
 
     Size: a centre square, unscaled (scaling one class alone would leave traces), that all but 5 %
-    of each class can give. JPEG: where any file is lossless (its history is unknown) or qualities
-    differ, every image is encoded at a random quality of 70 to 90 (arXiv 2403.17608 matches both
-    for the same reason). What was lost before, in one class alone, does not come back.
+    of each class can give. JPEG: where any file is lossless (its history is unknown), qualities
+    differ, or the classes differ in their `integrity.coding`, every image is encoded at a random
+    quality of 70 to 90 (arXiv 2403.17608 matches both for the same reason). What was lost before,
+    in one class alone, does not come back.
     """
     ok = table[table["status"] == "ok"]
     side = None
     if ok["width"].nunique() > 1 or ok["height"].nunique() > 1:
         short = ok[["width", "height"]].min(axis=1).groupby(ok["label"])
         side = int(short.quantile(SMALL, interpolation="lower").min())
-    again = bool((ok["format"] != "JPEG").any() or ok["jpeg_quality"].nunique() > 1)
+    codings = ok["coding"].groupby(ok["label"]).agg(lambda seen: tuple(sorted(set(seen))))
+    mixed = (ok["format"] != "JPEG").any() or ok["jpeg_quality"].nunique() > 1
+    again = bool(mixed or codings.nunique() > 1)
     return Equaliser(side, again) if side or again else None
 
 

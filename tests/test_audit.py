@@ -29,7 +29,7 @@ def patches(
     n: int = 100,
     side: dict | None = None,
     suffix: dict | None = None,
-    quality: dict | None = None,
+    saved: dict | None = None,
 ) -> Path:
     """n patches of photographs in each class, told apart by nothing but what is given per class."""
     rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def patches(
         path = root / kind / f"{kind[:4]}-{i:03d}{of(suffix, kind, '.jpg')}"
         path.parent.mkdir(parents=True, exist_ok=True)
         patch = photo.crop((left, top, left + edge, top + edge))
-        patch.save(path, quality=of(quality, kind, 85))
+        patch.save(path, **{"quality": 85} | of(saved, kind, {}))
     return root
 
 
@@ -61,7 +61,8 @@ def test_a_clean_set_gives_nothing_away(tmp_path, data_root):
     [
         ({"suffix": {"fake/gan": ".png"}}, "format"),
         ({"side": {"fake/gan": 96}}, "width"),
-        ({"quality": {"real": 75, "fake/gan": 95}}, "jpeg_quality"),
+        ({"saved": {"real": {"quality": 75}, "fake/gan": {"quality": 95}}}, "jpeg_quality"),
+        ({"saved": {"fake/gan": {"subsampling": 0}}}, "chroma"),
     ],
 )
 def test_planted_give_aways_are_caught(tmp_path, data_root, planted, tell):
@@ -72,7 +73,7 @@ def test_planted_give_aways_are_caught(tmp_path, data_root, planted, tell):
     assert "After equalising (protocol strict)" in found.verdict
     assert found.equalised.single[tell] < 0.6  # this one is gone
     assert found.equalised.auroc < found.raw.auroc - 0.2
-    if "quality" not in planted:  # what q75 took from the reals does not come back
+    if tell != "jpeg_quality":  # what q75 took from the reals does not come back
         assert found.equalised.ci95[0] < 0.6
 
 
@@ -89,7 +90,7 @@ def test_jpeg_history_is_found_in_pixels(quality, photo):
 
 
 def test_features_of_tiny_images_are_nan_where_they_do_not_apply():
-    found = shortcut.features(Image.new("RGB", (5, 3)), 100)
+    found = shortcut.features(Image.new("RGB", (5, 3)), bytes(100))
     assert found["aspect"] == 5 / 3 and found["bytes_per_pixel"] == 100 / 15
     assert all(np.isnan(found[k]) for k in ("pixel_quality", "blockiness", "jpeg_quality"))
     assert tuple(found) == shortcut.FEATURES
@@ -202,6 +203,17 @@ def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path, data_root, 
 
 
 @pytest.mark.parametrize("name", ["nothing", "small"])
+def test_the_last_verdict_can_be_asked_for(tmp_path, data_root, outputs_root, tree):
+    root = tree(tmp_path / "set", {"real": 12, "fake/gan": 12})
+    folder.prepare(root, name="mine")
+    assert audit.verdict_of("mine") == "'mine' was never audited: python -m data_prep audit mine"
+    found, _ = audit_page.write("mine", sample=20)
+    assert audit.verdict_of("mine") == found.verdict
+    (root / "real" / "real-000.png").unlink()
+    folder.prepare(root, name="mine")
+    assert "has changed since it was audited" in audit.verdict_of("mine")
+
+
 def test_what_cannot_be_audited_is_said(tmp_path, data_root, tree, name):
     folder.prepare(tree(tmp_path / "set", {"real": 9, "fake/gan": 20}), name="small")
     message = "unknown dataset 'nothing'|'small' has too few scenes to audit"

@@ -27,8 +27,8 @@ from data_prep.transform import coded as encoded
 from dflib import data
 
 COLUMNS = (
-    "path,label,generator,split,group,testset,width,height,mode,format,jpeg_quality,bytes,sha256,"
-    "phash,status"
+    "path,label,generator,split,group,testset,width,height,mode,format,jpeg_quality,coding,bytes,"
+    "sha256,phash,status"
 )
 
 

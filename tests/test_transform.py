@@ -21,7 +21,7 @@ PHOTO = Image.fromarray(photographs.astronaut())
 def table(*rows: tuple) -> pd.DataFrame:
     """Manifest rows from (label, width, height, format, jpeg_quality)."""
     columns = ["label", "width", "height", "format", "jpeg_quality"]
-    return pd.DataFrame(rows, columns=columns).assign(status="ok")
+    return pd.DataFrame(rows, columns=columns).assign(status="ok", coding="")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,14 @@ def table(*rows: tuple) -> pd.DataFrame:
 def test_what_differs_is_made_alike(real, fake, expected):
     found = transform.equaliser(table(*[(0, *real), (1, *fake)] * 30))
     assert found == (expected and transform.Equaliser(*expected))
+
+
+def test_classes_that_are_coded_in_another_way_are_coded_again():
+    rows = table(*[(label, 256, 256, "JPEG", 75) for label in (0, 1)] * 30)
+    rows["coding"] = ["chroma=2", "chroma=2"] * 29 + ["chroma=0", "chroma=0"]
+    assert transform.equaliser(rows) is None  # the same two in both classes
+    rows.loc[59, "coding"] = "chroma=2"
+    assert transform.equaliser(rows) == transform.Equaliser(None, True)
 
 
 def test_one_small_image_does_not_decide_for_all():
