@@ -12,7 +12,7 @@ from PIL import Image
 from data_prep import manifest, transform
 from data_prep.errors import InputError, choose
 from data_prep.integrity import BadImage, open_image, read_file, to_rgb
-from data_prep.paths import dataset_folder, describe, images_root, lock, need_room
+from data_prep.paths import dataset_folder, images_root, lock, need_room
 from data_prep.transform import Equaliser, at_least, centre_square
 
 MODES = ("resize", "center_crop", "texture_crop")
@@ -46,7 +46,7 @@ def build(
         why = f"is not a multiple of 32 (the detectors halve it five times): try {near}"
         raise InputError(f"image size {size} {why}")
     table = manifest.load(name)
-    manifest.check(table, name, kind=describe(name)["kind"])
+    manifest.check(table, name)
     table = table[table["status"] == "ok"].reset_index(drop=True)
     alike = transform.equaliser(table) if equalise else None
     if perturb:

@@ -73,7 +73,7 @@ def make(
 
     entries: one dict per image with path (relative to `root`), label (0 real, 1 fake), generator,
     split ("" = none given), group; testset, where a test set has reals of its own.
-    kind: "deepfake", "source" for a transfer-learning source, "reals" for photographs alone.
+    kind: "deepfake", or "source" for a transfer-learning source.
     Files that cannot be used keep their row: status is the reason.
     Raises `InputError` as `claim` does (unless `force`), for a generator's name that means something
     else, when there is no image, and as `check` does, with the manifest written.
@@ -102,7 +102,7 @@ def make(
         scan.attrs = {"version": _SCAN, "root": str(root), "manifest": [*_stamp(csv)]}
         scan.to_parquet(folder / "scan.parquet.new")
         (folder / "scan.parquet.new").replace(folder / "scan.parquet")
-    check(table, name, kind=kind)
+    check(table, name)
     _tell_copies(table, name)
     return table
 
@@ -145,25 +145,25 @@ def load(name: str) -> pd.DataFrame:
     return table
 
 
-def check(table: pd.DataFrame, name: str, *, kind: str = "deepfake") -> None:
-    """Log what is quarantined.
+def check(table: pd.DataFrame, name: str) -> None:
+    """Log what is quarantined, and a class that is absent: the set can be tested, not trained on.
 
-    Raises `InputError` for a class that is absent (fakes may be, of kind "reals") or over 5 % bad.
+    Raises `InputError` for a class over 5 % bad.
     """
     bad, csv = table[table["status"] != "ok"], data_root() / name / "manifest.csv"
     for (generator, status), rows in bad.groupby(["generator", "status"]):
         what = (name, len(rows), shown(generator), shown(status), shown(rows["path"].iloc[0]))
         log.warning("%s: %d file(s) of %s quarantined: %s (e.g. %s)", *what)
-    for label in (0,) if kind == "reals" else (0, 1):
+    for label, others in ((0, "fakes"), (1, "reals")):
         n = int((table["label"] == label).sum())
         reasons = bad.loc[bad["label"] == label, "status"].value_counts()
         quarantined = int(reasons.sum())
         if not n:
-            raise InputError(f"{name}: no image with label {label}; both classes are needed")
-        if n == quarantined:
+            log.warning("%s holds only %s: it can be tested, not trained on", name, others)
+        elif n == quarantined:
             files = f"{n} files, all quarantined"
             raise InputError(f"{name}: no usable image with label {label} ({files})")
-        if quarantined > MAX_BAD_SHARE * n:
+        elif quarantined > MAX_BAD_SHARE * n:
             raise InputError(
                 f"{name}: {quarantined} of {n} images with label {label} cannot be used "
                 f"(more than {MAX_BAD_SHARE:.0%}): {reasons.to_dict()}. Mend or remove them "

@@ -75,7 +75,7 @@ def _folds(ok: pd.DataFrame, group: pd.Series, seed: int) -> np.ndarray:
     sizes = {"images in the smallest class": smallest, "scenes": group.nunique()}
     for what, number in sizes.items():
         if number < FOLDS:
-            need = f"at least {FOLDS} are needed, or folders train/, val/ and test/"
+            need = f"at least {FOLDS} are needed, another --scene, or folders train/, val/, test/"
             raise InputError(f"{number} {what} are too few to split: {need}")
     kind, scenes = (StratifiedKFold, None) if group.is_unique else (StratifiedGroupKFold, group)
     fold = np.empty(len(ok), dtype=int)
@@ -90,7 +90,7 @@ def _check(ok: pd.DataFrame, split: pd.Series, protocol: str) -> None:
         labels = set(ok.loc[split == part, "label"])
         if labels != {0, 1}:
             has = f"only label {labels.pop()}" if labels else "no images"
-            need = "both classes are needed in train, val and test"
+            need = "both classes are needed in train, val and test (a set of one can be tested on)"
             raise InputError(f"the {part} part has {has}; {need}")
     if protocol == "strict":
         _check_leaks(ok, split)

@@ -202,7 +202,6 @@ def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path, data_root, 
     assert summary["verdict"].split(":")[0] in page
 
 
-@pytest.mark.parametrize("name", ["nothing", "small"])
 def test_the_last_verdict_can_be_asked_for(tmp_path, data_root, outputs_root, tree):
     root = tree(tmp_path / "set", {"real": 12, "fake/gan": 12})
     folder.prepare(root, name="mine")
@@ -214,6 +213,7 @@ def test_the_last_verdict_can_be_asked_for(tmp_path, data_root, outputs_root, tr
     assert "has changed since it was audited" in audit.verdict_of("mine")
 
 
+@pytest.mark.parametrize("name", ["nothing", "small"])
 def test_what_cannot_be_audited_is_said(tmp_path, data_root, tree, name):
     folder.prepare(tree(tmp_path / "set", {"real": 9, "fake/gan": 20}), name="small")
     message = "unknown dataset 'nothing'|'small' has too few scenes to audit"

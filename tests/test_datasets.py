@@ -103,7 +103,6 @@ def test_a_full_raise_of_ones_own_stands_for_the_pairs_and_for_itself(synthbuste
     assert (table.groupby("group").size() == 3).all()
     table = sources.prepare("raise", synthbuster_files)
     assert (table["label"] == 0).all() and len(table) == 12
-    assert paths.describe("raise")["kind"] == "reals"
 
 
 @given(numbers=st.lists(st.integers(0, 2**28 - 1), unique=True, max_size=30))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import folder, manifest, protocol
+from data_prep import cache, folder, manifest, protocol
 from data_prep.errors import InputError
 
 
@@ -158,6 +158,15 @@ def test_a_set_read_again_with_a_folder_moved(tmp_path, data_root, tree, caplog)
     table = folder.prepare(root, name="mine")
     assert "5 files: 3 read, 2 unchanged" in caplog.text
     assert set(table["generator"]) == {"real", "other"} and len(manifest.load("mine")) == 5
+
+
+@pytest.mark.parametrize(("kind", "label"), [("real", 0), ("fake/gan", 1)])
+def test_one_class_alone_can_be_prepared(tmp_path, data_root, tree, caplog, kind, label):
+    table = folder.prepare(tree(tmp_path / "set", {kind: 20}, size=(40, 40)), name="mine")
+    assert set(table["label"]) == {label} and len(cache.build("mine", size=32)[0]) == 20
+    assert "it can be tested, not trained on" in caplog.text
+    with pytest.raises(InputError, match=rf"the \w+ part has only label {label}; both classes"):
+        protocol.assign(table)
 
 
 # ---- scenes
