@@ -26,6 +26,7 @@ Force = Annotated[bool, typer.Option("--force", help="replace a dataset made fro
 Scene = Annotated[str, typer.Option(help="stem, parent, file or a regular expression with a group")]
 LeaveOut = Annotated[list[str] | None, typer.Option(help="a folder that is not read; repeatable")]
 Sample = Annotated[int, typer.Option(min=20, help="images looked at per generator")]
+PerClass = Annotated[int, typer.Option(min=1, help="images taken of each class")]
 width = None if sys.stdout.isatty() else 160
 console = Console(width=width, markup=False, emoji=False, highlight=False)  # names are data
 
@@ -77,7 +78,7 @@ def huggingface(
     label_column: str = "label",
     generator_column: str = "",
     split: str = "train",
-    per_class: Annotated[int, typer.Option(min=1, help="images taken of each class")] = 1000,
+    per_class: PerClass = 1000,
     force: Force = False,
 ) -> None:
     """A set of the Hugging Face hub, or a local folder of parquet files, streamed."""
@@ -87,9 +88,16 @@ def huggingface(
 
 
 def _add(source: sources.Source) -> None:
-    def command(given: From = None, name: Name = None, force: Force = False) -> None:
+    def stored(given: From = None, name: Name = None, force: Force = False) -> None:
         _show(sources.prepare(source, given, name=name, force=force), name or source.name)
 
+    def streamed(
+        given: From = None, name: Name = None, per_class: PerClass = 1000, force: Force = False
+    ) -> None:
+        options = {"name": name, "force": force, "per_class": per_class}
+        _show(sources.prepare(source, given, **options), name or source.name)
+
+    command = streamed if source.hub else stored
     app.command(source.name, help=f"{source.title}: {source.size}. {source.address}")(command)
 
 

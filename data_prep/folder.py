@@ -137,8 +137,9 @@ def _place(root: Path, here: Path, layout: Layout, only: Collection[str], n: int
     """Raises `InputError` for a folder, with n files, that the layout does not know."""
     parts = here.relative_to(root).parts
     words = [part.lower() for part in parts]
-    at = next((i for i, word in enumerate(words) if word in layout.labels), None)
-    above = [part for part in parts[:at] if part.lower() not in SPLITS and part not in only]
+    at = max((i for i, word in enumerate(words) if word in layout.labels), default=None)
+    known = SPLITS.keys() | layout.labels
+    above = [part for part in parts[:at] if part.lower() not in known and part not in only]
     hint = f"Layout: {layout.title}. Found below {root}."
     if at is None and not parts:
         how = "put real photographs into real/ and each generator's images into fake/<generator>/"
@@ -148,11 +149,10 @@ def _place(root: Path, here: Path, layout: Layout, only: Collection[str], n: int
         raise InputError(f"{what}: give them one, or leave them out with --leave-out {parts[0]}")
     if at is None:
         choose("class folder", above[0].lower(), layout.labels, hint=hint)
-    if above and layout.above is None:
+    if above and layout.above is None and not only:
         choose("split folder", above[0].lower(), SPLITS, hint=hint)
     splits = [SPLITS[word] for word in words[:at] if word in SPLITS]
-    below = [part for part in parts[at:] if part.lower() != words[at]]
-    return _Place(parts, at, splits, above, below)
+    return _Place(parts, at, splits, above, list(parts[at + 1 :]))
 
 
 def _told(place: _Place, layout: Layout, deepest: int) -> dict:

@@ -89,6 +89,7 @@ def huggingface(
     generator_column: str = "",
     split: str = "train",
     per_class: int = 1000,
+    licence: str = "",
     force: bool = False,
 ) -> pd.DataFrame:
     """The manifest of the first `per_class` real and fake images of a set of the hub, or of a local
@@ -118,7 +119,8 @@ def huggingface(
             raise InputError(f"{source}, split {split!r}, holds no images")
         shutil.rmtree(home, ignore_errors=True)
         fresh.rename(home)
-    return manifest.make(name, home, folder.entries(home, folder.LAYOUTS[0]), force=force)
+    rows = folder.entries(home, folder.LAYOUTS[0])
+    return manifest.make(name, home, rows, licence=licence, force=force)
 
 
 def _stream(

@@ -29,7 +29,7 @@ CSV = {"index": False, "lineterminator": "\r\n"}  # for `to_csv`: quotes a CR in
 
 # name -> the command that makes, finds or downloads it
 HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") | {
-    name: f"python -m data_prep {name}{'' if 'archives' in row else ' --from FOLDER'}"
+    name: f"python -m data_prep {name}{'' if {'archives', 'hub'} & {*row} else ' --from FOLDER'}"
     for name, row in PUBLISHED.items()
 }
 

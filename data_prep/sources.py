@@ -6,12 +6,12 @@ an explicit mapping: in alphabetical order of folders it would be 0 in some of t
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from data_prep import download, manifest
+from data_prep import download, lists, manifest
 from data_prep.errors import InputError
 from data_prep.folder import DEPTH, Layout, entries
 from data_prep.paths import KAGGLE, PUBLISHED, by_structure, data_root
@@ -42,8 +42,10 @@ class Source:
     address: str
     licence: str
     size: str
-    layouts: Sequence[Sequence[str]]
-    labels: dict[str, tuple[int, str]]
+    layouts: Sequence[Sequence[str]] = ()
+    also: Sequence[str] = ()
+    labels: dict[str, tuple[int, str]] = field(default_factory=dict)
+    hub: dict[str, str] = field(default_factory=dict)
     above: int | None = None
     scene: str = ""
     archives: Sequence[Archive] = ()
@@ -63,17 +65,22 @@ def prepare(
     *,
     name: str | None = None,
     force: bool = False,
+    per_class: int = 1000,
 ) -> pd.DataFrame:
     """The manifest of a known dataset (one of `SOURCES`, or its name).
 
     Of the files below `given`, else of what Kaggle mounts or was downloaded before, else after
-    downloading. Raises `InputError` that says what was looked for, where, and how to get it, and as
+    downloading; of a set of the hub, `per_class` reals and fakes are streamed. Raises `InputError` that says what was looked for, where, and how to get it, and as
     `manifest.make` does: `force` replaces a dataset of this name.
 
     >>> prepare("faces-140k", "Downloads")                           # doctest: +SKIP
     """
     source = SOURCES[source] if isinstance(source, str) else source
     name = manifest.check_name(source.name if name is None else name)
+    if source.hub:
+        options = source.hub | ({"source": str(given)} if given else {})
+        options |= {"licence": source.licence, "per_class": per_class}
+        return lists.huggingface(**options, name=name, force=force)
     home, base = data_root() / name / "files", Path(given) if given else KAGGLE
     root = find(source, base)
     if root is None and given is None:
@@ -95,15 +102,20 @@ def prepare(
 
 def find(source: Source, base: Path) -> Path | None:
     """The nearest folder at or below `base` with one of the layouts: by structure, not by name."""
-    return next(by_structure(base, lambda folder: _parts(source, folder) != [], depth=DEPTH), None)
+    return next(
+        by_structure(base, lambda folder: _parts(source, folder) is not None, depth=DEPTH), None
+    )
 
 
-def _parts(source: Source, folder: Path) -> list[str]:
-    """The folders directly in `folder` that one of the source's layouts names; none: not there."""
+def _parts(source: Source, folder: Path) -> list[str] | None:
+    """The folders directly in `folder` to read (none: all), where it has one of the layouts."""
     for layout in source.layouts:
-        if all((folder / part).exists() for part in layout):
-            return [part.split("/")[0] for part in layout]
-    return []
+        if all(next(folder.glob(part), None) for part in layout):
+            if "*" in layout[0]:
+                return []
+            also = [name for name in source.also if (folder / name).is_dir()]
+            return [part.split("/")[0] for part in layout] + also
+    return None
 
 
 def _rows(source: Source, root: Path) -> Iterator[dict]:

@@ -258,6 +258,79 @@ def test_dogs_vs_cats_as_microsoft_publishes_it(tmp_path, data_root, picture):
     assert table.loc[table["status"] != "ok", "path"].tolist() == ["PetImages/Cat/666.jpg"]
 
 
+# ---- today's sets, in small archives of their published layouts
+
+TODAY = {
+    "genimage": {
+        "BigGAN/imagenet_ai_0419_biggan/train/ai/1.png": (1, "imagenet_ai_0419_biggan", "train"),
+        "BigGAN/imagenet_ai_0419_biggan/train/nature/1.JPEG": (0, "real", "train"),
+        "ADM/imagenet_ai_0508_adm/val/ai/2.PNG": (1, "imagenet_ai_0508_adm", "val"),
+        "ADM/imagenet_ai_0508_adm/val/nature/3.JPEG": (0, "real", "val"),
+    },
+    "df40": {
+        "DF40/simswap/ff/frames/071_054/000.png": (1, "simswap", ""),
+        "DF40/simswap/ff/frames/071_054/001.png": (1, "simswap", ""),
+        "DF40/heygen/real/v1/000.png": (0, "real", ""),
+        "DF40/heygen/fake/v1/000.png": (1, "heygen", ""),
+        "FaceForensics++/original_sequences/youtube/c23/frames/071/000.png": (0, "real", ""),
+        "Celeb-DF-v2/Celeb-real/frames/id0_0000/000.png": (0, "real", ""),
+    },
+    "truefake": {
+        "PreSocial/Real/FFHQ/1.png": (0, "real", ""),
+        "PreSocial/Fake/FLUX.1/faces/1.png": (1, "FLUX.1", ""),
+        "Facebook/Fake/FLUX.1/faces/1.jpg": (1, "FLUX.1", ""),
+        "Telegram/Real/FFHQ/1.jpg": (0, "real", ""),
+    },
+}
+SCENES = {"genimage": 4, "df40": 4, "truefake": 2}
+
+
+@pytest.mark.parametrize("name", TODAY)
+def test_a_set_of_today_is_read_in_its_published_layout(tmp_path, data_root, picture, name):
+    for i, path in enumerate(TODAY[name]):
+        picture(tmp_path / "downloads" / "x" / path, seed=i, format="PNG")
+    picture(tmp_path / "downloads" / "other" / "real" / "1.png")
+    table = sources.prepare(name, tmp_path / "downloads")
+    told = table[["label", "generator", "split"]].itertuples(index=False, name=None)
+    assert dict(zip(table["path"], told, strict=True)) == TODAY[name]
+    assert table["group"].nunique() == SCENES[name]
+    assert paths.describe(name)["licence"] == SOURCES[name].licence
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        (
+            "community-forensics",
+            {"image_data": "bytes", "label": [0, 1], "architecture": ["real", "LatDiff"]},
+        ),
+        ("openfake", {"image": "image", "label": ["real", "fake"], "model": ["", "flux"]}),
+    ],
+)
+def test_a_set_of_the_hub_is_read_in_its_published_columns(
+    tmp_path, data_root, picture, monkeypatch, name, columns
+):
+    datasets = pytest.importorskip("datasets", reason='pip install -e ".[datasets]"')
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-cache"))
+    files = [picture(tmp_path / f"{i}.png", seed=i).read_bytes() for i in range(2)]
+    rows, features = {}, {}
+    for column, values in columns.items():
+        if column.startswith("image"):
+            rows[column] = files if values == "bytes" else [{"bytes": f} for f in files]
+            features[column] = datasets.Value("binary") if values == "bytes" else datasets.Image()
+        else:
+            rows[column] = values
+            features[column] = datasets.Value("int64" if values == [0, 1] else "string")
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    (tmp_path / "hub").mkdir()
+    made.to_parquet(tmp_path / "hub" / "train.parquet")
+    done = CliRunner().invoke(command.app, [name, "--from", str(tmp_path / "hub")])
+    assert done.exit_code == 0, done.output
+    fake = columns[SOURCES[name].hub["generator_column"]][1]
+    found = command.manifest.load(name)[["label", "generator", "status"]]
+    assert sorted(found.itertuples(index=False, name=None)) == [(0, "real", "ok"), (1, fake, "ok")]
+
+
 # ---- command line
 
 
@@ -275,7 +348,7 @@ def test_every_source_has_a_command_and_a_way_to_get_it():
     assert set(SOURCES) <= registered
     for known in SOURCES.values():
         assert known.licence and known.address.startswith("http")
-        assert known.archives or known.by_hand
+        assert known.archives or known.by_hand or known.hub
 
 
 def test_the_synthbuster_layout_of_real_files(real_data, data_root, caplog):
