@@ -89,17 +89,12 @@ def spectra(found: Audit) -> plt.Figure:
 
 
 def formats(found: Audit) -> pd.DataFrame:
-    """Usable images by label, generator, format, mode, size, JPEG quality (over three: "many")."""
+    """Usable images by label, generator, format and mode; how many sizes and JPEG qualities."""
     ok = found.table[found.table["status"] == "ok"]
-    about = ok[["label", "generator", "format", "mode"]].copy()
-    size = ok[["width", "height"]].astype(int).astype(str)
-    about["pixels"] = size["width"] + " x " + size["height"]
-    about["JPEG quality"] = ok["jpeg_quality"].map(lambda q: "" if pd.isna(q) else f"{q:.0f}")
-    for column in ("pixels", "JPEG quality"):
-        many = about.groupby(["label", "generator"])[column].transform("nunique") > 3
-        about[column] = about[column].mask(many, "many")
-    table = about.value_counts().reset_index(name="images")
-    return table.sort_values(["label", "generator"], kind="stable")
+    ok = ok.assign(size=ok["width"].astype(str) + "x" + ok["height"].astype(str))
+    count = {"images": ("path", "size"), "sizes": ("size", "nunique")}
+    count |= {"JPEG qualities": ("jpeg_quality", "nunique"), "codings": ("coding", "nunique")}
+    return ok.groupby(["label", "generator", "format", "mode"]).agg(**count).reset_index()
 
 
 def render(found: Audit) -> str:

@@ -25,17 +25,13 @@ def build(
     size: int,
     mode: str = "resize",
     equalise: bool = False,
-    perturb: str = "",
     workers: int | None = None,
 ) -> tuple[np.memmap, pd.DataFrame]:
     """The decoded images of a dataset (uint8, N x size x size x 3, read-only), and their rows.
 
-    equalise: first make the classes alike in size and JPEG quality (`transform.equaliser`).
-    perturb: then make each image worse, such as "jpeg-75" (`transform.perturb`). Last comes `fit`.
-    Made on the first call, found on the next. Parallel; a cut build goes on where it was; two at
-    once wait for each other. Each process holds one image; the rows go straight to the file.
-    Raises `InputError` for an unknown mode or perturbation, a size that is no multiple of 32, a
-    full disk, or files that changed since the scan.
+    equalise: first make the classes alike (`transform.equaliser`); then comes `fit`. Made on the first
+    call, in parallel; a cut build goes on where it was, two at once wait for each other. Raises
+    `InputError` for an unknown mode, a size that is no multiple of 32, a full disk, or changed files.
 
     >>> build("demo", size=32)[0].shape                              # doctest: +SKIP
     (4200, 32, 32, 3)
@@ -49,10 +45,8 @@ def build(
     manifest.check(table, name)
     table = table[table["status"] == "ok"].reset_index(drop=True)
     alike = transform.equaliser(table) if equalise else None
-    if perturb:
-        transform.check_perturbation(perturb)
     contents = json.dumps([table["sha256"].tolist(), manifest.decoding(table)]).encode()
-    key = [mode, alike.key if alike else "", perturb, str(size)]
+    key = [mode, alike.key if alike else "", str(size)]
     key = [*filter(None, key), hashlib.sha256(contents).hexdigest()[:12]]
     folder = dataset_folder(name) / "cache" / "-".join(key)
     if not folder.exists():
@@ -60,7 +54,7 @@ def build(
         # no with_suffix: names may hold dots, such as resize-0.5
         with lock(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
-                options = {"alike": alike, "worse": perturb, "size": size, "mode": mode}
+                options = {"alike": alike, "size": size, "mode": mode}
                 _fill(folder, name, table, options, workers)
     return np.load(folder / "images.npy", mmap_mode="r"), table
 
@@ -68,9 +62,8 @@ def build(
 def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
     """One RGB image as the detectors see it: uint8, size x size x 3.
 
-    resize: squashed to the square (the paper's way; destroys traces in large photographs).
-    center_crop: the middle, unscaled. texture_crop: the tile with the most fine detail, unscaled
-    (arXiv 2407.15500). For the crops, images smaller than `size` are scaled up to it first.
+    resize: squashed to the square (the paper's way). center_crop: the middle, unscaled. texture_crop:
+    the tile with the most fine detail (arXiv 2407.15500). For crops, smaller images are scaled up.
 
     >>> fit(Image.new("RGB", (300, 200)), size=64).shape
     (64, 64, 3)
@@ -124,9 +117,7 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, options: dict, workers: 
     (folder / "done.npy").unlink()
 
 
-def _decode(
-    chunk: tuple, *, folder: Path, alike: Equaliser | None, worse: str, **fitted
-) -> list[str]:
+def _decode(chunk: tuple, *, folder: Path, alike: Equaliser | None, **fitted) -> list[str]:
     """Decode some files (rows, paths, hashes) into their rows; returns what went wrong."""
     images = np.load(folder / "images.npy", mmap_mode="r+")
     done = np.load(folder / "done.npy", mmap_mode="r+")
@@ -138,7 +129,7 @@ def _decode(
                 raise BadImage("other contents")
             image = to_rgb(open_image(data))
             image = alike(image, sha256) if alike else image
-            images[row] = fit(transform.perturb(image, worse) if worse else image, **fitted)
+            images[row] = fit(image, **fitted)
             done[row] = True
         except BadImage as error:
             problems.append(f"{path}: {error}")

@@ -91,9 +91,8 @@ def build(
 ) -> list[dict]:
     """Write the real-or-fake set below `folder`; one entry per image (label 1 is fake).
 
-    Fakes are decoded from patches that never stand as reals; each decoder is fitted on the
-    training split's. counts: images per class and split; in test, per generator, all made from the
-    same sources. Raises `ValueError` for more patches than the photographs hold.
+    Fakes are decoded from patches that never stand as reals. counts: images per class and split; in
+    test, per generator. Raises `ValueError` for more patches than the photographs hold.
 
     >>> rows = build(Path("data/demo"), counts={"train": 30, "val": 6, "test": 8}, steps=5)
     """

@@ -61,10 +61,9 @@ def prepare(
 ) -> pd.DataFrame:
     """Scan a folder of images into the manifest of dataset `name`; the images stay where they are.
 
-    Its layout is one of `LAYOUTS`, in any case, also some folders deeper. scene: the rule for
-    `scenes.grouped`. leave_out: names of folders that are not read. Raises `InputError` for a
-    missing folder, an unknown class folder, no images, and as `scenes.grouped` and `manifest.make`
-    do: `force` replaces a dataset of this name.
+    Its layout is one of `LAYOUTS`, in any case, also some folders deeper. scene: a rule of
+    `scenes.grouped`. leave_out: names of folders that are not read. Raises `InputError` for what is not
+    understood, and as `manifest.make` does.
 
     >>> prepare("my-images", name="mine")                            # doctest: +SKIP
     """
@@ -141,14 +140,12 @@ def _place(root: Path, here: Path, layout: Layout, only: Collection[str], n: int
     known = SPLITS.keys() | layout.labels
     above = [part for part in parts[:at] if part.lower() not in known and part not in only]
     hint = f"Layout: {layout.title}. Found below {root}."
-    if at is None and not parts:
-        how = "put real photographs into real/ and each generator's images into fake/<generator>/"
-        raise InputError(f"images stand directly in the folder: {how}")
-    if at is None and not above:
-        what = f"{'/'.join(parts)}/ below {root} holds {n} file(s) without a class folder"
-        raise InputError(f"{what}: give them one, or leave them out with --leave-out {parts[0]}")
     if at is None:
-        choose("class folder", above[0].lower(), layout.labels, hint=hint)
+        hint += f" Or leave it out: --leave-out {parts[0]}."
+        if above:
+            choose("class folder", above[0].lower(), layout.labels, hint=hint)
+        what = f"{'/'.join(parts)}/ holds {n} file(s) without a class folder"
+        raise InputError(f"{what}. {hint}")
     if above and layout.above is None and not only:
         choose("split folder", above[0].lower(), SPLITS, hint=hint)
     splits = [SPLITS[word] for word in words[:at] if word in SPLITS]

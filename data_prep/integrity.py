@@ -38,9 +38,8 @@ def read_file(path: Path | str) -> bytes:
 def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.Image:
     """Open and fully decode one image of `transform.FORMATS`, still in its own mode.
 
-    Raises `BadImage` with a short reason (zero-byte, not an image, truncated, bomb, unreadable, not
-    a regular file, too large, too long and thin, a format whose plugin is missing); what the
-    header tells of is not decoded then. `$DFLIB_MEGAPIXELS` sets another limit.
+    Raises `BadImage` with a short reason, where the header tells it before anything is decoded.
+    `$DFLIB_MEGAPIXELS` sets another limit of the size.
 
     >>> open_image(b"")
     Traceback (most recent call last):
@@ -174,8 +173,7 @@ def format_of(image: Image.Image) -> str:
 
 @cache
 def luminance(quality: int) -> np.ndarray:
-    """The quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8: asked of Pillow,
-    which scales the standard's table (ITU T.81, K.1) as the usual (IJG) encoders do.
+    """Quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8, as Pillow scales them.
 
     >>> luminance(50)[0, :4]
     array([16, 11, 10, 16])

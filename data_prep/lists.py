@@ -28,9 +28,8 @@ def prepare(
 ) -> pd.DataFrame:
     """The manifest of the images that a CSV or parquet file lists, by paths below `images`.
 
-    columns: what the file calls `COLUMNS`, where it is another name. A label is one of `LABELS`. scene: as for
-    `folder.prepare`, where no column tells it. Raises `InputError` for a file or column that is not
-    there, an unknown label or split, a path outside `images` or twice, and as `manifest.make`.
+    columns: what the file calls `COLUMNS`. A label is one of `LABELS`. scene: a rule, where no column
+    tells. Raises `InputError` for what is not there, unknown, outside `images` or listed twice.
 
     >>> prepare(Path("labels.csv"), Path("images"), name="mine")     # doctest: +SKIP
     """
@@ -92,13 +91,13 @@ def huggingface(
     licence: str = "",
     force: bool = False,
 ) -> pd.DataFrame:
-    """The manifest of the first `per_class` real and fake images of a set of the hub, or of a local
-    folder of parquet files: streamed, and written as they are to `<data root>/<name>/files/`.
+    """The manifest of the first `per_class` real and fake images of a set of the hub, or of a folder of
+    parquet files: streamed, and written as they are to `<data root>/<name>/files/`.
 
-    A second call takes what is there; `force` fetches again. Raises `InputError` where `datasets`
-    is not installed, for a column or label that is not known, and as `manifest.make` does.
+    A second call takes what is there; `force` fetches again. Raises `InputError` without `datasets`, for
+    an unknown column or label, and as `manifest.make` does.
 
-    >>> huggingface("OwensLab/CommunityForensics-Small", name="cf")  # doctest: +SKIP
+    >>> huggingface("ComplexDataLab/OpenFake", name="fakes")         # doctest: +SKIP
     """
     home = data_root() / manifest.check_name(name) / "files"
     manifest.claim(name, home, force=force)

@@ -71,12 +71,10 @@ def make(
 ) -> pd.DataFrame:
     """Scan the files of `entries`; write `<data root>/<name>/manifest.csv` and `dataset.json`.
 
-    entries: one dict per image with path (relative to `root`), label (0 real, 1 fake), generator,
-    split ("" = none given), group; testset, where a test set has reals of its own.
-    kind: "deepfake", or "source" for a transfer-learning source.
-    Files that cannot be used keep their row: status is the reason.
-    Raises `InputError` as `claim` does (unless `force`), for a generator's name that means something
-    else, when there is no image, and as `check` does, with the manifest written.
+    entries: one dict per image with path (below `root`), label (0 real, 1 fake), generator, split
+    (""= none given), group, testset. kind: "source" for a transfer-learning source. Files that cannot
+    be used keep their row: status is the reason. Raises `InputError` as `claim` and `check` do, for a
+    generator's name that means something else, and when there is no image.
     """
     claim(name, root, force=force)
     entries = sorted(entries, key=itemgetter("path"))
@@ -94,8 +92,6 @@ def make(
     relative = os.path.relpath(root, folder.resolve())
     where = str(root) if relative.startswith("..") else relative
     about = {"name": name, "kind": kind, "root": where, "licence": licence}
-    classes = table.groupby("label")["generator"].unique()
-    about["classes"] = {label: sorted(names) for label, names in classes.items()}
     write_text(folder / "dataset.json", json.dumps(about, indent=1))
     if not same:
         write_text(csv, table.to_csv(**CSV))  # its presence means prepared

@@ -60,10 +60,9 @@ def outputs_root() -> Path:
 
 
 def attached_roots() -> list[Path]:
-    """Outputs of earlier sessions, in which finished runs are found and nothing is written.
+    """Outputs of earlier sessions, in which finished runs are found and nothing is written: below each
+    folder in `$DFLIB_ATTACHED` (separated as in `$PATH`), and below what Kaggle mounts.
 
-    They lie below each folder in `$DFLIB_ATTACHED` (separated as in `$PATH`), and below what Kaggle
-    mounts; known by their structure. Of large folders (of images) only 1,000 entries are looked at.
     Raises `InputError` for a folder in `$DFLIB_ATTACHED` that is not there.
     """
     given = [Path(part) for part in os.environ.get("DFLIB_ATTACHED", "").split(os.pathsep) if part]
@@ -144,7 +143,7 @@ def dataset_folder(name: str) -> Path:
 
 
 def describe(name: str) -> dict:
-    """The dataset's `dataset.json`: name, kind, root of the images, classes, licence."""
+    """The dataset's `dataset.json`: name, kind, root of the images, licence."""
     path = dataset_folder(name) / "dataset.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))

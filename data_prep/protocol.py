@@ -28,12 +28,10 @@ def assign(
 ) -> pd.Series:
     """Split of every row of a manifest ("train", "val", "test"; "" for quarantined rows).
 
-    Splits that the dataset gives are kept. Otherwise `strict` divides by `scenes`, so that none
-    stands on two sides, 60/10/30, and `paper` divides single images at random, 60/40
-    (arXiv 2504.21066). Where a validation part is missing, a tenth of train becomes it.
-    whole_scenes: None leaves it to the protocol; True keeps scenes together under `paper` too.
-    Raises `InputError` for an unknown protocol, too few scenes, or a given split with a scene or
-    a file on both sides (strict, which warns of near copies).
+    Splits that the dataset gives are kept. Otherwise `strict` divides by `scenes`, 60/10/30, and `paper`
+    single images at random, 60/40 (arXiv 2504.21066); a missing validation part is a tenth of train.
+    whole_scenes: None leaves it to the protocol. Raises `InputError` for an unknown protocol, too few
+    scenes, or a given split with a scene or a file on both sides (strict, which warns of near copies).
 
     >>> assign(manifest.load("demo")).value_counts()                 # doctest: +SKIP
     """

@@ -72,9 +72,8 @@ def features(image: Image.Image, data: bytes) -> dict[str, float]:
 def pixel_quality(luma: np.ndarray) -> float:
     """JPEG quality (30 to 96) that grey pixels (H x W, 0 to 255) once had, nan where none shows.
 
-    Also inside a PNG: block DCT coefficients of a decoded JPEG lie near multiples of the
-    quantisation steps (Fan & de Queiroz 2003); the lowest quality whose steps fit wins. Blind to
-    images that were scaled or shifted off the 8 x 8 grid since.
+    Block DCT coefficients of a decoded JPEG lie near multiples of the quantisation steps (Fan & de
+    Queiroz 2003); the lowest quality that fits wins. Blind to images scaled or shifted since.
     """
     rows, columns = (n // 8 for n in luma.shape)
     if rows * columns < 4:

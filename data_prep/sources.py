@@ -25,7 +25,6 @@ class Archive:
 
     url: str
     md5: str | None = None
-    sha256: str | None = None
     members: Sequence[str] = ()
 
     @property
@@ -70,8 +69,8 @@ def prepare(
     """The manifest of a known dataset (one of `SOURCES`, or its name).
 
     Of the files below `given`, else of what Kaggle mounts or was downloaded before, else after
-    downloading; of a set of the hub, `per_class` reals and fakes are streamed. Raises `InputError` that says what was looked for, where, and how to get it, and as
-    `manifest.make` does: `force` replaces a dataset of this name.
+    downloading; of a set of the hub, `per_class` reals and fakes are streamed. Raises `InputError` that
+    says what was looked for, where, and how to get it, and as `manifest.make` does.
 
     >>> prepare("faces-140k", "Downloads")                           # doctest: +SKIP
     """
@@ -134,7 +133,7 @@ def fetch(source: Source, home: Path) -> Path:
             download.fetch_members(archive.url, folder, wanted=wanted)
         elif not folder.exists():
             file = home / f"{archive.name}.zip"
-            download.fetch(archive.url, file, md5=archive.md5, sha256=archive.sha256)
+            download.fetch(archive.url, file, md5=archive.md5)
             download.unpack(file, folder)
             file.unlink()  # its members are all there
     return home

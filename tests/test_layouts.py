@@ -85,7 +85,7 @@ def test_a_set_with_a_validation_part_alone_trains_on_it(tmp_path, data_root, tr
         ("train/real train/fak", "unknown class folder 'fak', did you mean 'fake'?"),
         ("a b", "(there: a, b): images have no label. Layouts that can be read: real/, fake/<gen"),
         (".", "(there: no folders): images have no label"),
-        ("train/real train/fake test", "test/ below {} holds 1 file(s) without a class folder"),
+        ("train/real train/fake test", "test/ holds 1 file(s) without a class folder"),
     ],
 )
 def test_a_folder_that_is_not_understood_is_refused(tmp_path, data_root, picture, folders, message):
@@ -101,7 +101,7 @@ def test_a_folder_that_is_not_understood_is_refused(tmp_path, data_root, picture
 
 def test_an_unlabelled_test_folder_is_left_out_on_request(tmp_path, data_root, tree, caplog):
     root = tree(tmp_path / "set", {"train/real": 2, "train/fake": 2, "test": 3})
-    with pytest.raises(InputError, match="leave them out with --leave-out test"):
+    with pytest.raises(InputError, match="Or leave it out: --leave-out test"):
         folder.prepare(root, name="mine")
     assert len(folder.prepare(root, name="mine", leave_out=["test"])) == 4
     assert "test: left out as asked" in caplog.text
