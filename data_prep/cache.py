@@ -29,9 +29,10 @@ def build(
 ) -> tuple[np.memmap, pd.DataFrame]:
     """The decoded images of a dataset (uint8, N x size x size x 3, read-only), and their rows.
 
-    equalise: first make the classes alike (`transform.equaliser`); then comes `fit`. Made on the first
-    call, in parallel; a cut build goes on where it was, two at once wait for each other. Raises
-    `InputError` for an unknown mode, a size that is no multiple of 32, a full disk, or changed files.
+    equalise: first make the classes alike (`transform.equaliser`); then comes `fit`. Made on the
+    first call, in parallel; a cut build goes on where it was, two at once wait for each other.
+    Raises `InputError` for an unknown mode, a size that is no multiple of 32, a full disk, or
+    changed files.
 
     >>> build("demo", size=32)[0].shape                              # doctest: +SKIP
     (4200, 32, 32, 3)
@@ -62,8 +63,9 @@ def build(
 def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
     """One RGB image as the detectors see it: uint8, size x size x 3.
 
-    resize: squashed to the square (the paper's way). center_crop: the middle, unscaled. texture_crop:
-    the tile with the most fine detail (arXiv 2407.15500). For crops, smaller images are scaled up.
+    resize: squashed to the square (the paper's way). center_crop: the middle, unscaled.
+    texture_crop: the tile with the most fine detail (arXiv 2407.15500). For crops, smaller images
+    are scaled up.
 
     >>> fit(Image.new("RGB", (300, 200)), size=64).shape
     (64, 64, 3)

@@ -34,8 +34,9 @@ _remote = partial(RemoteZip, initial_buffer_size=_BLOCK, timeout=TIMEOUT)
 def fetch(url: str, target: Path, *, md5: str | None = None) -> Path:
     """Download `url` to the file `target`, which exists only once it is whole and right.
 
-    Goes on where an earlier attempt was cut. Raises `InputError` for an address that does not answer, a
-    disk too full (before anything is written), or a wrong checksum (the file is set aside).
+    Goes on where an earlier attempt was cut. Raises `InputError` for an address that does not
+    answer, a disk too full (before anything is written), or a wrong checksum (the file is set
+    aside).
 
     >>> fetch("https://example.org/set.zip", Path("set.zip"), md5="0695bd…")   # doctest: +SKIP
     """
@@ -55,8 +56,8 @@ def unpack(
 ) -> Path:
     """Unpack the wanted members of a zip into `folder`, which appears only with all of them there.
 
-    Raises `InputError`, with nothing left of it, for a damaged or encrypted archive, a member with an
-    absolute path, `..` or a link, or a disk too full.
+    Raises `InputError`, with nothing left of it, for a damaged or encrypted archive, a member with
+    an absolute path, `..` or a link, or a disk too full.
     """
     if folder.exists():
         return folder
@@ -84,8 +85,8 @@ def fetch_members(
 ) -> Path:
     """Fetch only the wanted members of a zip on a server into `folder`, by range requests.
 
-    Each is checked by its CRC-32 and written in one step; a cut call goes on with the missing ones. A
-    server without ranges gives the whole archive. Raises `InputError` as `fetch` and `unpack` do.
+    Each is checked by its CRC-32 and written in one step; a cut call goes on with the missing ones.
+    A server without ranges gives the whole archive. Raises `InputError` as `fetch` and `unpack` do.
 
     >>> fetch_members(url, Path("set"), wanted=names_below("person"))   # doctest: +SKIP
     """

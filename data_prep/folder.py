@@ -1,4 +1,5 @@
-"""Folders of labelled images: one table of the layouts that are known, and the walk through them."""
+"""Folders of labelled images: one table of the layouts that are known, and the walk through
+them."""
 
 import logging
 import os
@@ -62,8 +63,8 @@ def prepare(
     """Scan a folder of images into the manifest of dataset `name`; the images stay where they are.
 
     Its layout is one of `LAYOUTS`, in any case, also some folders deeper. scene: a rule of
-    `scenes.grouped`. leave_out: names of folders that are not read. Raises `InputError` for what is not
-    understood, and as `manifest.make` does.
+    `scenes.grouped`. leave_out: names of folders that are not read. Raises `InputError` for what is
+    not understood, and as `manifest.make` does.
 
     >>> prepare("my-images", name="mine")                            # doctest: +SKIP
     """

@@ -23,7 +23,8 @@ class BadImage(ValueError):
 
 
 def read_file(path: Path | str) -> bytes:
-    """The bytes of a regular file of at most `MAX_BYTES`; another is not even opened: `BadImage`."""
+    """The bytes of a regular file of at most `MAX_BYTES`; another is not even opened:
+    `BadImage`."""
     try:
         found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode):
@@ -92,9 +93,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():
             raise BadImage("pixels that are no numbers")
-        wide = image.mode.startswith("I;16") or values.max(initial=0) > 255
-        most = 1 if image.mode == "F" and values.max(initial=0) <= 1 else 255
-        most = 65535 if wide else most
+        top, most = values.max(initial=0), 255
+        if image.mode.startswith("I;16") or top > 255:
+            most = 65535
+        elif image.mode == "F" and top <= 1:
+            most = 1
         values = np.clip(values * 255 / most, 0, 255)
         return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -115,7 +118,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _as_srgb(image: Image.Image) -> Image.Image:
-    """RGB as sRGB shows it, where the image carries another profile; a damaged one counts as none."""
+    """RGB as sRGB shows it, where the image carries another profile; a damaged one counts as
+    none."""
     data = image.info.get("icc_profile")
     if not data or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
@@ -126,7 +130,7 @@ def _as_srgb(image: Image.Image) -> Image.Image:
             return image
         srgb = ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(colours, profile, srgb, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, TypeError):
+    except Exception:  # whatever the bytes of a damaged profile lead to
         return image
     if image.mode == "RGBA":
         converted.putalpha(image.getchannel("A"))
@@ -150,9 +154,7 @@ def coding(image: Image.Image, data: bytes) -> dict[str, int]:
     standard = tables and np.array_equal(
         tables[min(tables)], luminance(jpeg_quality(image)).ravel()
     )
-    bits = 8 if image.mode[0] not in "IF" else 16
-    if image.format == "PNG":
-        bits = data[24]
+    wide = 16 if image.mode[0] in "IF" else 8
     icc = bool(image.info.get("icc_profile"))
     return {
         "chroma": JpegImagePlugin.get_sampling(image) if tables else -1,
@@ -162,7 +164,7 @@ def coding(image: Image.Image, data: bytes) -> dict[str, int]:
         "icc": icc + (icc and _as_srgb(image) is not image),
         "xmp": int(b"x:xmpmeta" in data),
         "c2pa": int(b"jumdc2pa" in data),
-        "bits": bits,
+        "bits": data[24] if image.format == "PNG" else wide,
     }
 
 
@@ -173,7 +175,8 @@ def format_of(image: Image.Image) -> str:
 
 @cache
 def luminance(quality: int) -> np.ndarray:
-    """Quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8, as Pillow scales them.
+    """Quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8, as Pillow scales
+    them.
 
     >>> luminance(50)[0, :4]
     array([16, 11, 10, 16])

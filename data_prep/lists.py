@@ -28,8 +28,9 @@ def prepare(
 ) -> pd.DataFrame:
     """The manifest of the images that a CSV or parquet file lists, by paths below `images`.
 
-    columns: what the file calls `COLUMNS`. A label is one of `LABELS`. scene: a rule, where no column
-    tells. Raises `InputError` for what is not there, unknown, outside `images` or listed twice.
+    columns: what the file calls `COLUMNS`. A label is one of `LABELS`. scene: a rule, where no
+    column tells. Raises `InputError` for what is not there, unknown, outside `images` or listed
+    twice.
 
     >>> prepare(Path("labels.csv"), Path("images"), name="mine")     # doctest: +SKIP
     """
@@ -91,17 +92,19 @@ def huggingface(
     licence: str = "",
     force: bool = False,
 ) -> pd.DataFrame:
-    """The manifest of the first `per_class` real and fake images of a set of the hub, or of a folder of
-    parquet files: streamed, and written as they are to `<data root>/<name>/files/`.
+    """The manifest of the first `per_class` real and fake images of a set of the hub, or of a
+    folder of parquet files: streamed, and written as they are to `<data root>/<name>/files/`.
 
-    A second call takes what is there; `force` fetches again. Raises `InputError` without `datasets`, for
-    an unknown column or label, and as `manifest.make` does.
+    A second call takes what is there; `force` fetches again. Raises `InputError` without
+    `datasets`, for an unknown column or label, and as `manifest.make` does.
 
     >>> huggingface("ComplexDataLab/OpenFake", name="fakes")         # doctest: +SKIP
     """
     home = data_root() / manifest.check_name(name) / "files"
     manifest.claim(name, home, force=force)
-    if force or not home.exists():
+    if home.exists() and not force:
+        log.warning("%s is there already, and taken as it is: --force fetches again", home)
+    else:
         fresh = home.with_name("files.new")
         shutil.rmtree(fresh, ignore_errors=True)  # of an earlier call that was cut
         columns = (image_column, label_column, generator_column)

@@ -72,9 +72,9 @@ def make(
     """Scan the files of `entries`; write `<data root>/<name>/manifest.csv` and `dataset.json`.
 
     entries: one dict per image with path (below `root`), label (0 real, 1 fake), generator, split
-    (""= none given), group, testset. kind: "source" for a transfer-learning source. Files that cannot
-    be used keep their row: status is the reason. Raises `InputError` as `claim` and `check` do, for a
-    generator's name that means something else, and when there is no image.
+    (""= none given), group, testset. kind: "source" for a transfer-learning source. Files that
+    cannot be used keep their row: status is the reason. Raises `InputError` as `claim` and `check`
+    do, for a generator's name that means something else, and when there is no image.
     """
     claim(name, root, force=force)
     entries = sorted(entries, key=itemgetter("path"))

@@ -60,8 +60,8 @@ def outputs_root() -> Path:
 
 
 def attached_roots() -> list[Path]:
-    """Outputs of earlier sessions, in which finished runs are found and nothing is written: below each
-    folder in `$DFLIB_ATTACHED` (separated as in `$PATH`), and below what Kaggle mounts.
+    """Outputs of earlier sessions, in which finished runs are found and nothing is written: below
+    each folder in `$DFLIB_ATTACHED` (separated as in `$PATH`), and below what Kaggle mounts.
 
     Raises `InputError` for a folder in `$DFLIB_ATTACHED` that is not there.
     """

@@ -23,11 +23,11 @@ def stem(file: str) -> str:
 
 
 def grouped(rows: list[dict], rule: str = "") -> list[dict]:
-    """The rows (path, label, generator, split, folder: the one below class and generator, or ""), each
-    with its scene as group; within a split, where the folders give splits.
+    """The rows (path, label, generator, split, folder: the one below class and generator, or ""),
+    each with its scene as group; within a split, where the folders give splits.
 
-    rule: one of `RULES`, a regular expression whose first group names the scene, "" to find one. Raises
-    `InputError` for an expression that is none, has no group, or does not match a path.
+    rule: one of `RULES`, a regular expression whose first group names the scene, "" to find one.
+    Raises `InputError` for an expression that is none, has no group, or does not match a path.
     """
     known = rule or found(rows)
     names = list(map(_namer(known), rows))

@@ -69,8 +69,8 @@ def prepare(
     """The manifest of a known dataset (one of `SOURCES`, or its name).
 
     Of the files below `given`, else of what Kaggle mounts or was downloaded before, else after
-    downloading; of a set of the hub, `per_class` reals and fakes are streamed. Raises `InputError` that
-    says what was looked for, where, and how to get it, and as `manifest.make` does.
+    downloading; of a set of the hub, `per_class` reals and fakes are streamed. Raises `InputError`
+    that says what was looked for, where, and how to get it, and as `manifest.make` does.
 
     >>> prepare("faces-140k", "Downloads")                           # doctest: +SKIP
     """

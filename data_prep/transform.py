@@ -29,8 +29,8 @@ SMALL = 0.05  # share of a class that may be smaller than the common side, and i
 
 
 def opened(source: BinaryIO | Path | str) -> Image.Image:
-    """An image file of one of `FORMATS`, its pixels not yet read. Of others Pillow would start programs
-    (Ghostscript). Raises what Pillow does, `UnidentifiedImageError` for any other format.
+    """An image file of one of `FORMATS`, its pixels not yet read. Of others Pillow would start
+    programs (Ghostscript). Raises what Pillow does, `UnidentifiedImageError` for any other format.
 
     >>> opened(io.BytesIO(coded(Image.new("L", (8, 8))))).format
     'JPEG'
@@ -111,9 +111,10 @@ class Equaliser:
 def equaliser(table: pd.DataFrame) -> Equaliser | None:
     """What makes the usable images of a manifest alike; None where they are alike already.
 
-    Size: a centre square, unscaled, that all but 5 % of each class can give. JPEG: where any file is
-    lossless, qualities differ, or the classes differ in their `integrity.coding`, every image is encoded
-    at a random quality of 70 to 90 (arXiv 2403.17608). What was lost before does not come back.
+    Size: a centre square, unscaled, that all but 5 % of each class can give. JPEG: where any file
+    is lossless, qualities differ, or the classes differ in their `integrity.coding`, every image is
+    encoded at a random quality of 70 to 90 (arXiv 2403.17608). What was lost before does not come
+    back.
     """
     ok = table[table["status"] == "ok"]
     side = None

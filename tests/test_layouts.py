@@ -1,4 +1,5 @@
-"""Folders as people have them: which layouts are known, what they tell, what is left out and said."""
+"""Folders as people have them: which layouts are known, what they tell, what is left out and
+said."""
 
 from __future__ import annotations
 
