@@ -137,9 +137,10 @@ def _place(root: Path, here: Path, layout: Layout, only: Collection[str], n: int
     """Raises `InputError` for a folder, with n files, that the layout does not know."""
     parts = here.relative_to(root).parts
     words = [part.lower() for part in parts]
-    at = max((i for i, word in enumerate(words) if word in layout.labels), default=None)
-    known = SPLITS.keys() | layout.labels
-    above = [part for part in parts[:at] if part.lower() not in known and part not in only]
+    places = [i for i, word in enumerate(words) if word in layout.labels]
+    # a published set may hold reals among its fakes; in a folder of one's own that is a mistake
+    at = places[-1 if only else 0] if places else None
+    above = [part for part in parts[:at] if part.lower() not in SPLITS and part not in only]
     hint = f"Layout: {layout.title}. Found below {root}."
     if at is None:
         hint += f" Or leave it out: --leave-out {parts[0]}."
