@@ -96,7 +96,7 @@ OTHERS = {  # other commands
     ("dflib", "results", "--csv", "n" * 300): "cannot be written: File name too long",
     ("data_prep", "folder", "nowhere", "--name", "new"): "nowhere is not a folder",
     ("data_prep", "folder", "images", "--name", "../new"): "'../new' cannot be a dataset's name",
-    ("data_prep", "folder", "images/fake", "--name", "new"): "unknown class folder 'gan'",
+    ("data_prep", "folder", "images/fake", "--name", "new"): "(there: gan): images have no label",
     ("data_prep", "faces-140k", "--from", "images"): "https://www.kaggle.com/datasets/xhlulu/140k",
 }
 BAD = [(("dflib", *STUDY, "--set", pair), said) for pair, said in SET.items()]
