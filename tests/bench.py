@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -187,9 +186,6 @@ def compressed() -> Iterator[Record]:
 
     from dflib import export, lowrank, measure, models, prune, quantize, train
     from dflib.data import Part
-    from dflib.edge.files import to_executorch
-
-    executorch = find_spec("executorch") is not None  # an extra
 
     rng = np.random.default_rng(0)
     part = Part(
@@ -208,8 +204,6 @@ def compressed() -> Iterator[Record]:
         files = {}
         for name, model in shapes.items():
             files[name, "ONNX Runtime"] = export.to_onnx(model, Path(folder) / f"{name}.onnx")
-            if executorch:
-                files[name, "ExecuTorch"] = to_executorch(model, Path(folder) / f"{name}.pte")
         int8 = Path(folder) / "CPKDQ.onnx"
         files["CPKDQ", "ONNX Runtime"] = quantize.static_int8(
             files["CPF-S", "ONNX Runtime"], int8, part, images=32
@@ -232,7 +226,6 @@ def compressed() -> Iterator[Record]:
         ("LRF", "ONNX Runtime", None),
         ("CQ", "ONNX Runtime", None),
         ("CQ-S", "ONNX Runtime", 2.5),
-        *((name, "ExecuTorch", None) for name in ("CPF", "CPF-S", "LRF") if executorch),
     ):
         old, new = ms["BL", runtime], ms[name, runtime]
         yield record(

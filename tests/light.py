@@ -1,4 +1,4 @@
-"""A copy of the project whose run notebooks train nothing: they wait, write a result, or raise. The engine around them is the real one."""
+"""A copy of the project whose run notebooks only wait, write a result, or raise; the engine is real."""
 
 from __future__ import annotations
 
@@ -40,33 +40,23 @@ if method in os.environ.get("LIGHT_RAISES_LATER", "").split(","):
 
 
 def project(folder: Path, template: dict) -> Path:
-    """Make the copy below `folder`; template: the `result.json` that its runs leave, with their own names."""
-    for name in ("dflib", "data_prep", "notebooks"):
-        shutil.copytree(
-            PROJECT / name, folder / name, ignore=shutil.ignore_patterns(".*", "__pycache__")
-        )
-    shutil.copy(PROJECT / "pyproject.toml", folder)
-    (folder / "template.json").write_text(json.dumps(template))
+    """Make the copy below `folder`; template: the `result.json` of its runs, but for their names."""
     from dflib.study import methods
 
+    for name in ("dflib", "data_prep", "notebooks"):
+        ignore = shutil.ignore_patterns(".*", "__pycache__")
+        shutil.copytree(PROJECT / name, folder / name, ignore=ignore)
+    shutil.copy(PROJECT / "pyproject.toml", folder)
+    (folder / "template.json").write_text(json.dumps(template))
     for stem in {m.notebook for m in methods.METHODS.values()}:
-        cells = [
-            nbformat.v4.new_code_cell(
-                PARAMETERS.format(method=methods.made_by(stem)[0]),
-                metadata={"tags": ["parameters"]},
-            )
-        ]
-        cells.append(
-            nbformat.v4.new_code_cell(
-                RESULT.format(template=folder / "template.json"), metadata={"tags": ["result"]}
-            )
-        )
-        book = nbformat.v4.new_notebook(cells=cells)
-        book.metadata.kernelspec = {
-            "name": "python3",
-            "display_name": "Python 3",
-            "language": "python",
+        codes = {
+            "parameters": PARAMETERS.format(method=methods.made_by(stem)[0]),
+            "result": RESULT.format(template=folder / "template.json"),
         }
+        new = nbformat.v4.new_code_cell
+        cells = [new(code, metadata={"tags": [tag]}) for tag, code in codes.items()]
+        book = nbformat.v4.new_notebook(cells=cells)
+        book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(book, folder / "notebooks" / f"{stem}.ipynb")
     return folder
 
@@ -84,12 +74,6 @@ def call(
     folder: Path, *words: str, cores: int | None = None, **more: str
 ) -> subprocess.CompletedProcess:
     """Run `python -m dflib WORDS` of the copy, on so many cores."""
-    return subprocess.run(
-        [*(["taskset", "-c", f"0-{cores - 1}"] if cores else []), *command(*words)],
-        cwd=folder,
-        env=environment(folder, **more),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
+    words = [*(["taskset", "-c", f"0-{cores - 1}"] if cores else []), *command(*words)]
+    how = {"cwd": folder, "env": environment(folder, **more), "timeout": 900}
+    return subprocess.run(words, capture_output=True, text=True, check=False, **how)

@@ -238,15 +238,6 @@ def refuses_code(page, server: Server) -> None:
     assert "execute_reply" not in seen and not marker.exists()
 
 
-def test_jupyterlab_does_the_same(lab, own):
-    with opened(lab, "lab/tree/notebooks/16_explorer.ipynb", "lab") as page:
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-        page.locator(".jp-Notebook .jp-MarkdownCell h1").first.click()
-        for _ in range(7):  # up to the explorer's cell
-            page.keyboard.press("Shift+Enter")
-        play(page, "lab", own)
-
-
 def test_a_slider_moves_its_one_figure(lab):
     from playwright.sync_api import expect
 

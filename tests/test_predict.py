@@ -18,8 +18,7 @@ from PIL import Image
 from test_plots import result as result_of
 
 from data_prep.errors import InputError, shown
-from data_prep.paths import as_text, images_root
-from dflib import data, train
+from data_prep.paths import as_text
 from dflib.edge.predict import Predictor, files
 
 THRESHOLD = 0.3
@@ -66,28 +65,6 @@ def test_one_image_by_run_by_folder_and_by_file(run, exported, tmp_path, picture
         assert answer == answer | {"threshold": threshold, "label": label, "error": None}
 
 
-def test_the_threshold_decides_the_label(run, tmp_path, picture):
-    path = picture(tmp_path / "photo.png", size=(32, 32))
-    predictor = Predictor(run)
-    probability = predictor(path)["probability"]
-    above = np.nextafter(probability, 1)
-    for threshold, label in ((probability, "fake"), (above, "real"), (0.0, "fake"), (1.0, "real")):
-        predictor.threshold = threshold
-        assert predictor(path)["label"] == label
-
-
-def test_single_images_get_the_scores_of_the_test_set(exported, tiny_dataset):
-    part = data.open(tiny_dataset, size=32, limit=5, protocol="paper").test  # not made alike
-    predictor, base = Predictor(exported["onnx"]), images_root(tiny_dataset)
-    scores = train.predict(predictor.forward, part)
-    ours = [predictor(base / path)["probability"] for path in part.table["path"]]
-    assert ours == pytest.approx(scores, abs=1e-6)
-    contents = (base / part.table["path"][0]).read_bytes()
-    assert predictor(contents)["probability"] == pytest.approx(scores[0], abs=1e-6)
-    arrays = np.stack([part.image(i) for i in range(len(part))])
-    np.testing.assert_allclose(predictor.probabilities(arrays), scores, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("contents", "error"),
     [
@@ -102,14 +79,6 @@ def test_a_bad_image_is_an_answer_not_an_exception(exported, tmp_path, contents,
         path.write_bytes(contents)
     nothing = {"probability": None, "label": None, "threshold": 0.5}
     assert Predictor(exported["onnx"])(path) == nothing | {"error": error}
-
-
-@pytest.mark.parametrize(
-    ("mode", "size"), [("L", (100, 20)), ("CMYK", (20, 100)), ("P", (1, 1)), ("RGBA", (33, 31))]
-)
-def test_any_mode_and_shape_gets_a_probability(run, tmp_path, picture, mode, size):
-    path = picture(tmp_path / "odd.tif", mode=mode, size=size)
-    assert 0 <= Predictor(run)(path)["probability"] <= 1
 
 
 def test_what_is_no_run_is_answered_with_the_nearest(run, tmp_path):

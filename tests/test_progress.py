@@ -19,7 +19,7 @@ from test_plots import result
 
 from data_prep.errors import InputError
 from dflib.__main__ import _seconds
-from dflib.show import report, terminal
+from dflib.show import terminal
 from dflib.study import engine, kernel, methods, runs
 from dflib.study.progress import Progress, spoken
 
@@ -213,17 +213,6 @@ def test_the_time_left_is_learned_from_finished_runs(tiny_dataset, tmp_path, mon
     assert rows == [("done", ""), ("done", ""), ("waiting", "3 min")]
     times = {0: "0 s", 89: "89 s", 91: "2 min", 5399: "1 h 30 min", 30600: "8 h 30 min"}
     assert {seconds: spoken(seconds) for seconds in times} == times
-
-
-def test_a_report_that_cannot_be_written_does_not_stop_anything(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "file"))
-    with pytest.raises(OSError, match="file"):
-        report.write()
-    assert terminal.refresh() > time.monotonic() + 50
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
-    terminal.refresh()
-    assert (tmp_path / "outputs" / "report.html").exists()
 
 
 def test_a_table_shows_every_row_and_nothing_is_cut(capsys):

@@ -102,22 +102,6 @@ def test_the_browser_decides_like_python(
     assert all(url.startswith((address, "blob:", "data:")) for url in asked)
 
 
-def test_a_mode_that_the_page_cannot_prepare_is_refused():
-    result = {"run_id": "BL-x", "params": {"mode": "texture_crop", "size": 32}}
-    message = r"BL-x: the page cannot prepare images by texture_crop; use predict\.py"
-    with pytest.raises(InputError, match=message):
-        edge_page.check(result)
-
-
-def test_offline_the_error_says_what_to_put_where(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(edge_page, "URL", "http://127.0.0.1:9/nobody-listens.tgz")
-    message = r"cannot be had .*put its dist/ files ort\.wasm\.min\.mjs"
-    with pytest.raises(InputError, match=message):
-        edge_page._runtime()
-    assert not list(tmp_path.iterdir())
-
-
 def test_another_archive_is_refused_by_its_checksum(served, monkeypatch):
     folder, address = served
     (folder / "other.tgz").write_bytes(b"something else")

@@ -9,7 +9,6 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from data_prep import cache, integrity
 from data_prep.errors import InputError, choose
 from data_prep.paths import write_text
-from dflib import data, export, measure, models, quantize
+from dflib import data, export, models, quantize
 from dflib.edge import page as pages
 from dflib.edge import place
 from dflib.study import runs
@@ -80,7 +79,7 @@ def _made(folder: Path, result: dict, format: str, file: Path) -> dict:  # noqa:
         shutil.copyfile(folder / result["deployed"], file)
     else:
         quantize.static_int8(folder / "model.onnx", file, images.train)
-    session = ExecutorchModel(file) if format == "executorch" else export.OnnxModel(file)
+    session = executorch_model(file) if format == "executorch" else export.OnnxModel(file)
     return export.parity(model, session, images.test, threshold=result["threshold"])
 
 
@@ -93,10 +92,11 @@ def _data(result: dict) -> data.Dataset:
 
 def to_executorch(model: models.Detector, path: Path) -> Path:
     """Write a `.pte` for ExecuTorch's XNNPACK backend: pixels, 1 x 3 x size x size -> logits."""
-    need_executorch()
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-
+    try:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+    except ImportError as error:
+        raise InputError('ExecuTorch is not installed: pip install -e ".[executorch]"') from error
     image = torch.rand(1, 3, model.arch.size, model.arch.size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its internals
@@ -107,22 +107,16 @@ def to_executorch(model: models.Detector, path: Path) -> Path:
     return Path(path)
 
 
-class ExecutorchModel:
-    """A `.pte` file as `train.predict` takes it; `InputError` where it cannot be loaded."""
+def executorch_model(path: Path) -> Callable[[Tensor], Tensor]:
+    """A `.pte` file as `train.predict` takes it."""
+    from executorch.runtime import Runtime
 
-    def __init__(self, path: Path) -> None:
-        need_executorch()
-        from executorch.runtime import Runtime
+    method = Runtime.get().load_program(path).load_method("forward")
 
-        try:
-            self.method = Runtime.get().load_program(Path(path)).load_method("forward")
-        except (RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"ExecuTorch cannot load {path}: {reason}") from error
+    def forward(images: Tensor) -> Tensor:
+        return torch.cat([method.execute([one])[0].clone() for one in images.contiguous().split(1)])
 
-    def __call__(self, images: Tensor) -> Tensor:
-        one = images.contiguous().split(1)
-        return torch.cat([self.method.execute([image])[0].clone() for image in one])
+    return forward
 
 
 def script(name: str, result: dict) -> str:
@@ -147,27 +141,3 @@ def _called(*functions: Callable) -> tuple[list[Callable], dict[str, object]]:
         own = (x for x in used.values() if inspect.isfunction(x) or inspect.isclass(x))
         found += [x for x in own if x.__module__.startswith("data_prep") and x not in found]
     return found, constants
-
-
-def need_executorch() -> None:
-    """Raises `InputError` when ExecuTorch is missing."""
-    try:
-        import executorch.runtime  # noqa: F401 (only whether it is there)
-    except ImportError as error:
-        raise InputError('ExecuTorch is not installed: pip install -e ".[executorch]"') from error
-
-
-def _executorch(path: Path, threads: int) -> measure.Runner:
-    need_executorch()
-    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
-
-    _unsafe_reset_threadpool(threads)  # safe while no program is loaded
-    model = ExecutorchModel(path)
-    shape = list(model.method.metadata.input_tensor_meta(0).sizes())[1:]
-    return (lambda x: model(torch.from_numpy(x))), shape, f"executorch {version('executorch')}"
-
-
-measure.RUNNERS[".pte"] = _executorch
-
-if __name__ == "__main__":
-    measure.main()

@@ -48,13 +48,10 @@ def replacing(folder: Path, names: Sequence[str], *, force: bool = False) -> Ite
         if taken and not force and not (path.is_file() and is_ours(path.read_bytes())):
             what = "is there, and is not as `python -m dflib export` wrote it"
             raise InputError(f"{path} {what}: give another --out, or --force to replace it")
-    there = next(
-        f for f in (Path(folder).absolute(), *Path(folder).absolute().parents) if f.exists()
-    )
     try:
-        with TemporaryDirectory(prefix=".export-", dir=there) as new:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".export-", dir=folder) as new:
             yield Path(new)
-            Path(folder).mkdir(parents=True, exist_ok=True)
             for name in names:
                 (Path(new) / name).replace(Path(folder) / name)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the explorer shows, as data: studies, cards, flips, costs of errors, one's own image."""
+"""What the explorer shows, as data: studies, cards, flips, one's own image."""
 
 from __future__ import annotations
 
@@ -32,15 +32,7 @@ COSTS = {  # title of a card: column, divisor, form
     "Multiply-adds": ("macs", 1e6, "{:,.1f} M"),
     "File": ("file_bytes", 1e6, "{:.2f} MB"),
 }
-VERDICTS = ["Verdict", "Verdict over seeds"]
-ARROWS = {"better": "gain", "worse": "loss"}
-CHOICES = {  # what can be shown: which test images of a table of `compared`
-    "decisions that flipped": lambda t: t["flip"],
-    "got worse (BL was right)": lambda t: t["base_right"] & ~t["right"],
-    "got better (BL was wrong)": lambda t: ~t["base_right"] & t["right"],
-    "wrong under both": lambda t: ~t["base_right"] & ~t["right"],
-    "all, probabilities furthest apart first": lambda t: t["label"] >= 0,
-}
+CHOICES = ["flipped to wrong", "flipped to right", "wrong under both", "right under both"]
 UPLOAD_MB, UPLOAD_MEGAPIXELS = 8, 40
 UPLOADS = f"{', '.join(FORMATS)}; at most {UPLOAD_MB} MB, {UPLOAD_MEGAPIXELS} megapixels"
 
@@ -115,38 +107,39 @@ def cards(study: Study, run_id: str) -> pd.DataFrame:
         share = run[column] / base[column]
         shown = "gain" if share < 1 else "loss" if share > 1 else "none shown"
         found[title] = (form.format(run[column] / unit), f"{100 * share:.3g} % of BL's", shown)
-    times = (each["cost"]["latency_ms"] for each in (result, study.base))
-    busy = " (busy machine)" * bool(result["cost"]["latency_ms"].get("busy"))
+    times = [each["cost"]["latency_ms"] for each in (result, study.base)]
     speed = measure.speed(*times)
+    busy = " (busy machine)" if times[0].get("busy") else ""
     shown = {"faster": "gain", "slower": "loss"}.get(speed["words"], "none shown")
-    value = f"{run['latency_p50_ms']:.2f} ms{busy}"
-    found["Latency, median"] = (value, spoken_speed(speed), shown)
+    found["Latency, median"] = (f"{times[0]['p50']:.2f} ms{busy}", spoken_speed(speed), shown)
     change = compare.paired(result, study.base)["all"]
     for metric, name in compare.JUDGED.items():
         value = interval(run[metric], (run.get(f"{metric}_low"), run.get(f"{metric}_high")))
         title, shown = name[0].upper() + name[1:], compare.shown(change[metric])
         found[title] = (value, compare.spoken(change[metric]), shown)
-    for title, (word, says, _) in _verdicts(study, result, change):
-        found[title] = (says, "against BL", ARROWS.get(word, "none shown"))
-    table = pd.DataFrame.from_dict(found, orient="index", columns=["value", "against", "shown"])
-    mine = table.drop(columns=["against", "shown"]).assign(against="", shown="none shown")
-    return table if run_id != base.name else mine.drop(index=VERDICTS, errors="ignore")
+    if run_id == base.name:
+        found = {title: (value, "", "none shown") for title, (value, *_) in found.items()}
+    else:
+        for title, verdict in _verdicts(study, result, change).items():
+            shown = {"better": "gain", "worse": "loss"}.get(verdict.word, "none shown")
+            found[title] = (verdict.says, "against BL", shown)
+    return pd.DataFrame.from_dict(found, orient="index", columns=["value", "against", "shown"])
 
 
-def _verdicts(study: Study, result: dict, change: dict) -> list[tuple[str, compare.Verdict]]:
+def _verdicts(study: Study, result: dict, change: dict) -> dict[str, compare.Verdict]:
     """Of these weights, and of the method where runs of other seeds are there."""
-    found = [(VERDICTS[0], compare.verdict(change))]
+    found = {"Verdict": compare.verdict(change)}
     alike = next(g for g in tables.by_seed(study.every.values()) if result in g)
     pairs = [(r, b) for r in alike if (b := compare.baseline(r, study.every))]
     if len(pairs) > 1:
         over = compare.paired(*zip(*pairs, strict=True))["all"]
-        found.append((VERDICTS[1], compare.verdict(over)))
+        found["Verdict over seeds"] = compare.verdict(over)
     return found
 
 
 def compared(study: Study, run_id: str) -> pd.DataFrame:
     """Each test image under BL and a run: path, generator, label, base_score, score, base_right,
-    right, flip (the decisions, each at the run's threshold, differ)."""
+    right (each at its run's threshold), flip (they differ), and `became`, one of CHOICES."""
     base, run = study.base, study.results[run_id]
     before, after = (runs.predictions(r["folder"]) for r in (base, run))
     if not before["path"].equals(after["path"]):
@@ -154,15 +147,16 @@ def compared(study: Study, run_id: str) -> pd.DataFrame:
     table, fake = after[["path", "generator", "label", "score"]], after["label"] == 1
     right = (after["score"] >= run["threshold"]) == fake
     base_right = (before["score"] >= base["threshold"]) == fake
-    flip = right != base_right
-    return table.assign(base_score=before["score"], base_right=base_right, right=right, flip=flip)
+    cases = [base_right & ~right, ~base_right & right, ~base_right & ~right]
+    became = np.select(cases, CHOICES[:3], CHOICES[3])
+    both = {"base_score": before["score"], "base_right": base_right, "right": right}
+    return table.assign(**both, flip=right != base_right, became=became)
 
 
 def chosen(table: pd.DataFrame, choice: str) -> list[int]:
-    """Positions of the test images that a choice of `CHOICES` shows, the most telling first."""
-    wrong = "label" if choice == "wrong under both" else "base_score"
-    by = (table["score"] - table[wrong]).abs()[CHOICES[choice](table)]
-    return by.sort_values(ascending=False, kind="stable").index.tolist()
+    """Positions of the test images of `compared` of a choice, those whose score moved most first."""
+    moved = (table["score"] - table["base_score"]).abs()[table["became"] == choice]
+    return moved.sort_values(ascending=False, kind="stable").index.tolist()
 
 
 def overlay(images: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -181,32 +175,6 @@ def looks(images: np.ndarray, folders: Sequence[Path]) -> np.ndarray:
         heat = explain.gradcam(models.load(folder / "model.safetensors"), batch)
         tiles.append(overlay(images, heat))
     return np.stack([tile.astype(np.uint8) for tile in tiles], axis=1)
-
-
-def error_cost(table: pd.DataFrame, at: np.ndarray, *, miss: float, share: float) -> np.ndarray:
-    """Expected cost of 100 images, a `share` of them fake, at each threshold `at`: a false alarm
-    costs 1, a missed fake `miss`.
-
-    >>> table = pd.DataFrame({"label": [0, 0, 1, 1], "score": [.1, .6, .4, .9]})
-    >>> error_cost(table, np.array([0, .5, 1]), miss=10, share=.5)
-    array([ 50., 275., 500.])
-    """
-    reals, fakes = (np.sort(table["score"][table["label"] == k]) for k in (0, 1))
-    alarms = 1 - np.searchsorted(reals, at) / len(reals)
-    missed = np.searchsorted(fakes, at) / len(fakes)
-    return 100 * ((1 - share) * alarms + share * miss * missed)
-
-
-def cheapest(result: dict, at: np.ndarray, **weights) -> float:
-    """The threshold of `at` with the least `error_cost` on a run's validation images, not its test.
-
-    NaN where their scores are not there.
-    """
-    try:
-        known = pd.read_parquet(result["folder"] / "validation.parquet")
-    except (OSError, ValueError):
-        return np.nan
-    return float(at[error_cost(known, at, **weights).argmin()])
 
 
 def check_upload(content: bytes) -> Image.Image:

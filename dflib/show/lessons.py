@@ -19,24 +19,23 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 from torch import nn
 
-from dflib import data, measure, models, train
+from dflib import data, measure, train
 from dflib.show import plots, words
 from dflib.study import compare, runs
 from dflib.study.runs import Run
 
 COSTS = {
-    "parameters": "params",
-    "not zero": "nonzero",
-    "MACs": "macs",
-    "file, bytes": "file_bytes",
-    "gzipped, bytes": "gzip_bytes",
+    "params": "parameters",
+    "nonzero": "not zero",
+    "macs": "MACs",
+    "file_bytes": "file, bytes",
+    "gzip_bytes": "gzipped, bytes",
+    "latency_ms.p50": "latency, ms",
 }
 
 
 def begin() -> None:
-    """Set the style of figures, and print what belongs to every result: versions and device."""
-    plt.close(plt.figure())  # the notebook's backend is set up, before a figure's own context is
-    plots.use_style()
+    """Print what belongs to every result: versions and device."""
     device = train.best_device()
     sys.stdout.write(f"python {platform.python_version()}, torch {torch.__version__}, {device}\n")
 
@@ -60,15 +59,12 @@ def costs(*made: Run) -> pd.DataFrame:
 
     >>> costs(baseline, pruned)                                     # doctest: +SKIP
     """
-    table = pd.DataFrame({name(run): _costs(run.result["cost"]) for run in made})
+    table = pd.json_normalize([run.result["cost"] for run in made])[[*COSTS]].T
+    table = table.set_axis([name(run) for run in made], axis=1).rename(index=COSTS)
     first = table.iloc[:, 0]
-    shares = {f"{other} / {first.name}": table[other] / first for other in list(table)[1:]}
-    return table.assign(**shares)
-
-
-def _costs(cost: dict) -> dict[str, float]:
-    found = {title: cost[key] for title, key in COSTS.items()}
-    return found | {"latency, ms": cost["latency_ms"]["p50"]}
+    return table.assign(
+        **{f"{other} / {first.name}": table[other] / first for other in list(table)[1:]}
+    )
 
 
 def differences(run: Run, base: Run) -> pd.DataFrame:
@@ -76,15 +72,11 @@ def differences(run: Run, base: Run) -> pd.DataFrame:
 
     Raises `InputError` when they were tested on other images.
     """
-    mine, theirs = record(run), record(base)
-    paired = compare.paired(mine, theirs)["all"]
-    rows = {}
-    for metric in compare.JUDGED:
-        low, high = paired[metric]["ci95"] or (None, None)
-        values = [each["metrics"]["all"][metric] for each in (theirs, mine)]
-        rows[metric] = [*values, paired[metric]["mean"], low, high]
-    names = [name(base), name(run), "difference", "low", "high"]
-    return pd.DataFrame(rows, index=names).T.astype(float).round(3)
+    paired, rows = compare.paired(record(run), record(base))["all"], {}
+    for metric, title in compare.JUDGED.items():
+        values = {name(r): round(r.result["metrics"]["all"][metric], 3) for r in (base, run)}
+        rows[title] = values | {"difference": compare.spoken(paired[metric])}
+    return pd.DataFrame(rows).T
 
 
 def verdict(run: Run, base: Run) -> str:
@@ -128,54 +120,36 @@ def names(rows: pd.DataFrame) -> list[str]:
 
 
 def intervals(rows: pd.DataFrame, shown: dict[str, str], **plain: str) -> pd.DataFrame:
-    """A table of `study.compare` for reading: {title: column} with the 95 % interval in brackets.
+    """A table of `study.tables` for reading: {title: column} with the 95 % interval in brackets.
 
     plain: title=column of columns that have none.
     """
     if rows.empty:
         return rows
-    ends = lambda r, column: [r.get(f"{column}_low"), r.get(f"{column}_high")]
-    text = lambda column: [
-        plots.interval(r.get(column), ends(r, column)) for _, r in rows.iterrows()
-    ]
-    table = {title: text(column) for title, column in shown.items()}
+    table = {title: words.intervals(rows, column) for title, column in shown.items()}
     table |= {title: rows[column].to_numpy() for title, column in plain.items()}
     return pd.DataFrame(table, index=names(rows))
 
 
 def recap(run: Run, base: Run | None = None, *, more: Iterable[str] = ()) -> Markdown:
     """A run in a few sentences: quality with its interval, the verdict against `base`, costs."""
-    result = run.result
-    quality, cost = result["metrics"]["all"], result["cost"]
-    interval = lambda key: plots.interval(quality[key], quality["ci95"][key])
+    quality, cost = run.result["metrics"]["all"], run.result["cost"]
+    auroc, balanced = (words.interval(quality[k], quality["ci95"][k]) for k in compare.JUDGED)
     lines = [
-        f"{name(run)}: AUROC {interval('auroc')} (95 % interval), balanced accuracy "
-        f"{interval('balanced_accuracy')} at the threshold {result['threshold']:.3f}, "
-        f"on {quality['n']:,} test images."
+        f"{name(run)}: AUROC {auroc} (95 % interval), balanced accuracy {balanced} at the threshold "
+        f"{run.result['threshold']:.3f}, on {quality['n']:,} test images.",
+        f"File {cost['file_bytes'] / 1e6:.2f} MB, {cost['macs'] / 1e6:.0f} million MACs, "
+        f"{cost['latency_ms']['p50']:.2f} ms for an image on one thread.",
     ]
     if base and base.finished:
-        share = costs(base, run).iloc[:, -1]
-        lines += [
-            f"On the same images: {verdict(run, base)}.",
-            f"Beside {name(base)}: file {share['file, bytes']:.0%}, MACs {share['MACs']:.0%}. "
-            f"Latency: {speed(run, base)}.",
-        ]
-    else:
-        lines += [
-            f"File {cost['file_bytes'] / 1e6:.2f} MB, {cost['macs'] / 1e6:.0f} million MACs, "
-            f"{cost['latency_ms']['p50']:.2f} ms for an image on one thread."
-        ]
+        lines += [f"On the same images: {verdict(run, base)}.", f"Latency: {speed(run, base)}."]
     return Markdown("\n".join(f"- {line}" for line in (*lines, *more)))
 
 
-def sizes(model: models.Detector) -> dict[str, int]:
-    """Parameters of each block, and of the adapter where there is one."""
-    found = {}
-    for name, block in model.features.named_children():
-        own = models.parameters(getattr(block, "adapter", nn.Identity()))
-        found[f"features.{name}"] = models.parameters(block) - own
-        found |= {"adapter": own} if own else {}
-    return found
+def sizes(model: nn.Module) -> dict[str, int]:
+    """Weights of each layer (without biases and BatchNorm, which hold few)."""
+    weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
+    return {name.removesuffix(".weight"): p.numel() for name, p in weights.items()}
 
 
 def small(run: Run, images: int = 200) -> data.Dataset:

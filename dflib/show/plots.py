@@ -13,42 +13,21 @@ import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import DisplayHandle
 from matplotlib import markers, ticker
-from scipy import stats
 
-from dflib.show.words import TRIVIAL, interval, marked, one_answer, run_label, timed_busily, trivial
+from dflib.show.words import TRIVIAL, interval, marked, run_label, spoken_trivial, trivial
 from dflib.study.methods import METHODS
 from dflib.study.records import comparable
 
 INK, PAPER, GRID = "#262626", "#ffffff", "#cccccc"  # seaborn's; a page swaps them, see inline_svg
 GREY, RED, BLUE, ORANGE, GREEN = "#a3a8ae", "#d55e00", "#0072b2", "#e69f00", "#009e73"
-COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#a6761d", "#8250df")
-MARKERS = "osDv^PXhpdH<>8"
-LOOKS = {  # a hue for each technique, a marker for each variant; triangles: transferred
-    "BL": (RED, "*"),
-    "CPF": (BLUE, "o"),
-    "CPF-S": ("#5465c9", "s"),
-    "SCRATCH": ("#7fa8d1", "D"),
-    "TL+P+FT": ("#56b4e9", ">"),
-    "TL+P+A": ("#0e8a9e", "v"),
-    "CKD": (ORANGE, "p"),
-    "CKD-0": ("#a87b1d", "d"),
-    "TL+KD": ("#eec643", "^"),
-    "TL+KD+A": ("#b5651d", "<"),
-    "CQ": (GREEN, "P"),
-    "CQ-S": ("#4f7f52", "X"),
-    "TL+FT+Q": ("#6cc7a4", "<"),
-    "LRF": ("#8250df", "h"),
-    "CPKDQ": ("#a3336f", "H"),
-    "chain": ("#7d6b78", "8"),
-    "TL+FT": ("#cc79a7", "^"),
-}
+COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#a6761d", "#8250df")  # 7, and 13
+MARKERS = "osDv^PXhpdH<>"
 STYLE = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.titleweight": "bold",
@@ -56,55 +35,38 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dflib",
 }
-METRICS = {"balanced_accuracy": "balanced accuracy", "f1": "F1", "auroc": "AUROC"}  # for reading
 COSTS = {  # column -> axis title, divisor
     "latency_p50_ms": ("median latency, ms (batch 1, 1 thread)", 1),
     "file_bytes": ("file, MB", 1e6),
-    "gzip_bytes": ("gzipped file, MB", 1e6),
     "macs": ("million multiply-accumulates an image", 1e6),
     "params": ("thousand parameters stored (zeros count)", 1e3),
 }
-PERTURBED = {"blur": "blur (sigma, pixels)", "noise": "noise (sigma, grey levels)"}
-
-
-def use_style() -> None:
-    """Set our theme, also for the figures that a notebook draws itself."""
-    sns.set_theme("paper", "whitegrid", COLOURS, font_scale=1.05, rc=STYLE)
+sns.set_theme("paper", "whitegrid", COLOURS, font_scale=1.05, rc=STYLE)  # a notebook's own, too
 
 
 def _figure(draw: Callable) -> Callable[..., plt.Figure]:
-    """Draw in our theme (None: there is nothing to draw), and close the figure for pyplot: a
-    notebook shows those that are open once more when the cell ends."""
+    """Say so where there is nothing to draw (None), and close the figure for pyplot: a notebook
+    shows those that are open once more when the cell ends."""
 
     @wraps(draw)
     def drawn(*args, **options) -> plt.Figure:
-        with mpl.rc_context():
-            use_style()
-            empty = isinstance(args[0], pd.DataFrame) and args[0].empty
-            made = None if empty else draw(*args, **options)
-            if made is None:
-                made, ax = plt.subplots(figsize=(6.4, 1.5))
-                ax.text(0.5, 0.5, "no finished runs to draw", ha="center", va="center")
-                ax.axis("off")
-            made.tight_layout()
+        empty = isinstance(args[0], pd.DataFrame) and args[0].empty
+        made = None if empty else draw(*args, **options)
+        if made is None:
+            made, ax = plt.subplots(figsize=(6.4, 1.5))
+            ax.text(0.5, 0.5, "no finished runs to draw", ha="center", va="center")
+            ax.axis("off")
+        made.tight_layout()
         plt.close(made.figure)
         return made.figure
 
     return drawn
 
 
-def _panels(names: Sequence[str], wrap: int, height: float, aspect: float = 1) -> sns.FacetGrid:
-    """An empty panel each name, in rows of at most `wrap`; `aspect` is width / height."""
-    table, wrap = pd.DataFrame({"name": list(names)}), max(1, min(wrap, len(names)))
-    size = {"height": height, "aspect": aspect, "sharex": False, "sharey": False}
-    return sns.FacetGrid(table, col="name", col_wrap=wrap, **size).set_titles("{col_name}")
-
-
 def inline_svg(fig: plt.Figure, prefix: str) -> str:
     """A figure as SVG to stand inside a page: its ids begin with `prefix`, and --paper, --grid and
     the text's colour of the page replace ours."""
-    with mpl.rc_context(STYLE):
-        fig.savefig(text := io.StringIO(), format="svg", metadata={"Date": None}, transparent=True)
+    fig.savefig(text := io.StringIO(), format="svg", metadata={"Date": None}, transparent=True)
     svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :])
     for ours, themed in ((INK, "currentColor"), (PAPER, "var(--paper)"), (GRID, "var(--grid)")):
@@ -115,9 +77,10 @@ def inline_svg(fig: plt.Figure, prefix: str) -> str:
 
 def appearance(method: str) -> tuple[str, str]:
     """Colour and marker of a method, the same in all figures; BL is red as in the paper."""
-    looks = itertools.product(COLOURS, MARKERS)
-    spare = [look for look in looks if look not in LOOKS.values()]
-    return LOOKS.get(method, spare[sum(method.encode()) % len(spare)])
+    if method == "BL":
+        return RED, "*"
+    place = [*METHODS].index(method) if method in METHODS else sum(method.encode())
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
 
 
 def _looks(rows: pd.DataFrame, key: str) -> tuple[dict, dict]:
@@ -151,14 +114,16 @@ def metric_table(result: dict) -> pd.DataFrame:
     intervals in brackets; the last column is what one answer for all images scores."""
     found = result["metrics"]
     order = sorted(found, key=lambda name: (name == "all", name == "macro", name))
-    text = lambda name, k: interval(found[name].get(k), found[name]["ci95"].get(k))
-    shown = {METRICS.get(k, k): k for k in ("auroc", "balanced_accuracy", "accuracy", "f1")}
-    rows = [{title: text(name, k) for title, k in shown.items()} for name in order]
-    for row, name in zip(rows, order, strict=True):
-        row[TRIVIAL] = trivial(found[name]["n_fake"] / found[name]["n"])
     known = {"all", "macro", *result.get("train_generators", order)}
-    names = [name if name in known else f"{name} (unseen)" for name in order]
-    return pd.DataFrame(rows, pd.Index(names, name="generator"))
+    shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy"}
+    shown |= {"accuracy": "accuracy", "F1": "f1"}
+    rows = {}
+    for name in order:
+        m = found[name]
+        row = {title: interval(m.get(key), m["ci95"].get(key)) for title, key in shown.items()}
+        row[TRIVIAL] = spoken_trivial(m["n_fake"] / m["n"])
+        rows[name if name in known else f"{name} (unseen)"] = row
+    return pd.DataFrame(rows).T.rename_axis("generator")
 
 
 def dominated(cost: Sequence[float], score: Sequence[float]) -> np.ndarray:
@@ -201,28 +166,15 @@ def curves(history: pd.DataFrame):
 def image_grid(images: Sequence, titles: Sequence[str], columns: int = 8, **look):
     """Images (H x W x 3, uint8) in rows of `columns`, each below its title, pixels as they are.
     `look` goes to matplotlib's imshow: colour map and limits of H x W."""
-    side = min(2, 8 / max(1, min(columns, len(images))))
-    grid = _panels(range(len(images)), columns, side + 0.15)
-    for ax, image, title in zip(grid.axes, images, titles, strict=True):
+    columns = max(1, min(columns, len(images)))
+    rows, side = -(-len(images) // columns), min(2, 8 / columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(columns * side, rows * (side + 0.3)))
+    for ax in np.ravel(axes):
+        ax.axis("off")
+    for ax, image, title in zip(np.ravel(axes), images, titles, strict=False):
         ax.imshow(image, interpolation="nearest", **look)
         ax.set_title(title, fontsize=8, fontweight="normal", pad=3)
-        ax.axis("off")
-    return grid
-
-
-@_figure
-def histograms(panels: dict[str, dict[str, np.ndarray]], bins=40, height: float = 2.4, **options):
-    """How values spread, {title: {name: values}}: in each panel the first as an area, the others as
-    lines. bins: how many, or their edges; `options` goes to seaborn's histplot."""
-    grid = _panels(panels, 3, height, 1.4)
-    for ax, parts in zip(grid.axes, panels.values(), strict=True):
-        edges = np.histogram_bin_edges(np.concatenate([*parts.values()]), bins)
-        for (name, values), colour in zip(parts.items(), COLOURS, strict=False):
-            look = {"color": colour, "label": name, "element": "step", "linewidth": 1.5, "ax": ax}
-            fill = {"alpha": 0.35} if colour == BLUE else {"fill": False}
-            sns.histplot(x=values, bins=edges, **look, **fill, **options)
-    handles, labels = ax.get_legend_handles_labels()
-    return grid.add_legend(dict(zip(labels, handles, strict=True)))
+    return fig
 
 
 @_figure
@@ -230,9 +182,12 @@ def score_histogram(labels, scores, threshold: float, generators=None):
     """How P(fake) spreads over real images and over fakes (of each generator, where given), with
     the decision threshold as a dashed line."""
     names = np.where(np.asarray(labels) == 0, "real", "fake" if generators is None else generators)
-    order, scores = ["real", *sorted(set(names) - {"real"})], np.asarray(scores, float)
-    parts = {f"{name} ({(names == name).sum()})": scores[names == name] for name in order}
-    grid = histograms.__wrapped__({"": parts}, np.linspace(0, 1, 26), height=3.4, stat="percent")
+    order = ["real", *sorted(set(names) - {"real"})]
+    counted = {name: f"{name} ({(names == name).sum()})" for name in order}
+    table = pd.DataFrame({"score": np.asarray(scores, float), "": [counted[n] for n in names]})
+    look = {"hue": "", "hue_order": [*counted.values()], "element": "step", "fill": False}
+    bins = {"bins": 25, "binrange": (0, 1), "stat": "percent", "common_norm": False}
+    grid = sns.displot(table, x="score", **look, **bins, height=3.4, aspect=1.4)
     grid.refline(x=threshold, color=INK)
     return grid.set_axis_labels(f"P(fake), threshold {threshold:.3f}", "% of its images")
 
@@ -252,22 +207,6 @@ def layer_bars(counts: dict[str, int], nonzero: dict[str, int] | None = None, *,
     ax.set(xlabel=f"parameters ({sum(counts.values()):,} in all{blue})", ylabel="")
     ax.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     return fig
-
-
-@_figure
-def reliability(parts: dict[str, dict[str, np.ndarray]]):
-    """A reliability diagram a panel: {title: `metrics.reliability`'s dict}. Grey: where 95 % of the
-    bins of a perfectly calibrated detector with as many images would lie (binomial; Bröcker &
-    Smith 2007): short where there are many."""
-    grid = _panels(parts, 3, 3.4)
-    for ax, part in zip(grid.axes, parts.values(), strict=True):
-        n, p = part["count"], part["score"]
-        low, high = stats.binom.ppf([[0.025], [0.975]], n, p) / n
-        ax.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--")
-        ax.vlines(p, low, high, GREY, alpha=0.6, linewidth=7, label="calibrated: 95 %")
-        ax.plot(p, part["observed"], "o-", color=BLUE, label="measured")
-        ax.legend()
-    return grid.set_axis_labels("P(fake), mean of the bin", "share of fakes in the bin")
 
 
 def _points(rows: pd.DataFrame, at: str, key: str, *, flat=False, **options) -> sns.FacetGrid:
@@ -301,13 +240,11 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
     the more violet the more is removed; BL as a red line (among the times: its training); dotted:
     what one answer for all images scores, the better of "fake" and "real".
     """
-    panels = {
-        f"{name}/{metric}".removeprefix("all/"): f"{title}, {marked(rows, name)}".removesuffix(
-            ", all"
-        )
-        for name in generators
-        for metric, title in (("accuracy", "accuracy"), ("f1", "F1"))
-    }
+    panels = {}
+    for name in generators:
+        of = "" if name == "all" else f", {marked(rows, name)}"
+        for metric, title in (("accuracy", "accuracy"), ("f1", "F1")):
+            panels[metric if name == "all" else f"{name}/{metric}"] = title + of
     spent, title = ("transfer_s", "transfer") if transfers else ("compress_s", "compression")
     rows, unit = comparable(rows)
     panels[spent] = f"{title} time, {unit}"
@@ -328,22 +265,22 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
     for ax, column in zip(grid.axes, panels, strict=True):
         _baseline(ax, rows, column)
         ax.tick_params(axis="x", rotation=60)
-        name, metric = re.fullmatch(r"(.*/)?(.+)", column).groups("")
-        share = rows[f"{name}fake_share"].mean() if f"{name}fake_share" in rows else np.nan
-        if column != spent and not pd.isna(share):
-            scored = [each[metric] for each in one_answer(1 - share, share).values()]
-            ax.axhline(max(scored), color=INK, linestyle=":", linewidth=1.2)
+        name, _, metric = column.rpartition("/")
+        shares = rows.get(f"{name}/fake_share".removeprefix("/"), pd.Series(dtype=float))
+        if column != spent and shares.notna().any():
+            ax.axhline(trivial(shares.mean())[metric], color=INK, linestyle=":", linewidth=1.2)
     _log(ax.yaxis, seconds.dropna())
     return grid.set_titles("{col_name}").set_axis_labels("", "").add_legend(title="removed")
 
 
 @_figure
-def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms", y: str = "auroc"):
-    """What each run scores (with its 95 % interval) against what it costs (latency_p50_ms |
-    file_bytes | gzip_bytes | macs | params); the line joins those that no other beats in both, with
-    their names above. Beaten runs are pale. Grey: intervals, and spreads over processes."""
+def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms"):
+    """Each run's AUROC (with its 95 % interval) against what it costs (a column of COSTS); the line
+    joins those that no other beats in both, with their names above. Beaten runs are pale. Grey:
+    intervals, and spreads over processes."""
     title, unit = COSTS[x]
-    rows = _ends(in_order(rows), y, cost=lambda r: r[x].astype(float).replace(0, np.nan) / unit)
+    rows = in_order(rows)
+    rows = _ends(rows, "auroc", cost=rows[x].astype(float).replace(0, np.nan) / unit)
     rows = rows.dropna(subset=["cost", "value"], ignore_index=True)
     if rows.empty:
         return None
@@ -361,26 +298,30 @@ def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms", y: str = "auroc"):
     for i, (name, *point) in enumerate(front[["run", "cost", "value"]].to_numpy()):
         place = {"xytext": ((i + 0.5) / len(front), 1.03), "textcoords": "axes fraction"}
         grid.ax.annotate(name, point, **place, **look)  # from each name a line to its marker
-    if (busy := timed_busily(rows).sum()) and x.startswith("latency"):
-        title += f"; {busy} timed on a busy machine"
     _log(grid.ax.xaxis, rows["cost"])
-    return grid.set_axis_labels(title, METRICS.get(y, y))
+    return grid.set_axis_labels(title, "AUROC")
 
 
 @_figure
-def against(rows: pd.DataFrame, at: str = "rate", metric: str = "auroc"):
-    """A metric against the share of parameters removed (`at` "rate"), or the number of target
-    images to train on ("train_images"; of rated methods the highest rate): means over runs, with
-    their 95 % intervals averaged; BL as a red line."""
-    rows = _ends(in_order(rows), metric, panel="").fillna({"rate": 0}).dropna(subset=[at])
-    title, write = "parameters removed (by CPF: set to zero)", lambda rate: f"{100 * rate:g}%"
+def against(rows: pd.DataFrame, at: str = "rate", value: str = "auroc", *, title: str = "AUROC"):
+    """A value against the share of parameters removed (`at` "rate"), the number of target images to
+    train on ("train_images"; of rated methods the highest rate), or what was done to the test images
+    ("perturbation", as `robustness.drops` gives it): means over runs, with their 95 % intervals
+    averaged; BL as a red line among the rates."""
+    rows = _ends(in_order(rows), value, panel="").fillna({"rate": 0}).dropna(subset=[at])
+    key, below, write = "method", "parameters removed (by CPF: set to zero)", "{:.0%}".format
     if at == "train_images":
         rows = rows[rows["rate"] == rows.groupby("method")["rate"].transform("max")]
-        title, write = "training images of the target", "{:,.0f}".format
-    grid = _points(rows, at, "method", formatter=write, height=3.6, aspect=1.5)
+        below, write = "training images of the target", "{:,.0f}".format
+    if at == "perturbation":
+        rows = rows.replace({at: {"": "as is"}})
+        key, below, write = "run", "", str
+    line = {"linestyle": "none" if at == "perturbation" else "-"}
+    grid = _points(rows, at, key, formatter=write, height=3.6, aspect=1.5, **line)
     if at == "rate":
-        _baseline(grid.ax, rows, metric)
-    return grid.set_axis_labels(title, METRICS.get(metric.split("/")[-1], metric))
+        _baseline(grid.ax, rows, value)
+    grid.tick_params("x", rotation=60 if at == "perturbation" else 0)
+    return grid.set_axis_labels(below, title)
 
 
 @_figure
@@ -405,44 +346,3 @@ def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Seq
         if not lines:
             _baseline(ax, rows, column, "v")
     return grid
-
-
-@_figure
-def heat_map(cells: pd.DataFrame, metric: str = "auroc"):
-    """What was trained on (rows, of each method and rate) against what was tested on (columns): a
-    metric with its 95 % interval, and whether it was seen in training. White is chance. cells: as
-    `tables.matrix` gives them."""
-    cells = in_order(cells)
-    cells["row"] = cells["run"] + ", " + cells["train"]
-    columns = [metric, f"{metric}_low", f"{metric}_high"]
-    texts = [interval(value, ends) for value, *ends in cells[columns].to_numpy()]
-    cells["text"] = pd.Series(texts).str.replace(" ", "\n", n=1) + np.where(
-        cells["seen"], " seen", ""
-    )
-    table = cells.pivot(index="row", columns="test").reindex(cells["row"].unique())
-    fig, ax = plt.subplots(figsize=(1.4 * cells["test"].nunique() + 2, 0.45 * len(table) + 0.8))
-    look = {"fmt": "", "cmap": "PuOr", "vmin": 0, "vmax": 1, "cbar": False, "linewidths": 1}
-    sns.heatmap(table[metric], annot=table["text"], ax=ax, **look)
-    ax.set(xlabel="tested on", ylabel="trained on")
-    ax.tick_params("y", rotation=0)
-    return fig
-
-
-@_figure
-def robustness(drops: pd.DataFrame, value: str = "value", *, title="AUROC", line: float = 0.5):
-    """A value under each perturbation with its 95 % interval: a panel each kind, the strength on x
-    (in the order of the rows), a line each run; dotted: `line`.
-
-    drops: `robustness.drops` of runs below each other, with method and rate; value: a column of it.
-    """
-    drops = _ends(in_order(drops), value)
-    kind = drops["perturbation"].str.partition("-")
-    drops["strength"] = kind[2].replace("", "as is")
-    kinds = [name for name in kind[0].unique() if name]
-    parts = [drops[kind[0].isin(["", k])].assign(panel=PERTURBED.get(k, k)) for k in kinds]
-    if not parts:
-        return None
-    shape = {"col_wrap": min(4, len(parts)), "sharex": False, "height": 2.8}
-    grid = _points(pd.concat(parts), "strength", "run", **shape)
-    grid.refline(y=line, color=INK, linestyle=":")
-    return grid.set_axis_labels("", title)

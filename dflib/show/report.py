@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 
 import jinja2
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from data_prep import manifest, protocol
 from data_prep.errors import InputError
 from data_prep.paths import HOW_TO_GET, PUBLISHED, write_text
 from dflib import measure
@@ -27,9 +27,9 @@ from dflib.study.methods import METHODS
 from dflib.study.records import OLDER, comparable
 
 log = logging.getLogger(__name__)
-# runs that differ here had other images, or saw them otherwise: a section each
-SECTION = ["dataset", "protocol", "size", "mode", "limit", "target_images", "fold", "recipe"]
-SECTION += ["older"]  # code
+# runs that differ here had other images, saw them otherwise, or were made by older code
+SECTION = ["dataset", "protocol", "size", "mode", "limit", "target_images", "fold"]
+SECTION += ["recipe", "older"]
 NUMBERS = {  # title: (column, divisor, how it is written)
     "F1": ("f1", 1, "{:.3f}"),
     "params": ("params", 1, "{:,.0f}"),
@@ -45,20 +45,11 @@ NUMBERS = {  # title: (column, divisor, how it is written)
     "to ship MB": ("shipped_bytes", 1e6, "{:.2f}"),
 }
 MAIN = ["AUROC", "balanced accuracy", "params", "file MB", "p50 ms"]  # a row unfolds the rest
-SPLITS = {
-    "strict": "whole scenes on one side, real and fake made alike in size and JPEG quality",
-    "paper": "single images at random, as in the paper",
-}
-DEMO = (
-    "Patches of 32 px cut out of ten photographs, and such patches put together again by four toy "
-    "autoencoders: made to try the tools, no sample of deepfakes"
-)
 FIGURES = {  # title, as the template knows it: how it is drawn
     "Accuracy, F1 and compression time": plots.paper_figure,
     "Accuracy, F1 and transfer time": partial(plots.paper_figure, transfers=True),
     "AUROC against latency": plots.pareto,
     "AUROC against file size": partial(plots.pareto, x="file_bytes"),
-    "AUROC against operations": partial(plots.pareto, x="macs"),
     "AUROC against rate": plots.against,
     "AUROC by generator": plots.forest,
 }
@@ -70,11 +61,11 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     95 % intervals stand in brackets; a dash is no value; busy: others used the machine meanwhile.
     """
     rows = _sorted(rows)
-    names = rows["run_id"] + rows["older"].map({True: f" ({OLDER})", False: ""})
-    table = {"run": names}
+    table = {"run": rows["run_id"] + np.where(rows["older"], f" ({OLDER})", "")}
     shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "accuracy": "accuracy"}
-    table |= {title: _intervals(rows, column) for title, column in shown.items()}
-    table[words.TRIVIAL] = [words.trivial(r.get("fake_share")) for _, r in rows.iterrows()]
+    table |= {title: words.intervals(rows, column) for title, column in shown.items()}
+    shares = rows.get("fake_share", pd.Series(np.nan, rows.index))
+    table[words.TRIVIAL] = [words.spoken_trivial(share) for share in shares]
     rows, seconds = comparable(rows)
     for title, (column, unit, form) in NUMBERS.items():
         values = rows[column].astype(float) / unit
@@ -82,9 +73,8 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
         table[title] = ["–" if pd.isna(value) else form.format(value) for value in values]
     if seconds != "s":
         table["threads"] = rows["threads"].replace("", "unknown")
-    table["p50 ms"] = (
-        table["p50 ms"] + words.timed_busily(rows).map({True: " (busy)", False: ""}).to_numpy()
-    )
+    busy = rows.get("latency_busy", pd.Series(False, rows.index)).eq(True)
+    table["p50 ms"] += np.where(busy, " (busy)", "")
     return pd.DataFrame(table)
 
 
@@ -103,8 +93,7 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
         only = set(only)
         failures = [record for record in failures if record["run_id"] in only]
         rows = rows[rows["run_id"].isin(only)] if len(rows) else rows
-    sections = []
-    known = compare.load()
+    sections, known = [], compare.load()
     if len(rows):
         rows = rows[[i in known and _of_fakes(known[i]) for i in rows["run_id"]]]
     if len(rows):
@@ -137,9 +126,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     every = {record["run_id"]: record for record in rows["record"]}
     means, texts, names = _compared(every), table_rows(rows), _names(every)
     more = texts.drop(columns=MAIN).replace("–", None).to_dict("records")
-    tested = sorted(rows.filter(regex="/auroc$"), key=lambda c: c == "macro/auroc")  # last
-    mark = lambda column: words.marked(rows, column.removesuffix("/auroc"))
-    by_generator = {mark(c): _intervals(rows, c) for c in tested}
+    tested = rows.filter(regex="/auroc$").columns
     moved = any(code in METHODS and METHODS[code].transfers for code in rows["method"])
     left_out = {"AUROC by generator": len(tested) < 2, "Accuracy, F1 and transfer time": not moved}
     drawn = {title: draw(rows) for title, draw in FIGURES.items() if not left_out.get(title)}
@@ -154,9 +141,8 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         "runs": texts[MAIN].assign(run=names)[["run", *MAIN]],
         "more": list(zip(more, rows["command"], strict=True)),
         "over_seeds": _over_seeds(means),
-        "by_generator": pd.DataFrame({"run": names} | by_generator),
         "figures": figures,
-        "data": _data(name, about["protocol"], rows),
+        "data": _data(name, rows),
         "environment": _environment(rows["record"]),
         "get_data": HOW_TO_GET.get(name, f"python -m data_prep folder PATH --name {name}"),
         "audit": _audit(name),
@@ -167,62 +153,41 @@ def answer(rows: pd.DataFrame, means: pd.DataFrame) -> dict:
     """What comparable runs say; the template puts it in words.
 
     rows: as `runs.results`, with `record`; means: `tables.over_seeds` of those with predictions.
-    Of the highest rate the method that is best on validation, with its verdict against BL; the
-    smallest and the fastest run beside its own baseline.
+    Of the highest rate the method that is best on validation: its AUROC, its verdict against BL,
+    and what its file and its time are beside those of its own baseline.
     """
     every = {record["run_id"]: record for record in rows["record"]}
     alone = rows.assign(val_auroc=[compare.validated([r]) for r in rows["record"]])
     known, metric = (means, "all/auroc") if len(means) else (alone, "auroc")
     known = known.dropna(subset=metric)
-    parts = [p for p in ("seen", "unseen") if f"{p}/auroc" in known] or [metric.split("/")[0]]
     base, rated = known[known["method"] == "BL"], known[known["rate"].notna()]
     top = rated[rated["rate"] == rated["rate"].max()] if len(base) else known
-    found = {"base": len(base), "best": None, "among": len(top), "gains": {}}
-    found["bl"] = _parts(base, parts) if len(base) == 1 else ""
-    if len(top) == 1 or top["val_auroc"].notna().any():
-        best = top.loc[top["val_auroc"].idxmax()] if len(top) > 1 else top.iloc[0]
-        found["best"] = {"seeds": 1, "told": ""} | best.fillna("").to_dict()
-        found["best"] |= {"name": _named(best["method"], best["rate"])}
-        found["best"]["auroc_text"] = _parts(top.loc[[best.name]], parts)
-        own = compare.baseline(every[best["run_id"]], every)
-        lower = rows.set_index("run_id").get("auroc_low", pd.Series(dtype=float))
-        found["guesses"] = bool(own) and lower.get(own["run_id"], 1) <= 0.5
-    for title in ("file MB", "p50 ms"):
-        values = rows.loc[rows["method"] != "BL", NUMBERS[title][0]].dropna()
-        if len(values) and (gain := _gain(rows, values.idxmin(), title, every)):
-            found["gains"][title] = gain
+    found = {"base": len(base), "best": None, "among": len(top)}
+    found["bl"] = _spoken_auroc(base, metric) if len(base) == 1 else ""
+    if len(top) != 1 and top["val_auroc"].isna().all():
+        return found
+    best = top.loc[top["val_auroc"].idxmax()] if len(top) > 1 else top.iloc[0]
+    title = METHODS[best["method"]].title if best["method"] in METHODS else "of other code"
+    name = f"{plots.run_label(best['method'], best['rate'])} ({title})"
+    found["best"] = {"seeds": 1, "told": ""} | best.fillna("").to_dict() | {"name": name}
+    found["best"]["auroc_text"] = _spoken_auroc(top.loc[[best.name]], metric)
+    record = every[best["run_id"]]
+    if own := compare.baseline(record, every):
+        costs, theirs = record["cost"], own["cost"]
+        speed = measure.speed(costs["latency_ms"], theirs["latency_ms"])
+        found["cost"] = {"mb": costs["file_bytes"] / 1e6, "base_mb": theirs["file_bytes"] / 1e6}
+        found["cost"]["speed"] = words.spoken_speed(speed, "its BL")
+        lower = own["metrics"]["all"]["ci95"].get("auroc")
+        found["guesses"] = bool(lower) and lower[0] <= 0.5
     return found
 
 
-def _gain(rows: pd.DataFrame, mine: int, title: str, every: dict) -> dict | None:
-    """What a run costs beside its own baseline: bytes are exact, times have a spread."""
-    column, record = NUMBERS[title][0], rows.loc[mine, "record"]
-    if not (base := compare.baseline(record, every)):
-        return None
-    theirs, texts = rows.index[rows["run_id"] == base["run_id"]][0], table_rows(rows.loc[[mine]])
-    latency = [each["cost"]["latency_ms"] for each in (record, base)]
-    return {
-        "run": _named(*rows.loc[mine, ["method", "rate"]]),
-        "auroc": texts.loc[0, "AUROC"],
-        "value": texts.loc[0, title],
-        "base": table_rows(rows.loc[[theirs]]).loc[0, title],
-        "ratio": rows.loc[theirs, column] / rows.loc[mine, column],
-        "speed": words.spoken_speed(measure.speed(*latency), "its BL"),
-    }
-
-
-def _parts(rows: pd.DataFrame, parts: Iterable[str]) -> str:
+def _spoken_auroc(rows: pd.DataFrame, metric: str) -> str:
     """The AUROC of one row, apart for generators seen in training and unseen ones."""
-    if [*parts] != ["seen", "unseen"]:
-        return _intervals(rows, "auroc" if "auroc" in rows else "all/auroc")[0]
-    seen, unseen = (_intervals(rows, f"{part}/auroc")[0] for part in parts)
+    if "unseen/auroc" not in rows:
+        return words.intervals(rows, metric)[0]
+    seen, unseen = (words.intervals(rows, f"{part}/auroc")[0] for part in ("seen", "unseen"))
     return f"{seen} on generators seen in training, {unseen} on unseen ones"
-
-
-def _named(method: str, rate: float | None) -> str:
-    """A run with what its code means: "CKD 90% (knowledge distillation)"."""
-    title = f" ({METHODS[method].title})" if method in METHODS else ""
-    return plots.run_label(method, rate) + title
 
 
 def _compared(every: dict[str, dict]) -> pd.DataFrame:
@@ -239,30 +204,23 @@ def _names(every: dict[str, dict]) -> list[str]:
     """A name for each run that tells it from the others."""
     groups = tables.by_seed(every.values())
     differ = {r["run_id"]: tables.about(g, groups)["settings"] for g in groups for r in g}
-    label = lambda r: _label(r["method"], r["rate"], differ.get(r["run_id"], ""))
+    label = lambda r: words.run_label(r["method"], r["rate"], differ.get(r["run_id"], ""))
     return [f"{label(r)}, seed {r['seed']}" for r in every.values()]
-
-
-def _label(method: str, rate: float | None, settings: str) -> str:
-    return plots.run_label(method, rate) + (f" ({settings})" if settings else "")
 
 
 def _over_seeds(means: pd.DataFrame) -> pd.DataFrame | None:
     """Means over seeds and verdicts for reading; None where no run has predictions."""
     if means.empty:
         return None
-    keys = ["method", "rate", "settings"]
-    names = lambda t: [_label(*row) for row in t.reindex(columns=keys).itertuples(index=False)]
+    labels = means[["method", "rate", "settings"]].itertuples(index=False)
     parts = ["seen", "unseen"] if "unseen/auroc" in means else []
-    table = {"runs": names(means), "seeds": means["seeds"]}
+    table = {"runs": [words.run_label(*label) for label in labels], "seeds": means["seeds"]}
     shown = {f"AUROC, {part}": f"{part}/auroc" for part in parts} or {"AUROC": "all/auroc"}
     shown["balanced accuracy"] = "all/balanced_accuracy"
-    table |= {title: _intervals(means, column) for title, column in shown.items()}
+    table |= {title: words.intervals(means, column) for title, column in shown.items()}
     for part in ("all", *parts):
         says = means.reindex(columns=[f"{part}/verdict"]).iloc[:, 0].astype(object).fillna("–")
         table["against BL" + f", {part}" * bool(parts)] = says
-    if means["method"].map(lambda code: code in METHODS and METHODS[code].transfers).any():
-        table["to ship"] = (means["shipped_bytes"] / means["file_bytes"]).map("{:.1%}".format)
     return pd.DataFrame(table)
 
 
@@ -274,29 +232,20 @@ def _audit(name: str) -> dict | None:
         return None
 
 
-def _data(name: str, split: str, rows: pd.DataFrame) -> dict:
-    """What the images are, what was evaluated, and the prepared dataset's counts."""
+def _data(name: str, rows: pd.DataFrame) -> dict:
+    """What the images are, and what was evaluated."""
     records = list(rows["record"])
     found = records[0]["metrics"]
     fakes = {g: m["n_fake"] for g, m in found.items() if g not in ("all", "macro")}
     shown = {words.marked(rows, g): n for g, n in fakes.items()}
-    about = {"evaluated": {"real": found["all"]["n_real"]} | shown, "counts": None, "note": ""}
-    trained = sorted({r["train_images"] for r in records if r.get("train_images")})
-    about |= {"split": SPLITS.get(split, split), "trained": trained, "of": DEMO}
-    if name != "demo":
-        title = PUBLISHED[name]["title"] if name in PUBLISHED else ""
-        about["of"] = title or "Images prepared from a folder"
-    about["share"] = found["all"]["n_fake"] / found["all"]["n"]
-    about["trivial"] = words.trivial(about["share"])
-    try:
-        table = manifest.load(name)
-        counts = manifest.counts(table.assign(split=protocol.assign(table, split)))
-    except InputError as error:
-        return about | {"note": f"The prepared images cannot be counted now: {error}"}
-    changed = {r.get("data_fingerprint") for r in records} != {manifest.fingerprint(table)}
-    note = "The images have changed since some of these runs were made." if changed else ""
-    counts = counts.droplevel("label").rename(lambda g: words.marked(rows, g))
-    return about | {"counts": counts, "note": note}
+    share = found["all"]["n_fake"] / found["all"]["n"]
+    return {
+        "of": PUBLISHED[name]["title"] if name in PUBLISHED else "",
+        "evaluated": {"real": found["all"]["n_real"]} | shown,
+        "trained": sorted({r["train_images"] for r in records if r.get("train_images")}),
+        "share": share,
+        "trivial": words.spoken_trivial(share),
+    }
 
 
 def _environment(records: Iterable[dict]) -> dict[str, list[str]]:
@@ -312,8 +261,3 @@ def _environment(records: Iterable[dict]) -> dict[str, list[str]]:
 
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
     return plots.in_order(rows.sort_values("seed", kind="stable"))
-
-
-def _intervals(rows: pd.DataFrame, metric: str) -> list[str]:
-    columns = rows.reindex(columns=[metric, f"{metric}_low", f"{metric}_high"]).astype(float)
-    return [plots.interval(value, ends) for value, *ends in columns.itertuples(index=False)]

@@ -27,12 +27,6 @@ from dflib.study.methods import METHODS
 
 log = logging.getLogger(__name__)
 PICTURES, SIDE, COLUMNS = 240, 64, 16  # thumbnails of a study at most, their pixels, in a row
-AXES = {  # a cost axis of the figure: title, column, divisor
-    "file": ("deployed file, MB", "file_bytes", 1e6),
-    "latency": ("latency, ms an image", "latency_p50_ms", 1),
-    "macs": ("million multiply-adds", "macs", 1e6),
-    "params": ("million parameters", "params", 1e6),
-}
 
 
 def write(path: Path | None = None) -> Path:
@@ -45,7 +39,7 @@ def write(path: Path | None = None) -> Path:
     path = Path(path or outputs_root() / "explorer.html")
     found = [_study(study) for study in explorer.studies()]
     about = {"studies": found, "titles": {row.code: row.title for row in METHODS.values()}}
-    text = json.dumps(about | {"axes": AXES}, allow_nan=False).replace("<", "\\u003c")
+    text = json.dumps(about | {"axes": plots.COSTS}, allow_nan=False).replace("<", "\\u003c")
     loader = jinja2.PackageLoader("dflib.show")
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("static.html.j2")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +80,7 @@ def _run(study: explorer.Study, run_id: str, table: pd.DataFrame) -> dict:
     shape = MarkerStyle(marker)
     outline = shape.get_path().transformed(shape.get_transform()).to_polygons()[0]
     known = {"auroc": row["auroc"], "low": row.get("auroc_low"), "high": row.get("auroc_high")}
-    costs = {axis: row[column] / unit for axis, (_, column, unit) in AXES.items()}
+    costs = {column: row[column] / unit for column, (_, unit) in plots.COSTS.items()}
     numbers = {key: None if pd.isna(x) else float(x) for key, x in (known | costs).items()}
     return numbers | {
         "id": run_id,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
@@ -19,15 +18,12 @@ from dflib.show.words import interval
 from dflib.study import engine, runs
 from dflib.study.progress import Progress, spoken
 
-log = logging.getLogger(__name__)
-
 # names are data: no markup, no emoji
 _PLAIN = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
 console = Console(width=None if sys.stdout.isatty() else 160, **_PLAIN)
 # a notebook's `!python …` has a terminal, too
 LIVE = sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
 SHOWN = 8  # runs in the live view
-REPORT_EVERY = 60.0  # seconds at least between two reports
 COLOURS = {"done": "green", "failed": "red", "blocked": "yellow", "left": "yellow"}
 
 
@@ -43,14 +39,14 @@ def show(rows: pd.DataFrame | list[dict], title: str) -> None:
 
 def results(rows: pd.DataFrame) -> None:
     """Print finished runs (rows of `runs.results`)."""
-    from dflib.show import report
+    from dflib.show.report import table_rows
 
     if rows.empty:
         console.print("no finished runs yet: python -m dflib study --preset demo")
     else:
         what = "95 % intervals by bootstrap over scenes"
         for (dataset, protocol), these in rows.groupby(["dataset", "protocol"]):  # other tasks
-            show(report.table_rows(these), f"finished runs on {dataset}, {protocol} ({what})")
+            show(table_rows(these), f"finished runs on {dataset}, {protocol} ({what})")
 
 
 def plan(p: engine.Plan) -> None:
@@ -66,14 +62,12 @@ def study(p: engine.Plan, **options) -> dict[str, dict]:
     """Make a study (options: of `engine.run`) and tell of each run as it ends; the outcomes."""
     engine.prepare_data(p)
     progress = Progress(p)
-    found, due = list(progress.state.values()).count("done"), time.monotonic() + REPORT_EVERY
+    found = list(progress.state.values()).count("done")
 
     def end(s: runs.Spec, outcome: dict) -> None:
-        nonlocal due
         progress.end(s, outcome)
         if outcome["seconds"] or outcome["status"] != "done":
             console.print(_line(s, outcome), markup=True)
-            due = refresh() if time.monotonic() > due else due
 
     with _live(progress, transient=True):
         tell = {"on_start": progress.start, "on_outcome": end}
@@ -111,29 +105,14 @@ def unfinished(p: engine.Plan, outcomes: dict[str, dict]) -> set[str]:
     return set(bad["status"])
 
 
-def refresh() -> float:
-    """Write the report while a study runs; when to write the next (monotonic), in 3 % of the time.
-
-    A failure is only logged: the study goes on, and its last report tells.
-    """
-    from dflib.show import report
-
-    began = time.monotonic()
-    try:
-        report.write()
-    except Exception:
-        log.debug("report.html is not refreshed", exc_info=True)
-    took = time.monotonic() - began
-    return began + max(REPORT_EVERY, 30 * took)
-
-
 def _line(s: runs.Spec, outcome: dict) -> str:
     status = outcome["status"]
     text = f"[{COLOURS[status]}]{status:7}[/] {s.run_id}  "
     if status != "done":
         return text + escape(outcome["error"])
     values = runs.read(s.folder)["metrics"]["all"]
-    scores = f"accuracy {values['accuracy']:.3f}  AUROC {values['auroc']:.3f}"
+    scores = f"AUROC {values['auroc']:.3f}  "
+    scores += f"balanced accuracy {values['balanced_accuracy']:.3f}"
     note = f"  ({escape(outcome['error'])})" if outcome["error"] else ""
     return f"{text}{spoken(outcome['seconds'])}  {scores}{note}"
 

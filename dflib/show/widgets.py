@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 
 import ipywidgets as w
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from IPython.display import display
 from jinja2 import Environment, PackageLoader
 from matplotlib import pyplot
-from sklearn.metrics import confusion_matrix
 
 from data_prep.errors import InputError
 from dflib.show import explorer, plots
@@ -77,37 +73,32 @@ class Explorer:
     """All controls and views of the studies; `box` is what is shown, first those of `dataset`."""
 
     def __init__(self, dataset: str = "", protocol: str = "") -> None:
-        self.first, self.quiet, self.uploaded, self.process = (dataset, protocol), False, None, None
+        self.first, self.quiet, self.uploaded, self.running = (dataset, protocol), False, None, None
         self.which = _control(w.Dropdown, "Study:")
         self.method = _control(w.Dropdown, "Method:")
         self.rate = _control(w.SelectionSlider, "Rate:", options=["-"], continuous_update=False)
         costs = {title: column for column, (title, _) in plots.COSTS.items()}
         self.cost = _control(w.Dropdown, "Against:", options=costs)
-        self.choice = _control(w.Dropdown, "Show:", options=[*explorer.CHOICES])
-        self.at = _control(w.FloatSlider, "Threshold:", max=1, step=0.01, continuous_update=False)
-        self.miss = _control(w.BoundedFloatText, "A miss costs (alarm: 1):", value=1, max=1000)
-        self.share = _control(w.BoundedFloatText, "Fakes, %:", 160, value=50)
+        self.choice = _control(w.Dropdown, "Show:", options=explorer.CHOICES)
         self.upload = w.FileUpload(accept="image/*", description="Choose a file")
         codes = [(f"{code} – {row.title}", code) for code, row in METHODS.items()]
         self.code = _control(w.Dropdown, "New run of:", options=codes, value="CPF-S")
         self.percent = _control(w.BoundedFloatText, "Rate, %:", 160, value=75, min=1, max=99.9)
-        self.make, self.stop = w.Button(description="Make it now"), w.Button(description="Stop")
+        self.make = w.Button(description="Make it")
         self.views = {  # name: who draws it, its controls
             "Overview": (self._overview, self.cost),
             "Test images": (self._test_images, self.choice),
-            "Threshold": (self._threshold, self.at, self.miss, self.share),
             "Your image": (self._your_image, self.upload),
-            "New rate": (self._new_rate, self.code, self.percent, self.make, self.stop),
+            "New rate": (self._new_rate, self.code, self.percent, self.make),
         }
         self.view = _control(w.ToggleButtons, "View:", 900, options=[*self.views])
-        self.cards, self.shown, self.made = w.HTML(), w.HTML(), w.HTML()
+        self.cards, self.shown = w.HTML(), w.HTML()
         self.panel, top = w.Box(layout=ROW), [self.which, self.method, self.rate]
-        below = [self.cards, self.view, self.panel, self.shown, self.made]
+        below = [self.cards, self.view, self.panel, self.shown]
         self.box = w.VBox([w.HTML(HTML.style()), w.Box(top, layout=ROW), *below]).add_class("dfx")
         for control in (*top, self.view, *(c for _, *each in self.views.values() for c in each)):
             control.observe(lambda change: self.quiet or self._follow(change["owner"]), "value")
         self.make.on_click(lambda _: self.start())
-        self.stop.on_click(lambda _: self.process.terminate())
         self.load()
 
     @property
@@ -143,8 +134,6 @@ class Explorer:
             mine = rows[rows["method"] == self.method.value]
             self.rate.options = [*zip(mine["name"], mine.index, strict=True)]
             self.rate.value, self.rate.disabled = run_id or mine.index[-1], len(mine) < 2
-        if moved in (self.which, self.method, self.rate):
-            self.at.value = round(self.run["threshold"], 2)
         if moved is self.upload and self.upload.value:
             self.uploaded = bytes(self.upload.value[0]["content"])
             self.upload.value = ()  # not to be saved with the notebook's widgets
@@ -187,36 +176,10 @@ class Explorer:
         figures = []
         for (_, t), each in zip(shown.iterrows(), looks, strict=True):
             label = f"fake: {t['generator']}" if t["label"] else "real"
-            now = "flipped: now " if t["flip"] else "both "
             scores = f"BL: P(fake) {t['base_score']:.3f}", f"{run['name']}: {t['score']:.3f}"
-            titles = [f"{label}\n{now}{'right' if t['right'] else 'wrong'}", RESIDUAL, *scores]
+            titles = [f"{label}\n{t['became']}", RESIDUAL, *scores]
             figures.append((", ".join(titles), plots.image_grid([*each], titles, columns=2)))
         return head + _drawings(*figures)
-
-    def _threshold(self) -> str:
-        """The decisions at the threshold, and what 100 images cost at any."""
-        run, at, x = self.run, self.at.value, np.linspace(0, 1, 201)
-        table = explorer.compared(self.study, run.name)
-        counts = confusion_matrix(table["label"], table["score"] >= at)
-        weights, lines = {"miss": self.miss.value, "share": self.share.value / 100}, {}
-        runs = (("BL", "base_score", self.study.base), (run["name"], "score", self.result))
-        for name, column, result in runs:
-            y = explorer.error_cost(table.assign(score=table[column]), x, **weights)
-            best = explorer.cheapest(result, x, **weights)  # chosen before the test
-            told = (
-                ""
-                if np.isnan(best)
-                else f", {np.interp(best, x, y):.3g} at validation's {best:.2f}"
-            )
-            lines[f"{name}: {np.interp(at, x, y):.3g}{told}"] = y
-        fig = pyplot.Figure(figsize=(5.8, 3.4), layout="constrained")
-        colours = [plots.appearance(method)[0] for method in ("BL", run["method"])][: len(lines)]
-        ax = sns.lineplot(pd.DataFrame(lines, x), palette=colours, ax=fig.subplots())
-        ax.axvline(at, color=plots.INK, linewidth=1)
-        ax.set(xlabel="threshold on P(fake)", ylabel="cost of 100 images")
-        sns.move_legend(ax, "lower center", bbox_to_anchor=(0.5, 1), ncols=1)
-        matrix = HTML.matrix(run["name"], counts.tolist(), at, run["threshold"])
-        return matrix + _drawings((f"Cost of 100 images: {'; '.join(lines)}", fig))
 
     def _your_image(self) -> str:
         if self.uploaded is None:
@@ -232,29 +195,21 @@ class Explorer:
         return self.study.spec(self.code.value, rate)
 
     def _new_rate(self) -> str:
-        """The command of the wanted run, and from which BL it starts, where that is another one."""
+        """The wanted run's command and state, and its BL, where that is not the one shown."""
         self.make.disabled = True  # until the request is found good
         spec, base = self._spec(), self.study.base["run_id"]
-        running = self.process is not None and self.process.poll() is None
-        self.make.disabled, self.stop.disabled = running or spec.finished(), not running
+        self.make.disabled = spec.finished()
         own = [p.run_id for p in spec.parents if (p.method, p.dataset) == ("BL", spec.dataset)]
-        return HTML.new_run(spec.run_id, spec.finished(), base, own, spec.command())
+        state = progress.Progress(engine.Plan((*spec.parents, spec))).look().summary()
+        state = (spec.failure() or {"error": state})["error"]
+        return HTML.new_run(spec.run_id, spec.finished(), base, own, spec.command(), state)
 
     def start(self) -> None:
-        """Make the wanted run; `worker.join()` waits for it."""
-        spec = self._spec()
-        again = f"{spec.command()} --retry-failed"
-        self.process = engine.background(again, spec.folder / "study.txt")
-        self.worker = threading.Thread(target=self._watch, args=[spec], daemon=True)
-        self.worker.start()
+        """Begin to make the wanted run; again, later: show how far it is, and at last the run."""
+        spec, running = self._spec(), self.running and self.running.poll() is None
+        if not (running or spec.finished()):
+            command = f"{spec.command()} --retry-failed"
+            self.running = engine.background(command, spec.folder / "study.txt")
+        if spec.finished():
+            self.load(spec.run_id)
         self._show()
-
-    def _watch(self, spec: engine.Spec) -> None:
-        seen = progress.Progress(engine.Plan((*spec.parents, spec)))
-        while self.process.poll() is None:
-            self.made.value = HTML.note(seen.look().summary())
-            time.sleep(1)
-        done, failure = spec.finished(), spec.failure() or {"error": "stopped; it can go on"}
-        text = f"{spec.run_id}: {'made, and shown' if done else failure['error']}"
-        self.made.value = HTML.note(text, bad=not done)
-        self.load(spec.run_id if done else self.run.name)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-TRIVIAL = "always fake: accuracy, F1"  # a column's title
+TRIVIAL = "one answer: accuracy, F1"  # a column's title
 
 
-def run_label(method: str, rate: float | None) -> str:
-    """A run's short name in figures and sentences: "CKD 90%", "BL"."""
-    return method if rate is None or pd.isna(rate) else f"{method} {100 * rate:g}%"
+def run_label(method: str, rate: float | None, settings: str = "") -> str:
+    """A run's short name in figures and sentences: "CKD 90%", "BL (epochs 9)"."""
+    label = method if rate is None or pd.isna(rate) else f"{method} {100 * rate:g}%"
+    return f"{label} ({settings})" if settings else label
 
 
 def interval(value: float | None, bounds: Sequence[float] | None) -> str:
@@ -23,30 +24,28 @@ def interval(value: float | None, bounds: Sequence[float] | None) -> str:
     return f"{value:.3f} [{bounds[0]:.2f}, {bounds[1]:.2f}]" if known else f"{value:.3f}"
 
 
-def one_answer(n_real: int, n_fake: int) -> dict[str, dict[str, float]]:
-    """What one answer for all images scores: {"always fake": {"accuracy", "f1"}}.
+def intervals(rows: pd.DataFrame, metric: str) -> list[str]:
+    """`interval` of a column, whose ends stand in `METRIC_low` and `METRIC_high`."""
+    columns = rows.reindex(columns=[metric, f"{metric}_low", f"{metric}_high"]).astype(float)
+    return [interval(value, ends) for value, *ends in columns.itertuples(index=False)]
 
-    And "always real" where there are more reals: it is then right more often.
 
-    >>> one_answer(20, 80)["always fake"]["accuracy"], list(one_answer(80, 20))
-    (0.8, ['always fake', 'always real'])
+def trivial(fake_share: float) -> dict[str, float]:
+    """What the better of two answers for all images, "fake" or "real", scores without a look.
+
+    >>> trivial(0.2)
+    {'accuracy': 0.8, 'f1': 0.33333333333333337}
     """
-    share = n_fake / (n_real + n_fake)
-    found = {"always fake": {"accuracy": share, "f1": 2 * share / (1 + share)}}
-    return found | ({"always real": {"accuracy": 1 - share, "f1": 0.0}} if share < 0.5 else {})
+    return {
+        "accuracy": max(fake_share, 1 - fake_share),
+        "f1": 2 * fake_share / (1 + fake_share),
+    }
 
 
-def trivial(fake_share: float) -> str:
-    """`one_answer` for reading: "0.800, 0.889"; the better answer where that is "real".
-
-    >>> trivial(0.8), trivial(0.25)
-    ('0.800, 0.889', '0.250, 0.400; always real: 0.750, 0.000')
-    """
-    if pd.isna(fake_share):
-        return "–"
-    scored = one_answer(1 - fake_share, fake_share).items()
-    texts = [f"{name}: {v['accuracy']:.3f}, {v['f1']:.3f}" for name, v in scored]
-    return "; ".join(texts).removeprefix("always fake: ")
+def spoken_trivial(fake_share: float) -> str:
+    """`trivial` for reading: "0.800, 0.889"; a dash where the share is not known."""
+    known = trivial(fake_share).values()
+    return "–" if pd.isna(fake_share) else ", ".join(f"{value:.3f}" for value in known)
 
 
 def spoken_speed(speed: dict, than: str = "BL") -> str:
@@ -61,11 +60,6 @@ def spoken_speed(speed: dict, than: str = "BL") -> str:
     known = np.isfinite([speed["ratio"], speed["high"]]).all()
     why = span if known else "a busy or another machine, or no spread in the record"
     return f"not told apart from {than} ({why})"
-
-
-def timed_busily(rows: pd.DataFrame) -> pd.Series:
-    """Whether others used the machine while a run was timed."""
-    return rows.get("latency_busy", pd.Series(False, rows.index)).eq(True)
 
 
 def marked(rows: pd.DataFrame, name: str) -> str:
