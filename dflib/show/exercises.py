@@ -26,7 +26,7 @@ def check(number: str, attempt: Callable) -> Markdown:
     """
     exercise = yaml.safe_load((FOLDER / "exercises.yaml").read_text(encoding="utf-8"))[number]
     for case in exercise["cases"]:
-        call = f"`{attempt.__name__}({', '.join(map(str, case['given']))})`"
+        call = f"`{attempt.__name__}({', '.join(map(repr, case['given']))})`"
         given = [torch.tensor(v) if isinstance(v, list) else v for v in case["given"]]
         try:
             answer = attempt(*given)
@@ -39,7 +39,7 @@ def check(number: str, attempt: Callable) -> Markdown:
             known = [w["hint"] for w in case.get("wrong", ()) if _equal(found, w["gives"])]
             gives = f"gives {_short(found)}, expected {_short(case['right'])}."
             return Markdown(f"✘ {call} {gives} **Hint**: {(*known, exercise['hint'])[0]}")
-    return Markdown(f"✔ **Right**, in all {len(exercise['cases'])} cases.")
+    return Markdown(f"✔ **Right**, tried on {len(exercise['cases'])} cases.")
 
 
 def _equal(found: np.ndarray, other: float | list) -> bool:
