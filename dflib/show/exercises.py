@@ -36,9 +36,10 @@ def check(number: str, attempt: Callable) -> Markdown:
         except Exception as error:  # whatever the reader's own line raises
             return Markdown(f"✘ {call} stops{_where(error)} **Hint**: {exercise['hint']}")
         if not _equal(found, case["right"]):
-            known = [w["hint"] for w in case.get("wrong", ()) if _equal(found, w["gives"])]
+            hints = [w["hint"] for w in case.get("wrong", ()) if _equal(found, w["gives"])]
+            hint = hints[0] if hints else exercise["hint"]
             gives = f"gives {_short(found)}, expected {_short(case['right'])}."
-            return Markdown(f"✘ {call} {gives} **Hint**: {(*known, exercise['hint'])[0]}")
+            return Markdown(f"✘ {call} {gives} **Hint**: {hint}")
     return Markdown(f"✔ **Right**, tried on {len(exercise['cases'])} cases.")
 
 
