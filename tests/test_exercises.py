@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 from nbclient import NotebookClient
 from test_webpage import CHROMIUM, FLAGS, NO_BROWSER
 
 from dflib.show import exercises
 
-ASKED = yaml.safe_load((exercises.FOLDER / "exercises.yaml").read_text(encoding="utf-8"))
+ASKED = tomllib.loads((exercises.FOLDER / "exercises.toml").read_text(encoding="utf-8"))
 MISTAKES = [
     pytest.param(number, case, wrong, id=f"{number}-{wrong['gives']}")
     for number, exercise in ASKED.items()

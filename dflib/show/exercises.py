@@ -1,14 +1,14 @@
-"""Exercises that answer back (`notebooks/exercises.yaml`) and quizzes (`notebooks/quiz/`)."""
+"""Exercises that answer back (`notebooks/exercises.toml`) and quizzes (`notebooks/quiz/`)."""
 
 from __future__ import annotations
 
 import json
+import tomllib
 import traceback
 from collections.abc import Callable
 
 import numpy as np
 import torch
-import yaml
 from IPython.display import HTML, Markdown
 from jinja2 import Environment, PackageLoader
 
@@ -24,7 +24,7 @@ def check(number: str, attempt: Callable) -> Markdown:
 
     >>> check("02.1", images_needed)                                # doctest: +SKIP
     """
-    exercise = yaml.safe_load((FOLDER / "exercises.yaml").read_text(encoding="utf-8"))[number]
+    exercise = tomllib.loads((FOLDER / "exercises.toml").read_text(encoding="utf-8"))[number]
     for case in exercise["cases"]:
         call = f"`{attempt.__name__}({', '.join(map(repr, case['given']))})`"
         given = [torch.tensor(v) if isinstance(v, list) else v for v in case["given"]]
