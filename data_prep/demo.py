@@ -48,8 +48,8 @@ FAMILIES = ("deconv", "nearest", "bilinear", "subpixel")
 UNSEEN = "nearest"  # only in test: its traces are those that the others teach least about
 SHARES = {"train": 0.62, "val": 0.14, "test": 0.24}  # of each photograph's groups
 Counts = Mapping[str, int]
-COUNTS = {"train": 1250, "val": 250, "test": 300}  # images per class; in test, per generator
-SOURCE_COUNTS = {"train": 1000, "val": 250, "test": 300}
+COUNTS = {"train": 600, "val": 200, "test": 250}  # images per class; in test, per generator
+SOURCE_COUNTS = {"train": 600, "val": 200, "test": 250}
 STEPS, BATCH = 160, 32  # of gradient descent, per decoder; patches
 
 

@@ -62,7 +62,7 @@ Written = Annotated[
 @app.command()
 def study(
     grid: Annotated[Path | None, Option(help="YAML file of options; those here count more")] = None,
-    preset: Annotated[str | None, Option(help="tiny | demo (unless given) | paper")] = None,
+    preset: Annotated[str | None, Option(help="tiny | demo (unless given) | quick | paper")] = None,
     dataset: Annotated[str | None, Option(help="a prepared dataset, or several: a,b")] = None,
     source: Annotated[str | None, Option(help="the dataset that transfers start from")] = None,
     methods: Annotated[str | None, Option(help="e.g. BL,CPF,CKD,CQ")] = None,
@@ -119,15 +119,16 @@ def study(
 
 def _told(plan: tuple, outcomes: dict) -> int:
     """The table and the report at a study's end; the exit status."""
-    from dflib.show import report, terminal
+    from dflib.show import report, static, terminal
     from dflib.study import runs
 
     rows = runs.results()
     terminal.results(rows[rows["run_id"].isin(outcomes)] if len(rows) else rows)
     try:
-        typer.echo(f"report: {report.write()}")
+        typer.echo(f"report: {report.write()}\nexplorer: {static.write()}")
     except OSError as error:  # a full disk, say: the runs and the table stand
         typer.echo(f"no report: {error}")
+    terminal.advice(outcomes)
     states = terminal.unfinished(plan, outcomes)
     return 0 if not states else 3 if states == {"left"} else 1
 
@@ -256,6 +257,30 @@ def test(
     runs, sets = entries(run, "run"), entries(dataset, "dataset")
     records = [elsewhere.test(r, d, split=part) for r in runs for d in sets]
     terminal.show(terminal.tested(records), title="at the threshold chosen where they were made")
+
+
+@app.command()
+def leak(
+    dataset: Annotated[str, Argument(help="name of a prepared dataset")],
+    size: Annotated[int, Option(help="pixels a side")] = 64,
+    epochs: Annotated[int, Option(min=1)] = 20,
+    seeds: Annotated[str, Option(help="each is a split and a training")] = "0,1,2,3,4",
+) -> None:
+    """How much of a score is the protocol's: a detector under three splits, and the gaps."""
+    from dflib import train
+    from dflib.show import terminal, words
+    from dflib.study import leak as leaks
+    from dflib.study.grid import entries
+
+    how = {"size": size, "recipe": train.Recipe(epochs=epochs)}
+    runs, gaps = leaks.leak(dataset, seeds=entries(seeds, "seeds"), **how)
+    rows = [
+        {"gap": f"{gap}: {' minus '.join(leaks.GAPS[gap])}"}
+        | {metric: words.interval(x["mean"], x["ci95"]) for metric, x in found.items()}
+        for gap, found in gaps.items()
+    ]
+    terminal.show(rows, title=f"{dataset}: mean over seeds [95 % interval]")
+    typer.echo(f"written to {leaks.write(dataset, runs, gaps)}")
 
 
 @app.command()

@@ -106,7 +106,7 @@ def _run_notebook(s: Spec, ends: float) -> dict | None:
         scratch.mkdir()
         with (s.folder / "log.txt").open("a") as text, sockets() as place:
             papermill.execute_notebook(
-                str(s.notebook),
+                str(_without_asides(s.notebook, scratch)),
                 str(new),
                 s.parameters(),
                 cwd=str(s.notebook.parent),
@@ -127,6 +127,22 @@ def _run_notebook(s: Spec, ends: float) -> dict | None:
     if new.exists():
         new.replace(s.folder / "notebook.ipynb")
     return record
+
+
+def _without_asides(notebook: Path, place: Path) -> Path:
+    """A copy of the notebook, in a folder, in which a sentence stands for each cell tagged `aside`.
+
+    Those are experiments for who steps through it: they train again, and decide no result.
+    """
+    import nbformat
+
+    book = nbformat.read(notebook, as_version=4)
+    for k, cell in enumerate(book.cells):
+        if "aside" in cell.metadata.get("tags", ()):
+            text = f"*An experiment, left out of batches: run it by hand in {notebook.name}.*"
+            book.cells[k] = nbformat.v4.new_markdown_cell(text, id=cell.id)
+    nbformat.write(book, place / notebook.name)
+    return place / notebook.name
 
 
 def _record(error: Exception) -> dict:

@@ -89,16 +89,22 @@ class Preset:
 
 
 COMPRESSED = ("BL", "CPF", "CKD", "CQ", "CQ-S")
+FIRST = ("BL", "CPF-S", "CKD", "CPKDQ")
+DEMO = (*COMPRESSED, "CPF-S", "CKD-0", "CPKDQ")
 PAPER = (*COMPRESSED, "TL+FT", "TL+FT+Q", "TL+P+FT", "TL+KD", "TL+P+A", "TL+KD+A")
-SMALL = {"size": 32, "epochs": 12, "finetune_epochs": 4, "transfer_epochs": 4}
-TINY = SMALL | {"epochs": 2, "finetune_epochs": 1, "transfer_epochs": 1, "limit": 48}
-TINY |= {"latency_runs": 5, "draws": 50}
+LITTLE = {"size": 32, "epochs": 2, "finetune_epochs": 1, "transfer_epochs": 1}
+TINY = LITTLE | {"limit": 48, "latency_runs": 5, "draws": 50}
+# few images learn the traces in few epochs where the network sees high-pass residuals
+SMALL = LITTLE | {"epochs": 4, "finetune_epochs": 2, "transfer_epochs": 2, "front": "srm"}
+SMALL |= {"prune_steps": 2}
+QUICK = {"size": 64, "epochs": 12, "finetune_epochs": 4, "transfer_epochs": 4}
 RATES = (0.6, 0.7, 0.8, 0.9)
 LARGE = {"size": 224, "patience": 8}
 PRESETS = {
     "tiny": Preset("demo", PAPER, (0.9,), (0,), TINY, "seconds: its numbers mean nothing"),
     # the transfers take as long again: --methods TL+FT,TL+KD,…
-    "demo": Preset("demo", COMPRESSED, (0.6, 0.9), (0,), SMALL, "minutes on two cores, offline"),
+    "demo": Preset("demo", DEMO, (0.6, 0.9), (0,), SMALL, "minutes on two cores, offline"),
+    "quick": Preset("demo", FIRST, (0.9,), (0,), QUICK, "own images: what to know first"),
     "paper": Preset(
         "faces-140k", PAPER, RATES, (0, 1, 2), LARGE, "the paper's grid, for GPUs", "dogs-vs-cats"
     ),

@@ -7,11 +7,12 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
@@ -251,18 +252,18 @@ def failure(folder: Path) -> dict | None:
 def find(name: str) -> Path:
     """The folder of a finished run, by its path, its id or how that begins, `best` or `latest`.
 
-    best: of all that tell real from fake, by AUROC on the validation images. Raises `InputError`
-    with the nearest id, or for a beginning that several have.
+    best: `best` of the dataset and protocol that were worked on last. Raises `InputError` with the
+    nearest id, or for a beginning that several have.
     """
     if name and (Path(name) / "result.json").exists():
         return Path(name)
-    runs = list(every()) if name in ("best", "latest") else ()
-    if name == "best":
-        of_fakes = (r for r in runs if r.get("classes", ["real", "fake"])[1] == "fake")
-        runs = [r for r in of_fakes if not math.isnan(validated(r["folder"]))]
+    runs = list(every()) if name in ("best", "latest") else []
     if runs:
-        rank = {"best": validated, "latest": age}[name]
-        folder = max((r["folder"] for r in runs), key=rank)
+        found = max(runs, key=lambda r: age(r["folder"]))
+        if name == "best":
+            place = lambda r: (r["dataset"], r["protocol"])
+            found = best(r for r in runs if place(r) == place(found))
+        folder = found["folder"]
         log.warning("%s: %s (validation AUROC %.3f)", name, folder.name, validated(folder))
         return folder
     known = {f.name: f for f in folders()}
@@ -272,6 +273,19 @@ def find(name: str) -> Path:
         raise InputError(f"run {name!r} is how {len(alike)} begin: {first} …")
     word = alike[0] if len(alike) == 1 else Path(name).name
     return known[choose("run", word, known, hint="python -m dflib results lists them.")]
+
+
+def best(results: Iterable[dict]) -> dict:
+    """The run to take: of files at most a quarter as large as BL's the best on validation images.
+
+    Of all runs, where none is so small or BL is not there; at least one is needed.
+    """
+    results = list(results)
+    sizes = [r["cost"]["file_bytes"] for r in results if r["method"] == "BL"]
+    most = max(sizes, default=math.inf) / 4
+    small = [r for r in results if r["cost"]["file_bytes"] <= most] or results
+    quality = [validated(r["folder"]) for r in small]
+    return small[int(np.argmax(np.nan_to_num(quality, nan=-1.0)))]
 
 
 def age(folder: Path) -> float:
