@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from data_prep import folder, manifest, paths, sources
+from data_prep import folder, lists, manifest, paths, sources
 from data_prep.errors import command_line, shown
 from data_prep.sources import SOURCES
 
@@ -23,8 +23,10 @@ Name = Annotated[
     str | None, typer.Option(help="what to call the dataset; its usual name by default")
 ]
 Force = Annotated[bool, typer.Option("--force", help="replace a dataset made from other images")]
-All = Annotated[bool, typer.Option("--all", help="all 13 test generators, all ProGAN classes")]
+Scene = Annotated[str, typer.Option(help="stem, parent, file or a regular expression with a group")]
+LeaveOut = Annotated[list[str] | None, typer.Option(help="a folder that is not read; repeatable")]
 Sample = Annotated[int, typer.Option(min=20, help="images looked at per generator")]
+PerClass = Annotated[int, typer.Option(min=1, help="images taken of each class")]
 width = None if sys.stdout.isatty() else 160
 console = Console(width=width, markup=False, emoji=False, highlight=False)  # names are data
 
@@ -40,22 +42,62 @@ def demo(seed: int = 0, force: Force = False) -> None:
 
 
 @app.command("folder")
-def folder_(path: Path, name: Called, force: Force = False) -> None:
-    """Your own images: real/ and fake/<generator>/, optionally below train/, val/, test/."""
-    _show(folder.prepare(path, name=name, force=force), name)
+def folder_(
+    path: Path, name: Called, scene: Scene = "", leave_out: LeaveOut = None, force: Force = False
+) -> None:
+    """Your own images: real/ and fake/<generator>/, optionally below train/, val/, test/; or in
+    the layout of a published set: {0_real,1_fake}, {nature,ai}, training_{real,fake}."""
+    options = {"scene": scene, "leave_out": leave_out or (), "force": force}
+    _show(folder.prepare(path, name=name, **options), name)
+
+
+@app.command("list-file")
+def list_file(
+    file: Path,
+    name: Called,
+    images: Annotated[Path, typer.Option(help="folder that the list's paths start from")],
+    path_column: str = "path",
+    label_column: str = "label",
+    generator_column: str = "generator",
+    split_column: str = "split",
+    scene_column: str = "scene",
+    scene: Scene = "",
+    force: Force = False,
+) -> None:
+    """Images that a CSV or parquet file lists: path and label; generator, split, scene if told."""
+    given = (path_column, label_column, generator_column, split_column, scene_column)
+    columns = dict(zip(lists.COLUMNS, given, strict=True))
+    _show(lists.prepare(file, images, name=name, columns=columns, scene=scene, force=force), name)
+
+
+@app.command()
+def huggingface(
+    source: str,
+    name: Called,
+    image_column: str = "image",
+    label_column: str = "label",
+    generator_column: str = "",
+    split: str = "train",
+    per_class: PerClass = 1000,
+    force: Force = False,
+) -> None:
+    """A set of the Hugging Face hub, or a local folder of parquet files, streamed."""
+    columns = {"image_column": image_column, "label_column": label_column}
+    columns |= {"generator_column": generator_column, "split": split, "per_class": per_class}
+    _show(lists.huggingface(source, name=name, force=force, **columns), name)
 
 
 def _add(source: sources.Source) -> None:
-    def plain(given: From = None, name: Name = None, force: Force = False) -> None:
+    def stored(given: From = None, name: Name = None, force: Force = False) -> None:
         _show(sources.prepare(source, given, name=name, force=force), name or source.name)
 
-    def with_all(
-        given: From = None, name: Name = None, force: Force = False, everything: All = False
+    def streamed(
+        given: From = None, name: Name = None, per_class: PerClass = 1000, force: Force = False
     ) -> None:
-        wanted = sources.FORENSYNTHS_ALL if everything else source
-        _show(sources.prepare(wanted, given, name=name, force=force), name or source.name)
+        options = {"name": name, "force": force, "per_class": per_class}
+        _show(sources.prepare(source, given, **options), name or source.name)
 
-    command = with_all if source.name == "forensynths" else plain
+    command = streamed if source.hub else stored
     app.command(source.name, help=f"{source.title}: {source.size}. {source.address}")(command)
 
 

@@ -3,6 +3,7 @@
 `python -m data_prep audit NAME`; the page with its figures is `audit_page`.
 """
 
+import json
 import logging
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -43,28 +44,25 @@ class Audit:
     def verdict(self) -> str:
         """What the probe tells, of the set as it is and equalised; copies, first where many."""
         copies, many = self._copies()
-        parts = (
-            ["Not to be trusted:", copies, self._probed(many)] if many else [self._probed(), copies]
-        )
-        return " ".join(filter(None, parts))
+        probed = f"{self._probed()} {self._remaining()}"
+        return f"Not to be trusted: {copies} {probed}" if many else f"{probed} {copies}".strip()
 
-    def _probed(self, many_copies: bool = False) -> str:
-        raw, equalised = self.raw, self.equalised
+    def _probed(self) -> str:
+        raw = self.raw
         kind = "Weak give-aways" if raw.ci95[0] < STRONG else "Strong give-aways"
-        harmless = "No other give-away" if many_copies else "No strong give-away"
-        kind = harmless if _harmless(raw) else kind
-        text = f"{kind}: metadata and trivial statistics alone reach AUROC {_reached(raw)}."
-        if not _harmless(raw):
-            best = [f"{f.replace('_', ' ')} ({a:.2f})" for f, a in list(raw.single.items())[:3]]
-            text += f" The best alone: {', '.join(best)}."
+        kind = "Metadata give little away" if _harmless(raw) else kind
+        best = [f"{f.replace('_', ' ')} ({a:.2f})" for f, a in list(raw.single.items())[:3]]
+        text = f"{kind}: metadata and trivial statistics alone reach AUROC {_reached(raw)}"
+        return f"{text}; the best alone: {', '.join(best)}."
+
+    def _remaining(self) -> str:
         if self.alike is None:
-            same = "Sizes and JPEG qualities are the same in both classes"
-            return f"{text} {same}: nothing to equalise."
+            return "Files are alike in both classes: nothing to equalise."
         rest = "the give-away stays: results on this set say little about detection"
-        if equalised.ci95[0] < STRONG:
+        if self.equalised.ci95[0] < STRONG:
             rest = "part of it stays: read results with that in mind"
-        rest = "little is left" if _harmless(equalised) else rest
-        return f"{text} After equalising (protocol strict): {_reached(equalised)}, {rest}."
+        rest = "little is left" if _harmless(self.equalised) else rest
+        return f"After equalising (protocol strict): {_reached(self.equalised)}, {rest}."
 
     def _copies(self) -> tuple[str, bool]:
         """A sentence on copies, "" without any; and whether they make the set worth little."""
@@ -94,7 +92,22 @@ class Audit:
             "scene_overlap": self.overlap,
             "duplicates": self.copies,
             "licence": self.about.get("licence", ""),
+            "data_fingerprint": manifest.fingerprint(self.table),
         }
+
+
+def verdict_of(name: str) -> str:
+    """The verdict of a dataset's last audit, or a sentence that says that there was none."""
+    command = f"python -m data_prep audit {name}"
+    try:
+        text = (paths.outputs_root() / f"audit-{name}.json").read_text(encoding="utf-8")
+        found = json.loads(text)
+        now = manifest.fingerprint_of(name) if name in paths.present() else None
+        if now in (None, found.get("data_fingerprint")):
+            return found["verdict"]
+    except (OSError, ValueError, KeyError):
+        return f"{name!r} was never audited: {command}"
+    return f"{name!r} has changed since it was audited: {command}"
 
 
 def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Audit:

@@ -2,25 +2,21 @@
 
 import hashlib
 import json
-import logging
-import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from data_prep import manifest, transform
 from data_prep.errors import InputError, choose
 from data_prep.integrity import BadImage, open_image, read_file, to_rgb
-from data_prep.paths import dataset_folder, describe, images_root, need_room
+from data_prep.paths import dataset_folder, images_root, lock, need_room
 from data_prep.transform import Equaliser, at_least, centre_square
 
 MODES = ("resize", "center_crop", "texture_crop")
 _CHUNK = 128  # images that one task decodes
-log = logging.getLogger(__name__)
 
 
 def build(
@@ -29,17 +25,14 @@ def build(
     size: int,
     mode: str = "resize",
     equalise: bool = False,
-    perturb: str = "",
     workers: int | None = None,
 ) -> tuple[np.memmap, pd.DataFrame]:
     """The decoded images of a dataset (uint8, N x size x size x 3, read-only), and their rows.
 
-    equalise: first make the classes alike in size and JPEG quality (`transform.equaliser`).
-    perturb: then make each image worse, such as "jpeg-75" (`transform.perturb`). Last comes `fit`.
-    Made on the first call, found on the next. Parallel; a cut build goes on where it was; two at
-    once wait for each other. Each process holds one image; the rows go straight to the file.
-    Raises `InputError` for an unknown mode or perturbation, a size that is no multiple of 32, a
-    full disk, or files that changed since the scan.
+    equalise: first make the classes alike (`transform.equaliser`); then comes `fit`. Made on the
+    first call, in parallel; a cut build goes on where it was, two at once wait for each other.
+    Raises `InputError` for an unknown mode, a size that is no multiple of 32, a full disk, or
+    changed files.
 
     >>> build("demo", size=32)[0].shape                              # doctest: +SKIP
     (4200, 32, 32, 3)
@@ -50,21 +43,19 @@ def build(
         why = f"is not a multiple of 32 (the detectors halve it five times): try {near}"
         raise InputError(f"image size {size} {why}")
     table = manifest.load(name)
-    manifest.check(table, name, kind=describe(name)["kind"])
+    manifest.check(table, name)
     table = table[table["status"] == "ok"].reset_index(drop=True)
     alike = transform.equaliser(table) if equalise else None
-    worse = transform.check_perturbation(perturb) if perturb else ""
-    contents = json.dumps([table["sha256"].tolist(), manifest.DECODING]).encode()
-    key = [mode, alike.key if alike else "", worse, str(size)]
+    contents = json.dumps([table["sha256"].tolist(), manifest.decoding(table)]).encode()
+    key = [mode, alike.key if alike else "", str(size)]
     key = [*filter(None, key), hashlib.sha256(contents).hexdigest()[:12]]
     folder = dataset_folder(name) / "cache" / "-".join(key)
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
         # no with_suffix: names may hold dots, such as resize-0.5
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
+        with lock(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
-                _remove_stale(folder.parent, contents=key[-1])
-                options = {"alike": alike, "worse": worse, "size": size, "mode": mode}
+                options = {"alike": alike, "size": size, "mode": mode}
                 _fill(folder, name, table, options, workers)
     return np.load(folder / "images.npy", mmap_mode="r"), table
 
@@ -72,9 +63,9 @@ def build(
 def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
     """One RGB image as the detectors see it: uint8, size x size x 3.
 
-    resize: squashed to the square (the paper's way; destroys traces in large photographs).
-    center_crop: the middle, unscaled. texture_crop: the tile with the most fine detail, unscaled
-    (arXiv 2407.15500). For the crops, images smaller than `size` are scaled up to it first.
+    resize: squashed to the square (the paper's way). center_crop: the middle, unscaled.
+    texture_crop: the tile with the most fine detail (arXiv 2407.15500). For crops, smaller images
+    are scaled up.
 
     >>> fit(Image.new("RGB", (300, 200)), size=64).shape
     (64, 64, 3)
@@ -99,16 +90,6 @@ def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
     sums = total[below, right] - total[top, right] - total[below, left] + total[top, left]
     row, column = np.unravel_index(sums.argmax(), sums.shape)
     return int(tops[row]), int(lefts[column])
-
-
-def _remove_stale(parent: Path, *, contents: str) -> None:
-    """Remove what killed builds of other contents left: nobody can go on with it."""
-    for left in (p for p in parent.glob("*.partial") if contents not in p.name):
-        try:
-            with FileLock(left.with_suffix(".lock"), timeout=0):  # held: someone is at it
-                shutil.rmtree(left, ignore_errors=True)
-        except Timeout:
-            log.info("left %s alone: another build is using it", left)
 
 
 def _fill(folder: Path, name: str, table: pd.DataFrame, options: dict, workers: int | None) -> None:
@@ -138,9 +119,7 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, options: dict, workers: 
     (folder / "done.npy").unlink()
 
 
-def _decode(
-    chunk: tuple, *, folder: Path, alike: Equaliser | None, worse: str, **fitted
-) -> list[str]:
+def _decode(chunk: tuple, *, folder: Path, alike: Equaliser | None, **fitted) -> list[str]:
     """Decode some files (rows, paths, hashes) into their rows; returns what went wrong."""
     images = np.load(folder / "images.npy", mmap_mode="r+")
     done = np.load(folder / "done.npy", mmap_mode="r+")
@@ -152,7 +131,7 @@ def _decode(
                 raise BadImage("other contents")
             image = to_rgb(open_image(data))
             image = alike(image, sha256) if alike else image
-            images[row] = fit(transform.perturb(image, worse) if worse else image, **fitted)
+            images[row] = fit(image, **fitted)
             done[row] = True
         except BadImage as error:
             problems.append(f"{path}: {error}")

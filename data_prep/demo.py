@@ -41,14 +41,15 @@ PHOTOS = {
 NATURE = ("chelsea", "flower", "hubble", "ihc", "retina")  # the source task's class 0
 LONGEST = 703  # pixels: photographs are shrunk to this, lest retina and hubble outnumber the rest
 SCALES = (1.3, 1.7, 2.3)  # no integers: the photographs' own 8x8 JPEG grids do not survive
+SIZE = 32  # pixels: side of a patch
 STRIDE = 12  # pixels between patches of one tile: they overlap, but stay in one group and class
 MIN_STD = 10  # grey levels: a flat patch shows nothing to tell real from fake by
 FAMILIES = ("deconv", "nearest", "bilinear", "subpixel")
 UNSEEN = "nearest"  # only in test: its traces are those that the others teach least about
 SHARES = {"train": 0.62, "val": 0.14, "test": 0.24}  # of each photograph's groups
 Counts = Mapping[str, int]
-COUNTS = {"train": 1250, "val": 250, "test": 300}  # images per class; in test, per generator
-SOURCE_COUNTS = {"train": 1000, "val": 250, "test": 300}
+COUNTS = {"train": 600, "val": 200, "test": 250}  # images per class; in test, per generator
+SOURCE_COUNTS = {"train": 600, "val": 200, "test": 250}
 STEPS, BATCH = 160, 32  # of gradient descent, per decoder; patches
 
 
@@ -61,7 +62,7 @@ class Patch:
     split: str
     role: int  # 0: of the tile that gives reals, 1: of the one that gives sources of fakes
     box: tuple[int, ...]  # left, top, right, bottom in the photograph as tiled
-    pixels: np.ndarray  # uint8, size x size x 3
+    pixels: np.ndarray  # uint8, SIZE x SIZE x 3
 
 
 def prepare(*, seed: int = 0, force: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -86,18 +87,16 @@ def prepare(*, seed: int = 0, force: bool = False) -> tuple[pd.DataFrame, pd.Dat
 
 
 def build(
-    folder: Path, *, seed: int = 0, size: int = 32, counts: Counts = COUNTS, steps: int = STEPS
+    folder: Path, *, seed: int = 0, counts: Counts = COUNTS, steps: int = STEPS
 ) -> list[dict]:
     """Write the real-or-fake set below `folder`; one entry per image (label 1 is fake).
 
-    Fakes are decoded from patches that never stand as reals; each decoder is fitted on the
-    training split's. counts: images per class and split; in test, per generator, all made from the
-    same sources. Training and validation hold every family but `UNSEEN`. Raises `ValueError` for an
-    odd size, one below 16, or more patches than the photographs hold.
+    Fakes are decoded from patches that never stand as reals. counts: images per class and split; in
+    test, per generator. Raises `ValueError` for more patches than the photographs hold.
 
     >>> rows = build(Path("data/demo"), counts={"train": 30, "val": 6, "test": 8}, steps=5)
     """
-    rng, patches = np.random.default_rng(seed), cut(seed=seed, size=size)
+    rng, patches = np.random.default_rng(seed), cut(seed=seed)
     chosen = [[_pick(patches, s, role, n, rng) for s, n in counts.items()] for role in (0, 1)]
     rows = [_save(folder, p, p.pixels, 0, "real") for part in chosen[0] for p in part]
     train = _to_tensor([p.pixels for p in patches if (p.split, p.role) == ("train", 1)])
@@ -118,17 +117,12 @@ def build(
     return rows
 
 
-def build_source(
-    folder: Path, *, seed: int = 0, size: int = 32, counts: Counts = SOURCE_COUNTS
-) -> list[dict]:
+def build_source(folder: Path, *, seed: int = 0, counts: Counts = SOURCE_COUNTS) -> list[dict]:
     """Write the source task below `folder`: nature (label 0) or man-made (label 1), without colour.
 
-    Entries and errors as of `build`, and with the same seed its splits of the groups: what is
-    learned here has not seen the demo's test scenes.
-
-    >>> rows = build_source(Path("data/demo-source"), counts={"train": 20, "val": 4, "test": 6})
+    As `build`; with the same seed, what is learned here has not seen the demo's test scenes.
     """
-    rng, patches, rows = np.random.default_rng(seed), cut(seed=seed, size=size), []
+    rng, patches, rows = np.random.default_rng(seed), cut(seed=seed), []
     for label, name in enumerate(("nature", "man-made")):
         mine = [p for p in patches if (p.photo not in NATURE) == bool(label)]
         for split, n in counts.items():
@@ -139,18 +133,10 @@ def build_source(
     return rows
 
 
-def cut(*, seed: int, size: int) -> list[Patch]:
-    """All patches of all photographs, in a fixed order.
-
-    Tiles are cropped before they are resized, so groups share no pixel.
-
-    >>> patches = cut(seed=0, size=32)
-    """
-    if size < 16 or size % 2:
-        need = "the demo's patches need an even size of at least 16 pixels, such as 32"
-        raise ValueError(f"size={size}: {need}")
+def cut(*, seed: int) -> list[Patch]:
+    """All patches of all photographs; tiles are cropped before they are resized: no pixel twice."""
     rng = np.random.default_rng(seed)
-    tile, patches = 3 * size, []
+    tile, patches = 3 * SIZE, []
     for photo, file in PHOTOS.items():
         package, _, rest = file.partition("/")
         with opened(str(files(package) / rest)) as photograph:
@@ -167,24 +153,24 @@ def cut(*, seed: int, size: int) -> list[Patch]:
                 square = image.crop((*corner, corner[0] + tile, y + tile))
                 patches += [
                     Patch(photo, f"{photo}-{x}-{y}", list(SHARES)[share], half ^ swap, box, pixels)
-                    for box, pixels in _patches(square, corner, size)
+                    for box, pixels in _patches(square, corner)
                     if pixels.std() >= MIN_STD
                 ]
     return patches
 
 
 def _patches(
-    square: Image.Image, corner: tuple[int, int], size: int
+    square: Image.Image, corner: tuple[int, int]
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
     """Box in the photograph and pixels of each patch of a tile, which lies at `corner`."""
     for scale in SCALES:
         side = round(square.width / scale)
         small = np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
-        for v in range(0, side - size + 1, STRIDE):
-            for u in range(0, side - size + 1, STRIDE):
-                edges = zip(corner * 2, (u, v, u + size, v + size), strict=True)
+        for v in range(0, side - SIZE + 1, STRIDE):
+            for u in range(0, side - SIZE + 1, STRIDE):
+                edges = zip(corner * 2, (u, v, u + SIZE, v + SIZE), strict=True)
                 box = tuple(start + int(edge * square.width / side) for start, edge in edges)
-                yield box, small[v : v + size, u : u + size]
+                yield box, small[v : v + SIZE, u : u + SIZE]
 
 
 def _pick(
@@ -232,8 +218,6 @@ def fit(family: str, images: Tensor, *, steps: int, seed: int) -> nn.Module:
     """Train one family's auto-encoder on images (n, 3, h, w) in [-1, 1].
 
     The loss is L1, plus sharpness and log amplitude spectrum, lest it blur.
-
-    >>> decoder = fit("deconv", torch.rand(64, 3, 32, 32) * 2 - 1, steps=2, seed=0)
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -256,13 +240,8 @@ def fit(family: str, images: Tensor, *, steps: int, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def render(model: nn.Module, x: Tensor) -> Tensor:
-    """Decode images (n, 3, h, h) in [-1, 1] as if cut from a larger fake.
-
-    No padded border, either phase of the upsampling grid.
-
-    >>> render(fit("deconv", x := torch.rand(8, 3, 32, 32), steps=9, seed=0), x).shape
-    torch.Size([8, 3, 32, 32])
-    """
+    """Decode images (n, 3, h, h) in [-1, 1] as if cut from a larger fake: no padded border, either
+    phase of the upsampling grid."""
     y, size = torch.empty_like(x), x.shape[-1]
     for phase in (0, 1):
         a, b = 8 + phase, 10 - phase

@@ -45,7 +45,8 @@ def clusters(phash: pd.Series, *, distance: int = DISTANCE) -> np.ndarray:
 
 
 def joined(*columns: pd.Series) -> np.ndarray:
-    """A number for each row; rows that agree in one of two columns, or by way of others, share it."""
+    """A number for each row; rows that agree in one of two columns, or by way of others, share
+    it."""
     (i, left), (j, right) = map(pd.factorize, columns)
     return _components(i, len(left) + j, len(left) + len(right))[i]
 

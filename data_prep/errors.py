@@ -1,5 +1,6 @@
 """The one error of bad input: it names the thing, the value, what was expected, the next step."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -22,13 +23,12 @@ class InputError(ValueError):
 
 
 def short(value: object, most: int = 80) -> str:
-    r"""A value as a message shows it: quoted, escaped, on one line, cut where it is long.
+    r"""A value as a message shows it: quoted, on one line, cut where it is long.
 
     >>> short("a\nb"), len(short("[" * 100_000))
     ("'a\\nb'", 80)
     """
-    long = isinstance(value, str) and len(value) > 3 * most
-    text = repr(value[: 2 * most] + value[-most:] if long else value)
+    text = shown(repr(value))
     return text if len(text) <= most else f"{text[: most - 20]}…{text[-19:]}"
 
 
@@ -60,6 +60,9 @@ def check_rate(rate: float) -> float:
 def command_line(app: Callable[[], None]) -> None:
     """Run a command line; bad input is one line on stderr and exit status 2."""
     try:
+        for word in sys.argv[1:]:
+            if not word.strip(" ,") or re.fullmatch(r"--[\w-]+=[ ,]*", word):
+                raise InputError(f"{short(word)} is empty: give a value, or leave it out")
         app()
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -1,86 +1,196 @@
-"""Your own images, `real/` and `fake/<generator>/`; and the walk through any labelled folders."""
+"""Folders of labelled images: one table of the layouts that are known, and the walk through
+them."""
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from data_prep import manifest
+from data_prep import manifest, scenes
 from data_prep.errors import InputError, choose, shown
-from data_prep.paths import subfolders
+from data_prep.paths import by_structure, is_junk, subfolders
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_TEXTS = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf", ".log")
-STRAY = (*_TEXTS, ".md5", ".sha1", ".sha256", ".db", ".ini", ".py", ".zip")
-Reader = Callable[[tuple[str, ...]], tuple[int, str]]  # from folders to label, generator
+# a folder's name, in lower case -> the split, and the generator where the name tells it
+SPLITS = {"train": ("train", ""), "test": ("test", ""), "cnn_synth_testset": ("test", "")}
+SPLITS |= dict.fromkeys(("val", "valid", "validation"), ("val", ""))
+SPLITS |= {"progan_train": ("train", "progan"), "progan_val": ("val", "progan")}
+STRAY = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf", ".log", ".py", ".zip")
+STRAY += (".md5", ".sha1", ".sha256", ".db", ".ini")
+DEPTH = 6  # of the search for a layout: Kaggle's four folders, and the archive's own
 log = logging.getLogger(__name__)
 
 
-def prepare(path: Path | str, *, name: str, force: bool = False) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Layout:
+    """How the folders above a file tell its label, generator and split (`SPLITS`).
+
+    labels: class folder, in lower case -> label and generator ("": another folder's name).
+    above: that other folder is the first below the class folder (None), or stands above it, with
+    so many folders of classes between. scene: one of `scenes.RULES`, "" to find one.
+    """
+
+    title: str
+    labels: dict[str, tuple[int, str]]
+    above: int | None = None
+    scene: str = ""
+
+
+def _layout(title: str, real: str, fake: str, above: int | None = None) -> Layout:
+    # beside reals of its own, each generator's numbers start again
+    scene = "" if above is None else "file"
+    return Layout(title, {real: (0, "real"), fake: (1, "")}, above, scene)
+
+
+LAYOUTS = (
+    _layout("real/, fake/<generator>/, optionally below train/, val/, test/", "real", "fake"),
+    _layout("training_real/, training_fake/<generator>/", "training_real", "training_fake"),
+    _layout("ForenSynths-like, <generator>/<class>/{0_real,1_fake}/", "0_real", "1_fake", 1),
+    _layout("GenImage-like, <generator>/{train,val}/{nature,ai}/", "nature", "ai", 0),
+)
+
+
+def prepare(
+    path: Path | str,
+    *,
+    name: str,
+    scene: str = "",
+    leave_out: Collection[str] = (),
+    force: bool = False,
+) -> pd.DataFrame:
     """Scan a folder of images into the manifest of dataset `name`; the images stay where they are.
 
-    Layout: `real/**`, `fake/<generator>/**` (images directly in `fake/` count as generator "fake"),
-    each optionally below a split folder (`SPLITS`).
-    Raises `InputError` for a missing folder, an unknown class folder, no images, and as
-    `manifest.make` does: `force` replaces a dataset of this name.
+    Its layout is one of `LAYOUTS`, in any case, also some folders deeper. scene: a rule of
+    `scenes.grouped`. leave_out: names of folders that are not read. Raises `InputError` for what is
+    not understood, and as `manifest.make` does.
 
     >>> prepare("my-images", name="mine")                            # doctest: +SKIP
     """
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give the folder that holds real/ and fake/")
-    return manifest.make(name, path, entries(path), force=force)
+    root, layout = recognised(path)
+    layout = replace(layout, scene=scene or layout.scene)
+    return manifest.make(name, root, entries(root, layout, leave_out=leave_out), force=force)
 
 
-def entries(root: Path) -> Iterator[dict]:
-    """One dict per file (path, label, generator, split, group), as `manifest.make` takes them."""
-    top = {f.name.lower(): f for f in subfolders(root)}
-    if not set(top) & set(SPLITS):
-        yield from classes(root, root, split="", read=_real_or_fake)
-        return
-    _report(sorted(f.name for f in root.iterdir() if f.is_file()), root)
-    hint = f"Found below {root}; class folders stand inside the split folders."
-    for name, folder in top.items():
-        split = SPLITS[choose("split folder", name, SPLITS, hint=hint)]
-        yield from classes(root, folder, split=split, read=_real_or_fake)
+def recognised(path: Path) -> tuple[Path, Layout]:
+    """The folder that a layout of `LAYOUTS` starts from, at or below `path`, and this layout."""
+
+    def layout_of(folder: Path) -> Layout | None:
+        names = {f.name.lower() for f in subfolders(folder)}
+        return next((known for known in LAYOUTS if names & known.labels.keys()), None)
+
+    holder = next(by_structure(path, layout_of, depth=DEPTH), None)
+    if holder is None:
+        can = "; ".join(known.title for known in LAYOUTS)
+        found = ", ".join(shown(f.name) for f in subfolders(path)[:5]) or "no folders"
+        what = f"no class folder below {path} (there: {found}): images have no label"
+        raise InputError(f"{what}. Layouts that can be read: {can}")
+    layout = layout_of(holder)
+    while layout.above is None and path != holder and len(below := subfolders(path)) == 1:
+        if below[0].name.lower() in SPLITS:
+            break
+        path = below[0]  # one folder too deep
+    return path, layout
 
 
-def classes(
-    root: Path, folder: Path, *, read: Reader, split: str = "", flat: bool = False
+@dataclass(frozen=True)
+class _Place:
+    """What the path of a folder with files says."""
+
+    parts: tuple[str, ...]
+    at: int  # of the class folder among them
+    splits: list[tuple[str, str]]  # `SPLITS` of the folders above it
+    above: list[str]  # the other folders above it
+    below: list[str]  # the folders below it
+
+
+def entries(
+    root: Path, layout: Layout, *, only: Collection[str] = (), leave_out: Collection[str] = ()
 ) -> Iterator[dict]:
-    """Entries of all files below `folder`, which lies in `root`.
+    """One dict per file below `root`, as `manifest.make` takes them. only: folders directly in it.
 
-    read: from a file's folders below `folder` to (label, generator). flat: files beside folders
-    there count; else they are strays. Files with the same stem are one scene (Synthbuster's
-    convention), within a split where the folders give splits.
+    Raises `InputError` for a folder that is neither a class, a split nor a generator.
     """
-    for here, files in _listed(folder, classes_only=not flat):
-        label, generator = read(here.relative_to(folder).parts)
-        below, scene = here.relative_to(root).as_posix(), f"{split}/" if split else ""
-        start = "" if below == "." else f"{below}/"
-        row = {"label": label, "generator": generator, "split": split}
-        for file in files:  # strings, no paths: this loop is most of what a repeated scan costs
-            yield {"path": start + file, **row, "group": scene + stem(file)}
+    listed = _listed(root, labels=layout.labels, only=only, leave_out=leave_out)
+    found = [(_place(root, here, layout, only, len(files)), files) for here, files in listed]
+    deepest = max((len(place.above) for place, _ in found), default=0)
+    rows = []
+    for place, files in found:
+        row, start = _told(place, layout, deepest), "/".join(place.parts)
+        # strings, no paths: this loop is most of what a repeated scan costs
+        rows += [{"path": f"{start}/{file}", **row} for file in files]
+    given = {row["split"] for row in rows}
+    if "val" in given and "train" not in given:
+        log.warning("%s has no train part: val trains instead", shown(root))
+        rows = [row | {"split": "train"} if row["split"] == "val" else row for row in rows]
+    generators = sorted({row["generator"] for row in rows if row["label"]})
+    told = (shown(root), layout.title, len(generators), shown(", ".join(generators[:5])))
+    log.info("%s read as: %s; %d generator(s) (%s)", *told)
+    yield from scenes.grouped(rows, layout.scene)
 
 
-def stem(file: str) -> str:
-    """A file's name (or path) without its suffix."""
-    return file.rpartition(".")[0] or file
+def _place(root: Path, here: Path, layout: Layout, only: Collection[str], n: int) -> _Place:
+    """Raises `InputError` for a folder, with n files, that the layout does not know."""
+    parts = here.relative_to(root).parts
+    words = [part.lower() for part in parts]
+    places = [i for i, word in enumerate(words) if word in layout.labels]
+    # a published set may hold reals among its fakes; in a folder of one's own that is a mistake
+    at = places[-1 if only else 0] if places else None
+    above = [part for part in parts[:at] if part.lower() not in SPLITS and part not in only]
+    hint = f"Layout: {layout.title}. Found below {root}."
+    if at is None:
+        hint += f" Or leave it out: --leave-out {parts[0]}."
+        if above:
+            choose("class folder", above[0].lower(), layout.labels, hint=hint)
+        what = f"{'/'.join(parts)}/ holds {n} file(s) without a class folder"
+        raise InputError(f"{what}. {hint}")
+    if above and layout.above is None and not only:
+        choose("split folder", above[0].lower(), SPLITS, hint=hint)
+    splits = [SPLITS[word] for word in words[:at] if word in SPLITS]
+    return _Place(parts, at, splits, above, list(parts[at + 1 :]))
+
+
+def _told(place: _Place, layout: Layout, deepest: int) -> dict:
+    """Label, generator, split, testset and folder of the files in a place.
+
+    deepest: the most folders that stand above a class folder.
+    """
+    label, generator = layout.labels[place.parts[place.at].lower()]
+    split, below = place.splits[0][0] if place.splits else "", place.below
+    row = {"label": label, "split": split, "testset": ""}
+    if layout.above is None:
+        own = below[0] if below else "fake"
+        below = below if generator else below[1:]
+    else:
+        known = [name for _, name in place.splits if name]
+        first = max(0, deepest - 1 - layout.above)
+        own = (known or place.above[first:] or place.above[-1:] or ["fake"])[0]
+        row["testset"] = "" if split in ("train", "val") else own  # it has reals of its own
+    return row | {"generator": generator or own, "folder": below[-1] if below else ""}
 
 
 def walk(folder: Path) -> Iterator[Path]:
     """Every file below that may be an image, sorted, and none twice because of a link.
 
-    Left out, and told in the log: what is hidden, files of `STRAY` kinds, unreadable folders.
+    Left out, and told in the log: what is hidden or a system's own (`paths.is_junk`), files of
+    `STRAY` kinds, unreadable folders.
     """
     for here, files in _listed(folder):
         yield from map(here.joinpath, files)
 
 
-def _listed(folder: Path, *, classes_only: bool = False) -> Iterator[tuple[Path, list[str]]]:
-    """As `walk`, by folder; classes_only: files beside class folders are strays."""
+def _listed(
+    folder: Path,
+    *,
+    labels: Collection[str] = (),
+    only: Collection[str] = (),
+    leave_out: Collection[str] = (),
+) -> Iterator[tuple[Path, list[str]]]:
+    """As `walk`, by folder; labels: files beside folders are strays until a class folder comes."""
     seen: set[str] = set()
     strays: list[str] = []
     lost: list[str] = []  # folders, each with its reason
@@ -92,30 +202,24 @@ def _listed(folder: Path, *, classes_only: bool = False) -> Iterator[tuple[Path,
             folders.clear()
             continue
         seen.add(real)
-        hidden = {f for f in folders if f.startswith(".")}
-        lost += [f"{Path(here, f)}: hidden" for f in sorted(hidden)]
-        folders[:] = sorted(set(folders) - hidden)
-        beside = classes_only and Path(here) == folder and bool(folders)
+        place = Path(here).relative_to(folder)
+        if only and not place.parts:
+            folders[:], files = [f for f in folders if f in only], []
+        reasons = {f: "hidden or a system's own" for f in folders if is_junk(f)}
+        reasons |= {f: "left out as asked" for f in folders if f in leave_out}
+        lost += [f"{Path(here, f)}: {reason}" for f, reason in sorted(reasons.items())]
+        folders[:] = sorted(set(folders) - set(reasons))
+        classed = any(part.lower() in labels for part in place.parts)
+        beside = bool(labels and folders and not classed)
         left = {f for f in files if beside or f.startswith(".") or f.lower().endswith(STRAY)}
-        strays += [str((Path(here) / f).relative_to(folder)) for f in sorted(left)]
+        strays += [str(place / f) for f in sorted(left)]
         if kept := sorted(set(files) - left):
             yield Path(here), kept
-    _report(strays, folder)
-    _report(lost, folder, "folder(s)")
+    _report(strays[:1], len(strays), "stray file(s)", folder)
+    _report(lost, len(lost), "folder(s)", folder)
 
 
-def _report(left: list[str], folder: Path, what: str = "stray file(s)") -> None:
-    if left:
-        named = left if what == "folder(s)" else left[:1]
-        told = (len(left), what, shown(folder), shown("; ".join(named)))
+def _report(named: list[str], n: int, what: str, folder: Path) -> None:
+    if n:
+        told = (n, what, shown(folder), shown("; ".join(named)))
         log.warning("%d %s below %s left out (e.g. %s)", *told)
-
-
-def _real_or_fake(parts: tuple[str, ...]) -> tuple[int, str]:
-    if not parts:
-        how = "put real photographs into real/ and each generator's images into fake/<generator>/"
-        raise InputError(f"images stand directly in the folder: {how}")
-    hint = "Layout: real/, fake/<generator>/, optionally below train/, val/, test/."
-    if choose("class folder", parts[0].lower(), ["real", "fake"], hint=hint) == "real":
-        return 0, "real"
-    return 1, parts[1] if len(parts) > 1 else "fake"

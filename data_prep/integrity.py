@@ -8,12 +8,14 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 from data_prep.transform import MAX_PIXELS, coded, opened
 
 MAX_BYTES = 300_000_000  # what as many pixels take without any compression
 MAX_RATIO = 20  # of the sides: crops scale small images up by the shorter one
+HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF = (b"avif", b"avis")
 
 
 class BadImage(ValueError):
@@ -21,7 +23,8 @@ class BadImage(ValueError):
 
 
 def read_file(path: Path | str) -> bytes:
-    """The bytes of a regular file of at most `MAX_BYTES`; another is not even opened: `BadImage`."""
+    """The bytes of a regular file of at most `MAX_BYTES`; another is not even opened:
+    `BadImage`."""
     try:
         found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode):
@@ -36,8 +39,8 @@ def read_file(path: Path | str) -> bytes:
 def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.Image:
     """Open and fully decode one image of `transform.FORMATS`, still in its own mode.
 
-    Raises `BadImage` with a short reason (zero-byte, not an image, truncated, bomb, unreadable, not
-    a regular file, too large, too long and thin); what the header tells of is not decoded then.
+    Raises `BadImage` with a short reason, where the header tells it before anything is decoded.
+    `$DFLIB_MEGAPIXELS` sets another limit of the size.
 
     >>> open_image(b"")
     Traceback (most recent call last):
@@ -47,6 +50,8 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.
     most = max_pixels or MAX_PIXELS
     if not data:
         raise BadImage("zero-byte")
+    if data[4:8] == b"ftyp":
+        _register_heif()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd but harmless metadata
@@ -65,6 +70,11 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImage(f"bomb: more than {most // 1_000_000} megapixels") from error
     except UnidentifiedImageError as error:
+        brand = data[8:12] if data[4:8] == b"ftyp" else b""
+        if brand in HEIF:
+            raise BadImage("needs a plugin (HEIC): pip install pillow-heif") from error
+        if brand in AVIF:
+            raise BadImage("needs Pillow 11.3 or newer (AVIF)") from error
         raise BadImage("not an image") from error
     except Exception as error:  # each decoder has its own kinds (AVIF: RuntimeError)
         raise BadImage(f"truncated or damaged: {str(error)[:60]}") from error
@@ -72,16 +82,23 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB of any mode: EXIF rotation applied, 16 bits scaled, transparency on white.
+    """Upright 8-bit sRGB of any mode: rotated as EXIF says, colours by the ICC profile, 16 bits and
+    floats scaled by their range, transparency on white. Raises `BadImage` for floats that are none.
 
     >>> to_rgb(Image.new("CMYK", (4, 2))).mode
     'RGB'
     """
-    image = _upright(image)
+    image = _as_srgb(_upright(image))
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(image, dtype=np.float64)
-        wide = image.mode.startswith("I;16") or values.max(initial=0) > 255
-        values = np.clip(values / (257 if wide else 1), 0, 255)  # 65535 / 255 is 257
+        if not np.isfinite(values).all():
+            raise BadImage("pixels that are no numbers")
+        top, most = values.max(initial=0), 255
+        if image.mode.startswith("I;16") or top > 255:
+            most = 65535
+        elif image.mode == "F" and top <= 1:
+            most = 1
+        values = np.clip(values * 255 / most, 0, 255)
         return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -100,10 +117,66 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def _as_srgb(image: Image.Image) -> Image.Image:
+    """RGB as sRGB shows it, where the image carries another profile; a damaged one counts as
+    none."""
+    data = image.info.get("icc_profile")
+    if not data or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
+    colours = image.convert("RGB") if image.mode == "RGBA" else image
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        if "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return image
+        srgb = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(colours, profile, srgb, outputMode="RGB")
+    except Exception:  # whatever the bytes of a damaged profile lead to
+        return image
+    if image.mode == "RGBA":
+        converted.putalpha(image.getchannel("A"))
+    return converted
+
+
+def _register_heif() -> None:
+    """Teach Pillow HEIC where pillow-heif is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()
+
+
+def coding(image: Image.Image, data: bytes) -> dict[str, int]:
+    """How an opened file was coded: `chroma` (JPEG: 0 is 4:4:4, 1 4:2:2, 2 4:2:0; else -1),
+    `progressive` (or interlaced), `tables` (quantisation: 0 none, 1 the standard's, 2 others),
+    `exif`, `icc` (1: sRGB, 2: converted), `xmp`, `c2pa` (there or not), `bits` of a channel."""
+    tables = getattr(image, "quantization", None)
+    standard = tables and np.array_equal(
+        tables[min(tables)], luminance(jpeg_quality(image)).ravel()
+    )
+    wide = 16 if image.mode[0] in "IF" else 8
+    icc = bool(image.info.get("icc_profile"))
+    return {
+        "chroma": JpegImagePlugin.get_sampling(image) if tables else -1,
+        "progressive": int(bool(image.info.get("progressive") or image.info.get("interlace"))),
+        "tables": 0 if not tables else 1 if standard else 2,
+        "exif": int(bool(image.info.get("exif"))),
+        "icc": icc + (icc and _as_srgb(image) is not image),
+        "xmp": int(b"x:xmpmeta" in data),
+        "c2pa": int(b"jumdc2pa" in data),
+        "bits": data[24] if image.format == "PNG" else wide,
+    }
+
+
+def format_of(image: Image.Image) -> str:
+    """The format that a file counts as: several JPEGs in one (MPO, of phones) are a JPEG."""
+    return "JPEG" if image.format == "MPO" else image.format
+
+
 @cache
 def luminance(quality: int) -> np.ndarray:
-    """The quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8: asked of Pillow,
-    which scales the standard's table (ITU T.81, K.1) as the usual (IJG) encoders do.
+    """Quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8, as Pillow scales
+    them.
 
     >>> luminance(50)[0, :4]
     array([16, 11, 10, 16])
@@ -129,14 +202,16 @@ def inspect_file(path: Path) -> dict:
     """The manifest's facts of one file: from `width` to `status`, None where it is no image."""
     import imagehash  # here, because it loads scipy
 
-    kinds = ("width", "height", "mode", "format", "jpeg_quality", "sha256", "phash")
+    kinds = ("width", "height", "mode", "format", "jpeg_quality", "coding", "sha256", "phash")
     facts = dict.fromkeys(kinds) | {"bytes": 0, "status": "ok"}
     try:
         data = read_file(path)
         facts |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         image = open_image(data)
-        facts |= {k: getattr(image, k) for k in ("width", "height", "mode", "format")}
-        facts |= {"jpeg_quality": jpeg_quality(image), "phash": str(imagehash.phash(to_rgb(image)))}
+        facts |= {k: getattr(image, k) for k in ("width", "height", "mode")}
+        facts |= {"format": format_of(image), "phash": str(imagehash.phash(to_rgb(image)))}
+        facts["jpeg_quality"] = jpeg_quality(image)
+        facts["coding"] = " ".join(f"{k}={n}" for k, n in coding(image, data).items())
     except BadImage as error:
         facts["status"] = str(error)
     return facts

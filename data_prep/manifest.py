@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 # what the folders tell, and what the file does
 ENTRY = ["path", "label", "generator", "split", "group", "testset"]
-FACTS = ["width", "height", "mode", "format", "jpeg_quality", "bytes", "sha256", "phash", "status"]
+FACTS = ["width", "height", "mode", "format", "jpeg_quality", "coding", "bytes", "sha256", "phash"]
+FACTS += ["status"]
 COLUMNS = ENTRY + FACTS
 NAMES = ["path", "generator", "group", "testset"]  # out of file names, whatever these hold
 NUMBERS = ["width", "height", "jpeg_quality"]  # which a quarantined file may lack
@@ -31,7 +32,7 @@ STAMP = ["path", "size", "mtime_ns"]  # a file that has the same is not read aga
 MAX_NAME = 100  # bytes of a dataset's: files are named after it
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
 DECODING = 2  # version of how images are decoded and fitted: a change makes new caches, new runs
-_SCAN = 3  # version of what `inspect_file` finds: a change makes every file read again
+_SCAN = 4  # version of what `inspect_file` finds: a change makes every file read again
 _NO_TEXT = -3  # in place of a time: the name is no text
 _SERIAL = 256  # fewer files than this are not worth starting processes for
 
@@ -70,12 +71,10 @@ def make(
 ) -> pd.DataFrame:
     """Scan the files of `entries`; write `<data root>/<name>/manifest.csv` and `dataset.json`.
 
-    entries: one dict per image with path (relative to `root`), label (0 real, 1 fake), generator,
-    split ("" = none given), group; testset, where a test set has reals of its own.
-    kind: "deepfake", "source" for a transfer-learning source, "reals" for photographs alone.
-    Files that cannot be used keep their row: status is the reason.
-    Raises `InputError` as `claim` does (unless `force`), for a generator's name that means something
-    else, when there is no image, and as `check` does, with the manifest written.
+    entries: one dict per image with path (below `root`), label (0 real, 1 fake), generator, split
+    (""= none given), group, testset. kind: "source" for a transfer-learning source. Files that
+    cannot be used keep their row: status is the reason. Raises `InputError` as `claim` and `check`
+    do, for a generator's name that means something else, and when there is no image.
     """
     claim(name, root, force=force)
     entries = sorted(entries, key=itemgetter("path"))
@@ -85,8 +84,6 @@ def make(
     seen = _seen(entries, root)
     _check_generators(seen, root)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "dataset.json.tried", "")  # before the work: can it be written to?
-    (folder / "dataset.json.tried").unlink()
     last, csv = _last_scan(folder, root), folder / "manifest.csv"
     same = last.attrs.get("manifest") == [*_stamp(csv)] and seen.equals(last[seen.columns])
     scan, read = (last, 0) if same else _scan(root, seen, last)
@@ -95,15 +92,13 @@ def make(
     relative = os.path.relpath(root, folder.resolve())
     where = str(root) if relative.startswith("..") else relative
     about = {"name": name, "kind": kind, "root": where, "licence": licence}
-    classes = table.groupby("label")["generator"].unique()
-    about["classes"] = {label: sorted(names) for label, names in classes.items()}
     write_text(folder / "dataset.json", json.dumps(about, indent=1))
     if not same:
         write_text(csv, table.to_csv(**CSV))  # its presence means prepared
         scan.attrs = {"version": _SCAN, "root": str(root), "manifest": [*_stamp(csv)]}
         scan.to_parquet(folder / "scan.parquet.new")
         (folder / "scan.parquet.new").replace(folder / "scan.parquet")
-    check(table, name, kind=kind)
+    check(table, name)
     _tell_copies(table, name)
     return table
 
@@ -140,31 +135,31 @@ def load(name: str) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except ValueError as error:  # not UTF-8, not a table, or empty
         raise InputError(f"{path} is damaged ({error}): {again}") from error
-    table = table if "testset" in table else table.assign(testset="")  # of an older scan
+    table = table if "coding" in table else table.assign(coding="")  # of an older scan
     if missing := [column for column in COLUMNS if column not in table]:
         raise InputError(f"manifest of {name!r} lacks the column(s) {', '.join(missing)}: {again}")
     return table
 
 
-def check(table: pd.DataFrame, name: str, *, kind: str = "deepfake") -> None:
-    """Log what is quarantined.
+def check(table: pd.DataFrame, name: str) -> None:
+    """Log what is quarantined, and a class that is absent: the set can be tested, not trained on.
 
-    Raises `InputError` for a class that is absent (fakes may be, of kind "reals") or over 5 % bad.
+    Raises `InputError` for a class over 5 % bad.
     """
     bad, csv = table[table["status"] != "ok"], data_root() / name / "manifest.csv"
     for (generator, status), rows in bad.groupby(["generator", "status"]):
         what = (name, len(rows), shown(generator), shown(status), shown(rows["path"].iloc[0]))
         log.warning("%s: %d file(s) of %s quarantined: %s (e.g. %s)", *what)
-    for label in (0,) if kind == "reals" else (0, 1):
+    for label, others in ((0, "fakes"), (1, "reals")):
         n = int((table["label"] == label).sum())
         reasons = bad.loc[bad["label"] == label, "status"].value_counts()
         quarantined = int(reasons.sum())
         if not n:
-            raise InputError(f"{name}: no image with label {label}; both classes are needed")
-        if n == quarantined:
+            log.warning("%s holds only %s: it can be tested, not trained on", name, others)
+        elif n == quarantined:
             files = f"{n} files, all quarantined"
             raise InputError(f"{name}: no usable image with label {label} ({files})")
-        if quarantined > MAX_BAD_SHARE * n:
+        elif quarantined > MAX_BAD_SHARE * n:
             raise InputError(
                 f"{name}: {quarantined} of {n} images with label {label} cannot be used "
                 f"(more than {MAX_BAD_SHARE:.0%}): {reasons.to_dict()}. Mend or remove them "
@@ -188,7 +183,13 @@ def fingerprint(table: pd.DataFrame) -> str:
     """Hash of all that decides what a detector sees: what the folders tell, contents, decoding."""
     told = ENTRY if table["testset"].any() else ENTRY[:-1]  # as before there was such a column
     text = table[[*told, "sha256", "status"]].to_csv(index=False)
-    return hashlib.sha256(f"{DECODING}\n{text}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{decoding(table)}\n{text}".encode()).hexdigest()[:16]
+
+
+def decoding(table: pd.DataFrame) -> int:
+    """`DECODING`; one more where images are converted that were not before: profiles and floats."""
+    converted = table["coding"].str.contains("icc=2", na=False) | (table["mode"] == "F")
+    return DECODING + bool(converted.any())
 
 
 def fingerprint_of(name: str) -> str:
@@ -243,9 +244,10 @@ def _scan(root: Path, seen: pd.DataFrame, last: pd.DataFrame) -> tuple[pd.DataFr
     found = parallel(inspect_file, [root / path for path in fresh], desc="scanning")
     found = pd.DataFrame(found, columns=FACTS, index=fresh).astype(dict.fromkeys(NUMBERS, "Int64"))
     facts = pd.concat([known.set_index("path")[FACTS], found]) if len(known) else found
-    scan = seen.join(facts, on="path").fillna({"bytes": 0}).astype({"bytes": int})
+    scan = seen.join(facts, on="path")
+    scan["bytes"] = pd.to_numeric(scan["bytes"]).fillna(0).astype(int)
     scan.loc[no_text, "status"] = "name is not UTF-8: rename it"
-    again = scan["status"].str.startswith("unreadable")
+    again = scan["status"].str.startswith(("unreadable", "needs "))
     scan.loc[again, "mtime_ns"] = -2  # to be tried again next time
     return scan, len(fresh)
 

@@ -18,6 +18,7 @@ from data_prep.errors import InputError, choose, shown
 
 log = logging.getLogger(__name__)
 
+JUNK = ("__macosx", "$recycle.bin", "@eadir", "system volume information")  # no one's images
 KAGGLE = Path("/kaggle/input")  # holds <slug>/… or {datasets,notebooks}/<owner>/<slug>/…
 _PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
@@ -28,7 +29,7 @@ CSV = {"index": False, "lineterminator": "\r\n"}  # for `to_csv`: quotes a CR in
 
 # name -> the command that makes, finds or downloads it
 HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") | {
-    name: f"python -m data_prep {name}{'' if 'archives' in row else ' --from FOLDER'}"
+    name: f"python -m data_prep {name}{'' if {'archives', 'hub'} & {*row} else ' --from FOLDER'}"
     for name, row in PUBLISHED.items()
 }
 
@@ -59,10 +60,9 @@ def outputs_root() -> Path:
 
 
 def attached_roots() -> list[Path]:
-    """Outputs of earlier sessions, in which finished runs are found and nothing is written.
+    """Outputs of earlier sessions, in which finished runs are found and nothing is written: below
+    each folder in `$DFLIB_ATTACHED` (separated as in `$PATH`), and below what Kaggle mounts.
 
-    They lie below each folder in `$DFLIB_ATTACHED` (separated as in `$PATH`), and below what Kaggle
-    mounts; known by their structure. Of large folders (of images) only 1,000 entries are looked at.
     Raises `InputError` for a folder in `$DFLIB_ATTACHED` that is not there.
     """
     given = [Path(part) for part in os.environ.get("DFLIB_ATTACHED", "").split(os.pathsep) if part]
@@ -100,7 +100,7 @@ def by_structure(
 
 
 def subfolders(folder: Path, *, most: int | None = None) -> list[Path]:
-    """Folders directly below, hidden ones left out, sorted; only `most` entries are looked at."""
+    """Folders directly below without junk, sorted; only `most` entries are looked at."""
     # scandir knows folders from files without asking about each of 100,000
     try:
         with os.scandir(folder) as found:
@@ -108,7 +108,12 @@ def subfolders(folder: Path, *, most: int | None = None) -> list[Path]:
     except PermissionError as error:
         log.warning("%s cannot be read (%s): left out", shown(folder), error.strerror)
         return []
-    return sorted(f for f in below if not f.name.startswith("."))
+    return sorted(f for f in below if not is_junk(f.name))
+
+
+def is_junk(folder: str) -> bool:
+    """Whether a folder of this name is hidden (.ipynb_checkpoints) or a system's own (`JUNK`)."""
+    return folder.startswith(".") or folder.lower() in JUNK
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -138,7 +143,7 @@ def dataset_folder(name: str) -> Path:
 
 
 def describe(name: str) -> dict:
-    """The dataset's `dataset.json`: name, kind, root of the images, classes, licence."""
+    """The dataset's `dataset.json`: name, kind, root of the images, licence."""
     path = dataset_folder(name) / "dataset.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,5 @@
 """Which image trains, validates, tests: by scenes (`strict`), or at random (`paper`)."""
 
-import logging
-
 import numpy as np
 import pandas as pd
 
@@ -12,11 +10,7 @@ FOLDS = 10
 # tenths of the images; the rest trains
 SHARES = {"strict": {"test": 3, "val": 1}, "paper": {"test": 4, "val": 0}}
 PROTOCOLS = tuple(SHARES)
-NEAR = 0.01  # share of the images in near copies across splits from which on they are told of
 VAL_TENTHS = 1  # taken from train where the dataset has no validation part of its own
-
-
-log = logging.getLogger(__name__)
 
 
 def assign(
@@ -28,12 +22,10 @@ def assign(
 ) -> pd.Series:
     """Split of every row of a manifest ("train", "val", "test"; "" for quarantined rows).
 
-    Splits that the dataset gives are kept. Otherwise `strict` divides by `scenes`, so that none
-    stands on two sides, 60/10/30, and `paper` divides single images at random, 60/40
-    (arXiv 2504.21066). Where a validation part is missing, a tenth of train becomes it.
-    whole_scenes: None leaves it to the protocol; True keeps scenes together under `paper` too.
-    Raises `InputError` for an unknown protocol, too few scenes, or a given split with a scene or
-    a file on both sides (strict, which warns of near copies).
+    Splits that the dataset gives are kept. Otherwise `strict` divides by `scenes`, 60/10/30, and
+    `paper` single images at random, 60/40 (arXiv 2504.21066); a missing validation part is a tenth
+    of train. whole_scenes: None leaves it to the protocol. Raises `InputError` for an unknown
+    protocol, too few scenes, or a given split with a scene or a file on both sides (strict).
 
     >>> assign(manifest.load("demo")).value_counts()                 # doctest: +SKIP
     """
@@ -75,7 +67,7 @@ def _folds(ok: pd.DataFrame, group: pd.Series, seed: int) -> np.ndarray:
     sizes = {"images in the smallest class": smallest, "scenes": group.nunique()}
     for what, number in sizes.items():
         if number < FOLDS:
-            need = f"at least {FOLDS} are needed, or folders train/, val/ and test/"
+            need = f"at least {FOLDS} are needed, another --scene, or folders train/, val/, test/"
             raise InputError(f"{number} {what} are too few to split: {need}")
     kind, scenes = (StratifiedKFold, None) if group.is_unique else (StratifiedGroupKFold, group)
     fold = np.empty(len(ok), dtype=int)
@@ -90,7 +82,7 @@ def _check(ok: pd.DataFrame, split: pd.Series, protocol: str) -> None:
         labels = set(ok.loc[split == part, "label"])
         if labels != {0, 1}:
             has = f"only label {labels.pop()}" if labels else "no images"
-            need = "both classes are needed in train, val and test"
+            need = "both classes are needed in train, val and test (a set of one can be tested on)"
             raise InputError(f"the {part} part has {has}; {need}")
     if protocol == "strict":
         _check_leaks(ok, split)
@@ -108,9 +100,3 @@ def _check_leaks(ok: pd.DataFrame, split: pd.Series) -> None:
     if len(crossing):
         what = f"{len(crossing)} scenes stand in more than one split (e.g. {crossing[0]!r})"
         raise InputError(f"{what}: a leak. {how}")
-    near = duplicates.report(ok, split)["near"]
-    if near["torn"] > NEAR * len(ok):
-        text = (
-            "%d images stand in more than one split as near copies, in %d sets (%s): look at them"
-        )
-        log.warning(text, near["torn"], near["across_splits"], duplicates.examples(near))

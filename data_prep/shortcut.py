@@ -9,10 +9,20 @@ from PIL import Image
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
-from data_prep.integrity import BadImage, jpeg_quality, luminance, open_image, read_file, to_rgb
+from data_prep.integrity import (
+    BadImage,
+    coding,
+    format_of,
+    jpeg_quality,
+    luminance,
+    open_image,
+    read_file,
+    to_rgb,
+)
 from data_prep.transform import FORMATS, Equaliser, centre_square
 
 METADATA = ("width", "height", "aspect", "bytes_per_pixel", "format", "mode", "jpeg_quality")
+METADATA += ("chroma", "progressive", "tables", "exif", "icc", "xmp", "c2pa", "bits")
 FEATURES = (*METADATA, "pixel_quality", "blockiness", "red", "green", "blue", "contrast")
 MODES = ("RGB", "L", "RGBA", "P", "CMYK", "LA")
 FOLDS = 5
@@ -31,7 +41,7 @@ class Probe:
     single: dict[str, float]
 
 
-def features(image: Image.Image, n_bytes: int) -> dict[str, float]:
+def features(image: Image.Image, data: bytes) -> dict[str, float]:
     """Metadata and trivial statistics of an opened image: `FEATURES`, nan where one has none."""
     rgb = to_rgb(image)
     side = min(_LOOK, *rgb.size)
@@ -40,15 +50,16 @@ def features(image: Image.Image, n_bytes: int) -> dict[str, float]:
     middle = np.asarray(rgb.crop((left, top, left + side, top + side)), dtype=np.float32)
     red, green, blue = middle.mean(axis=(0, 1))
     luma = middle @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    quality = jpeg_quality(image)
+    quality, format_ = jpeg_quality(image), format_of(image)
     return {
         "width": image.width,
         "height": image.height,
         "aspect": image.width / image.height,
-        "bytes_per_pixel": n_bytes / (image.width * image.height),
-        "format": FORMATS.index(image.format) if image.format in FORMATS else len(FORMATS),
+        "bytes_per_pixel": len(data) / (image.width * image.height),
+        "format": FORMATS.index(format_) if format_ in FORMATS else len(FORMATS),
         "mode": MODES.index(image.mode) if image.mode in MODES else len(MODES),
         "jpeg_quality": np.nan if quality is None else quality,
+        **coding(image, data),
         "pixel_quality": pixel_quality(luma),
         "blockiness": blockiness(luma),
         "red": red,
@@ -61,9 +72,8 @@ def features(image: Image.Image, n_bytes: int) -> dict[str, float]:
 def pixel_quality(luma: np.ndarray) -> float:
     """JPEG quality (30 to 96) that grey pixels (H x W, 0 to 255) once had, nan where none shows.
 
-    Also inside a PNG: block DCT coefficients of a decoded JPEG lie near multiples of the
-    quantisation steps (Fan & de Queiroz 2003); the lowest quality whose steps fit wins. Blind to
-    images that were scaled or shifted off the 8 x 8 grid since.
+    Block DCT coefficients of a decoded JPEG lie near multiples of the quantisation steps (Fan & de
+    Queiroz 2003); the lowest quality that fits wins. Blind to images scaled or shifted since.
     """
     rows, columns = (n // 8 for n in luma.shape)
     if rows * columns < 4:
@@ -122,11 +132,11 @@ def look(item: tuple[Path, str], *, alike: Equaliser | None) -> dict | None:
     except BadImage:
         return None
     rgb = to_rgb(image)
-    found = {"raw": features(image, len(data)), "spectrum": residual_spectrum(rgb)}
+    found = {"raw": features(image, data), "spectrum": residual_spectrum(rgb)}
     if alike is None:
         return found | {"equalised": found["raw"]}
     encoded = alike.encoded(rgb, sha256)
-    return found | {"equalised": features(open_image(encoded), len(encoded))}
+    return found | {"equalised": features(open_image(encoded), encoded)}
 
 
 def probe(table: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> Probe:

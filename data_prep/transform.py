@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,16 +21,16 @@ if TYPE_CHECKING:  # the processes that scan files need no pandas
 
 # all that is ever opened as an image; AVIF, HEIF: where Pillow or a registered plugin reads them
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
-MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 89 megapixels
+MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 89 megapixels, unless
+if megapixels := os.environ.get("DFLIB_MEGAPIXELS"):  # a phone's photographs have 108 or 200
+    MAX_PIXELS = Image.MAX_IMAGE_PIXELS = int(float(megapixels) * 1_000_000)
 QUALITIES = range(70, 91)  # of the JPEG that every equalised image becomes
 SMALL = 0.05  # share of a class that may be smaller than the common side, and is scaled up to it
 
 
 def opened(source: BinaryIO | Path | str) -> Image.Image:
-    """An image file of one of `FORMATS`, its pixels not yet read.
-
-    Of others Pillow would start programs: Ghostscript for all that begins with %!PS, whatever its
-    name. Raises what Pillow does, `UnidentifiedImageError` for any other format.
+    """An image file of one of `FORMATS`, its pixels not yet read. Of others Pillow would start
+    programs (Ghostscript). Raises what Pillow does, `UnidentifiedImageError` for any other format.
 
     >>> opened(io.BytesIO(coded(Image.new("L", (8, 8))))).format
     'JPEG'
@@ -40,13 +41,11 @@ def opened(source: BinaryIO | Path | str) -> Image.Image:
 
 def at_least(image: Image.Image, side: int) -> Image.Image:
     """The image itself; one with a shorter edge is scaled up until that has `side` pixels."""
-    size = _scaled(image, side)
-    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-
-
-def _scaled(image: Image.Image, side: int) -> tuple[int, int]:
-    scale = max(1, side / min(image.size))
-    return max(side, round(image.width * scale)), max(side, round(image.height * scale))
+    scale = side / min(image.size)
+    if scale <= 1:
+        return image
+    size = tuple(max(side, round(n * scale)) for n in image.size)
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -60,16 +59,8 @@ def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def centre_square(image: Image.Image, side: int) -> Image.Image:
-    """The middle side x side pixels of the image as `at_least` gives it.
-
-    Where that would be a huge one (long and thin, scaled up), the middle alone is scaled.
-    """
-    size = _scaled(image, side)
-    if size == image.size or size[0] * size[1] <= MAX_PIXELS:
-        return centre_crop(at_least(image, side), side, side)
-    edges = [(n - side) // 2 for n in size] + [(n - side) // 2 + side for n in size]
-    box = [edge * n / to for edge, n, to in zip(edges, image.size * 2, size * 2, strict=True)]
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    """The middle side x side pixels of the image as `at_least` gives it."""
+    return centre_crop(at_least(image, side), side, side)
 
 
 def coded(image: Image.Image, format_: str = "JPEG", **options) -> bytes:
@@ -120,17 +111,19 @@ class Equaliser:
 def equaliser(table: pd.DataFrame) -> Equaliser | None:
     """What makes the usable images of a manifest alike; None where they are alike already.
 
-    Size: a centre square, unscaled (scaling one class alone would leave traces), that all but 5 %
-    of each class can give. JPEG: where any file is lossless (its history is unknown) or qualities
-    differ, every image is encoded at a random quality of 70 to 90 (arXiv 2403.17608 matches both
-    for the same reason). What was lost before, in one class alone, does not come back.
+    Size: a centre square, unscaled, that all but 5 % of each class can give. JPEG: where any file
+    is lossless, qualities differ, or the classes differ in their `integrity.coding`, every image is
+    encoded at a random quality of 70 to 90 (arXiv 2403.17608). What was lost before does not come
+    back.
     """
     ok = table[table["status"] == "ok"]
     side = None
     if ok["width"].nunique() > 1 or ok["height"].nunique() > 1:
         short = ok[["width", "height"]].min(axis=1).groupby(ok["label"])
         side = int(short.quantile(SMALL, interpolation="lower").min())
-    again = bool((ok["format"] != "JPEG").any() or ok["jpeg_quality"].nunique() > 1)
+    codings = ok["coding"].groupby(ok["label"]).agg(lambda seen: tuple(sorted(set(seen))))
+    mixed = (ok["format"] != "JPEG").any() or ok["jpeg_quality"].nunique() > 1
+    again = bool(mixed or codings.nunique() > 1)
     return Equaliser(side, again) if side or again else None
 
 
@@ -178,17 +171,12 @@ def perturb(image: Image.Image, how: str) -> Image.Image:
     >>> perturb(Image.new("RGB", (8, 8)), "resize-0.5").size
     (4, 4)
     """
-    function, amount = _parsed(how)
+    function, amount = check_perturbation(how)
     return function(image, amount)
 
 
-def check_perturbation(how: str) -> str:
-    """The name, if it is one that `perturb` knows; else `InputError`."""
-    _parsed(how)
-    return how
-
-
-def _parsed(how: str) -> tuple[Callable[[Image.Image, float], Image.Image], float]:
+def check_perturbation(how: str) -> tuple[Callable[[Image.Image, float], Image.Image], float]:
+    """What a name that `perturb` knows means: a function, and its amount; else `InputError`."""
     kind, _, text = how.partition("-")
     choose("perturbation", kind, _PERTURBATIONS, hint=f"E.g. {', '.join(GRID)}.")
     function, least, most, _ = _PERTURBATIONS[kind]

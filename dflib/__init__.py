@@ -1,9 +1,10 @@
-"""Deepfake-detector compression: a thin library under a study workbook. Submodules are imported one by one, so that this stays quick."""
+"""Deepfake-detector compression: a thin library under a study workbook.
+
+Submodules are imported one by one, so that this stays quick.
+"""
 
 import os
 
-os.environ.setdefault(
-    "ORT_DISABLE_TELEMETRY", "1"
-)  # before ONNX Runtime is imported: its builds report their use otherwise
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when imported
 
 __version__ = "0.1.0"

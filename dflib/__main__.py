@@ -1,15 +1,11 @@
-"""Command line: `python -m dflib study | results | robustness | predict | export | leak | …`."""
+"""Command line: `python -m dflib study | results | predict | export | measure | …`."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -31,74 +27,42 @@ def _settings(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _seconds(option: str, text: str | None) -> float | None:
+def _seconds(budget: str | None) -> float | None:
     """A duration such as 90s, 30m, 8.5h."""
-    if text is None:
+    if budget is None:
         return None
-    match = re.fullmatch(r"(\d+\.?\d*)([smh])", text.strip())
+    match = re.fullmatch(r"(\d+\.?\d*)([smh])", budget.strip())
     if not match or not float(match[1]):
         example = "expected a number with its unit, e.g. 90s, 30m, 8.5h"
-        raise InputError(f"{option} {short(text)}: {example}")
+        raise InputError(f"--budget {short(budget)}: {example}")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _no_empty(**options: str | None) -> None:
-    """Raise `InputError` for an option that is given, and says nothing."""
-    for name, value in options.items():
-        if value is not None and not str(value).strip():
-            raise InputError(f"--{name} is empty: give a value, or leave it out")
-
-
-def _can_write(option: str, file: Path | None) -> Path | None:
+def _writable(option: typer.CallbackParam, file: Path | None) -> Path | None:
     """The file of an option, its folder made; `InputError` where it cannot be written: at once."""
     if file is None:
         return None
-    if not str(file).strip() or str(file) == ".":
-        raise InputError(f"{option} is empty: give the name of a file")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
         there = file.exists()
         file.open("ab").close()
         if not there:
             file.unlink()
     except OSError as error:
-        raise InputError(
-            f"{option} {short(str(file))} cannot be written: {error.strerror}"
-        ) from error
+        what = f"{option.opts[-1]} {short(str(file))} cannot be written"
+        raise InputError(f"{what}: {error.strerror}") from error
     return file
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """What is inside ends in order when it is interrupted or terminated: no process, no file stays.
-
-    Then says how it goes on, with the exit status of the signal.
-    """
-    signals = []
-
-    def end(number: int, _: object) -> None:
-        signals.append(number)
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("interrupted: finished runs are kept, and the same command goes on", err=True)
-        if signals:
-            os.kill(os.getpid(), signals[0])
-        raise typer.Exit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+Written = Annotated[
+    Path | None, Option(callback=_writable, help="write the table to this file, with all columns")
+]
 
 
 @app.command()
 def study(
     grid: Annotated[Path | None, Option(help="YAML file of options; those here count more")] = None,
-    preset: Annotated[str | None, Option(help="tiny | demo (unless given) | paper")] = None,
+    preset: Annotated[str | None, Option(help="tiny | demo (unless given) | quick | paper")] = None,
     dataset: Annotated[str | None, Option(help="a prepared dataset, or several: a,b")] = None,
     source: Annotated[str | None, Option(help="the dataset that transfers start from")] = None,
     methods: Annotated[str | None, Option(help="e.g. BL,CPF,CKD,CQ")] = None,
@@ -110,7 +74,6 @@ def study(
     dry_run: Annotated[bool, Option("--dry-run", help="print the plan and stop")] = False,
     watch: Annotated[bool, Option("--watch", help="show how far it is; start nothing")] = False,
     retry_failed: Annotated[bool, Option("--retry-failed", help="also what raised")] = False,
-    timeout: Annotated[str | None, Option(help="most that one run may take: 90s, 30m")] = None,
     budget: Annotated[str | None, Option(help="stop after 8.5h, 90m; goes on next time")] = None,
     scheduler: Annotated[str | None, Option(help="an existing Dask cluster, tcp://…")] = None,
     device: Annotated[str | None, Option(help="cpu: leave the GPUs of this machine alone")] = None,
@@ -120,8 +83,7 @@ def study(
     Exit status: 0 all runs are done; 1 some failed or are blocked; 2 bad input; 3 the budget is
     used up, and nothing failed.
     """
-    began, seconds = time.monotonic(), _seconds("--budget", budget)
-    limit = _seconds("--timeout", timeout)
+    limit = _seconds(budget)
     from dflib.study import doctor
     from dflib.study import grid as grids
 
@@ -129,13 +91,12 @@ def study(
         os.environ["CUDA_VISIBLE_DEVICES"] = {"cpu": ""}[choose("device", device, ("cpu",))]
     if not (dry_run or watch or scheduler):
         doctor.need_machine()
-    own = {"preset": preset, "source": source, "protocol": protocol, "folds": folds}
-    _no_empty(**own, scheduler=scheduler)
-    lists = {"dataset": dataset, "methods": methods, "rates": rates, "seeds": seeds}
     options = grids.read(grid) if grid else {}
-    options |= {key: value for key, value in own.items() if value is not None}
-    given = {key: value for key, value in lists.items() if value is not None}
-    options |= {k: grids.entries(v, grids.LISTS[k], f"--{k} ") for k, v in given.items()}
+    given = {"preset": preset, "source": source, "protocol": protocol, "folds": folds}
+    given |= {"dataset": dataset, "methods": methods, "rates": rates, "seeds": seeds}
+    for key, value in given.items():
+        if value is not None:
+            options[key] = grids.entries(value, key) if key in grids.LISTS else value
     options["set"] = options.get("set", {}) | _settings(set_ or [])
     plan = grids.plan(options) if dry_run or watch else _planned(options)
     from dflib.show import terminal
@@ -144,27 +105,30 @@ def study(
         return terminal.plan(plan)
     if watch:
         return terminal.watch(plan)
-    rest = None if seconds is None else max(0.0, seconds - (time.monotonic() - began))
-    how = {"scheduler": scheduler, "retry_failed": retry_failed, "timeout": limit, "budget": rest}
-    with _interruptible():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
+    try:
+        how = {"scheduler": scheduler, "retry_failed": retry_failed, "budget": limit}
         outcomes = terminal.study(plan, **how)
-        _time_in_turns(
-            [run for run, o in outcomes.items() if o["status"] == "done" and o["seconds"]]
-        )
+        made = [run for run, o in outcomes.items() if o["status"] == "done" and o["seconds"]]
+        _time_in_turns(made)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: finished runs are kept, and the same command goes on", err=True)
+        raise typer.Exit(130) from None
     raise typer.Exit(_told(plan, outcomes))
 
 
 def _told(plan: tuple, outcomes: dict) -> int:
     """The table and the report at a study's end; the exit status."""
-    from dflib.show import report, terminal
+    from dflib.show import report, static, terminal
     from dflib.study import runs
 
     rows = runs.results()
     terminal.results(rows[rows["run_id"].isin(outcomes)] if len(rows) else rows)
     try:
-        typer.echo(f"report: {report.write()}")
+        typer.echo(f"report: {report.write()}\nexplorer: {static.write()}")
     except OSError as error:  # a full disk, say: the runs and the table stand
         typer.echo(f"no report: {error}")
+    terminal.advice(outcomes)
     states = terminal.unfinished(plan, outcomes)
     return 0 if not states else 3 if states == {"left"} else 1
 
@@ -199,17 +163,14 @@ def _planned(options: dict) -> tuple:
 @app.command()
 def results(
     dataset: Annotated[str | None, Option(help="runs on it alone")] = None,
-    csv: Annotated[Path | None, Option(help="write all columns to this file")] = None,
-    html: Annotated[Path | None, Option(help="write the report to this file")] = None,
+    csv: Written = None,
+    html: Annotated[Path | None, Option(callback=_writable, help="write the report")] = None,
 ) -> None:
     """The table of all finished runs."""
     from data_prep.paths import CSV, HOW_TO_GET, present
     from dflib.show import report, terminal
     from dflib.study import runs
 
-    _no_empty(dataset=dataset)
-    _can_write("--csv", csv)
-    _can_write("--html", html)
     if dataset is not None:
         known = {folder.parents[2].name for folder in runs.folders()}
         choose("dataset", dataset, sorted({*known, *present(), *HOW_TO_GET}))
@@ -223,27 +184,10 @@ def results(
 
 
 @app.command()
-def robustness(
-    dataset: Annotated[str | None, Option(help="all finished runs on it")] = None,
-    run: Annotated[list[str] | None, Option(help="id or folder; may be given again")] = None,
-    grid: Annotated[str | None, Option(help="e.g. jpeg-75,blur-2; else the usual one")] = None,
-) -> None:
-    """Finished runs on test images that were re-encoded, blurred, resized, cropped, made noisy."""
-    from dflib.study import robustness as grids
-    from dflib.study.records import every, find
-
-    chosen = [find(name) for name in run or ()] or [r["folder"] for r in every(dataset)]
-    if not chosen:
-        raise InputError("no finished runs yet: python -m dflib study --preset demo")
-    tell = lambda folder: typer.echo(folder / grids.FILE)
-    grids.measure(chosen, tuple(grid.split(",")) if grid else grids.GRID, on_run=tell)
-
-
-@app.command()
 def predict(
     images: Annotated[list[str], Argument(help="images or folders")],
     run: Annotated[str, Option(help="run id, run folder, .safetensors or .onnx file")],
-    csv: Annotated[Path | None, Option(help="write the table to this file, too")] = None,
+    csv: Written = None,
 ) -> None:
     """Probability of fake, label and threshold of images, by any finished run."""
     import pandas as pd
@@ -252,10 +196,6 @@ def predict(
     from dflib.edge.predict import Predictor, files
     from dflib.show import terminal
 
-    _no_empty(run=run)
-    _can_write("--csv", csv)
-    if not all(map(str.strip, images)):
-        raise InputError("predict '': an empty name; give images or folders of images")
     predictor = Predictor(run)
     rows = pd.DataFrame(
         [{"path": as_text(path)} | predictor(path) for path in files(map(Path, images))]
@@ -271,15 +211,16 @@ def predict(
 def export(
     run: Annotated[str, Option(help="run id or run folder")],
     format: Annotated[str, Option(help="onnx | onnx-int8 | executorch")],  # noqa: A002 - its name
-    out: Annotated[Path, Option(help="file to write; ONNX gets a predict.py beside it")],
+    out: Annotated[
+        Path, Option(callback=_writable, help="file to write; ONNX gets a predict.py beside it")
+    ],
     page: Annotated[bool, Option("--page", help="and a web page that runs it")] = False,
     force: Annotated[bool, Option("--force", help="replace files that are not its own")] = False,
 ) -> None:
     """A finished run's model as a file for another machine, checked on the whole test set."""
     from dflib.edge.files import export_run
 
-    _no_empty(run=run, format=format)
-    done = export_run(run, format=format, out=_can_write("--out", out), page=page, force=force)
+    done = export_run(run, format=format, out=out, page=page, force=force)
     same = done["parity"]
     most = f"logits differ by {same['max_logit_difference']:.2g} at most"
     alike = f"{same['same_decisions']:.2%} of {same['images']} decisions are the same"
@@ -313,7 +254,7 @@ def test(
     from dflib.show import terminal
     from dflib.study.grid import entries
 
-    runs, sets = entries(run, str, "--run "), entries(dataset, str, "--dataset ")
+    runs, sets = entries(run, "run"), entries(dataset, "dataset")
     records = [elsewhere.test(r, d, split=part) for r in runs for d in sets]
     terminal.show(terminal.tested(records), title="at the threshold chosen where they were made")
 
@@ -322,25 +263,22 @@ def test(
 def leak(
     dataset: Annotated[str, Argument(help="name of a prepared dataset")],
     size: Annotated[int, Option(help="pixels a side")] = 64,
-    mode: Annotated[str, Option(help="resize | center_crop | texture_crop")] = "resize",
     epochs: Annotated[int, Option(min=1)] = 20,
     seeds: Annotated[str, Option(help="each is a split and a training")] = "0,1,2,3,4",
-    model: Annotated[str, Option(help="BL, S60, S70, S80 or S90")] = "S60",
 ) -> None:
     """How much of a score is the protocol's: a detector under three splits, and the gaps."""
     from dflib import train
-    from dflib.show import terminal
+    from dflib.show import terminal, words
     from dflib.study import leak as leaks
     from dflib.study.grid import entries
 
-    tell = lambda row: typer.echo(f"seed {row['seed']}  {row['arm']:8} AUROC {row['auroc']:.3f}")
-    how = {"size": size, "mode": mode, "model": model, "recipe": train.Recipe(epochs=epochs)}
-    runs, gaps = leaks.leak(dataset, seeds=entries(seeds, int, "--seeds "), on_run=tell, **how)
-    rows = [{"gap": f"{gap}: {a} minus {b}"} for gap, (a, b) in leaks.GAPS.items()]
-    for row, found in zip(rows, gaps.values(), strict=True):
-        for metric, gap in found.items():
-            low, high = gap["ci95"] or (math.nan, math.nan)
-            row[metric] = f"{gap['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    how = {"size": size, "recipe": train.Recipe(epochs=epochs)}
+    runs, gaps = leaks.leak(dataset, seeds=entries(seeds, "seeds"), **how)
+    rows = [
+        {"gap": f"{gap}: {' minus '.join(leaks.GAPS[gap])}"}
+        | {metric: words.interval(x["mean"], x["ci95"]) for metric, x in found.items()}
+        for gap, found in gaps.items()
+    ]
     terminal.show(rows, title=f"{dataset}: mean over seeds [95 % interval]")
     typer.echo(f"written to {leaks.write(dataset, runs, gaps)}")
 

@@ -1,17 +1,14 @@
-"""A trained detector learns another task by few weights: selected layers, low-rank updates, or
-adapters (arXiv 2504.21066; Houlsby et al. 2019, arXiv 1902.00751); files of what changed alone.
+"""A trained detector learns another task by few weights: selected layers, or adapters (arXiv
+2504.21066; Houlsby et al. 2019, arXiv 1902.00751); files of what changed alone.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from data_prep.errors import InputError, choose
 from dflib import models, train
@@ -21,11 +18,7 @@ FORMS = ("serial", "residual")  # the paper's; and one that starts as the identi
 
 
 def layers(model: Detector) -> dict[str, list[nn.Module]]:
-    """What `select` can name: "all", "norms" (all BatchNorms) and each module with parameters.
-
-    >>> list(layers(Detector(models.architecture("S90", size=32))))[:4]
-    ['all', 'norms', 'features', 'features.0']
-    """
+    """What `select` can name: "all", "norms" (all BatchNorms) and each module with parameters."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     named = {n: [m] for n, m in model.named_modules() if n and any(True for _ in m.parameters())}
     return {"all": [model], "norms": norms} | named
@@ -44,13 +37,11 @@ def select(model: Detector, names: str) -> int:
     for name in names.split(","):
         for module in valid[choose("layer", name.strip(), valid)]:
             module.requires_grad_(True)
-    return _trainable(model)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def place(arch: Architecture, after: str = "") -> str:
     """The block that an adapter goes behind: `after`, else the paper's: a student's last, BL's 4th.
-
-    Raises `InputError` for a block that the architecture does not have.
 
     >>> place(models.architecture("BL")), place(models.architecture("S90"))
     ('features.3', 'features.4')
@@ -84,50 +75,10 @@ def insert(model: Detector, after: str = "", *, form: str = "serial", seed: int 
     return adapted.to(next(model.parameters()).device).eval()
 
 
-class LowRank(nn.Module):
-    """A frozen weight plus a product of two thin matrices that starts at zero (see `low_rank`)."""
-
-    def __init__(self, weight: Tensor, rank: int) -> None:
-        super().__init__()
-        inputs = weight[0].numel()
-        self.down = nn.Parameter(torch.randn(rank, inputs) / inputs**0.5)
-        self.up = nn.Parameter(torch.zeros(len(weight), rank))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + (self.up @ self.down).view_as(weight)
-
-
-def low_rank(model: Detector, *, rank: int = 4, seed: int = 0) -> int:
-    """Give each convolution a trainable low-rank update, freeze the rest; returns their parameters.
-
-    In place; `parametrize.remove_parametrizations` of torch then makes the model a plain one again.
-    LoRA, Hu et al. 2021, arXiv 2106.09685.
-
-    >>> low_rank(Detector(models.architecture("S90", size=32)), rank=1) > 0
-    True
-    """
-    if rank < 1:
-        raise InputError(f"rank {rank}: at least 1 is needed; 4 is usual")
-    model.requires_grad_(False)
-    with train.seeded(seed):
-        for layer in [m for m in model.modules() if isinstance(m, nn.Conv2d)]:
-            parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, rank))
-    return _trainable(model)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Hash of all weights and buffers: which model a delta belongs to."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def halve(model: Detector, base: Detector) -> Detector:
     """Round what differs from the base, in place, to 16 bits: `save_delta` needs half the bytes.
 
-    Before the model is evaluated, so that what is measured is what is shipped. A tensor beyond
-    float16's range (65504) stays as it is.
+    A tensor beyond float16's range (65504) stays as it is.
     """
     for tensor in _changed(model, base).values():
         if tensor.is_floating_point() and (half := tensor.half()).isfinite().all():
@@ -138,47 +89,17 @@ def halve(model: Detector, base: Detector) -> Detector:
 def save_delta(model: Detector, base: Detector, path: Path) -> Path:
     """Write the tensors in which the model differs from its base: what must be shipped; atomically.
 
-    A tensor whose numbers all fit into 16 bits (`halve`) is stored in them. Raises `InputError` for
-    a model that is not the base but for its adapters and its weights.
+    A tensor whose numbers all fit into 16 bits (`halve`) is stored in them. The model comes back,
+    bit by bit, by `models.load(path, base=base)`.
 
     >>> save_delta(adapted, base, Path("delta.safetensors"))  # doctest: +SKIP
     """
-    arch, new = model.arch, Path(f"{path}.new")
-    forms = ",".join(b.adapter for b in arch.blocks)
-    if len(arch.blocks) != len(base.arch.blocks) or _with_adapters(base.arch, forms) != arch:
-        raise InputError(f"{arch.name} is more than {base.arch.name} with adapters: save it whole")
-    tensors = {k: v.detach().cpu().contiguous() for k, v in _changed(model, base).items()}
+    tensors = _changed(model, base)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and torch.equal(tensor.half().to(tensor.dtype), tensor):
             tensors[name] = tensor.half()
-    metadata = {"format": models.DELTA, "base": fingerprint(base), "adapters": forms}
-    save_file(tensors, new, metadata)
-    return new.replace(path)
-
-
-def load_delta(path: Path, base: Detector) -> Detector:
-    """The model that `save_delta` was given, bit by bit, in eval mode.
-
-    Raises `InputError` for a file that is missing, damaged, no delta, or that of another base.
-
-    >>> load_delta("delta.safetensors", base)  # doctest: +SKIP
-    """
-    metadata, tensors = models.read(path)
-    if metadata.get("format") != models.DELTA:
-        raise InputError(f"{path} is no delta of this version (dflib.models.load: whole models)")
-    theirs, ours = metadata.get("base"), fingerprint(base)
-    if theirs != ours:
-        other = f"{path} belongs to the base {str(theirs)[:20]}"
-        raise InputError(f"{other}, not to this one: that is {ours}")
-    try:
-        arch = _with_adapters(base.arch, metadata["adapters"]).to_json()
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path}: its metadata do not fit the base ({error!r})") from error
-    return models.build(path, arch, base.state_dict() | tensors)
-
-
-def _trainable(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    described = {"architecture": model.arch.to_json(), "base": models.fingerprint(base)}
+    return models.write(path, tensors, **described)
 
 
 def _changed(model: Detector, base: Detector) -> dict[str, Tensor]:
@@ -186,9 +107,3 @@ def _changed(model: Detector, base: Detector) -> dict[str, Tensor]:
     before = {k: v.cpu() for k, v in base.state_dict().items()}
     same = lambda k, v: k in before and torch.equal(v.cpu(), before[k])
     return {k: v for k, v in model.state_dict().items() if not same(k, v)}
-
-
-def _with_adapters(base: Architecture, forms: str) -> Architecture:
-    """The base with these forms of adapters, or nothing, behind its blocks."""
-    each = zip(base.blocks, forms.split(",") if base.blocks else (), strict=True)
-    return replace(base, blocks=tuple(replace(block, adapter=form) for block, form in each))

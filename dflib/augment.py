@@ -1,4 +1,4 @@
-"""What happens to training images and their labels before the model sees them, by torch's seed."""
+"""What happens to training images before the model sees them, by torch's seed."""
 
 from __future__ import annotations
 
@@ -32,32 +32,10 @@ def augmented(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def blended(
-    images: Tensor, labels: Tensor, *, mixup: float, cutmix: float
-) -> tuple[Tensor, Tensor]:
-    """Pairs are blended (arXiv 1710.09412) or pasted into each other (arXiv 1905.04899).
-
-    mixup, cutmix: of the Beta distribution of the shares, 0 is none; with both, a coin decides.
-    The labels become the shares of the classes, N x 2.
-
-    >>> blended(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]), mixup=0, cutmix=1.0)[1].shape
-    torch.Size([4, 2])
-    """
-    from torchvision.transforms import v2
-
-    alphas = {v2.MixUp: mixup, v2.CutMix: cutmix}
-    ways = [way(alpha=alpha, num_classes=2) for way, alpha in alphas.items() if alpha]
-    images, shares = (ways[0] if len(ways) == 1 else v2.RandomChoice(ways))(images, labels)
-    return images.contiguous(memory_format=torch.channels_last), shares
-
-
 def blur_jpeg(images: Tensor, probability: float) -> Tensor:
     """Blur each image with this probability, then encode it as JPEG with this probability.
 
     images: uint8, N x 3 x H x W. sigma: from 0 to 3 pixels; quality: 30 to 100 (arXiv 1912.11035).
-
-    >>> blur_jpeg(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), 0.5).shape
-    torch.Size([2, 3, 32, 32])
     """
     n = len(images)
     blurs, codes = torch.rand(2, n) < probability

@@ -98,7 +98,6 @@ class Dataset:
     val: Part
     test: Part
     class_names: tuple[str, str]
-    equalised: bool = False  # real and fake were made alike in size and JPEG quality
 
 
 def open(
@@ -110,30 +109,27 @@ def open(
     limit: int | None = None,
     train_generators: str = "",
     hold_out: str = "",
-    equalise: bool | None = None,
     whole_scenes: bool | None = None,
     split_seed: int = 0,
 ) -> Dataset:
     """Open a prepared dataset; decodes it on the first call.
 
     Protocol strict makes real and fake alike in size and JPEG quality, and balances the classes in
-    shuffled training batches. size: pixels a side, a multiple of 32. mode: resize | center_crop |
-    texture_crop. limit: of images of each class in each part. train_generators, hold_out: see
-    `trained_on`; the test keeps every fake. equalise, whole_scenes: None leaves it to the protocol.
-    split_seed: where the dataset gives no split. Raises `InputError` for a missing dataset, an
-    unknown protocol or mode, or a part without one of the classes.
+    shuffled training batches. mode: resize | center_crop | texture_crop. limit: of images of each
+    class in each part. train_generators, hold_out: see `trained_on`; the test keeps every fake.
+    whole_scenes: None leaves it to the protocol. split_seed: where the dataset gives no split.
+    Raises `InputError` for a missing dataset, or a part without one of the classes.
 
     >>> open("demo", size=32).train.batches(64)  # doctest: +SKIP
     """
     deepfake = describe(name)["kind"] == "deepfake"
-    alike = deepfake and (protocol == "strict" if equalise is None else equalise)
+    alike = deepfake and protocol == "strict"
     pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
     split = assign(table, protocol, seed=split_seed, whole_scenes=whole_scenes)
     table = table.assign(row=np.arange(len(table)), split=split, group=scenes(table))
     if train_generators or hold_out:
-        known = trained_on(
-            name, protocol=protocol, train_generators=train_generators, hold_out=hold_out
-        )
+        chosen = {"train_generators": train_generators, "hold_out": hold_out}
+        known = trained_on(name, protocol=protocol, **chosen)
         real, test = table["label"] == 0, table["split"] == "test"
         table = table[real | test | table["generator"].isin(known)]
     part = lambda split: _limited(table[table["split"] == split], limit)
@@ -141,7 +137,7 @@ def open(
     val, test = Part(pixels, part("val")), Part(pixels, part("test"))
     kinds = lambda label: ", ".join(sorted(table["generator"][table["label"] == label].unique()))
     names = ("real", "fake") if deepfake else (kinds(0), kinds(1))
-    return Dataset(name, size, protocol, mode, train, val, test, names, alike)
+    return Dataset(name, size, protocol, mode, train, val, test, names)
 
 
 def part(
@@ -197,8 +193,6 @@ def few(whole: Dataset, images: int | None, *, seed: int = 0) -> Dataset:
     """The dataset with at most so many (None: all) training images of each class, drawn by a seed.
 
     Of one seed, fewer are a part of more. Batches stay as balanced as those of the whole.
-
-    >>> few(open("demo", size=32), 25, seed=1)  # doctest: +SKIP
     """
     train = whole.train
     return replace(whole, train=replace(train, table=_limited(train.table, images, seed)))
@@ -207,8 +201,6 @@ def few(whole: Dataset, images: int | None, *, seed: int = 0) -> Dataset:
 def _limited(table: pd.DataFrame, limit: int | None, seed: int = 0) -> pd.DataFrame:
     """At most so many rows of each class, the same ones for every run of one seed."""
     if limit is not None:
-        if limit < 1:
-            raise InputError(f"limit {limit}: at least one image of each class is needed")
         order = table.sample(frac=1, random_state=seed)
         table = order.groupby("label", group_keys=False).head(limit).sort_index()
     return table.reset_index(drop=True)

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_prep.errors import InputError
-
 
 def kd_loss(
     student: Tensor,
@@ -20,10 +18,9 @@ def kd_loss(
 ) -> Tensor:
     """alpha * T^2 * KL(teacher || student, both softened by T) + (1 - alpha) * cross-entropy.
 
-    student, teacher: logits, N x C. labels: int64, N, or shares of the classes, N x C.
-    label_smoothing: of the cross-entropy, as without a teacher.
-    Finite for any finite logits: both sides stay in log space. In float64, because T^2 multiplies
-    differences of about 1/T^2, for which float32 has no digits left. arXiv 1503.02531.
+    student, teacher: logits, N x C; labels: int64, N. Finite for any finite logits: both sides stay
+    in log space. In float64, because T^2 multiplies differences of about 1/T^2, for which float32
+    has no digits left. arXiv 1503.02531.
 
     >>> z = torch.tensor([[4.0, -4.0]])
     >>> kd_loss(z, z, torch.tensor([0]), alpha=1.0).item()
@@ -38,26 +35,13 @@ def kd_loss(
 class Distillation:
     """A loss for `train.fit`: the teacher sees the student's augmented images (arXiv 2106.05237).
 
-    Raises `InputError` for a temperature outside (0, 10000] or an alpha outside [0, 1].
+    options: of `kd_loss`; label_smoothing is the recipe's, which `fit` leaves to us.
 
     >>> train.fit(student, data, recipe, loss=Distillation(teacher))  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        *,
-        temperature: float = 4.0,
-        alpha: float = 0.9,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        if not 0 < temperature <= 1e4:
-            raise InputError(f"temperature {temperature:g} is outside (0, 10000]; 4 is usual")
-        if not 0 <= alpha <= 1:
-            raise InputError(f"alpha {alpha:g} is outside [0, 1], the teacher's share; try 0.9")
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.options = {"temperature": temperature, "alpha": alpha}
-        self.options["label_smoothing"] = label_smoothing  # the recipe's, which `fit` leaves to us
+    def __init__(self, teacher: nn.Module, **options: float) -> None:
+        self.teacher, self.options = teacher.eval().requires_grad_(False), options
 
     def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
         self.teacher.to(images.device, memory_format=torch.channels_last)

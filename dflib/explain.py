@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,8 +20,7 @@ def gradcam(model: nn.Module, images: Tensor, *, target: int = 1) -> np.ndarray:
     images: N x 3 x H x W at the model's size, uint8 or pixels in [0, 1]. Returns float32 in [0, 1],
     N x H x W: each map over its maximum (where, not how much), interpolated from that layer's grid
     (2 x 2 at 32 px for BL); zero where nothing speaks for the class. The model stays as it was.
-    Selvaraju et al. 2017, arXiv 1610.02391. Raises `InputError` for what has no convolution (an
-    ONNX session: take the run's weights).
+    Selvaraju et al. 2017, arXiv 1610.02391. Raises `InputError` for what has no convolution.
 
     >>> from dflib.models import Detector, architecture
     >>> gradcam(Detector(architecture("BL", size=32)), torch.rand(2, 3, 32, 32)).shape
@@ -30,11 +28,11 @@ def gradcam(model: nn.Module, images: Tensor, *, target: int = 1) -> np.ndarray:
     """
     from captum.attr import LayerGradCam
 
-    kind, modules = type(model).__name__, model.modules() if isinstance(model, nn.Module) else ()
-    if not (convolutions := [layer for layer in modules if isinstance(layer, nn.Conv2d)]):
-        raise InputError(
-            f"{kind} has no convolution: Grad-CAM needs the run's weights, run.model()"
-        )
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    convolutions = [layer for layer in modules if isinstance(layer, nn.Conv2d)]
+    if not convolutions:
+        hint = "Grad-CAM needs the run's weights, run.model()"
+        raise InputError(f"{type(model).__name__} has no convolution: {hint}")
     device, training = next(model.parameters()).device, model.training
     x = pixels(images) if images.dtype == torch.uint8 else images.detach()
     cam = LayerGradCam(model.eval(), convolutions[-1])
@@ -48,34 +46,10 @@ def gradcam(model: nn.Module, images: Tensor, *, target: int = 1) -> np.ndarray:
     return (maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-37)).cpu().numpy()
 
 
-def similarity(before: np.ndarray, after: np.ndarray, *, top: float = 0.2) -> dict[str, np.ndarray]:
-    """How alike two models' heat maps (N x H x W) of the same images are: (N,) each, 1: the same.
-
-    rank: Spearman's correlation of the pixels (Adebayo et al. 2018, arXiv 1810.03292), 0 for a map
-    of one value. iou: intersection over union of each one's `top` share of pixels; top / (2 - top)
-    for unrelated maps.
-
-    >>> maps = np.arange(32.0).reshape(2, 4, 4)
-    >>> similarity(maps, -maps)["rank"].tolist(), similarity(maps, maps)["iou"].tolist()
-    ([-1.0, -1.0], [1.0, 1.0])
-    """
-    if before.shape != after.shape or before.ndim != 3:
-        shapes = f"{before.shape} and {after.shape}"
-        raise InputError(f"heat maps have shapes {shapes}: expected N x H x W, both alike")
-    a, b = (pd.DataFrame(m.reshape(len(m), -1)).rank(axis=1) for m in (before, after))
-    hot, other = (ranks > (1 - top) * ranks.shape[1] for ranks in (a, b))
-    iou = (hot & other).sum(axis=1) / (hot | other).sum(axis=1).clip(lower=1)
-    rank = a.corrwith(b, axis=1).fillna(0).round(12)
-    return {"rank": rank.to_numpy(), "iou": iou.to_numpy()}
-
-
 def residual(images: Tensor | np.ndarray) -> np.ndarray:
     """What a blur takes away from the luminance: generators leave their traces there.
 
     images: N x 3 x H x W, uint8 or pixels in [0, 1]. Returns grey levels around 0, N x H x W.
-
-    >>> float(abs(residual(torch.full((1, 3, 8, 8), 0.5))).max()) < 1e-4  # a plain surface
-    True
     """
     return shortcut.residual(_luma(images))
 

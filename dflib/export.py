@@ -13,7 +13,8 @@ import onnx
 import torch
 from torch import Tensor
 
-from data_prep.errors import InputError
+from data_prep.errors import InputError, short
+from data_prep.paths import written
 from dflib.data import Part
 from dflib.models import Detector, fused
 from dflib.train import Forward, logits
@@ -29,19 +30,19 @@ def to_onnx(model: Detector, path: Path) -> Path:
     """Write an fp32 ONNX file: `pixels` in [0, 1], batch x 3 x size x size -> `logits`, batch x 2.
 
     Normalisation is inside, BatchNorm is folded into the convolutions. Written atomically; `model`
-    stays as it is. The same model gives the same bytes, wherever this code lies.
+    stays as it is. The same model gives the same bytes.
 
     >>> to_onnx(model, Path("detector.onnx"))  # doctest: +SKIP
     """
-    size, new = model.arch.size, Path(f"{path}.new")
+    image = torch.rand(2, 3, model.arch.size, model.arch.size)
     device, training = next(model.parameters()).device, model.training
     model.cpu().eval()
     try:
-        with warnings.catch_warnings():
+        with written(Path(path)) as new, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own, about its internals
             torch.onnx.export(
                 fused(model),
-                (torch.rand(2, 3, size, size),),
+                (image,),
                 new,
                 input_names=["pixels"],
                 output_names=["logits"],
@@ -49,23 +50,12 @@ def to_onnx(model: Detector, path: Path) -> Path:
                 opset_version=18,
                 dynamo=False,  # 0.1 s instead of 3 s, and the same from torch 2.6 to 2.14
             )
+            file = onnx.load(new)
+            file.metadata_props.add(key=MARK, value="1")
+            onnx.save(file, new)
     finally:
         model.to(device).train(training)
-    _tidy(new)
-    return new.replace(path)
-
-
-def _tidy(path: Path) -> None:
-    """Leave out what the exporter notes of its own way (traces with this machine's paths); mark."""
-    file = onnx.load(path)
-    for part in (file, file.graph, *file.graph.node, *file.graph.initializer, *file.functions):
-        part.ClearField("doc_string")
-        part.ClearField("metadata_props")
-    for values in (file.graph.value_info, file.graph.input, file.graph.output):
-        for value in values:
-            value.ClearField("metadata_props")
-    file.metadata_props.add(key=MARK, value="1")
-    onnx.save(file, path)
+    return Path(path)
 
 
 class OnnxModel:
@@ -89,17 +79,15 @@ class OnnxModel:
             how = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # 1 prints errors
             self.session = ort.InferenceSession(path, options, **how)
         except Exception as error:  # its exceptions have no common base of their own
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"ONNX Runtime cannot load {path}: {reason}") from error
+            why = short(str(error), 200)
+            raise InputError(f"ONNX Runtime cannot load {path}: {why}") from error
         nodes = (*self.session.get_inputs(), *self.session.get_outputs())
         shapes, self.input = [node.shape for node in nodes], nodes[0].name
         self.size = side = (shapes[0] or [None])[-1]
         ours = [shape[1:] for shape in shapes] == [[3, side, side], [2]]
         if not ours or not isinstance(side, int) or side > 4096:
-            wanted = "not batch x 3 x size x size and batch x 2"
-            raise InputError(
-                f"{path} is not one of dflib's detectors: inputs and outputs are {shapes}, {wanted}"
-            )
+            told = f"inputs and outputs are {shapes}, not batch x 3 x size x size and batch x 2"
+            raise InputError(f"{path} is not one of dflib's detectors: {told}")
 
     def __call__(self, images: Tensor) -> Tensor:
         values = np.ascontiguousarray(images.numpy(), dtype=np.float32)
@@ -108,22 +96,19 @@ class OnnxModel:
             with ThreadPoolExecutor(torch.get_num_threads()) as threads:
                 return torch.from_numpy(np.stack([*threads.map(one, values)]).reshape(-1, 2))
         except Exception as error:  # as above; a shape other than the one that it declares
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{self.path} cannot be run: {reason}") from error
+            raise InputError(f"{self.path} cannot be run: {short(str(error), 200)}") from error
 
 
 def _check(path: Path) -> None:
     """Raise `ValueError` for a file that reads other files, branches, or makes a giant tensor."""
     file = onnx.load(path, load_external_data=False)
-    values = [a for node in file.graph.node for a in node.attribute]
-    tensors = [
-        *file.graph.initializer,
-        *(a.t for a in values),
-        *(t for a in values for t in a.tensors),
-    ]
+    values = [value for node in file.graph.node for value in node.attribute]
+    tensors = [*file.graph.initializer]
+    for value in values:
+        tensors += [value.t, *value.tensors]
     if any(t.external_data or t.data_location for t in tensors):
         raise ValueError("it keeps its weights in another file")
-    if file.functions or any(a.HasField("g") or a.graphs for a in values):
+    if file.functions or any(value.HasField("g") or value.graphs for value in values):
         raise ValueError("it has graphs in its graph")
     inferred = onnx.shape_inference.infer_shapes(file, data_prop=True).graph
     for value in (*inferred.value_info, *inferred.input, *inferred.output):
@@ -142,8 +127,7 @@ def parity(
 ) -> dict:
     """Largest difference in logits, share of equal decisions: a model and its file, on a part.
 
-    limit: on so many of its images, evenly spaced. Returns {"max_logit_difference",
-    "same_decisions", "images", "largest_logit"}; `judged` says what they mean.
+    limit: on so many of its images, evenly spaced. `judged` says what the figures mean.
 
     >>> parity(model, OnnxModel(path), data.test)["same_decisions"]  # doctest: +SKIP
     """
@@ -165,16 +149,12 @@ def judged(same: dict, *, exact: bool = True) -> str | None:
 
     exact: a float file. Raises `InputError` where it differs by more than `SAME_LOGITS`, or in any
     decision (a NaN is a difference). An int8 file is flagged below `SAME_DECISIONS`.
-
-    >>> judged({"max_logit_difference": 0, "same_decisions": 1, "images": 9, "largest_logit": 3})
     """
     off, alike = same["max_logit_difference"], same["same_decisions"]
-    told = (
-        f"logits differ by up to {off:.2g}, {alike:.2%} of {same['images']} decisions are the same"
-    )
+    told = f"logits differ by up to {off:.2g}, {alike:.2%} of {same['images']} decisions are equal"
     if exact and not (off <= SAME_LOGITS * max(1.0, same["largest_logit"]) and alike == 1):
-        most = (
-            f"a float file may differ by {SAME_LOGITS:g} of the largest logit, and in no decision"
+        raise InputError(
+            f"refused: the exported file does not compute the model ({told}; a float file may "
+            f"differ by {SAME_LOGITS:g} of the largest logit, and in no decision)"
         )
-        raise InputError(f"refused: the exported file does not compute the model ({told}; {most})")
     return None if alike >= SAME_DECISIONS else f"check before use: {told}"

@@ -5,7 +5,7 @@ convolutions by Tucker-2 (arXiv 1511.06530).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from math import log, prod
 
@@ -31,11 +31,10 @@ def choose_ranks(model: nn.Module, *, rate: float) -> Ranks:
 
     From rank one on, again and again the step that raises the kept energy (cumulated squared
     singular values) most for its parameters, relative to what is kept already: so no side of any
-    layer starves. A layer that would get no smaller stays as it is, and is not in the result.
-    Raises `InputError` for a rate that no ranks meet (says which can).
+    layer starves. A layer that would get no smaller is not in the result. Raises `InputError` for a
+    rate that no ranks meet (says which can).
 
-    >>> from dflib.models import architecture
-    >>> ranks = choose_ranks(Detector(architecture("BL", size=32)), rate=0.9)
+    >>> ranks = choose_ranks(model, rate=0.9)  # doctest: +SKIP
     """
     check_rate(rate)
     layers, total = factorisable(model), parameters(model)
@@ -68,8 +67,7 @@ def choose_ranks(model: nn.Module, *, rate: float) -> Ranks:
 def factorise(model: Detector, ranks: Ranks) -> Detector:
     """A new detector, whose layers in `ranks` are products of thin ones, as near as ranks allow.
 
-    Its architecture carries the ranks, so its checkpoint rebuilds itself. Raises `InputError` for
-    an unknown layer or a rank that it cannot have.
+    Raises `InputError` for an unknown layer or a rank that it cannot have.
 
     >>> small = factorise(model, choose_ranks(model, rate=0.9))  # doctest: +SKIP
     """
@@ -82,13 +80,10 @@ def factorise(model: Detector, ranks: Ranks) -> Detector:
     return small.requires_grad_(True).eval()
 
 
-def decompose(
-    layer: nn.Module, ranks: tuple[int, ...], *, between: Callable[[], nn.Module] | None = None
-) -> nn.Sequential:
+def decompose(layer: nn.Module, ranks: tuple[int, ...]) -> nn.Sequential:
     """One layer as a product, equal at full rank: two linear ones, or 1x1, k x k, 1x1 convolutions.
 
-    between: a module to put between the factors, `nn.ReLU` say. Then it no longer approximates the
-    layer, at any rank. Raises `InputError` for ranks that the layer cannot have.
+    Raises `InputError` for ranks that the layer cannot have.
 
     >>> layer, x = nn.Linear(8, 5), torch.randn(3, 8)
     >>> torch.allclose(decompose(layer, (5,))(x), layer(x), atol=1e-5)
@@ -106,8 +101,6 @@ def decompose(
             factor.weight.copy_(values.view_as(factor.weight))
         if layer.bias is not None:
             product[-1].bias.copy_(layer.bias)
-    if between:
-        product = nn.Sequential(*[m for factor in product for m in (factor, between())][:-1])
     return product.to(weight.device).train(layer.training)
 
 

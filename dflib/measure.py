@@ -1,7 +1,7 @@
 """What a detector costs: parameters, operations, bytes, latency, memory.
 
-Times and memory come from fresh processes, `python -m dflib.measure FILE`, which import torch only
-where that is what is measured: peak memory is the runtime's own. Two never time at once: `alone`.
+Times and memory come from fresh processes, `python -m dflib.measure FILE`, which import no torch:
+peak memory is the runtime's own. Two never time at once: `alone`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from timeit import repeat
 import numpy as np
 
 from data_prep.errors import InputError, choose
+from data_prep.paths import lock
 
 # instruction sets that matter for small networks
 FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_bf16 amx_int8 asimddp i8mm bf16"
@@ -32,12 +33,7 @@ BUSY = 0.1  # share of the cores' time that other processes took meanwhile: abov
 
 
 def macs(model) -> int:
-    """Multiply-accumulate operations of convolutions and linear layers for one image.
-
-    >>> from dflib.models import Detector, architecture
-    >>> round(macs(Detector(architecture("BL"))) / 1e9, 2)
-    8.53
-    """
+    """Multiply-accumulate operations of convolutions and linear layers for one image."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -52,7 +48,7 @@ def macs(model) -> int:
 
 
 def cost(model, deployed: Path, *, runs: int = 50) -> dict:
-    """The `cost` part of a result: sizes, operations, and `profile` of the deployed file."""
+    """The `cost` part of a result: sizes, operations, and `profiles` of the deployed file."""
     from dflib.models import nonzero, parameters
 
     data = Path(deployed).read_bytes()
@@ -62,23 +58,18 @@ def cost(model, deployed: Path, *, runs: int = 50) -> dict:
         "macs": macs(model),
         "file_bytes": len(data),
         "gzip_bytes": len(gzip.compress(data, compresslevel=6)),
-        **profile(deployed, runs=runs),
+        **profiles([deployed], runs=runs)[0],
     }
-
-
-def profile(path: Path, *, runs: int = 50, threads: int = 1) -> dict:
-    """`profiles` of one file."""
-    return profiles([path], runs=runs, threads=threads)[0]
 
 
 def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list[dict]:
     """Latency at batch 1 (ms) and peak resident memory (MB) of files.
 
     Each in five fresh processes, in turns, on `threads` pinned cores (the idlest), while no other
-    run of this user is timed; `runs` are divided among them. PyTorch runs `models.fused`.
-    Of each file: {"latency_ms": {p50, low, high: the processes' medians, their median, least and
-    largest; p95: of all runs; busy: others used the cores meanwhile (`BUSY`); runtime, threads,
-    cpu}, "peak_rss_mb"}. Raises `InputError` when one cannot be run.
+    run of this user is timed; `runs` are divided among them. Of each file: {"latency_ms": {p50,
+    low, high (median, least and largest of the processes' medians), p95 (of all runs), busy (others
+    used the cores meanwhile), runtime, threads, cpu}, "peak_rss_mb"}. Raises `InputError` when one
+    cannot be run.
 
     >>> profiles([Path("a.onnx"), Path("b.onnx")])[0]["latency_ms"]["p50"]  # doctest: +SKIP
     """
@@ -135,8 +126,8 @@ def speed(mine: dict, theirs: dict) -> dict:
 
     ratio: how many times faster, by medians; low, high: what the spreads of the processes allow.
     words: "faster" | "slower" only where the spreads are apart, else "not told apart": as for times
-    of a busy machine or without a spread (low 0, high infinite), and for two of other runtimes,
-    processors or numbers of threads (ratio NaN, too).
+    of a busy machine (low 0, high infinite), and of other runtimes, processors or numbers of
+    threads (ratio NaN, too).
 
     >>> here = {"runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
     >>> speed(here | {"p50": 2.0, "low": 1.8, "high": 2.5}, here | {"p50": 6, "low": 5, "high": 9})
@@ -153,11 +144,12 @@ def speed(mine: dict, theirs: dict) -> dict:
 @contextmanager
 def alone() -> Iterator[None]:
     """Hold this user's timing lock of this machine: no other run that is timed disturbs."""
-    from filelock import FileLock
-
     user = os.getuid() if hasattr(os, "getuid") else 0
-    with FileLock(f"{tempfile.gettempdir()}/dflib-timing-{user}.lock"):
+    held = lock(Path(tempfile.gettempdir(), f"dflib-timing-{user}.lock"))
+    try:
         yield
+    finally:
+        held.release()
 
 
 def idlest_cores(n: int) -> list[int]:
@@ -219,20 +211,7 @@ def _onnx(path: Path, threads: int) -> Runner:
     return run, node.shape[1:], f"onnxruntime {ort.__version__}"
 
 
-def _torch(path: Path, threads: int) -> Runner:
-    import torch
-
-    from dflib.models import fused, load
-
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # denormal weights slow some CPUs tenfold
-    torch.inference_mode().__enter__()
-    model = load(path)
-    shape, network = [3, model.arch.size, model.arch.size], fused(model)
-    return (lambda x: network(torch.from_numpy(x))), shape, f"torch {torch.__version__}"
-
-
-RUNNERS = {".onnx": _onnx, ".safetensors": _torch}  # dflib.edge.files adds ExecuTorch's
+RUNNERS = {".onnx": _onnx}  # dflib.edge.files adds ExecuTorch's
 
 
 def main() -> None:

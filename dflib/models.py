@@ -1,15 +1,15 @@
 """One class for every detector, described by data: baseline and students of arXiv 2504.21066.
 
-A model is a list of `Block`s and of `Dense` layers, or one of torchvision's by name with the shapes
-that pruning left. Its checkpoint rebuilds all of that. Nothing here trains or compresses.
+A model is a list of `Block`s and of `Dense` layers, or one of torchvision's by name. Its checkpoint
+rebuilds it. Nothing here trains or compresses.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data_prep.errors import InputError, check_rate, choose
+from data_prep.errors import InputError, check_rate, choose, short
+from data_prep.paths import written
 
 STACKS = {  # the authors' table: convolutions, hidden linear layers (see `_block`)
     "BL": ("64 64M 128 128M 256 256M 512M 128M", (256, 256)),
@@ -32,21 +33,17 @@ STACKS = {  # the authors' table: convolutions, hidden linear layers (see `_bloc
 NAMES = tuple(STACKS)
 STUDENT_RATES = {0.6: "S60", 0.7: "S70", 0.8: "S80", 0.9: "S90"}
 BACKBONES = ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")  # vgg: ours
-FORMAT, DELTA = "dflib-1", "dflib-delta-2"  # of checkpoints: whole; what differs from a base alone
+FORMAT = "dflib-1"  # of checkpoints
 
 REACH = 16.0  # grey levels that are 1: traces are small, and int8 still tells an eighth of a level
 _A, _B, _ONE = torch.tensor([[1, -2, 2, -2, 1], [0, 1, -2, 1, 0], [0, 0, 1, 0, 0]]).double()
 SRM = torch.stack(  # second differences along a line, in a 3 x 3 and in a 5 x 5 neighbourhood
     [_ONE.outer(_B) / 2, -_B.outer(_B) / 4, -(_A.outer(_A) + 2 * _B.outer(_B)) / 12]
 )
-STRICT = ConfigDict(extra="forbid")  # a checkpoint with unknown fields is none of this version
-
-# what a description may ask for: a file of some bytes must not make us build a tower of layers
+# what a checkpoint may describe: a file of some bytes must not make us build a tower of layers
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Width = Annotated[int, Field(ge=1, le=2**16)]
-Mid = Annotated[int, Field(ge=0, le=2**16)]  # 0: none
 Name = Annotated[str, Field(max_length=200)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Level = Annotated[float, Field(gt=-100, lt=100, allow_inf_nan=False)]
 Several = Field(max_length=512)  # layers
 HEADER = 2**20  # bytes of a checkpoint's head, names and description: ours have a tenth
 
@@ -59,7 +56,7 @@ class Block:
     pool: bool = False
     kernel: Literal[1, 3, 5, 7, 9, 11] = 3
     separable: bool = False  # convolution to `mid` channels in `groups`, then a 1x1 to `width`
-    mid: Mid = 0
+    mid: Annotated[int, Field(ge=0, le=2**16)] = 0
     groups: Width = 1
     adapter: Literal["", "serial", "residual"] = ""  # one stands behind the block (dflib.adapters)
 
@@ -69,7 +66,7 @@ class Dense:
     """Dropout, then a linear layer to `width` and a ReLU."""
 
     width: Width
-    dropout: Share = 0.0
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -81,22 +78,26 @@ class Architecture:
     blocks: Annotated[tuple[Block, ...], Several]
     head: Annotated[tuple[Dense, ...], Several]
     classes: Literal[2] = 2
-    mean: tuple[Level, Level, Level] = (0.5, 0.5, 0.5)  # pixels are normalised inside the model:
-    std: tuple[Level, Level, Level] = (0.5, 0.5, 0.5)  # the deployed file takes those in [0, 1]
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # pixels are normalised inside the model:
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # the deployed file takes those in [0, 1]
     backbone: Name = "vgg"  # ours, which blocks and head describe; else one of torchvision's
-    # its pruned layers: name, inputs, outputs
+    # of a pruned one of torchvision's: layer, inputs, outputs
     shapes: Annotated[tuple[tuple[Name, Width, Width], ...], Several] = ()
-    # products of thin layers: name, then the ranks (see `factors`)
+    # of products of thin layers: layer, then its ranks (see `factors`)
     ranks: Annotated[tuple[tuple[Name, Width] | tuple[Name, Width, Width], ...], Several] = ()
     front: Name = ""  # srm: the network sees residuals instead of pixels (`Detector.set_front`)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        """What differs from the defaults."""
+        return ARCHITECTURE.dump_json(self, exclude_defaults=True).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Architecture:
         """Raises `ValueError` (pydantic's) for what is no architecture."""
-        return TypeAdapter(cls).validate_json(text[:HEADER])
+        return ARCHITECTURE.validate_json(text[:HEADER])
+
+
+ARCHITECTURE = TypeAdapter(Architecture)
 
 
 class ConvBlock(nn.Sequential):
@@ -175,11 +176,7 @@ class Detector(nn.Module):
 
 
 def fused(model: Detector) -> nn.Module:
-    """For inference on a CPU: channels_last, BatchNorm folded into the convolutions.
-
-    >>> fused(Detector(architecture("BL", size=32)))(torch.rand(2, 3, 32, 32)).shape
-    torch.Size([2, 2])
-    """
+    """For inference on a CPU: channels_last, BatchNorm folded into the convolutions."""
     from torch.fx.experimental.optimization import fuse
 
     return fuse(model.eval()).to(memory_format=torch.channels_last)
@@ -260,8 +257,7 @@ def student(rate: float, *, size: int = 224, backbone: str = "vgg") -> Architect
 
     For the paper's rates at 224 px and its BL: the paper's own. Otherwise the nearest of them,
     scaled to within 1 % of the target, in widths that are multiples of 16 (30 channels take more
-    time than 32), or of 8, 4 or 1 where no coarser step meets it. Raises `InputError` for a rate
-    outside (0, 1), or one that no width meets.
+    time than 32), of 8, 4 or 1. Raises `InputError` for a rate that cannot be met.
 
     >>> student(0.9).name
     'S90'
@@ -284,24 +280,26 @@ def student(rate: float, *, size: int = 224, backbone: str = "vgg") -> Architect
 
 
 def _fitting(arch: Architecture, target: float, step: int) -> Architecture:
-    """`arch` scaled towards `target` parameters, in widths that are multiples of `step`.
-
-    The first hidden layer takes up what the steps leave (parameters are affine in its width).
-    """
+    """`arch` scaled towards `target` parameters, in widths that are multiples of `step`."""
     low, high = 1 / 32, 32.0
     for _ in range(16):  # bisect the factor on the rounded widths
         middle = (low * high) ** 0.5
         low, high = (middle, high) if count(scaled(arch, middle, step)) <= target else (low, middle)
+    options = [_filled(scaled(arch, factor, step), target) for factor in (low, high)]
+    strain = [
+        abs(math.log(option.head[0].width / (arch.head[0].width * factor)))
+        for option, factor in zip(options, (low, high), strict=True)
+    ]
+    return options[strain.index(min(strain))]
 
-    def filled(factor: float) -> tuple[float, Architecture]:
-        wide = scaled(arch, factor, step)
-        first, *rest = wide.head
-        at = lambda width: replace(wide, head=(replace(first, width=width), *rest))
-        missing, slope = target - count(wide), count(at(first.width + 1)) - count(wide)
-        width = max(1, round(first.width + missing / slope))
-        return abs(math.log(width / (arch.head[0].width * factor))), at(width)
 
-    return min(filled(low), filled(high), key=lambda option: option[0])[1]  # strained least
+def _filled(arch: Architecture, target: float) -> Architecture:
+    """The first hidden layer takes up what the steps leave: parameters are affine in its width."""
+    first, *rest = arch.head
+    wider = replace(arch, head=(replace(first, width=first.width + 1), *rest))
+    missing, slope = target - count(arch), count(wider) - count(arch)
+    width = max(1, round(first.width + missing / slope))
+    return replace(arch, head=(replace(first, width=width), *rest))
 
 
 def scaled(arch: Architecture, factor: float, step: int = 1) -> Architecture:
@@ -323,12 +321,7 @@ def _with_widths(arch: Architecture, width: Callable[[str, int], int]) -> Archit
 
 
 def fitted(arch: Architecture, tensors: dict[str, Tensor]) -> Architecture:
-    """`arch` with the widths of `tensors`, a state dict cut in width: describes a pruned model.
-
-    >>> model = Detector(architecture("S90", size=32))
-    >>> fitted(model.arch, model.state_dict()) == model.arch
-    True
-    """
+    """`arch` with the widths of `tensors`, a state dict cut in width: describes a pruned model."""
     shape = {k.removesuffix(".weight"): tuple(t.shape) for k, t in tensors.items()}
     if arch.backbone == "vgg":
         return _with_widths(arch, lambda layer, width: shape[layer][0])
@@ -360,27 +353,23 @@ def nonzero(model: nn.Module) -> int:
 
 def save(model: Detector, path: Path) -> Path:
     """Write weights as safetensors with the architecture in the metadata; atomically, no pickle."""
-    new = Path(f"{path}.new")
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, new, metadata={"format": FORMAT, "architecture": model.arch.to_json()})
-    return new.replace(path)
+    return write(path, model.state_dict(), architecture=model.arch.to_json())
 
 
-def load(path: Path) -> Detector:
+def write(path: Path, tensors: dict[str, Tensor], **metadata: str) -> Path:
+    """Write tensors as a file that `load` knows; atomically."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with written(Path(path)) as new:
+        save_file(tensors, new, metadata={"format": FORMAT, **metadata})
+    return Path(path)
+
+
+def load(path: Path, *, base: Detector | None = None) -> Detector:
     """Rebuild a detector from its checkpoint, in eval mode, on the CPU.
 
-    Raises `InputError` when the file is missing, damaged, not one of ours, or does not fit itself.
+    base: the model that a file of differences belongs to (`dflib.adapters.save_delta`). Raises
+    `InputError` for a file that is missing, damaged, not ours, of another base, or does not fit.
     """
-    metadata, tensors = read(path)
-    if metadata.get("format") != FORMAT:
-        delta = f"it holds only what differs from the model {metadata.get('base', '')[:20]}"
-        hint = f": {delta}: dflib.adapters.load_delta(path, base)" if "base" in metadata else ""
-        raise InputError(f"checkpoint {path} is not one of dflib's{hint}")
-    return build(path, metadata.get("architecture"), tensors)
-
-
-def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file; `InputError` when it is missing or damaged."""
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path} is not there: python -m dflib results lists the runs")
     try:
@@ -388,35 +377,47 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             if (header := int.from_bytes(file.read(8), "little")) > HEADER:
                 raise ValueError(f"a header of {header:,} bytes")
         with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+            metadata, names = file.metadata() or {}, file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
-        message = f"checkpoint {path} is damaged or not a safetensors file ({_brief(error)})"
-        raise InputError(f"{message}: make the run again") from error
+        what = f"damaged or not a safetensors file ({short(str(error), 200)})"
+        raise InputError(f"checkpoint {path} is {what}: make the run again") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"checkpoint {path} is not one of dflib's")
+    theirs, ours = metadata.get("base", "none")[:20], fingerprint(base) if base else "none"
+    if theirs != ours:
+        hint = "a file of differences needs its own: dflib.models.load(path, base=model)"
+        raise InputError(f"checkpoint {path} has the base {theirs}, not {ours}: {hint}")
+    tensors = base.state_dict() | tensors if base else tensors
+    try:
+        return _built(metadata.get("architecture"), tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        wrong = f"weights and architecture do not fit ({short(str(error), 200)})"
+        raise InputError(f"checkpoint {path}: {wrong}") from error
 
 
-def build(path: Path, architecture: str | None, tensors: dict[str, Tensor]) -> Detector:
-    """The detector of an architecture (JSON) with these weights; `InputError` where they differ.
+def _built(architecture: str | None, tensors: dict[str, Tensor]) -> Detector:
+    """The detector of an architecture (JSON) with these weights.
 
     Shapes are compared before anything is allocated, and whether an image goes through.
     """
-    try:
-        arch = Architecture.from_json(architecture)
-        with torch.device("meta"), torch.inference_mode():
-            twin = Detector(arch).eval()
-            twin(torch.empty(1, 3, arch.size, arch.size))
-        told = lambda t: (*t.shape, "float" if t.is_floating_point() else t.dtype)
-        ours, theirs = ({k: told(t) for k, t in d.items()} for d in (twin.state_dict(), tensors))
-        if wrong := sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k)):
-            name = wrong[0]
+    arch = Architecture.from_json(architecture)
+    with torch.device("meta"), torch.inference_mode():
+        twin = Detector(arch).eval()
+        twin(torch.empty(1, 3, arch.size, arch.size))
+    told = lambda t: (*t.shape, "float" if t.is_floating_point() else t.dtype)
+    ours, theirs = ({k: told(t) for k, t in d.items()} for d in (twin.state_dict(), tensors))
+    for name in sorted(ours | theirs):
+        if ours.get(name) != theirs.get(name):
             raise ValueError(f"{name}: {ours.get(name)} described, {theirs.get(name)} there")
-        model = Detector(arch)
-        model.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        wrong = f"weights and architecture do not fit ({_brief(error)})"
-        raise InputError(f"checkpoint {path}: {wrong}") from error
+    model = Detector(arch)
+    model.load_state_dict(tensors)
     return model.eval()
 
 
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def fingerprint(model: nn.Module) -> str:
+    """Hash of all weights and buffers: which model a file of differences belongs to."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

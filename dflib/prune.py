@@ -18,7 +18,7 @@ from dflib.models import Detector, fitted, parameters
 from dflib.train import pixels
 
 SCOPES = ("layer", "global")
-IMPORTANCES = ("l1", "taylor", "bn", "random")
+IMPORTANCES = ("l1", "taylor", "random")
 FLOOR = 0.1  # of what "layer" leaves: "global" leaves each layer at least that, none is emptied
 Masks = dict[str, Tensor]  # parameter name -> bool, True where the weight stays
 Batches = Iterable[tuple[Tensor, Tensor]]  # images, uint8 N x 3 x H x W, and their labels
@@ -36,12 +36,9 @@ def magnitude_masks(model: nn.Module, *, rate: float, scope: str = "layer") -> M
 
     scope: "layer" removes the same share of every layer, "global" compares weights across layers
     (Han et al. 2015, arXiv 1506.02626), and keeps a few of each (Tanaka et al., arXiv 2006.05467).
-    Raises `InputError` for an unknown scope or a rate that the prunable weights cannot meet.
+    Raises `InputError` for a rate that the prunable weights cannot meet.
 
-    >>> from dflib.models import Detector, architecture
-    >>> masks = magnitude_masks(Detector(architecture("BL", size=32)), rate=0.9)
-    >>> round(1 - float(masks["features.1.conv.weight"].float().mean()), 2)
-    0.9
+    >>> apply_masks(model, magnitude_masks(model, rate=0.9))  # doctest: +SKIP
     """
     check_rate(rate)
     choose("scope", scope, SCOPES)
@@ -72,26 +69,6 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
         weight.mul_(mask.to(weight.device))
 
 
-def sensitivity(
-    model: nn.Module, score: Callable[[nn.Module], float], *, shares: Iterable[float] = (0.5, 0.9)
-) -> dict[str, list[float]]:
-    """`score(model)` with one layer at a time pruned: layer -> a value for each share removed.
-
-    `model` is as before in the end. Han et al. 2015, arXiv 1506.02626.
-
-    >>> sensitivity(model, lambda m: accuracy(m), shares=(0.5, 0.9))  # doctest: +SKIP
-    """
-    found = {}
-    for name, weight in prunable(model).items():
-        whole, scores = weight.data, []
-        for share in shares:
-            weight.data = whole * _largest(whole.abs(), share)
-            scores.append(score(model))
-        weight.data = whole
-        found[name.removesuffix(".weight")] = scores
-    return found
-
-
 def _largest(magnitude: Tensor, share: float) -> Tensor:
     """True for all but the `share` smallest entries, exact in number; for one at least."""
     keep = torch.ones(magnitude.numel(), dtype=torch.bool, device=magnitude.device)
@@ -117,7 +94,6 @@ def structured(
     scope: str = "layer",
     round_to: int = 8,
     least: int = 8,
-    keep: tuple[str, ...] = (),
     batches: Batches = (),
     of: int | None = None,
     within: float = 0.01,
@@ -126,10 +102,9 @@ def structured(
     of so many) is gone, to within 1 % of what stays.
 
     importance: "l1" (group magnitude: DepGraph, arXiv 2301.12900), "taylor" (by the gradients on
-    `batches`, arXiv 1906.10771), "bn" (scale of the BatchNorm, arXiv 1708.06519, else magnitude) or
-    "random". scope: "layer" takes the same share of channels everywhere, "global" compares scores.
-    Widths are multiples of `round_to` where possible, `least` or more. keep: layers left whole.
-    Raises `InputError` for unknown names, and for a rate that no such widths meet (says which can).
+    `batches`, arXiv 1906.10771) or "random". scope: "layer" takes the same share of channels
+    everywhere, "global" compares scores. Widths are multiples of `round_to` where possible, `least`
+    or more. Raises `InputError` for a rate that no such widths meet (says which can).
 
     >>> from dflib.models import architecture
     >>> small = structured(Detector(architecture("BL", size=32)), rate=0.9)
@@ -139,9 +114,6 @@ def structured(
     check_rate(rate)
     choose("scope", scope, SCOPES)
     groups = [g for g in _groups(model, importance, batches) if len(g.scores) > least]
-    outputs = sorted(name for g in groups for name, dim in g.members if dim == 0)
-    whole = {(choose("layer", name, outputs), 0) for name in keep}
-    groups = [g for g in groups if not whole & g.members.keys()]
     total = of or parameters(model)
     widths = _widths(groups, _counter(model, groups), (1 - rate) * total, scope, round_to, least)
     small = _cut(model, groups, widths, f"-r{rate:g}")
@@ -177,11 +149,9 @@ def _groups(model: Detector, importance: str, batches: Batches) -> list[Group]:
     device = next(twin.parameters()).device
     image = torch.rand(2, 3, model.arch.size, model.arch.size, device=device)
     graph = tp.DependencyGraph().build_dependency(twin, example_inputs=image)
-    magnitude = tp.importance.GroupMagnitudeImportance(p=1)
     score = {
-        "l1": magnitude,
+        "l1": tp.importance.GroupMagnitudeImportance(p=1),
         "taylor": tp.importance.GroupTaylorImportance(),
-        "bn": tp.importance.BNScaleImportance(),
         "random": lambda group: torch.rand(len(group[0].idxs)),
     }[choose("importance", importance, IMPORTANCES)]
     if importance == "taylor":
@@ -199,12 +169,10 @@ def _groups(model: Detector, importance: str, batches: Batches) -> list[Group]:
                 follows = torch.empty(len(item.idxs), dtype=torch.int64)
                 follows[item.idxs] = torch.tensor(item.root_idxs)
                 members[names[layer], dim] = follows
-                if dim == 0 or getattr(layer, "groups", 1) == 1:  # else see `_tied`
+                if dim == 0 or getattr(layer, "groups", 1) == 1:  # else see `_tie`
                     scored.add_dep(item.dep, item.idxs)
                     scored[-1].root_idxs = item.root_idxs
-        scores = score(scored)
-        scores = magnitude(scored) if scores is None else scores
-        found.append(Group(scores.detach().cpu(), members))
+        found.append(Group(score(scored).detach().cpu(), members))
     for group in list(found):
         for name, dim in list(group.members):
             if dim == 1 and getattr(twin.get_submodule(name), "groups", 1) > 1:

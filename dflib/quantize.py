@@ -20,10 +20,14 @@ from onnxruntime.quantization import CalibrationMethod, quantize_dynamic, quanti
 from onnxruntime.quantization import qdq_loss_debug as debug
 
 from data_prep.errors import InputError, choose
+from data_prep.paths import written
 from dflib.data import Part
 
-METHODS = (CalibrationMethod.MinMax, CalibrationMethod.Entropy, CalibrationMethod.Percentile)
-CALIBRATIONS = dict(zip(("minmax", "entropy", "percentile"), METHODS, strict=True))
+CALIBRATIONS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
 FEWEST = 16  # calibration images: fewer say too little about an activation's range
 
 
@@ -34,7 +38,7 @@ def dynamic_linear(source: Path, target: Path) -> Path:
 
     >>> dynamic_linear(Path("model.onnx"), Path("model.int8.onnx"))  # doctest: +SKIP
     """
-    with _written(source, target) as (model, new):
+    with _quantizing(source, target) as (model, new):
         quantize_dynamic(model, new, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
         if not any(node.op_type == "MatMulInteger" for node in onnx.load(new).graph.node):
             raise InputError(f"{source} has no linear layer to quantize")
@@ -56,15 +60,14 @@ def static_int8(
     range: by its extremes ("minmax"), the least Kullback-Leibler divergence ("entropy") or the
     99.999th percentile ("percentile"); Krishnamoorthi 2018, arXiv 1806.08342.
     keep_float: names of `layers` that stay in float. So does the last one (with 8-bit logits many
-    images would share a score), and what comes before the first: normalisation, or a front end.
-    Raises `InputError` when the source is missing, damaged or has nothing to quantize, for an
-    unknown calibration or layer, or too few calibration images.
+    images would share a score), and what comes before the first. Raises `InputError` when the
+    source is missing, damaged or has nothing to quantize, or for too few calibration images.
 
     >>> static_int8(Path("model.onnx"), Path("int8.onnx"), data.train)  # doctest: +SKIP
     """
     choose("calibration", calibration, CALIBRATIONS)
     reader = _Reader(calibration_images(part, images))
-    with _written(source, target) as (model, new):
+    with _quantizing(source, target) as (model, new):
         found, nodes = layers(source), [node.name for node in model.graph.node]
         in_float = {choose("layer", name, found) for name in keep_float} | {*list(found)[-1:]}
         if not found.keys() - in_float:
@@ -110,12 +113,10 @@ def signal_to_noise(
 ) -> pd.DataFrame:
     """What each layer (row) lost, in decibels: at 20 the noise is a tenth of the signal.
 
-    Columns: weights (its own rounding), output (of `quantized` against `source`, on images of
-    `part`: all noise up to here). NaN: stays in float.
-
-    >>> signal_to_noise(Path("model.onnx"), Path("int8.onnx"), data.train)  # doctest: +SKIP
+    Columns: weights (its own rounding), output (of `quantized` against `source`, all noise up to
+    here, mean over images of `part`). NaN: stays in float.
     """
-    energy: dict[str, np.ndarray] = {}  # tensor -> of its signal, of its noise
+    errors = []
     with tempfile.TemporaryDirectory() as folder:
         copies = [Path(folder) / name for name in ("float.onnx", "quantized.onnx")]
         every = [f"{folder}/all-{copy.name}" for copy in copies]  # putting out every tensor
@@ -124,17 +125,17 @@ def signal_to_noise(
             debug.modify_model_output_intermediate_tensors(copy, file)
         for image in calibration_images(part, images)[:, None]:  # all activations are in memory
             exact, noisy = (debug.collect_activations(file, [{"pixels": image}]) for file in every)
-            for name, found in debug.create_activation_matching(noisy, exact).items():
-                a, b = (found[key][0].astype(float) for key in ("float", "post_qdq"))
-                energy[name] = energy.get(name, 0) + np.array([(a**2).sum(), ((b - a) ** 2).sum()])
+            matched = debug.create_activation_matching(noisy, exact)
+            found = debug.compute_activation_error(matched)
+            errors.append({name: each["xmodel_err"] for name, each in found.items()})
         weights = debug.compute_weight_error(debug.create_weight_matching(*map(str, copies)))
-    graph, rows = onnx.load(source).graph.node, {}
+    output, graph = pd.DataFrame(errors).mean(), onnx.load(source).graph.node
     relu = {n.input[0]: n.output[0] for n in graph if n.op_type in ("Relu", "Clip")}
-    output = {n.name: relu.get(n.output[0], n.output[0]) for n in graph}
-    for layer, node in layers(source).items():
-        signal, noise = energy.get(output[node], (np.nan, np.nan))
-        with np.errstate(divide="ignore", invalid="ignore"):  # a layer may be silent
-            rows[layer] = weights.get(f"{layer}.weight"), 10 * np.log10(signal / noise)
+    tensors = {n.name: relu.get(n.output[0], n.output[0]) for n in graph}
+    rows = {
+        layer: (weights.get(f"{layer}.weight"), output.get(tensors[node]))
+        for layer, node in layers(source).items()
+    }
     table = pd.DataFrame.from_dict(rows, "index", dtype=float, columns=["weights", "output"])
     return table.rename_axis("layer")
 
@@ -156,27 +157,25 @@ class _Reader:
 
 
 @contextmanager
-def _written(source: Path, target: Path) -> Iterator[tuple[onnx.ModelProto, Path]]:
+def _quantizing(source: Path, target: Path) -> Iterator[tuple[onnx.ModelProto, Path]]:
     """The model in `source`, and a file that becomes `target` when all went well.
 
     Without shapes of intermediate tensors: before 1.31 the quantizer trips over weights' old ones.
     """
     if not Path(source).is_file():
         raise InputError(f"{source} is not there: export the model first, dflib.export.to_onnx")
-    new, root = Path(f"{target}.new"), logging.getLogger()
+    root = logging.getLogger()
     level, root.level = root.level, logging.ERROR  # it recommends what the exporter has done
-    try:
-        with redirect_stdout(io.StringIO()):  # the calibration prints its progress
+    try:  # the calibration prints its progress
+        with written(Path(target)) as new, redirect_stdout(io.StringIO()):
             model = onnx.load(source)
             del model.graph.value_info[:]
             yield model, new
-        new.replace(target)
     except (onnx.checker.ValidationError, DecodeError) as error:
         message = f"{source} is damaged or no ONNX file: export the model again"
         raise InputError(f"{message}, dflib.export.to_onnx") from error
     finally:
         root.level = level
-        new.unlink(missing_ok=True)
 
 
 def quantize_array(values: np.ndarray, *, bits: int = 8) -> tuple[np.ndarray, float]:
@@ -186,8 +185,6 @@ def quantize_array(values: np.ndarray, *, bits: int = 8) -> tuple[np.ndarray, fl
     >>> q.tolist()
     [-127, 0, 64]
     """
-    if not 2 <= bits <= 16:
-        raise InputError(f"{bits} bits: 2 to 16 can be had")
     levels = 2 ** (bits - 1) - 1
     scale = float(np.abs(values).max(initial=0)) / levels or 1.0
     return np.clip(np.rint(values / scale), -levels, levels).astype(np.int32), scale

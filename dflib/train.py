@@ -30,7 +30,7 @@ from dflib.measure import instruction_sets
 log = logging.getLogger(__name__)
 
 Forward = Callable[[Tensor], Tensor]  # model or session: pixels in [0, 1], N x 3 x H x W -> logits
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels (or shares), images -> scalar
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels, images -> scalar
 # inside, no convolution in TF32, a GPU's default, which moves scores by 1e-3
 full_precision = partial(torch.backends.cudnn.flags, enabled=True, allow_tf32=False)
 VISIBLE = {"disable": None} if tqdm.__module__ == "tqdm.asyncio" else {}  # no bar in a log file
@@ -48,8 +48,6 @@ class Recipe:
     label_smoothing: float = 0.0
     patience: int = 0  # epochs without a better val_auroc; the best one's weights count. 0: no end
     augment: bool = True
-    mixup: float = 0.0  # Beta distribution of blended pairs (arXiv 1710.09412); 0: none
-    cutmix: float = 0.0  # the same of pasted rectangles (arXiv 1905.04899); with both, a coin
     blur_jpeg: float = 0.0  # probability of a blur, and of a JPEG, of an image (arXiv 1912.11035)
     ema: float = 0.0  # decay a step of the averaged weights, which are then what counts; 0: none
     amp: bool = True
@@ -91,8 +89,8 @@ def fit(
     loss: cross-entropy unless given. after_step: pruning puts its zeros back, say. checkpoint:
     written after each epoch; from one, training goes on to the same end as without interruption.
     Columns: epoch, lr, loss, accuracy (training batches), val_loss, val_accuracy, val_auroc,
-    seconds; `attrs["cpu_seconds"]` is of all. A damaged checkpoint is as none. Raises `InputError`
-    for one of another recipe or model, a batch of 1, no trainable parameters, an infinite loss.
+    seconds, cpu_seconds. Raises `InputError` for a checkpoint of another recipe or model, a batch
+    of 1, no trainable parameters, an infinite loss.
 
     >>> fit(model, data, Recipe(epochs=3))  # doctest: +SKIP
     """
@@ -116,38 +114,25 @@ def fit(
             seed = recipe.seed * 100_003 + epoch  # its own: a resumed epoch is the same
             row |= _train_epoch(data.train, recipe, loss, hooks, seed, **parts)
             row |= _validate(kept, data.val, recipe)
-            history.append(row | {"seconds": perf_counter() - started})
-            state["cpu_seconds"] += process_time() - busy
+            took = {"seconds": perf_counter() - started, "cpu_seconds": process_time() - busy}
+            history.append(row | took)
             if recipe.patience and _best(history) == len(history):
                 state["best"] = {k: v.cpu().clone() for k, v in kept.state_dict().items()}
             _save(checkpoint, parts, state, recipe)
             if on_epoch:
-                on_epoch(_frame(state))
+                on_epoch(pd.DataFrame(history))
     model.load_state_dict(state["best"] or kept.state_dict())
     model.eval()
-    return _frame(state)
-
-
-def _frame(state: dict) -> pd.DataFrame:
-    found = pd.DataFrame(state["history"])
-    found.attrs["cpu_seconds"] = state["cpu_seconds"]
-    return found
+    return pd.DataFrame(history)
 
 
 def predict(forward: Forward, part: Part, *, batch: int = 256) -> np.ndarray:
-    """Probability of fake for each image of a part, in order (float64, N), in full precision.
-
-    >>> predict(model, data.test)  # doctest: +SKIP
-    """
+    """Probability of fake for each image of a part, in order (float64, N), in full precision."""
     return probabilities(logits(forward, part, batch=batch))
 
 
 def probabilities(z: Tensor) -> np.ndarray:
-    """P(fake) of logits, N x 2 -> N (float64); `InputError` where they are NaN or infinite.
-
-    >>> probabilities(torch.zeros(3, 2)).tolist()
-    [0.5, 0.5, 0.5]
-    """
+    """P(fake) of logits, N x 2 -> N (float64); `InputError` where they are NaN or infinite."""
     if wrong := int((~z.isfinite()).any(1).sum()):
         what = f"{wrong} of {len(z)} images get logits that are NaN or infinite"
         raise InputError(f"{what}: the model's weights or its file are damaged, make it again")
@@ -233,12 +218,10 @@ def _train_epoch(part, recipe, loss, hooks, seed, *, model, optimizer, schedule,
         if len(images) < 2:
             continue  # BatchNorm cannot normalise a single image
         x = pixels(augment.blur_jpeg(images, recipe.blur_jpeg) if recipe.blur_jpeg else images)
-        x, targets = augment.augmented(x) if recipe.augment else x, labels
-        if recipe.mixup or recipe.cutmix:
-            x, targets = augment.blended(x, labels, mixup=recipe.mixup, cutmix=recipe.cutmix)
+        x = augment.augmented(x) if recipe.augment else x
         with _autocast(device, recipe.amp):
             z = model(x)
-            value = loss(z.float(), targets, x)
+            value = loss(z.float(), labels, x)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(value).backward()
         scaler.step(optimizer)
@@ -251,10 +234,9 @@ def _train_epoch(part, recipe, loss, hooks, seed, *, model, optimizer, schedule,
     total, right = (sums / len(part)).tolist()
     if not math.isfinite(total):
         lower = float(f"{min(recipe.lr / 3, 1e-3):.1g}")  # where it is absurd, the usual
-        hint = (
-            f"lower it with --set lr={lower:g} (finetune_lr=, transfer_lr=, adapter_lr= likewise)"
-        )
-        raise InputError(f"the training loss is {total} at learning rate {recipe.lr:.2g}: {hint}")
+        hint = f"--set lr={lower:g} (finetune_lr=, transfer_lr=, adapter_lr= likewise)"
+        told = f"the training loss is {total} at learning rate {recipe.lr:.2g}"
+        raise InputError(f"{told}: lower it with {hint}")
     return {"loss": total, "accuracy": right}
 
 
@@ -285,14 +267,14 @@ def _save(path: Path | None, parts: dict, state: dict, recipe: Recipe) -> None:
 
 
 def _resume(path: Path | None, parts: dict, recipe: Recipe) -> dict:
-    """The state in a checkpoint, its parts loaded; that of a beginning for none, or a damaged one."""
-    beginning = {"history": [], "best": None, "cpu_seconds": 0.0}
+    """The state in a checkpoint, its parts loaded; that of the beginning for none or a damaged one."""
+    beginning = {"history": [], "best": None}
     if path is None or not Path(path).exists():
         return beginning
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         theirs = Recipe(**saved["recipe"])  # what an older version did not write has its default
-        states, state = [saved["parts"][name] for name in parts], beginning | saved["state"]
+        states, state = [saved["parts"][name] for name in parts], saved["state"]
     except Exception:  # torch, pickle and zip have their own kinds
         log.warning("checkpoint %s is damaged: training starts anew", path)
         return beginning

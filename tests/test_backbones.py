@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict
 
 import onnx as onnx_
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from data_prep.errors import InputError
 from dflib import distill, export, measure, models, prune, quantize, train
@@ -67,41 +63,27 @@ def test_a_backbone_that_there_is_not():
         architecture("BL", backbone="resnet")
 
 
-def rewritten(model: Detector, folder: Path, change: Callable[[dict], dict]) -> Path:
-    """The model's checkpoint, with another architecture in its metadata."""
-    path = models.save(model, folder / "model.safetensors")
-    arch = json.dumps(change(json.loads(model.arch.to_json())))
-    save_file(load_file(path), path, metadata={"format": "dflib-1", "architecture": arch})
-    return path
-
-
 @pytest.mark.parametrize(
     "change",
     [
         {"shapes": [["features.1.nothing", 8, 8]]},
         {"shapes": [["features.0", 3, 40]]},
         {"backbone": "resnet50x"},
-        {"shapes": 3},
     ],
 )
 def test_a_checkpoint_whose_shapes_do_not_fit_is_refused(change, tmp_path):
     model = Detector(architecture("BL", size=32, backbone="mobilenet_v3_small"))
-    with pytest.raises(InputError, match="do not fit|unknown backbone"):
-        models.load(rewritten(model, tmp_path, lambda arch: arch | change))
+    path = models.save(model, tmp_path / "model.safetensors")
+    arch = json.dumps(json.loads(model.arch.to_json()) | change)
+    save_file(load_file(path), path, metadata={"format": "dflib-1", "architecture": arch})
+    with pytest.raises(InputError, match="do not fit"):
+        models.load(path)
 
 
-def test_checkpoints_of_before_backbones_still_load(tmp_path):
+def test_a_checkpoint_that_names_every_field_loads(tmp_path):
+    """As earlier versions wrote them."""
     model = Detector(architecture("S90", size=32))
-    new = ("backbone", "shapes", "ranks", "front")
-    path = rewritten(model, tmp_path, lambda arch: {k: v for k, v in arch.items() if k not in new})
+    path = models.save(model, tmp_path / "model.safetensors")
+    arch = json.dumps(asdict(model.arch))
+    save_file(load_file(path), path, metadata={"format": "dflib-1", "architecture": arch})
     assert models.load(path).arch == model.arch
-
-
-def test_our_own_detectors_do_without_torchvision_models():
-    code = """if True:
-        import sys
-        from dflib import models
-        models.Detector(models.architecture("S90", size=32))
-        assert "torchvision.models" not in sys.modules"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert isinstance(Detector(architecture("BL", size=32)).features[0], nn.Sequential)

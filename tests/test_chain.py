@@ -70,7 +70,7 @@ def test_a_student_can_start_a_chain(start):
     run = start("student:0.9,distill,int8-linear")
     model, int8 = chain.make(run)
     assert model.arch == models.student(0.9, size=32)
-    assert int8.exists()
+    assert int8.exists() and chain.make(start("prune:0.5"))[1] is None
 
 
 def test_after_an_interruption_the_chain_goes_on_to_the_same_result(start):
@@ -94,21 +94,10 @@ def test_after_an_interruption_the_chain_goes_on_to_the_same_result(start):
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
 
 
-def test_a_chain_that_deploys_a_float_file_says_so(start):
-    assert chain.make(start("prune:0.5"))[1] is None
-
-
 def test_a_finished_run_refuses_a_model_of_another_shape(start):
     finished = start("int8").parent("BL")
     with pytest.raises(InputError, match="of another shape: take run.model()"):
         finished.fit(models.Detector(models.student(0.9, size=32)), finished.recipe())
-
-
-def test_a_file_that_is_there_is_not_made_again(start):
-    run = start("int8")
-    path = run.once("x.txt", lambda path: path.write_text("first"))
-    assert run.once("x.txt", lambda path: path.write_text("second")).read_text() == "first"
-    assert path.parent == run.folder
 
 
 def test_pruning_by_gradients_in_a_run(start, tiny_dataset):

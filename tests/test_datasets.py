@@ -21,7 +21,7 @@ from test_plots import result
 from typer.testing import CliRunner
 
 from data_prep import __main__ as command
-from data_prep import folder, manifest, paths, protocol, sources
+from data_prep import paths, protocol, scenes, sources
 from data_prep.errors import InputError
 from data_prep.sources import SOURCES
 from dflib import data, metrics
@@ -74,7 +74,7 @@ def test_synthbuster_is_downloaded_checked_unpacked_and_found_again(
     assert labels(table) == expected
     assert (table.groupby("group").size() == 3).all()
     (shown,) = [m for m in caplog.messages if "CC BY-NC-SA 4.0" in m]
-    assert "zenodo.org" in shown and not any("stray" in m for m in caplog.messages)
+    assert "zenodo.org" in shown
     files = {p.name for p in (data_root / "synthbuster" / "files").iterdir() if p.suffix != ".lock"}
     assert files == {"synthbuster", "real_RAISE_1k"}
     asked = len(server.asked)
@@ -91,7 +91,7 @@ def test_a_wrong_archive_of_a_dataset_leaves_no_manifest(server, data_root):
     assert not (data_root / "synthbuster" / "manifest.csv").exists()
 
 
-def test_a_full_raise_of_ones_own_stands_for_the_pairs(synthbuster_files, data_root):
+def test_a_full_raise_of_ones_own_stands_for_the_pairs_and_for_itself(synthbuster_files, data_root):
     reals = synthbuster_files / "real_RAISE_1k"
     for file in list(reals.iterdir()):
         with Image.open(file) as image:
@@ -101,21 +101,17 @@ def test_a_full_raise_of_ones_own_stands_for_the_pairs(synthbuster_files, data_r
     table = sources.prepare("synthbuster", synthbuster_files)
     assert set(table.loc[table["label"] == 0, "format"]) == {"TIFF"}
     assert (table.groupby("group").size() == 3).all()
-
-
-def test_raise_alone_is_a_set_of_reals(synthbuster_files, data_root):
     table = sources.prepare("raise", synthbuster_files)
     assert (table["label"] == 0).all() and len(table) == 12
-    assert paths.describe("raise")["kind"] == "reals"
 
 
 @given(numbers=st.lists(st.integers(0, 2**28 - 1), unique=True, max_size=30))
 def test_bursts_are_runs_of_near_ids(numbers):
     ids = {f"r{n:07x}t": n for n in numbers}
-    scenes = sources.bursts(ids)
+    found = scenes.bursts(ids)
     ordered = sorted(ids, key=ids.get)
     for a, b in zip(ordered, ordered[1:], strict=False):
-        assert (scenes[a] == scenes[b]) == (ids[b] - ids[a] < sources.BURST)
+        assert (found[a] == found[b]) == (ids[b] - ids[a] < scenes.BURST)
 
 
 def test_bursts_stand_on_one_side_of_the_strict_split(tmp_path, data_root, picture):
@@ -131,7 +127,18 @@ def test_bursts_stand_on_one_side_of_the_strict_split(tmp_path, data_root, pictu
 
 # ---- ForenSynths
 
-GENERATORS = sources.FORENSYNTHS_ALL.entries.keywords["tested"]
+GENERATORS = [
+    "progan",
+    "stylegan",
+    "stylegan2",
+    "cyclegan",
+    "biggan",
+    "stargan",
+    "gaugan",
+    "crn",
+    "imle",
+]
+GENERATORS += ["seeingdark", "san", "deepfake", "whichfaceisreal"]
 
 
 @pytest.fixture
@@ -152,23 +159,15 @@ def forensynths_files(tmp_path, picture) -> Path:
     return base
 
 
-def test_forensynths_trains_on_progan_persons_and_tests_per_generator(forensynths_files, data_root):
-    table = sources.prepare("forensynths", forensynths_files)
-    found = labels(table)
-    assert found[("progan", "train")] == (1, 10) and found[("progan", "val")] == (1, 10)
-    tested = {generator for generator, split in found if split == "test"}
-    assert tested == {"real", "progan", "stargan", "whichfaceisreal", "deepfake"}
-    assert all(label == int(g != "real") for (g, _), (label, _) in found.items())
-    assert not table["path"].str.contains("/cat/").any()
-    split = protocol.assign(table, "strict")
-    assert (split == table["split"]).all()  # the same number in two folders is not one scene
-
-
 def test_forensynths_generators_are_scored_against_their_own_reals(
     forensynths_files, data_root, tmp_path
 ):
     """A score that is perfect in each test set, at another level in each: AUROC 1 for everyone."""
-    table = sources.prepare(sources.FORENSYNTHS_ALL, forensynths_files)
+    table = sources.prepare("forensynths", forensynths_files)
+    found = labels(table)
+    assert found[("progan", "train")] == (1, 20) == found[("progan", "val")]
+    assert {g for g, split in found if split == "test"} == {"real", *GENERATORS}
+    assert (protocol.assign(table, "strict") == table["split"]).all()
     tested = table["split"] == "test"
     own = table["path"].str.split("/").str[1]
     assert (table["testset"] == own.where(tested, "")).all() and table["testset"].nunique() == 14
@@ -194,28 +193,6 @@ def test_forensynths_generators_are_scored_against_their_own_reals(
         assert drawn["san"]["auroc"][0] == expected
 
 
-def test_a_set_whose_reals_are_shared_keeps_its_fingerprint(tmp_path, data_root, tree):
-    folder.prepare(tree(tmp_path / "set", {"real": 3, "fake/gan": 3}), name="mine")
-    table = manifest.load("mine")
-    assert (table["testset"] == "").all()
-    before = manifest.fingerprint(table)
-    file = data_root / "mine" / "manifest.csv"
-    table.drop(columns="testset").to_csv(file, index=False)  # as an older scan wrote it
-    assert manifest.fingerprint(manifest.load("mine")) == before
-    assert manifest.fingerprint(table.assign(testset="a")) != before
-
-
-def test_forensynths_all_is_all_13(forensynths_files, data_root):
-    done = CliRunner().invoke(
-        command.app, ["forensynths", "--from", str(forensynths_files), "--all", "--name", "all"]
-    )
-    assert done.exit_code == 0
-    table = command.manifest.load("all")
-    assert set(table.loc[table["split"] == "test", "generator"]) - {"real"} == set(GENERATORS)
-    assert table["path"].str.contains("progan_train/cat/").any()
-    assert set(table["format"]) == {"PNG", "BMP"}
-
-
 def test_forensynths_fetches_only_the_human_folders_and_trains_on_what_is_there(
     server, forensynths_files, data_root, caplog
 ):
@@ -224,16 +201,10 @@ def test_forensynths_fetches_only_the_human_folders_and_trains_on_what_is_there(
     known = SOURCES["forensynths"]
     archives = [replace(a, url=server.url(f"{a.name}.zip")) for a in known.archives]
     table = sources.prepare(replace(known, archives=archives))
-    assert set(table["split"]) == {"train", "test"} and "progan_train.7z.001" in caplog.text
+    assert set(table["split"]) == {"train", "test"} and "no train part" in caplog.text
     fetched = {p.parent.parent.name for p in (data_root / "forensynths" / "files").rglob("*.png")}
     assert fetched == {"person", "stargan", "whichfaceisreal", "deepfake"}
     assert set(protocol.assign(table, "strict")) == {"train", "val", "test"}
-
-
-def test_a_folder_of_forensynths_that_is_missing_is_named(forensynths_files, data_root):
-    shutil.rmtree(forensynths_files / "CNN_synth_testset" / "stargan")
-    with pytest.raises(InputError, match=r"forensynths: .*stargan is missing"):
-        sources.prepare("forensynths", forensynths_files)
 
 
 # ---- Kaggle
@@ -273,7 +244,7 @@ def test_kaggle_sets_are_found_by_structure_and_only_read(mounts, mount, data_ro
     kinds = (("cats", 0), ("dogs", 1))
     assert made["dogs-vs-cats"] == {(g, s): (y, 2) for g, y in kinds for s in ("train", "test")}
     about = paths.describe("dogs-vs-cats")
-    assert (about["kind"], about["classes"]) == ("source", {"0": ["cats"], "1": ["dogs"]})
+    assert about["kind"] == "source"
 
 
 def test_dogs_vs_cats_as_microsoft_publishes_it(tmp_path, data_root, picture):
@@ -284,23 +255,80 @@ def test_dogs_vs_cats_as_microsoft_publishes_it(tmp_path, data_root, picture):
     (tmp_path / "PetImages" / "Cat" / "Thumbs.db").write_bytes(b"junk")
     table = sources.prepare("dogs-vs-cats", tmp_path)
     assert labels(table) == {("cats", ""): (0, 61), ("dogs", ""): (1, 60)}
-    assert table["group"].is_unique  # Cat/1.jpg and Dog/1.jpg show two animals
     assert table.loc[table["status"] != "ok", "path"].tolist() == ["PetImages/Cat/666.jpg"]
 
 
-def test_dogs_vs_cats_as_the_competition_mounts_it(mounts, tmp_path, data_root, picture):
-    for i in range(3):
-        for k, kind in enumerate(("cat", "dog")):
-            picture(tmp_path / "c" / "train" / f"{kind}.{i}.jpg", seed=2 * i + k)
-    (mounts / "dogs-vs-cats").mkdir(parents=True)
-    (mounts / "dogs-vs-cats" / "train.zip").write_bytes(zip_of(tmp_path / "c"))
-    (mounts / "dogs-vs-cats" / "test1.zip").write_bytes(b"not looked at")
-    expected = {("cats", ""): (0, 3), ("dogs", ""): (1, 3)}
-    assert labels(sources.prepare("dogs-vs-cats")) == expected
-    assert labels(sources.prepare("dogs-vs-cats", tmp_path / "c", name="unpacked")) == expected
-    picture(tmp_path / "c" / "train" / "cow.0.jpg")
-    with pytest.raises(InputError, match="cow.0.jpg: no label in its name"):
-        sources.prepare("dogs-vs-cats", tmp_path / "c", name="unpacked")
+# ---- today's sets, in small archives of their published layouts
+
+TODAY = {
+    "genimage": {
+        "BigGAN/imagenet_ai_0419_biggan/train/ai/1.png": (1, "imagenet_ai_0419_biggan", "train"),
+        "BigGAN/imagenet_ai_0419_biggan/train/nature/1.JPEG": (0, "real", "train"),
+        "ADM/imagenet_ai_0508_adm/val/ai/2.PNG": (1, "imagenet_ai_0508_adm", "val"),
+        "ADM/imagenet_ai_0508_adm/val/nature/3.JPEG": (0, "real", "val"),
+    },
+    "df40": {
+        "DF40/simswap/ff/frames/071_054/000.png": (1, "simswap", ""),
+        "DF40/simswap/ff/frames/071_054/001.png": (1, "simswap", ""),
+        "DF40/heygen/real/v1/000.png": (0, "real", ""),
+        "DF40/heygen/fake/v1/000.png": (1, "heygen", ""),
+        "FaceForensics++/original_sequences/youtube/c23/frames/071/000.png": (0, "real", ""),
+        "Celeb-DF-v2/Celeb-real/frames/id0_0000/000.png": (0, "real", ""),
+    },
+    "truefake": {
+        "PreSocial/Real/FFHQ/1.png": (0, "real", ""),
+        "PreSocial/Fake/FLUX.1/faces/1.png": (1, "FLUX.1", ""),
+        "Facebook/Fake/FLUX.1/faces/1.jpg": (1, "FLUX.1", ""),
+        "Telegram/Real/FFHQ/1.jpg": (0, "real", ""),
+    },
+}
+SCENES = {"genimage": 4, "df40": 4, "truefake": 2}
+
+
+@pytest.mark.parametrize("name", TODAY)
+def test_a_set_of_today_is_read_in_its_published_layout(tmp_path, data_root, picture, name):
+    for i, path in enumerate(TODAY[name]):
+        picture(tmp_path / "downloads" / "x" / path, seed=i, format="PNG")
+    picture(tmp_path / "downloads" / "other" / "real" / "1.png")
+    table = sources.prepare(name, tmp_path / "downloads")
+    told = table[["label", "generator", "split"]].itertuples(index=False, name=None)
+    assert dict(zip(table["path"], told, strict=True)) == TODAY[name]
+    assert table["group"].nunique() == SCENES[name]
+    assert paths.describe(name)["licence"] == SOURCES[name].licence
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        (
+            "community-forensics",
+            {"image_data": "bytes", "label": [0, 1], "architecture": ["real", "LatDiff"]},
+        ),
+        ("openfake", {"image": "image", "label": ["real", "fake"], "model": ["", "flux"]}),
+    ],
+)
+def test_a_set_of_the_hub_is_read_in_its_published_columns(
+    tmp_path, data_root, picture, monkeypatch, name, columns
+):
+    datasets = pytest.importorskip("datasets", reason='pip install -e ".[datasets]"')
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-cache"))
+    files = [picture(tmp_path / f"{i}.png", seed=i).read_bytes() for i in range(2)]
+    rows, features = {}, {}
+    for column, values in columns.items():
+        if column.startswith("image"):
+            rows[column] = files if values == "bytes" else [{"bytes": f} for f in files]
+            features[column] = datasets.Value("binary") if values == "bytes" else datasets.Image()
+        else:
+            rows[column] = values
+            features[column] = datasets.Value("int64" if values == [0, 1] else "string")
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    (tmp_path / "hub").mkdir()
+    made.to_parquet(tmp_path / "hub" / "train.parquet")
+    done = CliRunner().invoke(command.app, [name, "--from", str(tmp_path / "hub")])
+    assert done.exit_code == 0, done.output
+    fake = columns[SOURCES[name].hub["generator_column"]][1]
+    found = command.manifest.load(name)[["label", "generator", "status"]]
+    assert sorted(found.itertuples(index=False, name=None)) == [(0, "real", "ok"), (1, fake, "ok")]
 
 
 # ---- command line
@@ -320,7 +348,7 @@ def test_every_source_has_a_command_and_a_way_to_get_it():
     assert set(SOURCES) <= registered
     for known in SOURCES.values():
         assert known.licence and known.address.startswith("http")
-        assert known.archives or known.by_hand
+        assert known.archives or known.by_hand or known.hub
 
 
 def test_the_synthbuster_layout_of_real_files(real_data, data_root, caplog):

@@ -11,7 +11,6 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
 
-from data_prep.errors import InputError
 from dflib import distill, train
 from dflib.models import Architecture, Block, Dense, Detector
 
@@ -57,37 +56,13 @@ def test_the_loss_is_that_of_the_formula(case, temperature, alpha):
 @given(case=cases, temperature=st.sampled_from([100.0, 1000.0, 10_000.0]))
 def test_float32_logits_keep_their_digits_at_extreme_temperatures(case, temperature):
     """T^2 KL tends to the squared distance of the centred logits over 4 (two classes)."""
-    s, t = (z.astype(np.float32) for z in case[:2])
+    s, t = (torch.tensor(z.astype(np.float32)) for z in case[:2])
     labels = torch.tensor(case[2])
-    ours = distill.kd_loss(
-        torch.tensor(s), torch.tensor(t), labels, temperature=temperature, alpha=1.0
-    )
-    s, t = (z - z.mean(axis=1, keepdims=True) for z in (s.astype(np.float64), t.astype(np.float64)))
-    limit = ((s - t) ** 2).sum(1).mean() / 4
+    ours = distill.kd_loss(s, t, labels, temperature=temperature, alpha=1.0)
+    s, t = (z.double() - z.double().mean(1, keepdim=True) for z in (s, t))
+    limit = (s - t).square().sum(1).mean().item() / 4
     assert ours.dtype == torch.float32
     assert ours.item() == pytest.approx(limit, rel=80 / temperature, abs=1e-3)
-
-
-@given(case=cases, share=st.floats(0, 1))
-def test_blended_labels_blend_the_cross_entropy(case, share):
-    s, t, labels = (torch.tensor(x) for x in case)
-    one_hot = torch.eye(2, dtype=s.dtype)
-    blend = share * one_hot[labels] + (1 - share) * one_hot[1 - labels]
-    each = [distill.kd_loss(s, t, y, alpha=0.3).item() for y in (labels, 1 - labels)]
-    expected = share * each[0] + (1 - share) * each[1]
-    assert distill.kd_loss(s, t, blend, alpha=0.3).item() == pytest.approx(expected, abs=1e-7)
-
-
-@given(case=cases, temperature=st.floats(0.5, 20), alpha=st.floats(0, 1))
-def test_the_gradient_is_the_closed_form(case, temperature, alpha):
-    s, t, labels = case
-    student, options = torch.tensor(s, requires_grad=True), {"temperature": temperature}
-    loss = distill.kd_loss(student, torch.tensor(t), torch.tensor(labels), alpha=alpha, **options)
-    loss.backward()
-    apart = softmax(s / temperature, axis=1) - softmax(t / temperature, axis=1)
-    hard = (1 - alpha) * (softmax(s, axis=1) - np.eye(2)[labels])
-    expected = (alpha * temperature * apart + hard) / len(s)
-    np.testing.assert_allclose(student.grad, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("gap", [120.0, 1e4, 1e6])
@@ -108,44 +83,12 @@ def test_a_student_that_agrees_pays_nothing_and_the_weights_do_what_they_say():
     assert distill.kd_loss(z, z, labels, alpha=1.0).item() == pytest.approx(0, abs=1e-7)
     hard = torch.nn.functional.cross_entropy(z, labels).item()
     assert distill.kd_loss(z, other, labels, alpha=0.0).item() == pytest.approx(hard)
-    # T^2 keeps the size of the gradient: for large T it is that of matching centred logits
-    student = z.double().requires_grad_()
-    distill.kd_loss(student, other.double(), labels, temperature=1e4, alpha=1.0).backward()
-    difference = (z - z.mean(1, keepdim=True)) - (other - other.mean(1, keepdim=True))
-    torch.testing.assert_close(student.grad, difference.double() / 2 / 5, rtol=1e-3, atol=1e-6)
 
 
 def detector(seed: int) -> Detector:
     blocks = (Block(8, pool=True), Block(8, pool=True))
     with train.seeded(seed):
         return Detector(Architecture("t", 32, blocks, (Dense(8, 0.5),)))
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("temperature", 0.0, r"temperature 0 is outside \(0, 10000\]"),
-        ("temperature", -1.0, "temperature -1 is outside"),
-        ("temperature", float("nan"), "temperature nan"),
-        ("temperature", 1e5, "temperature 100000 is outside"),
-        ("alpha", 1.1, r"alpha 1\.1 is outside \[0, 1\]"),
-        ("alpha", -0.1, r"alpha -0\.1 is outside"),
-        ("alpha", float("nan"), "alpha nan"),
-    ],
-)
-def test_temperature_and_alpha_are_checked(name, value, message):
-    with pytest.raises(InputError, match=message):
-        distill.Distillation(detector(0), **{name: value})
-
-
-def test_the_loss_of_training_asks_the_teacher_about_the_same_images():
-    teacher = detector(0).train()
-    loss = distill.Distillation(teacher, temperature=3.0, alpha=0.7)
-    images, student, labels = torch.rand(4, 3, 32, 32), torch.randn(4, 2), torch.arange(4) % 2
-    with torch.no_grad():
-        t = teacher.eval()(images)
-    expected = formula(student.double().numpy(), t.double().numpy(), labels.numpy(), 3.0, 0.7)
-    assert loss(student, labels, images).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_teacher_stays_frozen_and_the_student_comes_nearer(toy):

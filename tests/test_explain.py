@@ -7,11 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy import stats
 
 from data_prep import shortcut
 from data_prep.errors import InputError
-from dflib import adapters, explain, lowrank, models, prune, train
+from dflib import explain, models, train
 
 ARCHITECTURES = {
     **{name: models.architecture(name, size=32) for name in ("BL", "S90")},
@@ -65,22 +64,6 @@ def test_gradcam_finds_what_decides():
     assert not maps[1].any()  # nothing speaks for it: no division by zero
 
 
-@pytest.mark.parametrize("change", ["pruned", "factorised", "adapter", "masked"])
-def test_gradcam_of_every_compressed_form(change):
-    model = detector("BL")
-    if change == "pruned":
-        model = prune.structured(model, rate=0.9)
-    elif change == "factorised":
-        model = lowrank.factorise(model, lowrank.choose_ranks(model, rate=0.6))
-    elif change == "adapter":
-        model = adapters.insert(model, "features.3")
-    else:
-        prune.apply_masks(model, prune.magnitude_masks(model, rate=0.9))
-    maps = explain.gradcam(model, images(2, 32))
-    assert maps.shape == (2, 32, 32) and maps.dtype == np.float32
-    assert maps.min() >= 0 and maps.max() <= 1
-
-
 def test_gradcam_leaves_the_model_as_it_was():
     model = detector("S90").train().requires_grad_(False)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -108,11 +91,6 @@ def test_residual_of_a_wave_is_what_a_gaussian_leaves():
     np.testing.assert_allclose(found[:, 8:-8], expected, atol=0.05)
 
 
-def test_bytes_and_floats_give_the_same_residual():
-    whole, floats = images(2, 32), train.pixels(images(2, 32))
-    np.testing.assert_allclose(explain.residual(whole), explain.residual(floats), atol=1e-3)
-
-
 def test_spectrum_is_the_audits(picture, tmp_path):
     grey = Image.open(picture(tmp_path / "a.png", size=(128, 128), mode="L"))
     batch = np.broadcast_to(np.asarray(grey), (1, 3, 128, 128))
@@ -128,18 +106,3 @@ def test_doubled_pixels_show_in_the_spectrum():
 def test_the_shape_is_checked():
     with pytest.raises(InputError, match=r"shape \(2, 32, 32\): expected N x 3 x H x W"):
         explain.residual(np.zeros((2, 32, 32)))
-
-
-def test_similarity_is_scipys_rank_correlation_and_the_overlap_of_the_hottest_pixels():
-    rng = np.random.default_rng(0)
-    before, after = rng.random((2, 5, 8, 8))
-    after[:3] += 2 * before[:3]
-    after[4] = before[4] = 0.5
-    found = explain.similarity(before, after)
-    for a, b, rank, iou in zip(before[:4], after[:4], found["rank"], found["iou"], strict=False):
-        assert rank == pytest.approx(stats.spearmanr(a.ravel(), b.ravel()).statistic)
-        hot = [set(np.argsort(x.ravel())[-13:]) for x in (a, b)]  # 20 % of 64 pixels, rounded up
-        assert iou == pytest.approx(len(hot[0] & hot[1]) / len(hot[0] | hot[1]))
-    assert found["rank"][4] == 0
-    with pytest.raises(InputError, match=r"shapes \(5, 8, 8\) and \(4, 8, 8\)"):
-        explain.similarity(before, after[:4])

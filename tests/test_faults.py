@@ -1,7 +1,4 @@
-"""What breaks while a study runs, for real: after each fault the finished runs stand, and the same study ends as if nothing had been.
-
-Every test starts with a finished baseline, breaks the making of `CQ` (or of the baseline, where it must train), and makes the rest.
-"""
+"""What breaks while a study runs: the finished runs stand, and the same study makes the rest."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import psutil
 import pytest
@@ -112,7 +110,7 @@ def broken(
     wait_for(when, 900)
     strike(kernel)
     worker.join(600)
-    assert outcome["status"] == "failed" and not s.finished()
+    assert outcome["status"] in ("failed", "left") and not s.finished()
     return outcome
 
 
@@ -123,42 +121,14 @@ def test_a_killed_kernel(tiny_dataset, undisturbed, outputs):
     completes(tiny_dataset, outputs, undisturbed)
 
 
-def test_a_notebook_that_hangs_is_stopped_and_tried_again_on_request(
+def test_a_notebook_that_hangs_is_stopped_at_the_end_of_the_budget(
     tiny_dataset, undisturbed, outputs
 ):
     s = tiny(tiny_dataset, *CODES)[-1]
-    outcome = broken(s, psutil.Process.suspend, timeout=5)
-    assert (
-        outcome["error"] == "stopped after 5 s, the limit of --timeout"
-        and s.failure()["kind"] == "timeout"
-    )
+    outcome = broken(s, psutil.Process.suspend, when=lambda: running(s), budget=15)
+    assert outcome["status"] == "left" and s.failure() is None
     assert not kernels_below(os.getpid())
-    again = engine.execute(s, retry_failed=False)
-    assert again["status"] == "failed" and "--retry-failed" in again["error"]
-    completes(tiny_dataset, outputs, undisturbed, retry_failed=True, timeout=3600)
-
-
-def with_a_cell(folder: Path, name: str, source: str, at: int | None = None) -> Path:
-    """A copy of the notebooks, one of them with a cell more; by default behind its last."""
-    books = Path(shutil.copytree(runs.NOTEBOOKS, folder / "notebooks"))
-    book = json.loads((books / name).read_text())
-    cell = {"cell_type": "code", "id": "more", "metadata": {}, "source": source}
-    cell |= {"outputs": [], "execution_count": None}
-    book["cells"].insert(len(book["cells"]) if at is None else at, cell)
-    (books / name).write_text(json.dumps(book))
-    return books
-
-
-def test_a_notebook_that_raises(tiny_dataset, undisturbed, outputs, monkeypatch, tmp_path):
-    books = with_a_cell(tmp_path, "05_quantize.ipynb", "raise ValueError('soon')", at=1)
-    s = tiny(tiny_dataset, *CODES)[-1]
-    shutil.rmtree(s.folder, ignore_errors=True)
-    with monkeypatch.context() as there:
-        there.setattr(runs, "NOTEBOOKS", books)
-        outcome = engine.execute(s)
-    assert outcome["status"] == "failed" and "ValueError: soon" in outcome["error"]
-    assert s.failure()["kind"] == "error" and not s.finished()
-    completes(tiny_dataset, outputs, undisturbed, retry_failed=True)
+    completes(tiny_dataset, outputs, undisturbed)
 
 
 def test_two_studies_at_once_on_the_same_outputs(tiny_dataset, undisturbed, outputs):
@@ -185,7 +155,7 @@ def test_times_are_those_of_all_sessions(tiny_dataset, outputs, monkeypatch):
     assert before["total"][0] > sum(step[1] for step in before["made"].values()) > 0
     pruned = (s.folder / "pruned.safetensors").stat().st_mtime_ns
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert engine.execute(s, threads=2)["status"] == "done"
+    assert engine.execute(s)["status"] == "done"
     result = runs.read(s.folder)
     assert (s.folder / "pruned.safetensors").stat().st_mtime_ns == pruned
     histories = pd.concat(map(pd.read_csv, s.folder.glob("history*.csv")))
@@ -218,15 +188,18 @@ def test_a_damaged_parent_is_made_again_by_the_same_command(
         pd.testing.assert_frame_equal(table(outputs), table(undisturbed), check_exact=True)
 
 
-def test_an_error_behind_the_result_is_a_note(tiny_dataset, outputs, monkeypatch, tmp_path):
-    books = with_a_cell(tmp_path, "05_quantize.ipynb", "raise ValueError('late')")
+def test_an_error_behind_the_result_is_no_failure(tiny_dataset, outputs, monkeypatch, tmp_path):
+    books = Path(shutil.copytree(runs.NOTEBOOKS, tmp_path / "notebooks"))
+    book = nbformat.read(books / "05_quantize.ipynb", 4)
+    book.cells.append(nbformat.v4.new_code_cell("raise ValueError('late')"))
+    nbformat.write(book, books / "05_quantize.ipynb")
     monkeypatch.setattr(runs, "NOTEBOOKS", books)
     s = tiny(tiny_dataset, *CODES)[-1]
     (s.folder).mkdir(parents=True)
     (s.folder / "notebook.ipynb").write_text("of an earlier attempt")
     made = engine.execute(s)
     assert made["status"] == "done" and "ValueError: late" in made["error"]
-    assert runs.read(s.folder)["notes"] == [made["error"]] and s.failure() is None
+    assert s.finished() and s.failure() is None
     assert "late" in (s.folder / "notebook.ipynb").read_text()
 
 

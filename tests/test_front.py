@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +10,6 @@ from scipy.ndimage import correlate
 from skimage import data
 from torch import nn
 
-from data_prep.errors import InputError
 from dflib import adapters, export, lowrank, models, prune, quantize, train
 from dflib.models import Architecture, Block, Dense, Detector
 
@@ -61,13 +58,6 @@ def test_a_front_end_has_no_parameters_and_travels_with_the_checkpoint(tmp_path)
     plain.load_state_dict(model.state_dict())
     plain.set_front("srm")
     assert plain.arch == model.arch and torch.equal(plain(images), model(images))
-
-
-def test_an_architecture_from_before_has_none_and_an_unknown_one_is_refused():
-    text = detector("").arch.to_json().replace(', "front": ""', "")
-    assert "front" not in text and Architecture.from_json(text).front == ""
-    with pytest.raises(InputError, match="unknown front end 'srn', did you mean 'srm'"):
-        Detector(replace(detector("").arch, front="srn"))
 
 
 def test_the_exported_file_holds_it_and_int8_leaves_it_in_float(toy, tmp_path):

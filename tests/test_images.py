@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import warnings
@@ -15,14 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from data_prep import cache, demo, folder, integrity, manifest, transform
+from data_prep import cache, folder, integrity, manifest, transform
 from data_prep.errors import InputError
 from data_prep.integrity import BadImage
 from data_prep.paths import PROJECT
+from data_prep.transform import coded as encoded
 from dflib.edge import files
 from dflib.edge.predict import Predictor
 from dflib.show import explorer
@@ -33,12 +33,6 @@ PROGRAMS = {
     "delete": "({victim}) deletefile\n",
     "loop": "{{ }} loop\n",
 }
-
-
-def encoded(image: Image.Image, format_: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format_, **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -204,15 +198,6 @@ def test_only_regular_files_of_a_sane_size_are_read(
             assert reason in done.stdout
 
 
-def test_a_file_that_became_a_pipe_since_the_scan_is_named(tmp_path, data_root, tree):
-    root = tree(tmp_path / "set", {"real": 20, "fake/gan": 20}, size=(40, 40))
-    folder.prepare(root, name="mine")
-    (root / "real" / "real-003.png").unlink()
-    os.mkfifo(root / "real" / "real-003.png")
-    with pytest.raises(InputError, match=r"real-003\.png: not a regular file.*scan again"):
-        cache.build("mine", size=32)
-
-
 # ---- the ratio of the sides
 
 
@@ -248,35 +233,158 @@ def test_a_gif_with_a_huge_screen_is_quarantined(screen):
         integrity.open_image(bytes(content))
 
 
-@settings(max_examples=150)
-@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([32, 64, 96]), st.integers(0, 9))
-def test_a_centre_square_is_the_middle_of_the_scaled_image(width, height, side, seed):
-    # greys from 80 to 175: no pass of the scaling has to clip, in whatever order Pillow takes them
-    pixels = np.random.default_rng(seed).integers(80, 176, (height, width, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    whole = np.asarray(transform.centre_crop(transform.at_least(image, side), side, side), int)
-    assert np.array_equal(whole, transform.centre_square(image, side))
-    assume(max(image.size) <= integrity.MAX_RATIO * min(image.size))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transform, "MAX_PIXELS", 1)  # every image counts as huge
-        square = np.asarray(transform.centre_square(image, side), int)
-    assert np.abs(square - whole).max() <= 2
+# ---- as phones and the web make them
 
 
-@pytest.mark.parametrize("shape", [(60_000, 1), (1, 60_000), (60_000, 3), (2, 9_000)])
-def test_a_crop_takes_little_memory_whatever_the_ratio(shape):
-    code = f"""
-import resource
+def icc(space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A small ICC profile (version 2)."""
+    text = lambda kind, words: kind + bytes(4) + words
+    described = b"desc" + bytes(4) + struct.pack(">I", 6) + b"other\0" + bytes(78)
+    tags = tags | {b"desc": described, b"cprt": text(b"text", b"none\0")}
+    body, table, at = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        table += name + struct.pack(">II", at + len(body), len(data))
+        body += data.ljust(-(-len(data) // 4) * 4, b"\0")
+    head = struct.pack(">I4sI4s4s4s", at + len(body), b"", 0x02400000, b"mntr", space, connection)
+    head = head.ljust(36, b"\0") + b"acsp"
+    head = head.ljust(68, b"\0") + struct.pack(">3i", *WHITE)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+fixed = lambda *numbers: [round(n * 65536) for n in numbers]
+WHITE = fixed(0.9642, 1.0, 0.8249)
+P3 = [[0.51512, 0.2412, -0.00105], [0.29198, 0.69225, 0.04189], [0.1571, 0.06657, 0.78407]]
+SRGB = [[0.43607, 0.22249, 0.01392], [0.38515, 0.71687, 0.09708], [0.14307, 0.06061, 0.7141]]
+
+
+def display_p3() -> bytes:
+    """Display P3's primaries, as seen under D50, with a plain gamma of 2.2."""
+    xyz = lambda numbers: b"XYZ " + bytes(4) + struct.pack(">3i", *numbers)
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(2.2 * 256))
+    colours = {c + b"XYZ": xyz(fixed(*P3[i])) for i, c in enumerate((b"r", b"g", b"b"))}
+    curves = {c + b"TRC": curve for c in (b"r", b"g", b"b")}
+    return icc(b"RGB ", b"XYZ ", {b"wtpt": xyz(WHITE)} | colours | curves)
+
+
+def grey_ink() -> bytes:
+    """A press whose black ink is L* = 20, and whose other inks leave no colour."""
+    lab = lambda light: bytes([round(light * 2.55), 128, 128])
+    table = b"".join(lab(20 if corner % 2 else 100) for corner in range(16))  # black comes last
+    identity = struct.pack(">9i", *fixed(1, 0, 0, 0, 1, 0, 0, 0, 1))
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity
+    return icc(
+        b"CMYK", b"Lab ", {b"A2B0": lut + bytes(range(256)) * 4 + table + bytes(range(256)) * 3}
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_wide_gamut_becomes_srgb(mode):
+    values = np.array([[[200, 90, 60], [60, 160, 90], [128, 128, 128]]], dtype=np.uint8)
+    image = Image.fromarray(values).convert(mode)
+    opened = integrity.open_image(encoded(image, "PNG", icc_profile=display_p3()))
+    linear = (values[0] / 255) ** 2.2 @ np.array(P3) @ np.linalg.inv(SRGB)
+    linear = np.clip(linear, 0, 1)
+    expected = np.where(linear < 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    found = np.asarray(integrity.to_rgb(opened), dtype=float)[0]
+    assert np.abs(found - 255 * expected).max() < 2
+    assert np.abs(found - values[0]).max() > 10
+
+
+def test_cmyk_goes_by_its_profile_and_a_damaged_profile_is_none():
+    image = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+    for profile, colour in ((grey_ink(), [255] * 3), (b"damaged", [0, 255, 255])):
+        opened = integrity.open_image(encoded(image, "TIFF", icc_profile=profile))
+        assert np.abs(np.asarray(integrity.to_rgb(opened), int) - colour).max() <= 2
+
+
+def test_an_image_with_another_profile_changes_the_fingerprint(tmp_path, data_root, tree):
+    """Those that were decoded alike before keep theirs, and their runs."""
+    root = tree(tmp_path / "set", {"real": 20, "fake": 20}, size=(40, 40))
+    assert manifest.decoding(folder.prepare(root, name="mine")) == manifest.DECODING
+    with Image.open(root / "real" / "real-000.png") as image:
+        image.save(root / "real" / "wide.png", icc_profile=display_p3())
+    assert manifest.decoding(folder.prepare(root, name="mine")) == manifest.DECODING + 1
+
+
+@pytest.mark.parametrize(("most", "grey"), [(1, 128), (255, 0), (65_535, 0)])
+def test_floats_go_by_their_range(most, grey):
+    image = Image.fromarray(np.float32([[0, 0.5, most]]))
+    found = integrity.to_rgb(integrity.open_image(encoded(image, "TIFF")))
+    assert np.asarray(found)[0].tolist() == [[n] * 3 for n in (0, grey, 255)]
+    for odd in (np.nan, np.inf):
+        image = integrity.open_image(encoded(Image.fromarray(np.float32([[0, odd]])), "TIFF"))
+        with pytest.raises(BadImage, match="no numbers"):
+            integrity.to_rgb(image)
+
+
+def test_several_jpegs_in_one_are_a_jpeg(tmp_path):
+    image = Image.new("RGB", (16, 16), "red")
+    image.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[image], quality=80)
+    facts = integrity.inspect_file(tmp_path / "x.jpg")
+    assert (facts["format"], facts["jpeg_quality"], facts["status"]) == ("JPEG", 80, "ok")
+
+
+def test_heic_without_its_plugin_says_so_and_is_read_once_it_is_there(
+    tmp_path, data_root, tree, monkeypatch
+):
+    root = tree(tmp_path / "set", {"real": 30, "fake": 30})
+    heic = root / "real" / "phone.jpg"
+    heic.write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "pillow_heif", None)
+        table = folder.prepare(root, name="mine").set_index("path")
+    told = "needs a plugin (HEIC): pip install pillow-heif"
+    assert table.loc["real/phone.jpg", "status"] == told
+    plugin = pytest.importorskip("pillow_heif", reason='pip install -e ".[heif]"')
+    time = heic.stat().st_mtime_ns
+    plugin.from_pillow(Image.new("RGB", (64, 64), "red")).save(heic, quality=90)
+    os.utime(heic, ns=(time, time))
+    table = folder.prepare(root, name="mine").set_index("path")
+    assert table.loc["real/phone.jpg", ["format", "status"]].tolist() == ["HEIF", "ok"]
+
+
+def test_large_photographs_pass_by_a_setting():
+    code = """
+import io
 from PIL import Image
-from data_prep.cache import fit
-used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before = used()
-assert fit(Image.new("RGB", {shape}), size=224, mode="center_crop").shape == (224, 224, 3)
-assert used() - before < 400_000, used() - before  # kilobytes; whole it were up to 9 GB
+from data_prep.integrity import open_image
+buffer = io.BytesIO()
+Image.new("L", (12_000, 9_000)).save(buffer, "PNG", compress_level=1)
+print(open_image(buffer.getvalue()).size)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    for limit, told in (("110", "(12000, 9000)"), ("", "bomb: more than 89 megapixels")):
+        env = os.environ | {"DFLIB_MEGAPIXELS": limit}
+        done = [sys.executable, "-c", code]
+        done = subprocess.run(done, env=env, capture_output=True, text=True, check=False)
+        assert told in done.stdout + done.stderr
 
 
-def test_the_demos_photographs_are_read_as_before():
-    assert len(demo.cut(seed=0, size=32)) > 1000
+EXIF = Image.Exif()
+EXIF[0x010F] = "maker"
+XMP = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
+PLAIN = {"chroma": 2, "progressive": 0, "tables": 1, "exif": 0, "icc": 0, "xmp": 0, "c2pa": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {}),
+        ({"subsampling": 0}, {"chroma": 0}),
+        ({"progressive": True}, {"progressive": 1}),
+        ({"qtables": [[7] * 64, [9] * 64]}, {"tables": 2}),
+        ({"exif": EXIF}, {"exif": 1}),
+        ({"icc_profile": display_p3()}, {"icc": 2}),
+        ({"extra": b"\xff\xe1" + struct.pack(">H", len(XMP) + 2) + XMP}, {"xmp": 1}),
+        ({"extra": b"\xff\xeb\0\x1aJP\0\1\0\0\0\1\0\0\0\x14jumbjumdc2pa"}, {"c2pa": 1}),
+    ],
+)
+def test_how_a_jpeg_was_coded_is_seen(options, expected):
+    image = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
+    data = encoded(image, "JPEG", **{"quality": 80} | options)
+    assert integrity.coding(integrity.open_image(data), data) == PLAIN | {"bits": 8} | expected
+
+
+def test_how_a_png_was_coded_is_seen():
+    data = encoded(Image.fromarray(np.zeros((8, 8), dtype=np.uint16)), "PNG")
+    expected = PLAIN | {"chroma": -1, "tables": 0, "bits": 16}
+    assert integrity.coding(integrity.open_image(data), data) == expected

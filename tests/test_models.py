@@ -13,8 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from data_prep.errors import InputError
 from dflib import measure, models
@@ -106,12 +106,6 @@ def test_a_students_channels_come_in_sixteens(rate, size):
     assert all(b.width % 16 == 0 and b.mid % 16 == 0 for b in student(rate, size=size).blocks)
 
 
-@settings(max_examples=5)
-@given(rate=st.floats(0.3, 0.97), size=st.sampled_from([32, 64]))
-def test_scaled_students_compute(rate, size):
-    assert Detector(student(rate, size=size)).eval()(torch.rand(1, 3, size, size)).isfinite().all()
-
-
 @settings(max_examples=10)
 @given(rate=st.floats(1e-4, 0.99999), size=st.sampled_from([32, 64, 224]))
 def test_a_rate_that_no_width_meets_says_which_can_be_met(rate, size):
@@ -126,20 +120,9 @@ def test_a_rate_that_no_width_meets_says_which_can_be_met(rate, size):
         assert count(arch) == pytest.approx(target, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("rate", "message"),
-    [
-        (0, "rate 0 is outside"),
-        (1, "rate 1 is outside"),
-        (-0.5, "rate -0.5 is outside"),
-        (95, r"did you mean 0\.95\?"),
-        (60.5, r"did you mean 0\.605\?"),
-        (float("nan"), "rate nan is outside"),
-        (float("inf"), "rate inf is outside"),
-    ],
-)
-def test_a_rate_outside_0_and_1_is_refused(rate, message):
-    with pytest.raises(InputError, match=message):
+@pytest.mark.parametrize("rate", [0, 1, -0.5, 95, float("nan")])
+def test_a_rate_outside_0_and_1_is_refused(rate):
+    with pytest.raises(InputError, match=rf"rate {rate} is outside"):
         student(rate)
 
 
@@ -184,21 +167,11 @@ def test_a_checkpoint_rebuilds_a_scaled_student_bit_by_bit(saved):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_every_architecture_survives_json(name):
-    arch = architecture(name, size=64)
-    assert Architecture.from_json(arch.to_json()) == arch
-    blocks, scale = (
-        (Block(5, pool=True, kernel=5),),
-        {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)},
-    )
+    blocks = (Block(5, pool=True, kernel=5),)
+    scale = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}
     other = Architecture("x", 32, blocks, (Dense(3, 0.1),), **scale)
-    assert Architecture.from_json(other.to_json()) == other
-
-
-def test_saving_leaves_no_half_file_and_replaces_whole(saved):
-    model, path = saved
-    models.save(Detector(architecture("S90", size=32)), path)
-    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
-    assert models.load(path).arch.name == "S90"
+    for arch in (architecture(name, size=64), other):
+        assert Architecture.from_json(arch.to_json()) == arch
 
 
 def test_a_save_that_fails_leaves_the_old_checkpoint(saved, monkeypatch):
@@ -213,6 +186,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(saved, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         models.save(model, path)
     assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
 
 
 class Bomb:
@@ -226,8 +200,9 @@ class Bomb:
 
 
 def _rewrite(path, metadata=None, tensors=None):
-    old, own = models.read(path)
-    save_file(tensors or own, path, metadata=metadata or old)
+    with safe_open(path, framework="pt") as file:
+        old = file.metadata()
+    save_file(tensors or load_file(path), path, metadata=metadata or old)
 
 
 def _arch(path, **changes):
@@ -259,18 +234,9 @@ STRANGE = {
 UNFIT = {
     "no architecture": lambda p: _rewrite(p, {"format": "dflib-1"}),
     "no JSON": lambda p: _rewrite(p, {"format": "dflib-1", "architecture": "{"}),
-    "a list": lambda p: _rewrite(p, {"format": "dflib-1", "architecture": "[]"}),
-    "a number": lambda p: _rewrite(p, {"format": "dflib-1", "architecture": "3"}),
     "unknown field": lambda p: _arch(p, colour="red"),
-    "unknown field of a block": lambda p: _arch(p, blocks=[{"width": 8, "colour": "red"}]),
     "impossible size": lambda p: _arch(p, size=40),
-    "size is text": lambda p: _arch(p, size="big"),
-    "negative classes": lambda p: _arch(p, classes=-1),
-    "blocks of nothing": lambda p: _arch(p, blocks=[None]),
     "groups that divide nothing": lambda p: _arch(p, blocks=[{"width": 8, "groups": 7}]),
-    "other weights": lambda p: _rewrite(
-        p, tensors=Detector(architecture("S90", size=64)).state_dict()
-    ),
     "a weight too few": lambda p: _rewrite(p, tensors=_without(p, "head.1.weight")),
     "a weight too many": lambda p: _rewrite(p, tensors=_without(p) | {"extra": torch.zeros(1)}),
 }
@@ -290,21 +256,6 @@ def test_a_checkpoint_that_is_damaged_or_not_ours_is_named_and_never_unpickled(s
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (path.parent / "trace").exists()
-
-
-@settings(max_examples=40)
-@given(edits=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), min_size=1, max_size=5))
-def test_flipped_bytes_of_a_header_are_an_input_error_or_harmless(tmp_path_factory, edits):
-    path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
-    models.save(Detector(Architecture("t", 32, (Block(4, pool=True),), (Dense(4),))), path)
-    data = bytearray(path.read_bytes())
-    for place, value in edits:
-        data[place % 1500] = value
-    path.write_bytes(data)
-    try:
-        assert isinstance(models.load(path), nn.Module)
-    except InputError as error:
-        assert "\n" not in str(error)  # one line
 
 
 # ---- files that ask for more than they hold
@@ -423,23 +374,3 @@ def test_a_small_file_that_describes_a_giant_is_refused_before_anything_is_made(
     with pytest.raises(InputError, match="weights and architecture do not fit"):
         models.load(path)
     assert peak_mb() - before < 20
-
-
-@pytest.mark.parametrize(
-    "arch",
-    [
-        models.architecture("BL", size=32),
-        models.architecture("S90", size=32),
-        models.student(0.6, size=32, backbone="resnet18"),
-    ],
-)
-def test_fused_computes_the_same_without_batchnorm(arch):
-    torch.manual_seed(0)
-    model = models.Detector(arch).train()
-    model(torch.rand(16, 3, 32, 32))  # statistics other than the initial ones
-    x = torch.rand(4, 3, 32, 32)
-    with torch.inference_mode():
-        expected = model.eval()(x)
-        found = models.fused(model)
-        torch.testing.assert_close(found(x), expected, rtol=1e-4, atol=1e-5)
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in found.modules())

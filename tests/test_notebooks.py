@@ -107,7 +107,9 @@ def test_code_is_short_and_follows_prose(path):
 
 
 def test_all_code_together_is_short():
-    assert sum(len(code.splitlines()) for path in ALL for code in cells(path, "code")) <= 2600
+    code = [each for path in ALL for each in cells(path, "code")]
+    ours = [each for each in code if not re.search(r"exercises\.(check|quiz)\(", each)]
+    assert sum(len(each.splitlines()) for each in ours) <= 2600
 
 
 @each

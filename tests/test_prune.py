@@ -1,13 +1,8 @@
-"""Magnitude pruning: exactly so many zeros, the smallest weights, and they stay.
-
-Structured pruning: the target met, the function kept where dead channels go.
-"""
+"""Pruning: exactly so many zeros, the smallest, and they stay; whole channels, the target met."""
 
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -103,13 +98,6 @@ def test_global_empties_no_layer_and_masks_are_read_back_from_the_zeros():
     assert all(torch.equal(read[name], mask) for name, mask in together.items())
 
 
-def test_the_two_scopes_differ_where_layers_do():
-    for scope in prune.SCOPES:
-        masks = prune.magnitude_masks(detector(), rate=0.6, scope=scope).values()
-        spread = np.ptp([float(mask.float().mean()) for mask in masks])
-        assert spread < 0.02 if scope == "layer" else spread > 0.2
-
-
 @pytest.mark.parametrize("scope", prune.SCOPES)
 def test_the_classifier_biases_and_norms_are_left_alone(scope):
     model = detector()
@@ -131,18 +119,6 @@ def test_equal_magnitudes_are_cut_in_exact_number():
         masks = prune.magnitude_masks(model, rate=0.5, scope=scope)
         cut, wanted = sum(int((~m).sum()) for m in masks.values()), models.parameters(model) / 2
         assert cut == pytest.approx(wanted, abs=tolerance)
-
-
-@pytest.mark.parametrize(("scope", "tolerance"), [("layer", 1e-4), ("global", 1e-6)])
-@pytest.mark.parametrize("rate", [0.6, 0.9])
-def test_the_baseline_loses_the_share_of_all_its_parameters(rate, scope, tolerance):
-    with train.seeded(0):
-        model = Detector(architecture("BL", size=32))
-        for p in model.parameters():
-            nn.init.normal_(p)
-    prune.apply_masks(model, prune.magnitude_masks(model, rate=rate, scope=scope))
-    zeros = 1 - models.nonzero(model) / models.parameters(model)
-    assert zeros == pytest.approx(rate, abs=tolerance)
 
 
 @pytest.mark.parametrize("scope", prune.SCOPES)
@@ -231,7 +207,7 @@ def test_dead_channels_go_and_the_function_stays(trained, name):
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize(
     ("importance", "scope"),
-    [("l1", "layer"), ("taylor", "global"), ("bn", "global"), ("random", "layer")],
+    [("l1", "layer"), ("taylor", "global"), ("random", "layer")],
 )
 def test_the_target_is_met_and_the_shape_rebuilds_itself(
     trained, name, importance, scope, tmp_path
@@ -251,13 +227,6 @@ def test_the_target_is_met_and_the_shape_rebuilds_itself(
     with torch.no_grad():
         assert torch.equal(again(x), small(x))
     assert again.arch == small.arch
-
-
-def test_a_pruned_model_is_loaded_without_torch_pruning(trained, tmp_path):
-    path = models.save(prune.structured(trained["BL"], rate=0.8), tmp_path / "small.safetensors")
-    code = "import sys; from dflib import models; models.load(sys.argv[1])"
-    code += "; assert 'torch_pruning' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
 @given(
@@ -292,22 +261,6 @@ def test_magnitude_removes_the_filters_with_the_smallest_sums():
     torch.testing.assert_close(small.get_parameter(first).detach(), filters[best])
 
 
-def test_taylor_looks_at_the_gradients(trained):
-    l1, taylor = (
-        prune.structured(trained["BL"], rate=0.5, importance=i, batches=batch())
-        for i in ("l1", "taylor")
-    )
-    assert l1.arch == taylor.arch  # the same widths, other channels
-    assert not torch.equal(l1.features[0].conv.weight, taylor.features[0].conv.weight)
-
-
-def test_layers_can_be_kept_whole(trained):
-    small = prune.structured(trained["BL"], rate=0.5, keep=("features.0.conv", "head.4"))
-    assert small.arch.blocks[0].width == 64
-    assert small.arch.head[1].width == 256
-    assert small.arch.blocks[1].width < 64
-
-
 def test_in_steps_the_same_target_with_tuning_between(trained):
     seen, total = [], models.parameters(trained["S60"])
     tune = lambda m, i: seen.append((i, models.parameters(m) / total))
@@ -340,7 +293,6 @@ LIMITS = "cannot be met within 1% with {} channels or more in each layer"
     [
         ({"importance": "l2"}, "unknown importance 'l2'"),
         ({"importance": "taylor"}, '"taylor" needs batches'),
-        ({"keep": ("features.0.cnv",)}, r"'features\.0\.cnv', did you mean 'features\.0\.conv'"),
         ({"rate": 0.999}, rf"rate 0\.999 {LIMITS.format(8)}: 0\.99\d\d is the most"),
         ({"least": 250}, rf"{LIMITS.format(250)}: 0\.\d+ is the (most|nearest)"),
     ],
@@ -348,21 +300,3 @@ LIMITS = "cannot be met within 1% with {} channels or more in each layer"
 def test_what_structured_pruning_cannot_do_is_named(trained, options, message):
     with pytest.raises(InputError, match=message):
         prune.structured(trained["BL"], **{"rate": 0.5} | options)
-
-
-def test_a_smaller_least_meets_more(trained):
-    assert prune.structured(trained["BL"], rate=0.999, least=1, round_to=1)
-
-
-def test_sensitivity_prunes_one_layer_at_a_time_and_puts_it_back():
-    model = detector()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    zeros = lambda m: {n: 1 - float(mask.float().mean()) for n, mask in prune.masks_of(m).items()}
-    found = prune.sensitivity(model, zeros, shares=(0.5, 0.9))
-    assert sorted(found) == sorted(PRUNED)
-    for layer, seen in found.items():
-        for share, shares in zip((0.5, 0.9), seen, strict=True):
-            size = model.get_parameter(f"{layer}.weight").numel()
-            assert shares.pop(f"{layer}.weight") == pytest.approx(share, abs=0.5 / size + 1e-6)
-            assert set(shares.values()) == {0.0}
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

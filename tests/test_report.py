@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dflib.__main__ import app
 from dflib.show import report, words
-from dflib.study import compare, runs, tables
+from dflib.study import compare, records, runs, tables
 
 HOSTILE = '<script>alert(1)</script> & "quotes" $\\frac{'
 
@@ -189,7 +189,7 @@ def test_the_answer_matches_the_numbers(outputs, undrawn):
     store(outputs, BL, small, luckier, result("CKD", 0.6, file_bytes=10**6))
     assert "Which of the 2 at the highest rate is best is not said" in page().text
     keep_validation(outputs, {small["run_id"]: 0.9, luckier["run_id"]: 0.8})
-    compare._validated.cache_clear()
+    records.validated.cache_clear()
     text, auroc = page().text, f"{small['metrics']['all']['auroc']:.3f}"
     best = "With 90 % of the parameters removed or set to zero, CKD 90% (knowledge distillation), "
     best += "of 2 at this rate the best on the validation images, reaches on the test AUROC"

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 from data_prep import cache, manifest, transform
 from data_prep.errors import InputError
 from data_prep.paths import images_root
-from dflib import __main__, metrics
+from dflib import metrics
 from dflib.edge.predict import Predictor
-from dflib.study import engine, robustness, runs
+from dflib.study import compare, engine, robustness, runs
 
 GRID = ("jpeg-50", "crop-0.75", "noise-5")
 
@@ -100,32 +99,21 @@ def test_drops_are_paired_differences_by_scene(two):
             [d, c - d, (c - d) - (a - b)]
         )
         assert found.loc[how, "more_low"] <= found.loc[how, "more"] <= found.loc[how, "more_high"]
-    clean, noisy = (robustness.drawn(base, how, draws=200)[0]["auroc"] for how in ("", "noise-5"))
-    test = metrics.combine([clean - noisy])
+    noise = pd.read_parquet(base / "robustness.parquet")["noise-5"]
+    drawn = [compare.resampled(base, scores=s, draws=200)[0]["all"] for s in (None, noise)]
+    expected = metrics.combine([drawn[0]["auroc"] - drawn[1]["auroc"]])["ci95"]
     alone = robustness.drops([base], grid=GRID, draws=200).set_index("perturbation")
-    assert (
-        alone.loc["noise-5", ["drop_low", "drop_high"]].tolist() == test["ci95"]
-        and "more" not in alone
-    )
+    assert alone.loc["noise-5", ["drop_low", "drop_high"]].tolist() == expected
+    assert "more" not in alone
 
 
 def test_what_cannot_be_measured_says_why(two):
     with pytest.raises(InputError, match="unknown perturbation 'jpg'"):
         robustness.measure(two, ("jpg-5",))
-    with pytest.raises(
-        InputError, match=r"was not measured under blur-4: python -m dflib robustness --run"
-    ):
-        robustness.drawn(two[0], "blur-4")
+    with pytest.raises(InputError, match="was not measured under blur-4: robustness.measure does"):
+        robustness.drops(two[:1], grid=("blur-4",))
     result = json.loads((two[0] / "result.json").read_text())
     (two[0] / "result.json").write_text(json.dumps(result | {"data_fingerprint": "other"}))
     with pytest.raises(InputError, match="has changed since .* was made"):
         robustness.measure(two[:1], GRID)
     assert not (two[0] / "robustness.parquet").exists()
-
-
-def test_the_command_measures_the_runs_it_is_given(two):
-    done = CliRunner().invoke(
-        __main__.app, ["robustness", "--run", str(two[0]), "--grid", "blur-1"]
-    )
-    assert done.exit_code == 0, done.output
-    assert robustness.measured(two[0], ("blur-1",)) and not robustness.measured(two[1], ("blur-1",))

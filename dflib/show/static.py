@@ -22,7 +22,7 @@ from PIL import Image
 from data_prep.errors import InputError
 from data_prep.paths import outputs_root, write_text
 from dflib.show import explorer, plots
-from dflib.study import compare
+from dflib.study import records
 from dflib.study.methods import METHODS
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def _study(study: explorer.Study) -> dict:
     return {
         "title": study.title,
         "base": study.base["run_id"],
-        "best": _best(study, list(tables)),
+        "best": records.best(study.results[i] for i in tables)["run_id"],
         "runs": [_run(study, run_id, table) for run_id, table in tables.items()],
         "labels": test["label"].tolist(),
         "generators": [names.index(g) if g in names else -1 for g in test["generator"]],
@@ -93,15 +93,6 @@ def _run(study: explorer.Study, run_id: str, table: pd.DataFrame) -> dict:
         "colour": colour,
         "marker": (5 * outline).round(2).tolist(),
     }
-
-
-def _best(study: explorer.Study, run_ids: list[str]) -> str:
-    """Of the runs with at most a quarter of BL's bytes the best on validation images; else BL."""
-    size = study.rows["file_bytes"]
-    small = [run_id for run_id in run_ids if size[run_id] <= size[study.base["run_id"]] / 4]
-    known = {run_id: compare.validated([study.results[run_id]]) for run_id in small}
-    best = pd.Series(known, dtype=float).dropna()
-    return best.idxmax() if len(best) else study.base["run_id"]
 
 
 def _telling(tables: dict[str, pd.DataFrame]) -> list[int]:

@@ -13,9 +13,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from data_prep.audit import verdict_of
 from data_prep.errors import shown
-from dflib.show.words import interval
-from dflib.study import engine, runs
+from dflib.show.words import interval, run_label
+from dflib.study import compare, engine, records, runs
 from dflib.study.progress import Progress, spoken
 
 # names are data: no markup, no emoji
@@ -71,7 +72,7 @@ def study(p: engine.Plan, **options) -> dict[str, dict]:
 
     with _live(progress, transient=True):
         tell = {"on_start": progress.start, "on_outcome": end}
-        outcomes = engine.run(p, guess=progress.guess, **tell, **options)
+        outcomes = engine.run(p, **tell, **options)
     took = spoken(time.time() - progress.began)
     console.print(f"{len(p)} runs in {took}: {progress.summary()} ({found} found finished)")
     return outcomes
@@ -150,3 +151,23 @@ def tested(records: list[dict]) -> pd.DataFrame:
                 share = interval(record[key]["value"], record[key]["ci95"])
                 rows.append(about | {"images": record["n"], title: share})
     return pd.DataFrame(rows).fillna("")
+
+
+def advice(outcomes: dict[str, dict]) -> None:
+    """Which of a study's runs to take, how sure that is, how to run it; what its images give away."""
+    every = compare.load()
+    made = [every[run] for run in outcomes if run in every]
+    for dataset, protocol in sorted({(r["dataset"], r["protocol"]) for r in made}):
+        best = records.best(r for r in made if (r["dataset"], r["protocol"]) == (dataset, protocol))
+        quality, base = compare.combined([best]), compare.baseline(best, every)
+        parts = [part for part in ("seen", "unseen") if part in quality] or ["all"]
+        spoken_ = [(part, quality[part]["auroc"]) for part in parts]
+        told = ", ".join(f"AUROC {part} {interval(x['mean'], x['ci95'])}" for part, x in spoken_)
+        if base:
+            smaller = base["cost"]["file_bytes"] / best["cost"]["file_bytes"]
+            told += f", {smaller:.1f} times smaller than BL; "
+            told += compare.verdict(compare.paired(best, base)["all"]).text
+        name = run_label(best["method"], best["rate"])
+        console.print(f"{dataset}: take {name} ({told}): best on validation of the small files")
+        console.print(f"  python -m dflib predict IMAGE --run {best['run_id']}")
+        console.print(f"  audit: {verdict_of(dataset)}")

@@ -17,34 +17,22 @@ from data_prep.paths import data_root, outputs_root, usable
 from dflib import measure
 
 OK, NOTE, FAULT = "ok", "note", "fault"
-ENOUGH_DISK, ENOUGH_MEMORY = 2e9, 2e9  # bytes, for a demo study
+ENOUGH = 2e9  # bytes of disk, and of memory, for a demo study
 PACKAGES = ("torch", "torchvision", "onnxruntime", "dask", "papermill", "jupyterlab")
 
-Row = dict[str, str]  # check, found, state, what to do
 
-
-def examine() -> list[Row]:
+def examine() -> list[dict[str, str]]:
     """One row for each thing that a study needs: check, found, state (ok, note, fault), to do.
 
     >>> {row["state"] for row in examine()} <= {"ok", "note", "fault"}
     True
     """
-    checks = (
-        _python,
-        _packages,
-        _restart,
-        _cards,
-        _processor,
-        _memory,
-        _folders,
-        _kernel,
-        _browser,
-    )
-    return [
-        dict(zip(("check", "found", "state", "to do"), row, strict=True))
-        for check in checks
-        for row in check()
-    ]
+    return [*_programs(), *_cards(), *_machine(), *_folders()]
+
+
+def _row(check: str, found: str, todo: str = "", wrong: str = FAULT) -> dict[str, str]:
+    """wrong: the state where there is something to do."""
+    return {"check": check, "found": found, "state": wrong if todo else OK, "to do": todo}
 
 
 def need_machine(*, batch: bool = True) -> None:
@@ -120,39 +108,38 @@ def _has_kernels(major: int, minor: int, built: list[str]) -> bool:
     return False
 
 
-def _python() -> Iterator[tuple]:
-    fine = sys.version_info >= (3, 11)
-    todo = "" if fine else "Python 3.11 or newer"
-    found = f"{platform.python_version()} on {platform.platform()}"
-    yield "Python", found, OK if fine else FAULT, todo
-
-
-def _packages() -> Iterator[tuple]:
+def _programs() -> Iterator[dict]:
+    python = f"{platform.python_version()} on {platform.platform()}"
+    yield _row("Python", python, "" if sys.version_info >= (3, 11) else "Python 3.11 or newer")
     for name in PACKAGES:
         try:
-            yield name, version(name), OK, ""
+            yield _row(name, version(name))
         except PackageNotFoundError:
-            yield name, "missing", FAULT, "pip install -r requirements.txt"
+            yield _row(name, "missing", "pip install -r requirements.txt")
+    for name, package in (("torch", "torch"), ("numpy", "numpy"), ("PIL", "pillow")):
+        loaded = sys.modules[name].__version__ if name in sys.modules else None
+        if loaded and version(package).split("+")[0] != loaded.split("+")[0]:
+            found = f"{loaded} is loaded, {version(package)} is installed"
+            yield _row(f"{package} in this process", found, "restart the kernel")
+    command = [sys.executable, "-m", "ipykernel", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    said = f"ipykernel {done.stdout.strip() or done.stderr.strip()[-80:]}"
+    todo = "pip install ipykernel" if done.returncode else ""
+    yield _row("kernel", f"{sys.executable}, {said}", todo)
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    yield _row("browser of the tests", browser or "none", "" if browser else "for make test", NOTE)
 
 
-def _restart() -> Iterator[tuple]:
-    for name in ("torch", "torchvision", "numpy", "PIL"):
-        module = sys.modules.get(name)
-        installed = version("pillow" if name == "PIL" else name) if module else ""
-        if module and installed.split("+")[0] != module.__version__.split("+")[0]:
-            found = f"{module.__version__} is loaded, {installed} is installed"
-            yield f"{name} in this process", found, FAULT, "restart the kernel"
-
-
-def _cards() -> Iterator[tuple]:
+def _cards() -> Iterator[dict]:
     import torch
 
-    yield "CUDA of torch", str(torch.version.cuda or "none: a CPU build"), OK, ""
+    yield _row("CUDA of torch", str(torch.version.cuda or "none: a CPU build"))
     if problem := idle_gpu():
-        yield "GPU", problem, FAULT, "or go on with the CPU: --device cpu"
+        yield _row("GPU", problem, "or go on with the CPU: --device cpu")
         return
     if not torch.cuda.is_available():
-        yield "GPU", "none in use", OK, ""
+        yield _row("GPU", "none in use")
     for i in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(i)
         found = f"{card.name}, {card.total_memory / 1e9:.0f} GB, sm_{card.major}{card.minor}"
@@ -160,58 +147,28 @@ def _cards() -> Iterator[tuple]:
             image = torch.rand(8, 3, 64, 64, device=f"cuda:{i}")
             torch.nn.functional.conv2d(image, image[:, :, :3, :3]).sum().item()
         except RuntimeError as error:
-            yield f"GPU {i}", f"{found}: {str(error).splitlines()[0]}", FAULT, "--device cpu"
+            yield _row(f"GPU {i}", f"{found}: {str(error).splitlines()[0]}", "--device cpu")
         else:
-            yield f"GPU {i}", f"{found}, a convolution ran", OK, ""
+            yield _row(f"GPU {i}", f"{found}, a convolution ran")
 
 
-def _processor() -> Iterator[tuple]:
-    yield "processor", f"{measure.cpu_name()}, {cores()} cores", OK, ""
-
-
-def _memory() -> Iterator[tuple]:
+def _machine() -> Iterator[dict]:
     import psutil
 
+    yield _row("processor", f"{measure.cpu_name()}, {cores()} cores")
     free = psutil.virtual_memory().available
-    todo = (
-        "" if free > ENOUGH_MEMORY else f"{ENOUGH_MEMORY / 1e9:.0f} GB are needed: close programs"
-    )
-    yield "free memory", f"{free / 1e9:.1f} GB", NOTE if todo else OK, todo
+    few = f"{ENOUGH / 1e9:.0f} GB are needed: close programs" if free < ENOUGH else ""
+    yield _row("free memory", f"{free / 1e9:.1f} GB", few, NOTE)
 
 
-def _folders() -> Iterator[tuple]:
+def _folders() -> Iterator[dict]:
     for what, folder in (("data", data_root()), ("outputs", outputs_root())):
-        todo = f"mend it, or set $DFLIB_{what.upper()} to another folder"
         try:
             free = shutil.disk_usage(usable(folder)).free
         except (OSError, InputError) as error:
-            yield f"{what} folder", str(error), FAULT, todo
+            todo = f"mend it, or set $DFLIB_{what.upper()} to another folder"
+            yield _row(f"{what} folder", str(error), todo)
         else:
-            room = "" if free > ENOUGH_DISK else f"{ENOUGH_DISK / 1e9:.0f} GB are needed: free some"
+            few = f"{ENOUGH / 1e9:.0f} GB are needed: free some" if free < ENOUGH else ""
             found = f"{folder}: written, locked, {free / 1e9:.1f} GB free"
-            yield f"{what} folder", found, NOTE if room else OK, room
-
-
-def _kernel() -> Iterator[tuple]:
-    command = [sys.executable, "-m", "ipykernel", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode:
-        yield (
-            "kernel",
-            f"{sys.executable}: {done.stderr.strip()[-80:]}",
-            FAULT,
-            "pip install ipykernel",
-        )
-    else:
-        yield "kernel", f"{sys.executable}, ipykernel {version('ipykernel')}", OK, ""
-
-
-def _browser() -> Iterator[tuple]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    yield (
-        "browser of the tests",
-        found or "none",
-        OK if found else NOTE,
-        "" if found else "for make test",
-    )
+            yield _row(f"{what} folder", found, few, NOTE)

@@ -13,30 +13,28 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from subprocess import DEVNULL, STDOUT, Popen
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory
 
 from filelock import Timeout
 
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import PROJECT, lock, outputs_root, usable
 from dflib.study import doctor, methods
-from dflib.study.kernel import STOPPED, execute, hush, outcome, thread_environment
-from dflib.study.runs import Run, Spec, rows, spec
-from dflib.study.schedule import Estimates, alone, longest_paths, work
+from dflib.study.kernel import STOPPED, execute, hush, outcome
+from dflib.study.runs import Run, Spec, spec
 
 log = logging.getLogger(__name__)
 
 MEMORY_PER_WORKER = 4e9  # bytes; of a worker on the CPU
 LOST_WORKER_RETRIES = 2
-LONELY = 60  # seconds without any worker, until that is said
 GRACE = 30.0  # seconds after a budget's end in which a worker stops its run
-NOT_STARTED = "not started: the budget does not reach"
 
 Plan = tuple[Spec, ...]  # the runs of a study, parents before children, each once
 
@@ -87,22 +85,6 @@ def plan(
     return tuple(runs.values())
 
 
-def kind(s: Spec) -> tuple[str, str, float]:
-    """What `Estimates` ask of a run: its method, dataset and work."""
-    values = methods.relevant(s.method, s.settings)
-    epochs = methods.planned_epochs(values)
-    return s.method, s.dataset, work(s.dataset, values | {"planned_epochs": epochs})
-
-
-def estimates(p: Plan) -> Estimates:
-    """What finished runs teach, where any of the plan is left: `estimates(p)(*kind(run))`."""
-    guess = Estimates()
-    for row in rows() if not all(s.finished() for s in p) else ():
-        if row.get("size") and row.get("total_s"):  # else it teaches nothing
-            guess.learn(row["method"], row["dataset"], work(row["dataset"], row), row["total_s"])
-    return guess
-
-
 def start(method: str, **request) -> Run:
     """Begin (or find) the run that a notebook asks for; a missing parent is made first, and told.
 
@@ -142,18 +124,16 @@ def run(
     *,
     scheduler: str | None = None,
     budget: float | None = None,
-    guess: Estimates | None = None,
+    retry_failed: bool = True,
     on_start: Callable[[Spec], None] = lambda s: None,
     on_outcome: Callable[[Spec, dict], None] = lambda s, o: None,
-    **options,
 ) -> dict[str, dict]:
     """Make every run of the plan on Dask; the outcome of each by id (done, failed, blocked, left).
 
-    scheduler: the address of a cluster; None starts one here: a worker per GPU, or per two cores.
-    budget: seconds from now. What is likely to take longer than is left is not started (without any
-    estimate it is); what still runs at the end is stopped. Both are left for the same command.
-    guess: `estimates(p)`, unless given. options: `retry_failed` and `timeout` of `execute`.
-    on_start, on_outcome: called in this process as each run starts and ends.
+    scheduler: the address of a cluster; None starts one here: a worker per GPU, or per core.
+    budget: seconds from now; what still runs then is stopped, and left for the same command.
+    on_start, on_outcome: called in this process as each run starts and ends. Raises `InputError`
+    for a worker that has other data, other notebooks or other outputs than this process.
     """
     ends = time.time() + (math.inf if budget is None else budget)
     todo = {s.run_id: s for s in p if not s.finished()}
@@ -170,18 +150,10 @@ def run(
         return outcomes
     usable(outputs_root())
     events: SimpleQueue = SimpleQueue()
-    with _client(scheduler, most=len(todo)) as client:
-        if scheduler:
-            check_workers(client, p)
+    with _scratch() as place, _client(scheduler, place, most=len(todo)) as client:
         client.subscribe_topic("dflib", lambda event: events.put((event[1], None)))
-        _submit(client, todo, guess or estimates(p), events, ends=ends, **options)
-        manned = time.time()
+        _submit(client, todo, events, sign=place.name, ends=ends, retry_failed=retry_failed)
         while len(outcomes) < len(p) and time.time() < ends + GRACE:
-            if client.nthreads():
-                manned = time.time()
-            elif time.time() > manned + LONELY:
-                log.warning("no worker for %d s: the study waits for one", LONELY)
-                manned = math.inf  # said once
             with suppress(Empty):
                 run_id, future = events.get(timeout=1)
                 if future:
@@ -194,26 +166,31 @@ def run(
     return outcomes
 
 
-def _submit(client, todo, guess, events, *, ends, **options) -> None:
-    """All runs at once: Dask starts a child after its parents, and the longest path first."""
-    from data_prep.manifest import cores
+def behind(p: Plan) -> dict[str, int]:
+    """Of each run by its id, how many runs the longest chain of its children has.
 
-    parents = {run: [q.run_id for q in s.parents if q.run_id in todo] for run, s in todo.items()}
-    known = {run: guess(*kind(s)) for run, s in todo.items()}  # of all, or of none
-    paths = longest_paths(parents, {run: known[run] or kind(s)[2] for run, s in todo.items()})
-    own = not (client.cluster is None or os.environ.get("OMP_NUM_THREADS"))
-    at_ease = alone(parents) if own else ()
-    futures: dict = {}
+    >>> behind(plan(methods_=("TL+FT+Q",))).values()                # doctest: +SKIP
+    dict_values([2, 1, 0])
+    """
+    found = Counter()
+    for s in reversed(p):
+        for parent in s.parents:
+            found[parent.run_id] = max(found[parent.run_id], found[s.run_id] + 1)
+    return {s.run_id: found[s.run_id] for s in p}
+
+
+def _submit(client, todo: dict[str, Spec], events: SimpleQueue, **options) -> None:
+    """All runs at once: Dask starts a child after its parents, and the longest chain first."""
+    first, futures = behind(tuple(todo.values())), {}
     for run, s in todo.items():
-        options |= {"expected": known[run] or 0.0, "threads": cores() if run in at_ease else None}
         # of a Dask task, `_data_producer`: it waits in the scheduler for a free worker
-        how = {"key": run, "pure": False, "priority": paths[run], "_data_producer": True}
-        needs = [futures[q] for q in parents[run]]
-        futures[run] = client.submit(_node, s, needs, ends=ends, **options, **how)
+        how = {"key": run, "pure": False, "priority": first[run], "_data_producer": True}
+        needs = [futures[q.run_id] for q in s.parents if q.run_id in todo]
+        futures[run] = client.submit(_node, s, needs, run_id=run, **options, **how)
         futures[run].add_done_callback(lambda f, run=run: events.put((run, f)))
 
 
-def _node(s: Spec, parents: list[dict], *, expected: float, ends: float, **options) -> dict:
+def _node(s: Spec, parents: list[dict], *, run_id: str, sign: str, ends: float, **options) -> dict:
     """One node of the graph, in its worker, after its parents."""
     from distributed import get_worker
 
@@ -221,14 +198,27 @@ def _node(s: Spec, parents: list[dict], *, expected: float, ends: float, **optio
     rest = ends - time.time()
     if set(bad.values()) - {"left"}:
         return outcome(s, "blocked", f"needs {', '.join(bad)}")
-    if bad or rest <= 0 or expected > rest:
-        return outcome(s, "left", NOT_STARTED)
+    if bad or rest <= 0:
+        return outcome(s, "left", "not started: the budget does not reach")
     worker = get_worker()
-    if (seen := _seen([s])) != s.run_id:  # a worker that came after `check_workers`
-        error = f"worker {worker.address} has other data or another notebook: {seen}"
-        return outcome(s, "failed", error)
+    if why := _unlike(s, run_id, sign, worker.state.nthreads):
+        text = f"worker {worker.address}: {why}. Make it like this machine, or leave it out"
+        raise InputError(text)
     worker.log_event("dflib", s.run_id)
     return execute(s, budget=None if math.isinf(rest) else rest, **options)
+
+
+def _unlike(s: Spec, run_id: str, sign: str, threads: int) -> str:
+    """Why a worker would make another run than the one that was asked for, or put it elsewhere."""
+    if threads > 1:  # papermill changes its process's folder
+        return f"{threads} threads, take dask worker --nthreads 1"
+    if not (outputs_root() / sign).exists():
+        return f"outputs in {outputs_root()}, another folder"
+    try:
+        own = replace(s).run_id
+    except InputError as error:
+        return str(error)
+    return "" if own == run_id else f"other data or another notebook, so {own} for {run_id}"
 
 
 def _result(s: Spec, future) -> dict:
@@ -238,6 +228,8 @@ def _result(s: Spec, future) -> dict:
     if future.status == "finished":
         return future.result()
     error = future.exception() if future.status == "error" else future.status
+    if isinstance(error, InputError):
+        raise error
     if not isinstance(error, KilledWorker):
         return outcome(s, "failed", str(error))
     if error.task != s.run_id:
@@ -245,49 +237,22 @@ def _result(s: Spec, future) -> dict:
     return outcome(s, "failed", f"lost with its worker {LOST_WORKER_RETRIES + 1} times")
 
 
-def check_workers(client, p: Plan) -> None:
-    """Raise `InputError` for a worker that would not make the same runs, or puts them elsewhere.
-
-    Waits for a first worker where there is none yet; `_node` looks at those that come later.
-    """
-    if not client.nthreads():
-        log.warning("no worker at %s yet: waiting for the first", client.scheduler.address)
-        client.wait_for_workers(1)
-    asked = list({(s.dataset, s.notebook): s for s in p}.values())
-    outputs_root().mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=outputs_root(), prefix=".seen-") as sign:
-        found = client.run(_seen, asked, Path(sign.name).name, on_error="return")
-    for worker, seen in sorted(found.items()):
-        if seen != _seen(asked):
-            text = f"worker {worker}: {seen}. Here: {_seen(asked)}"
-            raise InputError(f"{text}. Make them alike, or leave this worker out")
-
-
-def _seen(asked: list[Spec], sign: str = "", dask_worker=None) -> str:
-    """The runs that this process would make of others' requests, or why it cannot make them."""
-    if dask_worker and dask_worker.state.nthreads > 1:  # papermill changes its process's folder
-        return f"{dask_worker.state.nthreads} threads, take dask worker --nthreads 1"
-    if sign and not (outputs_root() / sign).exists():
-        return f"outputs in {outputs_root()}, another folder"
-    try:
-        return ", ".join(replace(s).run_id for s in asked)
-    except InputError as error:
-        return str(error)
-
-
 @contextmanager
-def _client(scheduler: str | None, *, most: int) -> Iterator:
+def _client(scheduler: str | None, scratch: Path, *, most: int) -> Iterator:
     """Dask's client: of the cluster at that address, or of one that is started here."""
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
     if scheduler:
         try:
-            with Client(scheduler, timeout="10s") as client:
-                yield client
+            client = Client(scheduler, timeout="10s")
         except OSError as error:
             text = f"no Dask scheduler answers at {scheduler} ({error})"
             raise InputError(f"{text}: start `dask scheduler`, or leave --scheduler out") from error
+        with client:
+            if not client.nthreads():
+                log.warning("no worker at %s yet: the study waits for the first", scheduler)
+            yield client
         return
     settings = {
         "scheduler.allowed-failures": LOST_WORKER_RETRIES,
@@ -296,32 +261,33 @@ def _client(scheduler: str | None, *, most: int) -> Iterator:
         "nanny.pre-spawn-environ": {},  # would be set in this process, too, and stay
     }
     dask.config.set({f"distributed.{key}": value for key, value in settings.items()})
+    dask.config.set({"temporary-directory": str(scratch)})
     hush("distributed")
     each = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+    each |= {"local_directory": str(scratch), "preload": ["dflib.study.kernel"]}
     environments = enumerate(worker_environments(most))
-    scratch = _scratch()
-    dask.config.set({"temporary-directory": scratch.name})
-    each |= {"local_directory": scratch.name, "preload": ["dflib.study.kernel"]}
     workers = {i: {"cls": Nanny, "options": each | {"env": env}} for i, env in environments}
     place = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
     head = {"cls": Scheduler, "options": place | {"dashboard": False}}
     with (
-        scratch,
         SpecCluster(workers, head, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,
     ):
         yield client
 
 
-def _scratch() -> TemporaryDirectory:
+@contextmanager
+def _scratch() -> Iterator[Path]:
     """A folder for what workers write beside their runs; those of killed studies are removed."""
     for old in outputs_root().glob(".study-*"):
         with suppress(OSError, Timeout):
             lock(old / "lock", timeout=0).release()
             shutil.rmtree(old, ignore_errors=True)
-    found = TemporaryDirectory(dir=outputs_root(), prefix=".study-", ignore_cleanup_errors=True)
-    found.lock = lock(Path(found.name) / "lock")  # held while this process lives
-    return found
+    options = {"prefix": ".study-", "ignore_cleanup_errors": True}
+    with TemporaryDirectory(dir=outputs_root(), **options) as name:
+        held = lock(Path(name, "lock"))  # while this process lives
+        yield Path(name)
+        held.release()
 
 
 def worker_environments(most: int) -> list[dict[str, str]]:
@@ -340,7 +306,9 @@ def worker_environments(most: int) -> list[dict[str, str]]:
     gpus = (given or [str(i) for i in range(there)])[: min(there, most)]
     memory = int(psutil.virtual_memory().total / MEMORY_PER_WORKER)
     count = len(gpus) or max(1, min(most, cores(), memory))
-    env = thread_environment(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // count))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    env = dict.fromkeys(names, threads)
     return [env | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(count)]
 
 

@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import TextIO
 from uuid import uuid4
 
-from data_prep.errors import choose
 from data_prep.paths import PROJECT, lock, write_text
 from dflib.study import records
 from dflib.study.runs import HELD, Spec
@@ -41,34 +39,25 @@ def outcome(s: Spec, status: str = "done", error: str | None = None, seconds: fl
     return {"run_id": s.run_id, "status": status, "error": error, "seconds": seconds}
 
 
-def execute(
-    s: Spec,
-    *,
-    retry_failed: bool = True,
-    timeout: float | None = None,
-    budget: float | None = None,
-    threads: int | None = None,
-) -> dict:
+def execute(s: Spec, *, retry_failed: bool = True, budget: float | None = None) -> dict:
     """Execute one run's notebook, here; {"run_id", "status", "error", "seconds"}.
 
-    threads: that its kernel computes with; None: as this process would.
-    status: done (in 0 seconds if it was before), or failed, with a record in `failed.json`. Kinds
-    `error` (the notebook raised) and `timeout` are only reported next time unless `retry_failed`,
-    `died` (killed, or short of memory or disk) is tried again. After `budget` seconds the run is
-    stopped without a record, and left. Of two processes that ask for one run the second waits, and
-    finds it done. Raises `InputError` for a parameter that the notebook lacks.
+    status: done (in 0 seconds if it was before), or failed, with a record in `failed.json`. Kind
+    `error` (the notebook raised) is only reported next time unless `retry_failed`, `died` (killed,
+    or short of memory or disk) is tried again. After `budget` seconds the run is stopped without a
+    record, and left. Of two processes that ask for one run the second waits, and finds it done.
     """
     if s.finished():
         return outcome(s)
     try:
         s.folder.mkdir(parents=True, exist_ok=True)
         with lock(s.folder / "lock"):
-            return _attempt(s, retry_failed, timeout, budget, threads)
+            return _attempt(s, retry_failed, math.inf if budget is None else budget)
     except OSError as error:  # not even the record can be written: the run is tried again
         return outcome(s, "failed", f"{type(error).__name__}: {error}")
 
 
-def _attempt(s: Spec, retry_failed: bool, timeout, budget, threads: int | None) -> dict:
+def _attempt(s: Spec, retry_failed: bool, budget: float) -> dict:
     """What `execute` does under the run's lock."""
     if s.finished():
         return outcome(s)
@@ -76,23 +65,21 @@ def _attempt(s: Spec, retry_failed: bool, timeout, budget, threads: int | None) 
     if earlier and earlier["kind"] != "died" and not retry_failed:
         again = "(from an earlier attempt: --retry-failed tries again)"
         return outcome(s, "failed", f"{earlier['error']} {again}")
-    began, limit = time.monotonic(), min(timeout or math.inf, budget or math.inf)
+    began = time.monotonic()
     records.clear(s.folder)
     _log(s, s.command())
-    record = _run_notebook(s, began + limit, threads)
+    record = _run_notebook(s, began + budget)
     seconds = time.monotonic() - began
-    if record and s.finished():  # what comes behind the result made none of it
-        note = f"after the result was written: {record['error']}"
-        with suppress(OSError):
-            records.note(s.folder, note)
+    if s.finished():  # what comes behind the result made none of it
+        note = f"after the result was written: {record['error']}" if record else None
         return outcome(s, "done", note, seconds)
-    if record is None:
-        return outcome(s, seconds=seconds)
-    if record["kind"] == "timeout" and limit == budget:
+    if time.monotonic() >= began + budget:
         _log(s, STOPPED)
         return outcome(s, "left", STOPPED, seconds)
-    if record["kind"] == "timeout":
-        record["error"] = f"stopped after {limit:g} s, the limit of --timeout"
+    if not record:  # papermill may take its kernel's end for the notebook's
+        why = "its kernel was killed, or its last cell does not call run.finish(…)"
+        text = f"{s.notebook.name} ended without writing result.json: {why}"
+        record = {"kind": "died", "error": text}
     record |= {"run_id": s.run_id, "command": s.command()}
     with suppress(OSError):
         _log(s, record["error"])
@@ -105,27 +92,21 @@ def _log(s: Spec, text: str) -> None:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def _run_notebook(s: Spec, ends: float, threads: int | None) -> dict | None:
-    """Execute and keep the notebook; None when its last cell wrote the result, else what failed.
-
-    ends: by the monotonic clock.
-    """
+def _run_notebook(s: Spec, ends: float) -> dict | None:
+    """Execute and keep the notebook; what failed, by `_record`. ends: by the monotonic clock."""
     import papermill
     from nbformat import ValidationError
     from papermill.exceptions import PapermillException
 
-    known = papermill.inspect_notebook(str(s.notebook))
-    for name in s.parameters():  # papermill itself would only warn
-        choose(f"parameter of {s.notebook.name}", name, known)
     hush("papermill", "traitlets", "asyncio")
     new, record = s.folder / "notebook.new.ipynb", None
+    scratch = s.folder / "scratch"  # an interrupted run's goes with the next attempt
     try:
-        scratch = s.folder / "scratch"  # an interrupted run's goes with the next attempt
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         with (s.folder / "log.txt").open("a") as text, sockets() as place:
             papermill.execute_notebook(
-                str(s.notebook),
+                str(_without_asides(s.notebook, scratch)),
                 str(new),
                 s.parameters(),
                 cwd=str(s.notebook.parent),
@@ -133,13 +114,11 @@ def _run_notebook(s: Spec, ends: float, threads: int | None) -> dict | None:
                 stdout_file=text,
                 stderr_file=text,
                 kernel_name="python3",
-                kernel_manager_class=kernel_manager(text, place, threads, ends=ends, held=s.folder),
+                kernel_manager_class=kernel_manager(text, place, s.folder),
                 timeout_func=lambda cell: ends < math.inf and max(0.1, ends - time.monotonic()),
             )
     except (PapermillException, OSError, RuntimeError, ValidationError) as error:
         record = _record(error)
-        if record["kind"] == "died" and time.monotonic() >= ends:
-            record["kind"] = "timeout"  # it did not answer any more, and was killed
         with suppress(OSError):
             _log(s, traceback.format_exc())
         if record["kind"] == "died" and not hasattr(error, "ename"):
@@ -147,23 +126,34 @@ def _run_notebook(s: Spec, ends: float, threads: int | None) -> dict | None:
     shutil.rmtree(scratch, ignore_errors=True)
     if new.exists():
         new.replace(s.folder / "notebook.ipynb")
-    if not record and not s.finished():  # papermill may take its kernel's end for the notebook's
-        why = "its kernel was killed, or its last cell does not call run.finish(…)"
-        text = f"{s.notebook.name} ended without writing result.json: {why}"
-        return {"kind": "died", "error": text}
     return record
 
 
+def _without_asides(notebook: Path, place: Path) -> Path:
+    """A copy of the notebook, in a folder, in which a sentence stands for each cell tagged `aside`.
+
+    Those are experiments for who steps through it: they train again, and decide no result.
+    """
+    import nbformat
+
+    book = nbformat.read(notebook, as_version=4)
+    for k, cell in enumerate(book.cells):
+        if "aside" in cell.metadata.get("tags", ()):
+            text = f"*An experiment, left out of batches: run it by hand in {notebook.name}.*"
+            book.cells[k] = nbformat.v4.new_markdown_cell(text, id=cell.id)
+    nbformat.write(book, place / notebook.name)
+    return place / notebook.name
+
+
 def _record(error: Exception) -> dict:
-    """What `failed.json` keeps of an error: its kind (error, died or timeout), and a line of it."""
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    """What `failed.json` keeps of an error: its kind (error or died), and a line of it."""
+    from nbclient.exceptions import DeadKernelError
 
     if isinstance(error, DeadKernelError):
         return {"kind": "died", "error": "the kernel died: killed, or out of memory?"}
     raised = hasattr(error, "ename")  # by a cell
     text = f"{error.ename}: {error.evalue}" if raised else f"{type(error).__name__}: {error}"
     kind = "error" if raised and not SHORT_OF.search(text) else "died"
-    kind = "timeout" if isinstance(error, CellTimeoutError) else kind
     return {"kind": kind, "error": text.splitlines()[0][:500]}
 
 
@@ -181,20 +171,11 @@ def sockets() -> Iterator[str]:
             yield f"{folder}/kernel"
 
 
-def kernel_manager(
-    log_file: TextIO,
-    place: str,
-    threads: int | None = None,
-    *,
-    ends: float = math.inf,
-    held: Path | None = None,
-) -> type:
+def kernel_manager(log_file: TextIO, place: str, folder: Path | None = None) -> type:
     """A kernel manager of this very Python, over the `sockets` that begin with `place`.
 
-    ends: by the monotonic clock; a kernel that still runs 5 s later, as it hangs, is killed.
-    held: the folder of the run whose lock this process has for it.
-
-    What the kernel process itself says on its way out goes to the run's log.
+    folder: of the run whose lock this process has for the kernel. What the kernel process itself
+    says on its way out goes to `log_file`.
     """
     from jupyter_client.asynchronous.client import AsyncKernelClient
     from jupyter_client.channels import AsyncZMQSocketChannel
@@ -226,35 +207,24 @@ def kernel_manager(
             return KernelSpec(argv=words, display_name="Python 3", language="python")
 
         async def start_kernel(self, *, extra_arguments: list[str], **options) -> None:
-            if held:
-                self.connection_file = str(held / "scratch" / "kernel.json")
+            if folder:
+                self.connection_file = str(folder / "scratch" / "kernel.json")
             code = f"import dflib.study.kernel as k; k.die_with_parent({os.getpid()})"
             words = [*extra_arguments, f"--IPKernelApp.exec_lines={code}"]
-            options |= {"env": _environment(threads, held), "stdout": log_file, "stderr": log_file}
+            options |= {"env": _environment(folder), "stdout": log_file, "stderr": log_file}
             await super().start_kernel(extra_arguments=words, **options)
-            if ends < math.inf:
-                left = max(0.0, ends + 5 - time.monotonic())
-                timer = threading.Timer(left, self.provisioner.process.kill)
-                timer.daemon = True
-                timer.start()
 
     return KernelManager
 
 
-def _environment(threads: int | None, held: Path | None) -> dict[str, str]:
+def _environment(folder: Path | None) -> dict[str, str]:
     """Of a kernel: it takes this very package, whatever is installed, and leaves no files about."""
-    env = os.environ | KEEP_MEMORY | (thread_environment(threads) if threads else {})
-    env["TQDM_DISABLE"] = "1"  # nobody watches: no dead bars in the notebook
+    env = os.environ | KEEP_MEMORY | {"TQDM_DISABLE": "1"}  # nobody watches: no dead bars
     above = os.environ.get("PYTHONPATH")
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), above)))
-    scratch = {HELD: str(held), "TORCHINDUCTOR_CACHE_DIR": str(held / "scratch")} if held else {}
-    return env | scratch
-
-
-def thread_environment(threads: int | str) -> dict[str, str]:
-    """What a process is told that is to compute with so many threads."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return dict.fromkeys(names, str(threads))
+    if folder:
+        env |= {HELD: str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "scratch")}
+    return env
 
 
 def die_with_parent(parent: int) -> None:

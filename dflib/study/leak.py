@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,6 @@ def leak(
     mode: str = "resize",
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     recipe: train.Recipe | None = None,
-    on_run: Callable[[dict], None] = lambda row: None,
 ) -> tuple[pd.DataFrame, dict]:
     """Train `model` under every arm of ARMS and for every seed: a row each, and the gaps of GAPS.
 
@@ -58,7 +57,6 @@ def leak(
             opened = data.open(name, size=size, mode=mode, split_seed=seed, **how)
             found = _scores(opened, model, replace(recipe or train.Recipe(), seed=seed))
             rows.append({"seed": seed, "arm": arm} | found)
-            on_run(rows[-1])
     runs = pd.DataFrame(rows)
     of_arm = runs.pivot(index="seed", columns="arm")
     change = lambda metric, a, b: (of_arm[metric, a] - of_arm[metric, b]).to_numpy()[:, None]

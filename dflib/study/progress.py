@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 
 from filelock import Timeout
 
 from data_prep.errors import InputError
 from data_prep.paths import lock
-from dflib.study.engine import Plan, estimates, kind
+from dflib.study import methods, records
+from dflib.study.engine import Plan
 from dflib.study.runs import Spec
-from dflib.study.schedule import Estimates, longest_paths
 
 STATES = ("done", "running", "failed", "blocked", "left", "waiting")
 
@@ -31,31 +32,66 @@ def spoken(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+class Estimates:
+    """Seconds that runs are likely to take: at the median pace of those that are finished.
+
+    A pace is seconds per epoch and pixel, of the method on this dataset, else of any method on it.
+
+    >>> guess = Estimates()
+    >>> guess.learn(first, 20.0)                                    # doctest: +SKIP
+    >>> guess(twice_as_many_epochs)                                 # doctest: +SKIP
+    40.0
+    """
+
+    def __init__(self) -> None:
+        self.paces: dict[tuple, list[float]] = defaultdict(list)
+        for r in records.every():
+            self._learn(r["method"], r["dataset"], r["params"], r["timings"].get("total_s", 0))
+
+    def learn(self, s: Spec, seconds: float) -> None:
+        """Take in that a run took so long."""
+        self._learn(s.method, s.dataset, methods.relevant(s.method, s.settings), seconds)
+
+    def _learn(self, method: str, dataset: str, params: dict, seconds: float) -> None:
+        for kind in (method, "any") if seconds else ():
+            self.paces[kind, dataset, params.get("limit")].append(seconds / _work(params))
+
+    def __call__(self, s: Spec) -> float | None:
+        """None where nothing is known yet."""
+        known = (
+            self.paces.get((kind, s.dataset, s.settings["limit"])) for kind in (s.method, "any")
+        )
+        paces = next(filter(None, known), None)
+        work = _work(methods.relevant(s.method, s.settings))
+        return statistics.median(paces) * work if paces else None
+
+
+def _work(params: dict) -> int:
+    return params["size"] ** 2 * max(1, methods.planned_epochs(params))
+
+
 class Progress:
     """The state of each run of a plan by its id: the engine tells it, or `look` finds it.
-
-    slots: runs that go on at the same time, at least as many as were ever seen running.
 
     >>> Progress(plan).look().summary()                             # doctest: +SKIP
     '3 of 8 done, 1 running, 4 waiting; about 12 min left'
     """
 
-    def __init__(self, p: Plan, guess: Estimates | None = None, *, slots: int = 1) -> None:
-        self.guess, self.slots, self.began = guess or estimates(p), slots, time.time()
+    def __init__(self, p: Plan) -> None:
+        self.guess, self.began = Estimates(), time.time()
         self.specs = {s.run_id: s for s in p}
         self.state = {s.run_id: "done" if s.finished() else "waiting" for s in p}
         self.since: dict[str, float] = {}  # of what runs
 
-    def start(self, s: Spec, since: float | None = None) -> None:
+    def start(self, s: Spec) -> None:
         """A run has started."""
-        self.state[s.run_id], self.since[s.run_id] = "running", since or time.time()
-        self.slots = max(self.slots, len(self.running))
+        self.state[s.run_id], self.since[s.run_id] = "running", time.time()
 
     def end(self, s: Spec, outcome: dict) -> None:
         """A run has ended, as `engine.run` tells it; what it took is learned."""
         self.state[s.run_id] = outcome["status"]
-        if outcome["status"] == "done" and outcome["seconds"]:
-            self.guess.learn(*kind(s), outcome["seconds"])
+        if outcome["status"] == "done":
+            self.guess.learn(s, outcome["seconds"])
 
     def look(self) -> Progress:
         """Find the states in the outputs folder, whoever runs the study."""
@@ -63,7 +99,8 @@ class Progress:
             if self.state[run] == "done" or s.finished():
                 self.state[run] = "done"
             elif _locked(s):
-                self.start(s, self.since.get(run) or _started(s))
+                self.state[run] = "running"
+                self.since.setdefault(run, _started(s))
             else:
                 lost = any(self.state[q.run_id] in ("failed", "blocked") for q in s.parents)
                 self.state[run] = "failed" if s.failure() else "blocked" if lost else "waiting"
@@ -80,32 +117,24 @@ class Progress:
 
     def seconds(self) -> dict[str, float | None]:
         """What each run that goes on or waits still takes; None where no run tells how long."""
-        runs = {
-            run: s for run, s in self.specs.items() if self.state[run] in ("running", "waiting")
-        }
-        takes = {run: self.guess(*kind(s)) for run, s in runs.items()}
-        gone = {run: time.time() - self.since[run] for run in self.running}
-        return {run: s and max(0.0, s - gone.get(run, 0.0)) for run, s in takes.items()}
-
-    def seconds_left(self, devices: int | None = None) -> float | None:
-        """Until the last run ends: all work over the devices (`slots`), or the longest path."""
-        takes = self.seconds()
-        if None in takes.values():
-            return None
-        parents = {run: [q.run_id for q in self.specs[run].parents] for run in takes}
-        paths = longest_paths(parents, takes).values()
-        return max([sum(takes.values()) / (devices or self.slots), *paths])
+        left = {}
+        for run, s in self.specs.items():
+            if self.state[run] in ("running", "waiting"):
+                gone = time.time() - self.since[run] if self.state[run] == "running" else 0.0
+                takes = self.guess(s)
+                left[run] = None if takes is None else max(0.0, takes - gone)
+        return left
 
     def summary(self, devices: int | None = None) -> str:
-        """One line: the counts, and the time left, which `devices` would take if it is given."""
+        """One line: the counts, and the time left: on `devices`, or at as many runs as go on."""
         n = Counter(self.state.values())
         others = (f"{n[state]} {state}" for state in STATES[1:] if n[state])
         text = ", ".join([f"{n['done']} of {len(self.state)} done", *others])
-        left = None if self.over else self.seconds_left(devices)
-        if left is None:
+        takes = self.seconds().values()
+        if self.over or None in takes:
             return text + (f"; {spoken(None)}" if devices and not self.over else "")
         on = f" on {devices} device{'s' * (devices > 1)}" if devices else ""
-        return f"{text}; about {spoken(left)} left{on}"
+        return f"{text}; about {spoken(sum(takes) / (devices or len(self.running) or 1))} left{on}"
 
     def rows(self) -> list[dict[str, str]]:
         """The plan for reading: each run, what it starts from, its state, what it still takes."""
@@ -121,19 +150,16 @@ def _locked(s: Spec) -> bool:
     """Whether a process makes this run now: it holds the lock of the run's folder."""
     if not (s.folder / "lock").exists():
         return False
-    try:
-        lock(s.folder / "lock", timeout=0).release()
-    except Timeout:
-        return True
-    except (OSError, InputError):  # not ours to ask, or without locks
-        return False
+    with suppress(OSError, InputError):  # not ours to ask, or without locks
+        try:
+            lock(s.folder / "lock", timeout=0).release()
+        except Timeout:
+            return True
     return False
 
 
 def _started(s: Spec) -> float:
-    """When the present attempt began, by its log; now, where that cannot be read."""
-    with suppress(OSError, ValueError, IndexError):
-        lines = (s.folder / "log.txt").read_text().splitlines()
-        last = [line for line in lines if s.command() in line][-1]
-        return time.mktime(time.strptime(last[:19], "%Y-%m-%d %H:%M:%S"))
+    """When the present attempt began: its kernel's file; now, where that cannot be read."""
+    with suppress(OSError):
+        return (s.folder / "scratch" / "kernel.json").stat().st_mtime
     return time.time()

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, NotRequired
+from typing import Annotated
 
+import numpy as np
 import pandas as pd
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
 from data_prep.errors import InputError, choose, short
-from data_prep.paths import attached_roots, outputs_root, write_text
+from data_prep.paths import attached_roots, outputs_root
 from dflib.study import methods
 from dflib.study.settings import DEFAULTS
 
@@ -38,17 +37,6 @@ def cpu(timing: str) -> str:
     return timing.replace("_s", "_cpu_s")
 
 
-def _record(name: str, needed: dict, known: dict) -> type:
-    """A JSON object of typed entries; what other versions of the code wrote besides is no fault."""
-    found = TypedDict(name, {key: NotRequired[kind] for key, kind in known.items()} | needed)
-    found.__pydantic_config__ = ConfigDict(extra="allow", strict=True)
-    return found
-
-
-def _of(names: str, kind: object) -> dict:
-    return dict.fromkeys(names.split(), kind)
-
-
 def _a_time(found: float) -> float:
     if found <= 0 or math.isinf(found):  # NaN: not timed
         raise ValueError("a time above 0 is expected")
@@ -63,54 +51,97 @@ def _with_all(found: dict) -> dict:
 
 Size, Count = (Annotated[int, Field(ge=least, lt=2**62)] for least in (0, 1))
 Time = Annotated[float, AfterValidator(_a_time)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)] | None
-Pair = Annotated[list[str], Field(min_length=2)]
-Params = _record(  # whatever a setting's limits were
+
+
+class Record(BaseModel, extra="allow", strict=True):
+    """A JSON object of typed entries; what other versions of the code wrote besides is no fault."""
+
+
+# each setting as its type, whatever its limits were
+Params = create_model(
     "Params",
-    {"size": Annotated[int, Field(ge=1)], "mode": str},
-    {k: int | None if v is None else type(v) for k, v in DEFAULTS.items()},
+    __base__=Record,
+    **{k: (int | None if v is None else type(v), v) for k, v in DEFAULTS.items()}
+    | {"size": (Count, ...), "mode": (str, ...)},
 )
-Times = _record(
-    "Times",
-    _of("p50 p95", Time) | _of("runtime cpu", str) | {"threads": int},
-    _of("low high", Time) | {"busy": bool},
-)
-Cost = _record(  # what `measure.cost` finds
-    "Cost",
-    {"latency_ms": Times},
-    _of("params macs file_bytes", Count)
-    | _of("nonzero gzip_bytes shipped_bytes trainable_params", Size)
-    | _of("peak_rss_mb", float | None),
-)
-METRICS = "accuracy balanced_accuracy auroc f1 precision recall tnr ap eer brier ece"
-Scores = _record(  # what `metrics.evaluate` finds, of a generator or of all
-    "Scores",
-    {"n": Count, "n_real": Size, "n_fake": Size, "ci95": dict[str, Ends | dict[str, Ends]]},
-    _of(METRICS, float | None) | {"tpr_at_fpr": dict[str, float | None]},
-)
-Result = _record(
-    "Result",
-    _of("run_id method dataset protocol preset command device", str)
-    | {"rate": Annotated[float, Field(gt=0, lt=1)] | None, "seed": int, "params": Params}
-    | {"parents": list[str], "threshold": Share, "timings": dict[str, float], "cost": Cost}
-    | {"metrics": Annotated[dict[str, Scores], AfterValidator(_with_all)]},
-    _of("source", str | None)
-    | _of("deployed data_fingerprint commit", str)
-    | _of("train_generators notes", list[str])
-    | _of("versions files", dict[str, str])  # of the libraries; `stamp` of what others start from
-    | {"schema": int, "classes": Pair, "train_images": Size | None, "threads": list[int]}
-    | {"code": dict[str, int]},  # `methods.versions`
-)
-RESULT = TypeAdapter(Result)
-FAILURE = TypeAdapter(_record("Failure", _of("run_id kind error", str), {}))
+
+
+class Latency(Record):
+    p50: Time
+    p95: Time
+    low: Time = 1.0  # its default is never read: an entry may be missing, and not be null
+    high: Time = 1.0
+    runtime: str
+    cpu: str
+    threads: int
+    busy: bool = False
+
+
+class Cost(Record):
+    """What `measure.cost` finds."""
+
+    params: Count
+    macs: Count
+    file_bytes: Count
+    latency_ms: Latency
+    __pydantic_extra__: dict[str, float | None]
+
+
+class Scores(Record):
+    """What `metrics.evaluate` finds, of a generator or of all."""
+
+    n: Count
+    n_real: Size
+    n_fake: Size
+    ci95: dict[str, Ends | dict[str, Ends]]
+    accuracy: float | None = None
+    balanced_accuracy: float | None = None
+    auroc: float | None = None
+    f1: float | None = None
+
+
+class Result(Record):
+    run_id: str
+    method: str
+    dataset: str
+    source: str | None = None
+    protocol: str
+    preset: str
+    command: str
+    device: str
+    rate: Annotated[float, Field(gt=0, lt=1)] | None
+    seed: int
+    params: Params
+    parents: list[str]
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    timings: dict[str, float]
+    cost: Cost
+    metrics: Annotated[dict[str, Scores], AfterValidator(_with_all)]
+    train_images: Size | None = None
+    train_generators: list[str] = []
+    classes: Annotated[list[str], Field(min_length=2)] = ["real", "fake"]
+    data_fingerprint: str = ""
+    deployed: str = ""
+    threads: list[int] = []
+    versions: dict[str, str] = {}  # of the libraries
+    code: dict[str, int] = {}  # `methods.versions`
+    commit: str = ""
+    files: dict[str, str] = {}  # `stamp` of what others start from
+
+
+class Failure(Record):
+    run_id: str
+    kind: str
+    error: str
 
 
 def read(folder: Path) -> dict:
     """A run's `result.json` and `folder`; raises `InputError` where there is no finished run."""
     folder = Path(folder)
     try:
-        return RESULT.validate_json((folder / "result.json").read_bytes()) | {"folder": folder}
+        found = Result.model_validate_json((folder / "result.json").read_bytes())
+        return found.model_dump(exclude_unset=True) | {"folder": folder}
     except FileNotFoundError as error:
         wrong = "is no finished run: it has no result.json. python -m dflib results lists them"
         raise InputError(f"{folder} {wrong}") from error
@@ -187,21 +218,6 @@ def stamp(file: Path) -> str:
     return f"{size}-{hashlib.sha256(ends).hexdigest()[:12]}"
 
 
-def kept(file: Path) -> str:
-    """`stamp` of a file that is safe on the disk."""
-    with file.open("rb+") as content:
-        os.fsync(content.fileno())
-    return stamp(file)
-
-
-def note(folder: Path, text: str) -> None:
-    """Add a sentence to what a finished run says of itself."""
-    result = read(folder)
-    result |= {"notes": [*result.get("notes", ()), text]}
-    del result["folder"]
-    write_text(folder / "result.json", json.dumps(result, indent=1))
-
-
 def whole(folder: Path) -> bool:
     """Whether a run is done: a result that can be read, and its files as they were written."""
     if not (folder / "result.json").exists():
@@ -228,18 +244,65 @@ def clear(folder: Path) -> None:
 def failure(folder: Path) -> dict | None:
     """The `failed.json` of a run folder; None where there is none that can be read."""
     try:
-        return FAILURE.validate_json((Path(folder) / "failed.json").read_bytes())
+        return Failure.model_validate_json((Path(folder) / "failed.json").read_bytes()).model_dump()
     except (OSError, ValidationError):
         return None
 
 
 def find(name: str) -> Path:
-    """The folder of a finished run, by its id or path; raises `InputError` with the nearest id."""
-    folder = Path(name)
-    if name and (folder / "result.json").exists():
+    """The folder of a finished run, by its path, its id or how that begins, `best` or `latest`.
+
+    best: `best` of the dataset and protocol that were worked on last. Raises `InputError` with the
+    nearest id, or for a beginning that several have.
+    """
+    if name and (Path(name) / "result.json").exists():
+        return Path(name)
+    runs = list(every()) if name in ("best", "latest") else []
+    if runs:
+        found = max(runs, key=lambda r: age(r["folder"]))
+        if name == "best":
+            place = lambda r: (r["dataset"], r["protocol"])
+            found = best(r for r in runs if place(r) == place(found))
+        folder = found["folder"]
+        log.warning("%s: %s (validation AUROC %.3f)", name, folder.name, validated(folder))
         return folder
     known = {f.name: f for f in folders()}
-    return known[choose("run", folder.name, known, hint="python -m dflib results lists them.")]
+    alike = [run for run in known if name and run.startswith(name)]
+    if len(alike) > 1 and name not in known:
+        first = ", ".join(alike[:5])
+        raise InputError(f"run {name!r} is how {len(alike)} begin: {first} …")
+    word = alike[0] if len(alike) == 1 else Path(name).name
+    return known[choose("run", word, known, hint="python -m dflib results lists them.")]
+
+
+def best(results: Iterable[dict]) -> dict:
+    """The run to take: of files at most a quarter as large as BL's the best on validation images.
+
+    Of all runs, where none is so small or BL is not there; at least one is needed.
+    """
+    results = list(results)
+    sizes = [r["cost"]["file_bytes"] for r in results if r["method"] == "BL"]
+    most = max(sizes, default=math.inf) / 4
+    small = [r for r in results if r["cost"]["file_bytes"] <= most] or results
+    quality = [validated(r["folder"]) for r in small]
+    return small[int(np.argmax(np.nan_to_num(quality, nan=-1.0)))]
+
+
+def age(folder: Path) -> float:
+    """When a run was finished, in seconds since 1970."""
+    return (folder / "result.json").stat().st_mtime
+
+
+@lru_cache(maxsize=4096)
+def validated(folder: Path) -> float:
+    """A finished run's AUROC on its validation images; NaN where that is not there to be read."""
+    from sklearn.metrics import roc_auc_score
+
+    try:
+        known = pd.read_parquet(folder / "validation.parquet")
+        return float(roc_auc_score(known["label"], known["score"]))
+    except (OSError, ValueError, KeyError):
+        return math.nan
 
 
 def folders() -> list[Path]:
@@ -264,14 +327,10 @@ def own(folder: Path) -> Path:
 
 
 def results(dataset: str | None = None) -> pd.DataFrame:
-    """`rows` as a table, by dataset, protocol and seed."""
-    table, by = pd.DataFrame(rows(dataset)), ["dataset", "protocol", "seed"]
+    """All finished runs (`every`), a row each (`flat`, and folder), by dataset, protocol and seed."""
+    rows = [flat(result) | {"folder": str(result["folder"])} for result in every(dataset)]
+    table, by = pd.DataFrame(rows), ["dataset", "protocol", "seed"]
     return table if table.empty else table.sort_values(by, kind="stable", ignore_index=True)
-
-
-def rows(dataset: str | None = None) -> list[dict]:
-    """All finished runs (`every`), one a row, as `flat` gives it."""
-    return [flat(result) | {"folder": str(result["folder"])} for result in every(dataset)]
 
 
 def comparable(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -298,7 +357,7 @@ def flat(result: dict) -> dict:
     row |= result["timings"] | {"parents": ",".join(result["parents"]), "older": older(result)}
     row |= {"threads": " and ".join(map(str, result.get("threads", ())))}
     row["on_cpu"] = result["device"] == cost["latency_ms"].get("cpu")
-    row |= {"fold": methods.fold(params), "planned_epochs": methods.planned_epochs(params)}
+    row["fold"] = methods.fold(params)
     sizes = ("params", "nonzero", "trainable_params", "file_bytes", "gzip_bytes", "shipped_bytes")
     row |= {key: cost.get(key) for key in (*sizes, "macs", "peak_rss_mb")}
     latency = cost["latency_ms"]

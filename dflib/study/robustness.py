@@ -7,7 +7,7 @@ of P(fake) a perturbation (`data_prep.transform.GRID`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -23,23 +23,18 @@ from data_prep.paths import describe, images_root
 from data_prep.transform import GRID
 from dflib import export, metrics, models, train
 from dflib.data import Part
-from dflib.study import compare, runs
+from dflib.study import compare, runs, tables
 
 FILE = "robustness.parquet"
 BLOCK = 64  # images whose perturbed versions are in memory at once
 
 
-def measure(
-    folders: Iterable[Path],
-    grid: Sequence[str] = GRID,
-    *,
-    on_run: Callable[[Path], None] = lambda folder: None,
-) -> None:
+def measure(folders: Iterable[Path], grid: Sequence[str] = GRID) -> None:
     """Score every test image of finished runs under each perturbation that they lack.
 
     A perturbation comes after real and fake were made alike, before the crop. Each file is
-    decoded once for the whole grid and all runs on the same images. on_run: called as a run's file
-    is written. Raises `InputError` for a dataset that changed since a run.
+    decoded once for the whole grid and all runs on the same images. Raises `InputError` for a
+    dataset that changed since a run.
 
     >>> measure(runs.folders(), grid=("jpeg-50", "blur-2"))  # doctest: +SKIP
     """
@@ -53,27 +48,11 @@ def measure(
             others = _known(folder).drop(columns=list(grid), errors="ignore")
             others.join(scores).to_parquet(new, index=False)
             new.replace(folder / FILE)
-            on_run(folder)
 
 
 def measured(folder: Path, grid: Sequence[str] = GRID) -> bool:
     """Whether a run has its scores under every perturbation of the grid."""
     return set(grid) <= set(_known(folder))
-
-
-def drawn(folder: Path, how: str = "", *, draws: int = 1000) -> tuple[dict, dict]:
-    """`compare.resampled` of a run on test images made worse by `how` ("": as they are).
-
-    All with the same draws, so differences are paired. Raises `InputError` where `how` was not
-    measured.
-    """
-    known, name = _known(folder), Path(folder).name
-    if how and how not in known:
-        mend = f"python -m dflib robustness --run {name}"
-        raise InputError(f"{name} was not measured under {how}: {mend}")
-    scores = known[how] if how else None
-    values, bounds = compare.resampled(folder, scores=scores, draws=draws)
-    return values["all"], bounds["all"]
 
 
 def drops(
@@ -88,21 +67,36 @@ def drops(
 
     A row a perturbation, "" first: value, drop, and with `against` (BL's runs of the same seeds, in
     the same order) more: the drop minus theirs, paired; above zero is more brittle. Each with _low
-    and _high (95 %).
+    and _high (95 %). Raises `InputError` where a perturbation was not measured.
     """
-    scored = lambda group, how: np.array([drawn(f, how, draws=draws)[0][metric] for f in group])
-    rows, (_, bound) = [], drawn(folders[0], draws=draws)
+    mine, theirs = ([_drawn(f, grid, metric, draws) for f in group] for group in (folders, against))
+    _, bounds = compare.resampled(folders[0], draws=draws)
+    rows = []
     for how in ("", *grid):
-        value = scored(folders, how)
-        values = {"value": value, "drop": scored(folders, "") - value}
-        if len(against):
-            values["more"] = values["drop"] - (scored(against, "") - scored(against, how))
-        rows.append({"perturbation": how})
+        value = np.array([each[how] for each in mine])
+        values = {"value": value, "drop": np.array([each[""] for each in mine]) - value}
+        if theirs:
+            values["more"] = values["drop"] - np.array([each[""] - each[how] for each in theirs])
+        row = {"perturbation": how}
         for name, arrays in values.items():
             same = not how and name != "value"  # from itself it does not differ
-            wider = 0 if same else metrics.beyond({metric: arrays.mean(axis=0)}, bound)[metric]
-            rows[-1] |= compare.ends(name, metrics.combine(arrays, wider))
+            wider = metrics.beyond({metric: arrays.mean(axis=0)}, bounds["all"])[metric]
+            row |= tables.interval(name, metrics.combine(arrays, 0 if same else wider))
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _drawn(folder: Path, grid: Sequence[str], metric: str, draws: int) -> dict[str, np.ndarray]:
+    """A metric's value and draws on the images as they are (""), and under each perturbation."""
+    known, found = _known(folder), {}
+    for how in ("", *grid):
+        if how and how not in known:
+            mend = "robustness.measure does it, in notebook 14"
+            raise InputError(f"{Path(folder).name} was not measured under {how}: {mend}")
+        scores = known[how] if how else None
+        values, _ = compare.resampled(folder, scores=scores, draws=draws)
+        found[how] = values["all"][metric]
+    return found
 
 
 def _known(folder: Path) -> pd.DataFrame:
@@ -146,8 +140,7 @@ def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, 
     try:
         data = read_file(path)
     except BadImage as error:
-        needs = "the grid needs the original images"
-        raise InputError(f"{path} cannot be read ({error}): {needs}") from error
+        raise InputError(f"{path} cannot be read ({error}): the originals are needed") from error
     if hashlib.sha256(data).hexdigest() != sha256:
         raise InputError(f"{path} changed since it was scanned: scan again, python -m data_prep")
     image = to_rgb(open_image(data))

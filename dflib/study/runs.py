@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import platform
 import shlex
@@ -35,7 +34,7 @@ from data_prep.paths import (
 )
 from data_prep.protocol import PROTOCOLS
 from dflib.study import methods, records
-from dflib.study.records import failure, find, flat, folders, own, predictions, read, results, rows
+from dflib.study.records import failure, find, flat, folders, own, predictions, read, results
 from dflib.study.settings import DEFAULTS, MEASURES
 from dflib.study.spent import Spent, clocks
 
@@ -43,11 +42,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dflib.data import Dataset
+    from dflib.models import Architecture
     from dflib.train import Recipe
 
 __all__ = ["Run", "Spec", "asked", "code_hash", "failure", "find", "flat", "folders", "own"]
-__all__ += ["predictions", "read", "results", "rows", "spec"]  # of `records`, too: one door
-log = logging.getLogger(__name__)
+__all__ += ["predictions", "read", "results", "spec"]  # of `records`, too: one door
 _locks: dict[Path, BaseFileLock] = {}  # of the runs that are made here, by hand
 _parsed = lru_cache(maxsize=64)(json.loads)  # thousands of runs ask for the same notebooks
 HELD = "DFLIB_HELD"  # in a kernel's environment: the folder that the engine has locked for it
@@ -172,54 +171,46 @@ def spec(
         raise InputError(f"source {source!r} is the dataset itself: a transfer needs another one")
     if source:
         dataset_folder(source)
-        _check_layers(method, values, rate)
-    _check_int8(row, values)
+    _check(row, rate, values)
     return Spec(method, dataset, protocol, preset, rate, int(seed), values, source)
 
 
-def _check_layers(code: str, values: dict, rate: float | None) -> None:
-    """Raise `InputError` for a layer that a transfer's model will not have: before it is made."""
-    if (backbone := values["backbone"]) != "vgg":
-        raise InputError(f"{code} with backbone {backbone}: transfers name layers of the vgg")
-    if all(values[key] == DEFAULTS[key] for key in ("trainable", "adapter_after")):
+def _check(row: methods.Method, rate: float | None, values: dict) -> None:
+    """Raise `InputError` for a layer or a rate that a run could only refuse when BL is trained."""
+    rows = [methods.method(code) for code in methods.lineage(row.code)]
+    does = {group for each in rows for group in each.does}
+    backbone, size = values["backbone"], values["size"]
+    if row.transfers and backbone != "vgg":
+        raise InputError(f"{row.code} with backbone {backbone}: transfers name layers of the vgg")
+    if rate and does & {"student", "teacher"}:
+        _student(rate, size, backbone)
+    named = ("trainable", "adapter_after", "keep_float")
+    if all(values[key] == DEFAULTS[key] for key in named):
         return
     import torch
 
     from dflib import adapters, models
 
-    full = models.architecture("BL", size=values["size"])
-    for row in map(methods.method, methods.lineage(code)):
-        if "trainable" in row.keys:
-            with torch.device("meta"):
-                adapters.select(models.Detector(full), values["trainable"])
-        if "adapter_after" in row.keys:
-            arch = models.student(rate, size=values["size"]) if "TL+KD" in row.parents else full
-            adapters.place(arch, values["adapter_after"])
+    arch = models.architecture("BL", size=size, backbone=backbone)
+    with torch.device("meta"):
+        net = models.Detector(arch)
+    if "transfer" in does:
+        adapters.select(net, values["trainable"])
+    if "adapter" in does:
+        there = _student(rate, size, backbone) if "teacher" in does else arch
+        adapters.place(there, values["adapter_after"])
+    if "int8" in does and values["keep_float"]:
+        kinds = torch.nn.Conv2d | torch.nn.Linear
+        layers = [name for name, layer in net.named_modules() if isinstance(layer, kinds)]
+        for name in values["keep_float"].split(","):
+            choose("layer", name, layers)
 
 
-def _check_int8(row: methods.Method, values: dict) -> None:
-    """Raise `InputError` for what int8 could only refuse when BL is trained."""
-    from dflib.study.settings import FIELDS
-
-    few, least = values["target_images"], FIELDS["limit"]["anyOf"][0]["minimum"]
-    if "calibration_images" in row.keys and few and few < least:
-        text = f"{row.code} calibrates on {least} training images of each class or more"
-        raise InputError(f"setting target_images={few}: {text}")
-    if "keep_float" not in row.keys or not values["keep_float"]:
-        return
-    import torch
-
+@lru_cache(maxsize=256)  # every seed asks
+def _student(rate: float, size: int, backbone: str) -> Architecture:
     from dflib import models
 
-    with torch.device("meta"):
-        net = models.Detector(
-            models.architecture("BL", size=values["size"], backbone=values["backbone"])
-        )
-    kinds = torch.nn.Conv2d | torch.nn.Linear
-    layers = [name for name, layer in net.named_modules() if isinstance(layer, kinds)]
-    named = {choose("layer", name, layers) for name in values["keep_float"].split(",")}
-    if {*layers[:-1]} <= named:  # the last is never int8
-        raise InputError("setting keep_float names every layer: nothing is left to quantize")
+    return models.student(rate, size=size, backbone=backbone)
 
 
 @dataclass
@@ -310,7 +301,7 @@ class Run:
         checkpoint, watch = self.folder / f"checkpoint{stage}.pt", options.pop("on_epoch", None)
 
         def on_epoch(history: pd.DataFrame) -> None:
-            took = history["seconds"].sum(), history.attrs["cpu_seconds"]
+            took = history["seconds"].sum(), history["cpu_seconds"].sum()
             self.spent.keep(f"fit{stage}", as_timing, took)
             if watch:
                 watch(history)
@@ -351,7 +342,10 @@ class Run:
             self.spent.keep()
             result |= {"timings": self.spent.timings(), "threads": self.spent.threads}
             names = ("model.safetensors", "predictions.parquet", result["deployed"])
-            result["files"] = {name: records.kept(self.folder / name) for name in names}
+            for name in names:  # safe on the disk before they are said to be
+                with (self.folder / name).open("rb+") as file:
+                    os.fsync(file.fileno())
+            result["files"] = {name: records.stamp(self.folder / name) for name in names}
             write_text(self.folder / "result.json", json.dumps(result, indent=1))
             # the notebook is an earlier attempt's: this one's comes when it has ended
             names = ("checkpoint*.pt", "failed.json", "unfinished.json", "notebook.ipynb")
@@ -420,12 +414,11 @@ def commit() -> str:
     if not (paths.PROJECT / ".git").exists():
         return "unknown"
     words = ["git", "-C", str(paths.PROJECT), "describe", "--always", "--dirty"]
-    quiet = {"env": os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, "capture_output": True, "text": True}
+    quiet = {"env": os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, "stderr": subprocess.DEVNULL}
     try:
-        done = subprocess.run(words, **quiet, check=True, timeout=30)
+        return subprocess.check_output(words, text=True, timeout=30, **quiet).strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 def asked(method: str, **request) -> Run:

@@ -51,7 +51,7 @@ class Settings(
     """How an image becomes square: a crop keeps the traces that resizing blurs, but sees a part."""
     limit: int | None = _setting(None, "data", ge=8)
     """At most so many images of each class in each part: for a quick try (int8 calibrates on 8)."""
-    target_images: int | None = _setting(None, "data", ge=1)
+    target_images: int | None = _setting(None, "data", ge=8)
     """At most so many training images of each class, but for a transfer's source: few-shot."""
     train_generators: AnyOrder = _setting("", "data", source="arXiv 2003.07325")
     """Generators whose fakes train and validate (a,b; empty: all); the test keeps every one."""
@@ -79,10 +79,6 @@ class Settings(
     """Stop after so many epochs without a better validation AUROC, keep the best; 0: never."""
     augment: bool = _setting(True, *TRAIN)
     """Mirror, shift and light of training images are varied; nothing that blurs traces."""
-    mixup: float = _setting(0.0, *TRAIN, ge=0, le=100, source="arXiv 1710.09412")
-    """Blend two images and their labels (of the Beta distribution; 0.2 is usual; 0: off)."""
-    cutmix: float = _setting(0.0, *TRAIN, ge=0, le=100, source="arXiv 1905.04899")
-    """Paste a part of one image into another (1 is usual); with mixup, a coin decides."""
     blur_jpeg: float = _setting(0.0, *TRAIN, ge=0, le=1, source="arXiv 1912.11035")
     """Probability of a blur, and of a JPEG, of each training image: for unseen generators."""
     front: Literal["", "srm"] = _setting("", *TRAIN, source="arXiv 1805.04953")
@@ -98,10 +94,10 @@ class Settings(
     """Learning rate of fine-tuning: below `lr`, as the weights are good already."""
     scope: Literal["layer", "global"] = _setting("layer", "prune", "structured")
     """The same share of each layer is pruned, or the least important anywhere."""
-    importance: Literal["l1", "taylor", "bn", "random"] = _setting(
-        "l1", "structured", source="arXiv 2301.12900, 1906.10771, 1708.06519"
+    importance: Literal["l1", "taylor", "random"] = _setting(
+        "l1", "structured", source="arXiv 2301.12900, 1906.10771"
     )
-    """What ranks channels: L1 norm, loss change by Taylor, BatchNorm's scale; random as control."""
+    """What ranks channels: L1 norm, loss change by Taylor; random as control."""
     round_to: int = _setting(16, "structured", ge=1, le=64)
     """Widths are multiples of it: 16 numbers are one AVX-512 register; 1 meets a rate best."""
     prune_steps: int = _setting(3, "structured", "budget", ge=1, le=100, source="arXiv 1506.02626")

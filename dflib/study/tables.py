@@ -1,6 +1,7 @@
 """Finished runs as tables: a row each method, rate and recipe, over seeds and folds, with verdicts.
 
 What is compared with what, and the words, is `compare`'s; how it is written or drawn, `dflib.show`'s.
+Numbers stand with their interval: NAME, NAME_low and NAME_high.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from dflib.study import compare, records
@@ -43,8 +45,8 @@ def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) 
     differ as well.
     """
     results = list(results)
-    older = {k for r in results for k in r["params"]} - {*DEFAULTS}
-    but = {*but, *older} if {*compare.RECIPE} <= {*but} else but
+    if {*compare.RECIPE} <= {*but}:
+        but = [*but, *({k for r in results for k in r["params"]} - {*DEFAULTS})]
 
     def same(r: dict) -> bool:
         read = {key for code in lineage(r["method"]) for key in METHODS[code].keys}
@@ -52,9 +54,10 @@ def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) 
         asked = {key: wanted[key] for key in read & held}
         return compare.decides(r["params"], but) == compare.decides(asked, but)
 
-    images = [r.get("data_fingerprint") for r in results if same(r)][-1:]
-    found = [r for r in results if same(r) and r.get("data_fingerprint") in images]
-    return list({(_key(r), r["seed"]): r for r in found}.values())
+    found = [r for r in results if same(r)]
+    images = [r.get("data_fingerprint") for r in found][-1:]
+    newest = {(_key(r), r["seed"]): r for r in found if r.get("data_fingerprint") in images}
+    return list(newest.values())
 
 
 def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
@@ -73,26 +76,25 @@ def over_seeds(
 ) -> pd.DataFrame:
     """A row a method, rate and number of target images: means over seeds, differences from BL.
 
-    Columns: those of `about`, seeds, run_id (of the first), val_auroc (`validated`), COSTS; for
-    each generator and "all" NAME/auroc and /balanced_accuracy, and with -BL behind minus
-    `baseline`, paired; each with _low and _high. NAME/verdict and NAME/word against BL (`verdict`),
-    and of all together the whole text, "told"; where some were not in training also for NAME
-    "seen" and "unseen".
+    Columns: those of `about`, seeds, run_id (of the first), val_auroc (`compare.validated`), COSTS;
+    for each generator and "all" (and "seen", "unseen") NAME/auroc and /balanced_accuracy, and with
+    -BL behind minus `baseline`, paired. NAME/verdict and NAME/word against BL (`verdict`), and of
+    all together the whole text, "told".
     """
     rows, groups = [], by_seed(results)
     for group in groups:
         row = about(group, groups) | {"seeds": len(group), "run_id": group[0]["run_id"]}
         told = [r["cost"] | r["timings"] | {"train_images": r.get("train_images")} for r in group]
         row |= pd.DataFrame(told).reindex(columns=COSTS).astype(float).mean().to_dict()
+        row |= {"val_auroc": compare.validated(group), "told": ""}
+        for name, each in compare.combined(group).items():
+            for metric in compare.JUDGED:
+                row |= interval(f"{name}/{metric}", each[metric], inside=True)
         pairs = [(r, b) for r in group if (b := compare.baseline(r, every))]
         changes = compare.paired(*zip(*pairs, strict=True)) if pairs else {}
-        row["val_auroc"] = compare.validated(group)
-        row["told"] = ""
-        for suffix, table in {"": compare.combined(group), "-BL": changes}.items():
-            for name, each in table.items():
-                for k in compare.JUDGED:
-                    row |= compare.ends(f"{name}/{k}{suffix}", each[k], inside=not suffix)
         for name, each in changes.items():
+            for metric in compare.JUDGED:
+                row |= interval(f"{name}/{metric}-BL", each[metric])
             word, says, text = compare.verdict(each, margin=margin)
             row |= {f"{name}/verdict": says, f"{name}/word": word}
             row |= {"told": text} if name == "all" else {}
@@ -100,75 +102,48 @@ def over_seeds(
     return pd.DataFrame(rows)
 
 
-def against_scratch(results: Iterable[dict], every: Mapping[str, dict]) -> pd.DataFrame:
-    """Whether each transfer beats BL from nothing, with the same target images and epochs at most.
-
-    Columns: those of `about`, epochs (`budget`: the source's are free, later tasks share them),
-    scratch_epochs, seeds, difference of AUROC with _low and _high, verdict (`Verdict.says`, and
-    whether scratch was shorter or longer; "not measured").
-    """
-    moved = [r for r in results if r["method"] in METHODS and METHODS[r["method"]].transfers]
-    rows, groups = [], by_seed(moved)
-    for group in groups:
-        epochs = compare.budget(group[0], every)
-        pairs = [(r, b) for r in group if (b := compare.from_nothing(r, every, epochs=epochs))]
-        theirs = pairs[0][1]["params"]["epochs"] if pairs and epochs > 0 else math.nan
-        pairs = [(r, b) for r, b in pairs if b["params"]["epochs"] == theirs]
-        change, says = {"mean": math.nan, "ci95": None}, "not measured"
-        if pairs:
-            found = compare.paired(*zip(*pairs, strict=True))["all"]
-            change, (word, says, _) = found["auroc"], compare.verdict(found, than="scratch")
-            unlike = {"better": theirs < epochs, "worse": theirs > epochs}.get(word)
-            says += f", scratch was {'shorter' if theirs < epochs else 'longer'}" if unlike else ""
-        row = {"epochs": epochs, "scratch_epochs": theirs, "seeds": len(pairs), "verdict": says}
-        rows.append(about(group, groups) | row | compare.ends("difference", change))
-    return pd.DataFrame(rows)
-
-
 def matrix(results: Iterable[dict]) -> pd.DataFrame:
     """Trained on against tested on: AUROC of each method, rate, recipe and fold on each generator.
 
-    Columns: method, rate, recipe, train ("all", "gan", "without gan"), test, seen, seeds, auroc,
-    auroc_low, auroc_high.
+    Columns: method, rate, recipe, train ("all", "gan", "without gan"), test, seen, seeds, auroc.
     """
     rows = []
     for group in by_seed(results):
         first, found = group[0], compare.combined(group)
-        row = {"recipe": compare.recipe(first["params"]), "seeds": len(group)}
-        row |= {"train": fold(first["params"]).removeprefix("on ").removesuffix(" alone") or "all"}
+        row = {key: first[key] for key in ("method", "rate")} | {"seeds": len(group)}
+        row["recipe"] = compare.recipe(first["params"])
+        row["train"] = fold(first["params"]).removeprefix("on ").removesuffix(" alone") or "all"
         for test in compare.tested(first):
-            row |= {"test": test, "seen": test in first["train_generators"]}
-            row |= compare.ends("auroc", found[test]["auroc"], inside=True)
-            rows.append({k: first[k] for k in ("method", "rate")} | row)
+            cell = {"test": test, "seen": test in first["train_generators"]}
+            rows.append(row | cell | interval("auroc", found[test]["auroc"], inside=True))
     return pd.DataFrame(rows)
 
 
 def gaps(results: Iterable[dict], *, margin: float = compare.MARGIN) -> pd.DataFrame:
     """What each method, rate and recipe loses from seen to unseen generators, a row each.
 
-    Columns: method, rate, recipe, folds, seeds, val_auroc (`validated`); AUROC seen, unseen and
-    gap of `contrast`; with -BL behind minus BL of the same recipe, with -plain minus the plain
-    recipe; each with _low and _high, those of seen and unseen also with _verdict.
+    Columns: method, rate, recipe, folds, seeds, val_auroc (`compare.validated`); AUROC seen, unseen
+    and gap of `contrast`; with -BL behind minus BL of the same recipe, with -plain minus the plain
+    recipe, those of seen and unseen also with _verdict.
     """
     groups: dict[tuple, list[dict]] = {}
     for group in by_seed(results):
         key = (group[0]["method"], group[0]["rate"], compare.recipe(group[0]["params"]))
         groups.setdefault(key, []).extend(group)
     rows = []
-    for key, group in groups.items():
+    for (method, rate, recipe), group in groups.items():
         if not (found := compare.contrast(group)):
             continue
-        row = dict(zip(("method", "rate", "recipe"), key, strict=True))
-        row |= {"folds": found["gap"]["folds"], "seeds": found["gap"]["auroc"]["seeds"]}
-        row["val_auroc"] = compare.validated(group)
-        others = {"-BL": ("BL", None, key[2]), "-plain": (*key[:2], "plain")}
-        others = {end: groups[k] for end, k in others.items() if k != key and k in groups}
-        tables = {end: compare.contrast(group, reference) for end, reference in others.items()}
-        for end, table in ({"": found} | tables).items():
-            for name, each in table.items():
-                row |= compare.ends(name + end, each["auroc"], inside=end == "" and name != "gap")
-                if end and name != "gap":
-                    row[f"{name}{end}_verdict"] = compare.verdict(each, margin=margin).says
+        row = {"method": method, "rate": rate, "recipe": recipe, "folds": found["gap"]["folds"]}
+        row |= {"seeds": found["gap"]["auroc"]["seeds"], "val_auroc": compare.validated(group)}
+        for name, each in found.items():
+            row |= interval(name, each["auroc"], inside=name != "gap")
+        for end, of in (("-BL", ("BL", None, recipe)), ("-plain", (method, rate, "plain"))):
+            reference = groups.get(of, group)
+            changes = compare.contrast(group, reference) if reference is not group else {}
+            for name, each in changes.items():
+                row |= interval(name + end, each["auroc"])
+                row[f"{name}{end}_verdict"] = compare.verdict(each, margin=margin).says
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -182,8 +157,8 @@ def duels(
     """Which of two methods is better at the same rate: paired over the folds and seeds of both.
 
     rivals: {method: others}. A row each rate, pair and where (seen | unseen generators; all seen
-    where no run has unseen ones). Columns: method, rival, rate, where, seeds, difference (AUROC)
-    with _low and _high, verdict, word.
+    where no run has unseen ones). Columns: method, rival, rate, where, seeds, difference (AUROC),
+    verdict, word.
 
     >>> duels(every.values(), {"CKD": ["CPF", "CPF-S"]})            # doctest: +SKIP
     """
@@ -194,14 +169,22 @@ def duels(
     for method, rate in [key for key in groups if key[0] in rivals]:
         for rival in rivals[method]:
             both = compare.matched(groups[method, rate], groups.get((rival, rate), []))
-            found = compare.contrast(*both) if both[0] else {}
-            found = found or ({"seen": compare.paired(*both)["all"]} if both[0] else {})
+            if not both[0]:
+                continue
+            found = compare.contrast(*both) or {"seen": compare.paired(*both)["all"]}
             for where in [name for name in found if name != "gap"]:
-                says, change = (
-                    compare.verdict(found[where], rival, margin=margin),
+                change, says = (
                     found[where]["auroc"],
+                    compare.verdict(found[where], rival, margin=margin),
                 )
                 row = {"method": method, "rival": rival, "rate": rate, "where": where}
-                row |= compare.ends("difference", change) | {"seeds": change["seeds"]}
-                rows.append(row | {"verdict": says.says, "word": says.word})
+                row |= {"seeds": change["seeds"], "verdict": says.says, "word": says.word}
+                rows.append(row | interval("difference", change))
     return pd.DataFrame(rows)
+
+
+def interval(column: str, found: dict, *, inside: bool = False) -> dict:
+    """`metrics.combine`'s dict as three columns; inside: the ends are kept in [0, 1]."""
+    ends = np.array(found["ci95"] or (math.nan, math.nan))
+    low, high = ends.clip(0, 1) if inside else ends
+    return {column: found["mean"], f"{column}_low": low, f"{column}_high": high}

@@ -1,0 +1,151 @@
+"""Images that a list labels, and sets of the Hugging Face hub, to a manifest."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from data_prep import folder, manifest, scenes
+from data_prep.errors import InputError, choose, short
+from data_prep.paths import data_root
+
+LABELS = {"0": 0, "1": 1, "false": 0, "true": 1, "authentic": 0, "synthetic": 1, "generated": 1}
+LABELS |= {word: label for known in folder.LAYOUTS for word, (label, _) in known.labels.items()}
+COLUMNS = ("path", "label", "generator", "split", "scene")  # the last three may be missing
+log = logging.getLogger(__name__)
+
+
+def prepare(
+    file: Path,
+    images: Path,
+    *,
+    name: str,
+    columns: dict[str, str] | None = None,
+    scene: str = "",
+    force: bool = False,
+) -> pd.DataFrame:
+    """The manifest of the images that a CSV or parquet file lists, by paths below `images`.
+
+    columns: what the file calls `COLUMNS`. A label is one of `LABELS`. scene: a rule, where no
+    column tells. Raises `InputError` for what is not there, unknown, outside `images` or listed
+    twice.
+
+    >>> prepare(Path("labels.csv"), Path("images"), name="mine")     # doctest: +SKIP
+    """
+    if not images.is_dir():
+        raise InputError(f"{images} is not a folder: give the one that the list's paths start from")
+    table = _read(file, columns or {})
+    rows = [_row(row, file) for row in table.to_dict("records")]
+    if (twice := table["path"].duplicated()).any():
+        path = short(table.loc[twice, "path"].iloc[0])
+        raise InputError(f"{file}: {twice.sum()} path(s) stand in it twice (e.g. {path})")
+    rows = rows if "scene" in table else scenes.grouped(rows, scene)
+    return manifest.make(name, images, rows, force=force)
+
+
+def _read(file: Path, columns: dict[str, str]) -> pd.DataFrame:
+    """The list as text, its columns under our names."""
+    try:
+        if file.suffix.lower() == ".parquet":
+            table = pd.read_parquet(file).astype("str")
+        else:
+            table = pd.read_csv(file, dtype="str", keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as CSV or parquet: {error}") from error
+    names = {ours: columns.get(ours, ours) for ours in COLUMNS}
+    for ours, name in names.items():
+        if name not in table and (ours in COLUMNS[:2] or name != ours):
+            hint = f"Say which it is: --{ours}-column NAME."
+            choose(f"column for the {ours}", name, list(table.columns), hint=hint)
+    names = {name: ours for ours, name in names.items() if name in table}
+    return table[list(names)].rename(columns=names)
+
+
+def _row(row: dict, file: Path) -> dict:
+    label, path = label_of(row["label"], f"In {file}."), PurePosixPath(row["path"])
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{file}: path {short(row['path'])} is not one below --images")
+    split = row.get("split", "").lower()
+    if split:
+        split = folder.SPLITS[choose("split", split, folder.SPLITS, hint=f"In {file}.")][0]
+    generator = row.get("generator") or "fake"
+    known = {"path": str(path), "label": label, "split": split, "group": row.get("scene", "")}
+    return known | {"generator": generator if label else "real", "folder": path.parent.name}
+
+
+def label_of(value: object, hint: str) -> int:
+    """0 for a word (or number) that means real, 1 for one that means fake; else `InputError`."""
+    return LABELS[choose("label", str(value).strip().lower(), LABELS, hint=hint)]
+
+
+def huggingface(
+    source: str,
+    *,
+    name: str,
+    image_column: str = "image",
+    label_column: str = "label",
+    generator_column: str = "",
+    split: str = "train",
+    per_class: int = 1000,
+    licence: str = "",
+    force: bool = False,
+) -> pd.DataFrame:
+    """The manifest of the first `per_class` real and fake images of a set of the hub, or of a
+    folder of parquet files: streamed, and written as they are to `<data root>/<name>/files/`.
+
+    A second call takes what is there; `force` fetches again. Raises `InputError` without
+    `datasets`, for an unknown column or label, and as `manifest.make` does.
+
+    >>> huggingface("ComplexDataLab/OpenFake", name="fakes")         # doctest: +SKIP
+    """
+    home = data_root() / manifest.check_name(name) / "files"
+    manifest.claim(name, home, force=force)
+    if home.exists() and not force:
+        log.warning("%s is there already, and taken as it is: --force fetches again", home)
+    else:
+        fresh = home.with_name("files.new")
+        shutil.rmtree(fresh, ignore_errors=True)  # of an earlier call that was cut
+        columns = (image_column, label_column, generator_column)
+        left = {0: per_class, 1: per_class}
+        for number, (label, generator, data, suffix) in enumerate(_stream(source, split, columns)):
+            if left[label]:
+                left[label] -= 1
+                place = fresh / ("fake" if label else "real") / (generator if label else "")
+                place.mkdir(parents=True, exist_ok=True)
+                (place / f"{number:08d}{suffix}").write_bytes(data)
+            if not any(left.values()):
+                break
+        if not fresh.exists():
+            raise InputError(f"{source}, split {split!r}, holds no images")
+        shutil.rmtree(home, ignore_errors=True)
+        fresh.rename(home)
+    rows = folder.entries(home, folder.LAYOUTS[0])
+    return manifest.make(name, home, rows, licence=licence, force=force)
+
+
+def _stream(
+    source: str, split: str, columns: tuple[str, str, str]
+) -> Iterator[tuple[int, str, bytes, str]]:
+    """Label, generator, bytes and suffix of each image."""
+    try:
+        import datasets  # here: an extra
+    except ImportError as error:
+        raise InputError('datasets is not installed: pip install -e ".[datasets]"') from error
+    image, label, generator = columns
+    try:
+        rows = datasets.load_dataset(source, split=split, streaming=True)
+        features = rows.features or {}
+        rows = rows.cast_column(image, datasets.Image(decode=False))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"{source}, split {split!r}, cannot be opened: {error}") from error
+    for column in filter(None, columns):
+        choose("column", column, list(features), hint=f"In {source}.")
+    words = getattr(features[label], "names", None)
+    for row in rows:
+        value = words[row[label]] if words else row[label]
+        data, path = row[image]["bytes"], row[image]["path"] or ""
+        name = str(row[generator]).replace("/", "_") if generator else "fake"
+        data = Path(path).read_bytes() if data is None else data
+        yield label_of(value, f"In {source}."), name, data, PurePosixPath(path).suffix

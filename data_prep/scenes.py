@@ -1,0 +1,95 @@
+"""Which files show one scene, by a rule that is found or given. No scene crosses a strict split."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from data_prep.errors import InputError, short
+
+BURST = 256  # RAISE ids are hexadecimal, some 65,000 apart; nearer ones are taken for one scene
+RULES = {
+    "stem": "files of one name, whatever their folder and suffix",
+    "parent": "the files of one folder, such as a video's frames",
+    "file": "each file",
+    "bursts": "neighbouring RAISE ids",
+}
+log = logging.getLogger(__name__)
+
+
+def stem(file: str) -> str:
+    """A file's name (or path) without its suffix."""
+    return file.rpartition(".")[0] or file
+
+
+def grouped(rows: list[dict], rule: str = "") -> list[dict]:
+    """The rows (path, label, generator, split, folder: the one below class and generator, or ""),
+    each with its scene as group; within a split, where the folders give splits.
+
+    rule: one of `RULES`, a regular expression whose first group names the scene, "" to find one.
+    Raises `InputError` for an expression that is none, has no group, or does not match a path.
+    """
+    known = rule or found(rows)
+    names = list(map(_namer(known), rows))
+    if known == "bursts":
+        first = bursts(names)
+        names = [first[name] for name in names]
+    for row, name in zip(rows, names, strict=True):
+        row["group"] = f"{row['split']}/{name}" if row["split"] and known != "file" else name
+    number = len({row["group"] for row in rows})
+    how, what = "given" if rule else "found", RULES.get(known, "what the group matches")
+    log.info("%d scenes by %s (%s): %s", number, short(known), how, what)
+    return rows
+
+
+def found(rows: list[dict]) -> str:
+    """The rule that the names suggest: "parent" where most files are numbered anew in each folder
+    of a class, or named after their folder, as frames of videos are; else "stem"."""
+    names = [row["path"].rpartition("/")[2] for row in rows]
+    kinds = [(row["label"], row["generator"], row["split"]) for row in rows]
+    times, frames = Counter(zip(kinds, names, strict=True)), 0
+    for row, kind, name in zip(rows, kinds, names, strict=True):
+        if folder := row["folder"]:
+            frames += times[kind, name] > 1 or name.startswith((f"{folder}_", f"{folder}-"))
+    return "parent" if 2 * frames > len(names) else "stem"
+
+
+def _namer(rule: str) -> Callable[[dict], str]:
+    """From a row to its scene's name."""
+    if rule in ("stem", "bursts"):
+        return lambda row: stem(row["path"].rpartition("/")[2])
+    if rule == "parent":
+        return lambda row: row["folder"] or stem(row["path"])
+    if rule == "file":
+        return lambda row: stem(row["path"])
+    try:
+        expression = re.compile(rule)
+    except re.error as error:
+        raise InputError(f"--scene {short(rule)} is no regular expression: {error}") from error
+    if not expression.groups:
+        names = ", ".join(RULES)
+        raise InputError(f"--scene {short(rule)} has no group: e.g. '(id\\d+)_', or one of {names}")
+
+    def matched(row: dict) -> str:
+        match = expression.search(row["path"])
+        if not match or match[1] is None:
+            raise InputError(f"--scene {short(rule)} does not match {row['path']}")
+        return match[1]
+
+    return matched
+
+
+def bursts(ids: Iterable[str]) -> dict[str, str]:
+    """The scene of each RAISE id (r…t): the first of a run of ids less than `BURST` apart.
+
+    >>> bursts(["r000da54ft", "r000da550t", "r001d260dt"])
+    {'r000da54ft': 'r000da54ft', 'r000da550t': 'r000da54ft', 'r001d260dt': 'r001d260dt'}
+    """
+    scenes, first, last = {}, "", -BURST
+    for each in sorted(set(ids)):
+        scenes[each] = each
+        if match := re.fullmatch(r"r([0-9a-f]+)t", each):
+            number = int(match[1], 16)
+            first = first if number - last < BURST else each
+            scenes[each], last = first, number
+    return scenes

@@ -1,0 +1,129 @@
+"""Lists of labelled images, and sets as the Hugging Face hub streams them (from local parquet)."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from data_prep import lists, manifest
+from data_prep.__main__ import app
+from data_prep.errors import InputError
+from data_prep.transform import coded
+
+
+def noise_png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return coded(Image.fromarray(pixels), "PNG")
+
+
+@pytest.fixture
+def images(tmp_path, tree):
+    return tree(tmp_path / "images", {"a": 4, "b": 4})
+
+
+ROWS = [
+    ("a/a-000.png", "REAL", "ignored", "Train", "s1"),
+    ("a/a-001.png", "0", "", "test", "s2"),
+    ("b/b-000.png", "fake", "gan", "val", "s1"),
+    ("b/b-001.png", "1", "", "", "s3"),
+]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_list_becomes_a_manifest(tmp_path, data_root, images, suffix):
+    table = pd.DataFrame(ROWS, columns=["file", "y", "model", "part", "video"])
+    file = tmp_path / f"labels{suffix}"
+    table.to_csv(file, index=False) if suffix == ".csv" else table.to_parquet(file)
+    words = ["list-file", str(file), "--images", str(images), "--name", "mine"]
+    for option, name in zip(lists.COLUMNS, table.columns, strict=True):
+        words += [f"--{option}-column", name]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    found = manifest.load("mine")[["path", "label", "generator", "split", "group", "status"]]
+    assert found.to_numpy().tolist() == [
+        ["a/a-000.png", 0, "real", "train", "s1", "ok"],
+        ["a/a-001.png", 0, "real", "test", "s2", "ok"],
+        ["b/b-000.png", 1, "gan", "val", "s1", "ok"],
+        ["b/b-001.png", 1, "fake", "", "s3", "ok"],
+    ]
+
+
+def test_without_a_column_of_scenes_a_rule_tells_them(tmp_path, data_root, images):
+    pd.DataFrame(ROWS, columns=lists.COLUMNS)[["path", "label"]].to_csv(tmp_path / "x.csv")
+    table = lists.prepare(tmp_path / "x.csv", images, name="mine", scene="parent")
+    assert table["group"].tolist() == ["a", "a", "b", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,y\na/a-000.png,0\n", "unknown column for the label 'label'.*--label-column NAME"),
+        ("path,label\na/a-000.png,maybe\n", "unknown label 'maybe'.* Valid: 0, 1, .*real"),
+        ("path,label,split\na/a-000.png,0,dev\n", "unknown split 'dev'"),
+        ("path,label\n../x.png,0\n", "path '../x.png' is not one below --images"),
+        ("path,label\n/x.png,0\n", "path '/x.png' is not one below --images"),
+        ("path,label\nx.png,0\nx.png,1\n", r"1 path\(s\) stand in it twice \(e.g. 'x.png'\)"),
+        ("", "cannot be read as CSV or parquet"),
+    ],
+)
+def test_a_list_that_is_not_understood_is_refused(tmp_path, data_root, images, text, message):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        lists.prepare(tmp_path / "x.csv", images, name="mine")
+    assert not data_root.exists()
+
+
+def test_a_file_that_is_listed_and_not_there_is_quarantined(tmp_path, data_root, tree):
+    root = tree(tmp_path / "images", {"a": 30, "b": 30})
+    rows = [{"path": f.relative_to(root).as_posix(), "label": 0} for f in (root / "a").iterdir()]
+    rows += [{"path": f.relative_to(root).as_posix(), "label": 1} for f in (root / "b").iterdir()]
+    pd.DataFrame([*rows, {"path": "b/gone.png", "label": 1}]).to_csv(tmp_path / "x.csv")
+    table = lists.prepare(tmp_path / "x.csv", root, name="mine").set_index("path")
+    assert table.loc["b/gone.png", "status"] == "unreadable: No such file or directory"
+
+
+def test_without_datasets_the_line_that_installs_it_is_told(data_root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r'pip install -e "\.\[datasets\]"'):
+        lists.huggingface("someone/something", name="mine")
+    assert not data_root.exists()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A local folder of parquet files, as the hub holds a set: reals first, then fakes."""
+    datasets = pytest.importorskip("datasets", reason='pip install -e ".[datasets]"')
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-cache"))
+    rows = {
+        "picture": [{"bytes": noise_png(i), "path": f"{i}.png"} for i in range(12)],
+        "kind": ["real"] * 6 + ["fake"] * 6,
+        "model": [""] * 6 + ["sd/xl", "flux"] * 3,
+    }
+    kinds = datasets.ClassLabel(names=["fake", "real"])  # fake is their 0: names decide
+    features = {"picture": datasets.Image(), "kind": kinds, "model": datasets.Value("string")}
+    (tmp_path / "hub").mkdir()
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    made.to_parquet(tmp_path / "hub" / "train.parquet")
+    return tmp_path / "hub"
+
+
+def test_a_set_of_the_hub_is_streamed_and_sampled(hub, data_root):
+    words = ["huggingface", str(hub), "--name", "mine", "--image-column", "picture"]
+    words += ["--label-column", "kind", "--generator-column", "model", "--per-class", "4"]
+    for _ in range(2):  # the second finds all there
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        found = manifest.load("mine")
+        assert found.groupby("generator").size().to_dict() == {"real": 4, "sd_xl": 2, "flux": 2}
+        assert (found["label"] == (found["generator"] != "real")).all()
+    first = data_root / "mine" / "files" / "real" / "00000000.png"
+    assert first.read_bytes() == noise_png(0)
+    for column, message in (("--label-column", "unknown column 'x'"), ("--split", "cannot be")):
+        with pytest.raises(InputError, match=message):
+            CliRunner().invoke(app, [*words, "--force", column, "x"], catch_exceptions=False)
+    assert len(list((data_root / "mine" / "files").rglob("*.png"))) == 8  # as it was
