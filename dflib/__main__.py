@@ -125,7 +125,7 @@ def _told(plan: tuple, outcomes: dict) -> int:
     rows = runs.results()
     terminal.results(rows[rows["run_id"].isin(outcomes)] if len(rows) else rows)
     try:
-        typer.echo(f"report: {report.write()}\nexplorer: {static.write()}")
+        typer.echo(f"explorer: {static.write()}\nreport: {report.write()}")
     except OSError as error:  # a full disk, say: the runs and the table stand
         typer.echo(f"no report: {error}")
     terminal.advice(outcomes)

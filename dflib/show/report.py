@@ -106,6 +106,7 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
         sections = [_section(i, *key, rows=_sorted(group)) for i, (key, group) in groups]
     methods = [METHODS[code] for code in METHODS if len(rows) and code in set(rows["method"])]
     page = {"sections": sections, "methods": methods, "failures": failures, "runs": len(rows)}
+    page["explorer"] = path.with_name("explorer.html").exists()
     loader = jinja2.PackageLoader("dflib.show")
     look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     template = jinja2.Environment(loader=loader, **look).get_template("report.html.j2")
