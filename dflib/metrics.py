@@ -286,7 +286,8 @@ def _interval(drawn: np.ndarray, wider: float = 0.0, least=-np.inf, most=np.inf)
 
 
 def _with_reals(labels: np.ndarray, fakes: ArrayLike, testsets: ArrayLike | None) -> np.ndarray:
-    """The images of a set, (n,) of bool: its fakes, and the reals of their own test sets, else all."""
+    """The images of a set, (n,) of bool: its fakes, and the reals of their own test sets, else
+    all."""
     fakes, real = np.asarray(fakes, bool), labels == 0
     if testsets is not None:
         testsets = np.asarray(testsets, str)

@@ -267,7 +267,8 @@ def _save(path: Path | None, parts: dict, state: dict, recipe: Recipe) -> None:
 
 
 def _resume(path: Path | None, parts: dict, recipe: Recipe) -> dict:
-    """The state in a checkpoint, its parts loaded; that of the beginning for none or a damaged one."""
+    """The state in a checkpoint, its parts loaded; that of the beginning for none or a damaged
+    one."""
     beginning = {"history": [], "best": None}
     if path is None or not Path(path).exists():
         return beginning

@@ -1,4 +1,5 @@
-"""The Kaggle and Colab badges in the notebooks' first cells: `make address URL=https://github.com/you/name` fills in the repository.
+"""The Kaggle and Colab badges in the notebooks' first cells: `make address
+URL=https://github.com/you/name` fills in the repository.
 
 Until then the badges lead to the README, which tells how to open a notebook there.
 """
@@ -14,16 +15,24 @@ LINE = re.compile(r"\[!\[Open in Kaggle\][^\"\n\\]*")
 
 
 def line(stem: str, address: str = PLACEHOLDER) -> str:
-    """The badges of one notebook, and once the repository has an address, what to run first on a machine that has not seen it."""
+    """The badges of one notebook, and once the repository has an address, what to run first on a
+    machine that has not seen it."""
     kaggle = colab = "../README.md#one-notebook-online"
     first = ""
     if address != PLACEHOLDER:
         kaggle = (
             f"https://kaggle.com/kernels/welcome?src={address}/blob/main/notebooks/{stem}.ipynb"
         )
-        colab = f"https://colab.research.google.com/{address.removeprefix('https://').replace('.com', '', 1)}/blob/main/notebooks/{stem}.ipynb"
-        first = f" There, first run `!git clone {address} workbook`, `%cd workbook`, `%pip install -q -r requirements.txt`."
-    return f"[![Open in Kaggle](badges/kaggle.svg)]({kaggle}) [![Open in Colab](badges/colab.svg)]({colab}){first}"
+        place = address.removeprefix("https://").replace(".com", "", 1)
+        colab = f"https://colab.research.google.com/{place}/blob/main/notebooks/{stem}.ipynb"
+        first = (
+            f" There, first run `!git clone {address} workbook`, `%cd workbook`, `%pip install "
+            f"-q -r requirements.txt`."
+        )
+    return (
+        f"[![Open in Kaggle](badges/kaggle.svg)]({kaggle}) [![Open in "
+        f"Colab](badges/colab.svg)]({colab}){first}"
+    )
 
 
 def address(text: str) -> str:
@@ -33,7 +42,8 @@ def address(text: str) -> str:
 
 
 def fill(root: Path, new: str) -> None:
-    """Put the repository's address into the notebooks and the README below `root`, in place of the placeholder or an older one."""
+    """Put the repository's address into the notebooks and the README below `root`, in place of the
+    placeholder or an older one."""
     old = PLACEHOLDER
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         text = path.read_text(encoding="utf-8")

@@ -1,6 +1,8 @@
-"""`make bench`: speed as ratios inside one run, against what a user would use otherwise. Writes outputs/bench.json, prints a table.
+"""`make bench`: speed as ratios inside one run, against what a user would use otherwise. Writes
+outputs/bench.json, prints a table.
 
-Times belong here and not in the tests. `python -m tests.bench NAME …` (or `make bench ARGS="NAME …"`) runs only some of them.
+Times belong here and not in the tests. `python -m tests.bench NAME …` (or `make bench ARGS="NAME
+…"`) runs only some of them.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def seconds(step: Callable[[], object], *, repeat: int = 5) -> float:
 
 
 def in_turns(*steps: Callable[[], object], rounds: int = 5) -> list[float]:
-    """Median seconds of each of several calls, measured in turns: a moment's disturbance hits all alike."""
+    """Median seconds of each of several calls, measured in turns: a moment's disturbance hits all
+    alike."""
     times = [[seconds(step, repeat=3) for step in steps] for _ in range(rounds)]
     return np.median(times, axis=0).tolist()
 
@@ -86,7 +89,8 @@ def import_time() -> Iterator[Record]:
 
 
 def batches() -> Iterator[Record]:
-    """Batches of one epoch: our memory map against ImageFolder + Pillow + resize, one process each, both as uint8 tensors."""
+    """Batches of one epoch: our memory map against ImageFolder + Pillow + resize, one process each,
+    both as uint8 tensors."""
     import torch
     from PIL import Image
     from skimage import data as photos
@@ -131,12 +135,15 @@ def batches() -> Iterator[Record]:
                 "x",
                 ">= 50",
                 ratio >= 50,
-                f"400 JPEGs of 256 px, q75, shuffled batches of 64: {400 / fast:,.0f} against {400 / slow:,.0f} images/s of torchvision ImageFolder, one process each",
+                f"400 JPEGs of 256 px, q75, shuffled batches of 64: {400 / fast:,.0f} "
+                f"against {400 / slow:,.0f} images/s of torchvision ImageFolder, one process "
+                f"each",
             )
 
 
 def training_step() -> Iterator[Record]:
-    """One optimiser step of BL at 128 px: ours (mixed precision, channels_last) against the plain fp32 NCHW loop."""
+    """One optimiser step of BL at 128 px: ours (mixed precision, channels_last) against the plain
+    fp32 NCHW loop."""
     import torch
     import torch.nn.functional as F
 
@@ -176,12 +183,15 @@ def training_step() -> Iterator[Record]:
         "x",
         ">= 1.8 with bfloat16",
         holds,
-        f"batch 32, {mixed} + channels_last {1e3 * ours:.0f} ms against fp32 NCHW {1e3 * plain:.0f} ms ({layout / ours:.2f}x against fp32 channels_last), {torch.get_num_threads()} threads",
+        f"batch 32, {mixed} + channels_last {1e3 * ours:.0f} ms against fp32 NCHW "
+        f"{1e3 * plain:.0f} ms ({layout / ours:.2f}x against fp32 channels_last), "
+        f"{torch.get_num_threads()} threads",
     )
 
 
 def compressed() -> Iterator[Record]:
-    """BL at 224 px against the same with masks, with 90 % structured pruning, and with int8 on top: one thread, each file in a fresh process."""
+    """BL at 224 px against the same with masks, with 90 % structured pruning, and with int8 on top:
+    one thread, each file in a fresh process."""
     import pandas as pd
 
     from dflib import export, lowrank, measure, models, prune, quantize, train
@@ -251,7 +261,8 @@ def compressed() -> Iterator[Record]:
 
 
 def study() -> Iterator[Record]:
-    """`make study` from nothing but the installed packages: demo data, demo grid, report; then the same command again."""
+    """`make study` from nothing but the installed packages: demo data, demo grid, report; then the
+    same command again."""
     with roots():
         command = [sys.executable, "-m", "dflib", "study", "--preset", "demo"]
         times = []
@@ -304,7 +315,8 @@ def _clocked(step: Callable[[], object]) -> float:
 
 
 def scanning() -> Iterator[Record]:
-    """Scan and decode 10,000 small JPEGs with two processes against one; then the scan of the unchanged folder again."""
+    """Scan and decode 10,000 small JPEGs with two processes against one; then the scan of the
+    unchanged folder again."""
     from data_prep import cache, folder, manifest
     from data_prep.integrity import inspect_file
 
@@ -341,7 +353,8 @@ def scanning() -> Iterator[Record]:
 
 
 def _peak_mb(code: str) -> float:
-    """Largest sum of private (anonymous) memory of a fresh process and its children while it runs, in MB."""
+    """Largest sum of private (anonymous) memory of a fresh process and its children while it runs,
+    in MB."""
     import psutil
 
     process = psutil.Popen([sys.executable, "-c", code])
@@ -378,12 +391,14 @@ def memory() -> Iterator[Record]:
         "x",
         "< 1.2",
         growth < 1.2,
-        f"private memory of all processes together: {peaks[8_000]:.0f} against {peaks[1_000]:.0f} MB, 128 px, 2 workers",
+        f"private memory of all processes together: {peaks[8_000]:.0f} against "
+        f"{peaks[1_000]:.0f} MB, 128 px, 2 workers",
     )
 
 
 def many_files() -> Iterator[Record]:
-    """100,000 files in two folders: the first scan, the next one, the decoded cache and the audit, each in a fresh process."""
+    """100,000 files in two folders: the first scan, the next one, the decoded cache and the audit,
+    each in a fresh process."""
     n, step = 100_000, "from data_prep import audit_page, cache, folder; "
     with roots() as root:
         images = _jpegs(root / "images", n, side=32)
@@ -408,7 +423,8 @@ def many_files() -> Iterator[Record]:
 
 
 def evaluation() -> Iterator[Record]:
-    """Everything that is computed of a run's predictions, for 10,000 images and 2,000 draws, on one core."""
+    """Everything that is computed of a run's predictions, for 10,000 images and 2,000 draws, on one
+    core."""
     from dflib import metrics
 
     rng = np.random.default_rng(0)
@@ -433,12 +449,14 @@ def evaluation() -> Iterator[Record]:
         "s",
         "< 5",
         value < 5,
-        "4 generators, all metrics with 2,000 draws by scene, and the paired test against another run; one core",
+        "4 generators, all metrics with 2,000 draws by scene, and the paired test against "
+        "another run; one core",
     )
 
 
 def finished_runs() -> Iterator[Record]:
-    """A study and the table of runs where 5,000 runs are finished: one real result, copied with the ids of 5,000 requests."""
+    """A study and the table of runs where 5,000 runs are finished: one real result, copied with the
+    ids of 5,000 requests."""
     from data_prep import folder
     from dflib.study import engine
 
@@ -502,11 +520,13 @@ TWO_CORES = (
 
 
 def engine() -> Iterator[Record]:
-    """16 tiny runs of BL: the engine, its table and its report among it, against a shell loop around papermill, on the same two cores."""
+    """16 tiny runs of BL: the engine, its table and its report among it, against a shell loop
+    around papermill, on the same two cores."""
     from data_prep import demo
     from dflib.study.runs import NOTEBOOKS
 
-    loop = 'for seed in $(seq 0 15); do "$0" -m papermill --no-progress-bar -p preset tiny -p seed $seed 02_baseline.ipynb "$1/$seed.ipynb" || exit; done'
+    loop = 'for seed in $(seq 0 15); do "$0" -m papermill --no-progress-bar -p preset tiny '
+    loop += '-p seed $seed 02_baseline.ipynb "$1/$seed.ipynb" || exit; done'
     with roots() as root:
         demo.prepare()
         seeds = ",".join(map(str, range(16)))
@@ -536,7 +556,8 @@ def engine() -> Iterator[Record]:
         "x",
         ">= 1.6",
         slow / fast >= 1.6,
-        f"BL, preset tiny, seeds 0 to 15, the same two cores: {fast:.0f} s with table and report, against {slow:.0f} s",
+        f"BL, preset tiny, seeds 0 to 15, the same two cores: {fast:.0f} s with table and "
+        f"report, against {slow:.0f} s",
     )
 
 
@@ -550,7 +571,8 @@ register_optimizer_step_post_hook(hook)
 
 
 def overhead() -> Iterator[Record]:
-    """From the start of a run to its first training step, as a notebook by the engine, and the same cells as a script."""
+    """From the start of a run to its first training step, as a notebook by the engine, and the same
+    cells as a script."""
     import nbformat
 
     from data_prep import demo
@@ -597,7 +619,8 @@ def overhead() -> Iterator[Record]:
         "s",
         "< 3",
         notebook - script < 3,
-        f"start to first training step of BL, preset tiny, median of 3: {notebook:.1f} s as a notebook by the engine, {script:.1f} s as a script",
+        f"start to first training step of BL, preset tiny, median of 3: {notebook:.1f} s as "
+        f"a notebook by the engine, {script:.1f} s as a script",
     )
 
 
@@ -623,7 +646,10 @@ def main(wanted: list[str]) -> None:
 
     for name in wanted:
         choose("benchmark", name, BENCHES)
-    machine = f"{torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()}, {os.cpu_count()} cores"
+    machine = (
+        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()}, "
+        f"{os.cpu_count()} cores"
+    )
     console = Console(width=None if sys.stdout.isatty() else 160)
     table = Table("benchmark", "value", "bar", "holds", "conditions", title=machine)
     records, path = [], outputs_root() / "bench.json"

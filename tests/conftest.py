@@ -1,4 +1,5 @@
-"""What several test files share: temporary roots for the whole session, a small real-or-fake dataset, makers of image files."""
+"""What several test files share: temporary roots for the whole session, a small real-or-fake
+dataset, makers of image files."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def roots(tmp_path_factory) -> Iterator[Path]:
-    """Data and outputs of the whole session lie in a temporary folder, for this process and those it starts."""
+    """Data and outputs of the whole session lie in a temporary folder, for this process and those
+    it starts."""
     base = tmp_path_factory.mktemp("roots")
     before = {key: os.environ.get(key) for key in ("DFLIB_DATA", "DFLIB_OUTPUTS")}
     os.environ.update(DFLIB_DATA=str(base / "data"), DFLIB_OUTPUTS=str(base / "outputs"))
@@ -63,7 +65,8 @@ def roots(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(roots) -> str:
-    """Name of a prepared dataset: 120 patches of photographs, 60 nearest-upsampled and 60 blurred other ones, 32 to 48 px, JPEG and PNG alike."""
+    """Name of a prepared dataset: 120 patches of photographs, 60 nearest-upsampled and 60 blurred
+    other ones, 32 to 48 px, JPEG and PNG alike."""
     base = roots / "images"
     rng = np.random.default_rng(0)
     cells = [(p, x, y) for p in PHOTOGRAPHS for x in range(9) for y in range(6)]
@@ -90,7 +93,8 @@ def tiny_dataset(roots) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_source(roots) -> str:
-    """Name of a prepared source task: 80 patches of a cat and 80 of other photographs, in the layout of dogs vs cats."""
+    """Name of a prepared source task: 80 patches of a cat and 80 of other photographs, in the
+    layout of dogs vs cats."""
     base = roots / "pets"
     for kind, photograph in (("cats", "chelsea.png"), ("dogs", "coffee.png")):
         image = Image.open(str(files("skimage") / "data" / photograph)).convert("RGB")
@@ -152,7 +156,8 @@ def picture() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tree() -> Callable[..., Path]:
-    """tree(root, {"real": 10, "fake/gan": 10}, suffix=".png"): write so many different small images into each folder."""
+    """tree(root, {"real": 10, "fake/gan": 10}, suffix=".png"): write so many different small images
+    into each folder."""
 
     def make(
         root: Path, counts: dict[str, int], *, suffix: str = ".png", size: tuple[int, int] = (12, 9)
@@ -173,7 +178,8 @@ def tree() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def toy() -> Callable[..., object]:
-    """toy(n=60, size=32, seed=0): a `dflib.data.Dataset` in memory that is easy to tell apart (fakes carry a pattern of stripes)."""
+    """toy(n=60, size=32, seed=0): a `dflib.data.Dataset` in memory that is easy to tell apart
+    (fakes carry a pattern of stripes)."""
     from dflib.data import Dataset, Part
 
     def make(n: int = 60, *, size: int = 32, seed: int = 0) -> Dataset:
@@ -201,7 +207,8 @@ def toy() -> Callable[..., object]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> dict:
-    """A small detector with lived-in BatchNorm statistics: {"model", "checkpoint", "onnx"} (its two files)."""
+    """A small detector with lived-in BatchNorm statistics: {"model", "checkpoint", "onnx"} (its two
+    files)."""
     import torch
 
     from dflib import export, models, train
@@ -231,7 +238,8 @@ def exported(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="session")
 def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
-    """An outputs root with finished runs of a network that was not trained: BL, CPF at one rate, CPF-S at two."""
+    """An outputs root with finished runs of a network that was not trained: BL, CPF at one rate,
+    CPF-S at two."""
     import torch
 
     from dflib import models, prune, train

@@ -1,4 +1,5 @@
-"""A copy of the project whose run notebooks only wait, write a result, or raise; the engine is real."""
+"""A copy of the project whose run notebooks only wait, write a result, or raise; the engine is
+real."""
 
 from __future__ import annotations
 
@@ -26,13 +27,16 @@ from pathlib import Path
 from dflib.study import methods
 from dflib.study.runs import spec
 
-asked = {{"preset": preset, "dataset": dataset, "source": source, "protocol": protocol, "seed": seed, "settings": settings}}
+asked = {{"preset": preset, "dataset": dataset, "source": source, "protocol": protocol}}
+asked |= {{"seed": seed, "settings": settings}}
 s = spec(method, rate=rate if methods.method(method).rated else None, **asked)
 time.sleep(float(os.environ.get("LIGHT_SECONDS", "0")))
 if method in os.environ.get("LIGHT_RAISES", "").split(","):
     raise ValueError(f"{{method}} cannot [/] be made")
-result = json.loads(Path(r"{template}").read_text()) | {{"run_id": s.run_id, "method": method, "seed": seed, "dataset": dataset, "rate": s.rate}}
-result |= {{"parents": [p.run_id for p in s.parents], "params": methods.relevant(method, s.settings), "command": s.command()}}
+result = json.loads(Path(r"{template}").read_text())
+result |= {{"run_id": s.run_id, "method": method, "seed": seed, "dataset": dataset, "rate": s.rate}}
+result |= {{"parents": [p.run_id for p in s.parents], "command": s.command()}}
+result |= {{"params": methods.relevant(method, s.settings)}}
 result |= {{"code": methods.versions(method), "files": {{}}}}
 (s.folder / "result.json").write_text(json.dumps(result))
 if method in os.environ.get("LIGHT_RAISES_LATER", "").split(","):
@@ -40,7 +44,8 @@ if method in os.environ.get("LIGHT_RAISES_LATER", "").split(","):
 
 
 def project(folder: Path, template: dict) -> Path:
-    """Make the copy below `folder`; template: the `result.json` of its runs, but for their names."""
+    """Make the copy below `folder`; template: the `result.json` of its runs, but for their
+    names."""
     from dflib.study import methods
 
     for name in ("dflib", "data_prep", "notebooks"):

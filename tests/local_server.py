@@ -1,4 +1,5 @@
-"""A local HTTP server for tests: knows ranges or ignores them, and cuts connections when told to."""
+"""A local HTTP server for tests: knows ranges or ignores them, and cuts connections when told
+to."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`. cut: bytes after which each of the next connections breaks. ranges: whether it knows them."""
+    """Serves `files`. cut: bytes after which each of the next connections breaks. ranges: whether
+    it knows them."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

@@ -29,7 +29,8 @@ def everything(root: Path) -> list[str]:
 
 
 def refused(*words: str) -> str:
-    """The one line on stderr of a command that must refuse (exit status 2), without its "error: "."""
+    """The one line on stderr of a command that must refuse (exit status 2), without its "error:
+    "."""
     done = call(*words)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout.strip() == ""
@@ -41,7 +42,8 @@ def refused(*words: str) -> str:
 
 @pytest.fixture
 def place(tmp_path, data_root, outputs_root, tree, monkeypatch) -> Path:
-    """A folder with images and, for roots, a data root with one prepared dataset "mine" and no outputs; the process works in it."""
+    """A folder with images and, for roots, a data root with one prepared dataset "mine" and no
+    outputs; the process works in it."""
     monkeypatch.chdir(tmp_path)
     folder.prepare(tree(tmp_path / "images", {"real": 40, "fake/gan": 40}), name="mine")
     return tmp_path
@@ -149,6 +151,8 @@ def test_preparing_a_folder_shows_what_was_found(place):
 
 
 def test_importing_is_light():
-    code = "import sys, dflib, data_prep, dflib.__main__; heavy = {'torch', 'pandas', 'pydantic', 'matplotlib', 'onnxruntime', 'distributed', 'papermill'}; sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    heavy = {"torch", "pandas", "pydantic", "matplotlib", "onnxruntime", "distributed", "papermill"}
+    code = "import sys, dflib, data_prep, dflib.__main__; "
+    code += f"sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -23,7 +23,8 @@ NET = f"10.{77 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
 
 @pytest.fixture
 def nodes() -> Iterator[list[str]]:
-    """Names of two network namespaces, at NET.11 and NET.12; this process is at NET.1. Skips where they cannot be made."""
+    """Names of two network namespaces, at NET.11 and NET.12; this process is at NET.1. Skips where
+    they cannot be made."""
     if not shutil.which("ip"):
         pytest.skip("network namespaces need the command ip (iproute2)")
     names = [f"{TAG}-{i}" for i in (1, 2)]

@@ -545,7 +545,8 @@ def test_a_data_folder_that_cannot_be_written_to_is_one_line(tmp_path, data_root
 
 
 def test_a_full_disk_is_one_line(tmp_path, data_root, tree):
-    """A file may not grow beyond 200 bytes: as a disk that is full while the manifest is written."""
+    """A file may not grow beyond 200 bytes: as a disk that is full while the manifest is
+    written."""
     root = tree(tmp_path / "set", {"real": 20, "fake/gan": 20})
     code = """
 import resource, signal, sys

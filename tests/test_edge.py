@@ -324,7 +324,8 @@ def test_finished_runs_are_timed_again_in_turns(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def forwards(exported, toy, tmp_path_factory) -> dict:
-    """The same detector in every form that can answer: name -> forward, and what rounding may do."""
+    """The same detector in every form that can answer: name -> forward, and what rounding may
+    do."""
     folder, float_file, model = tmp_path_factory.mktemp("f"), exported["onnx"], exported["model"]
     base = lived_in(model.arch)
     adapted = adapters.insert(base, "features.1", form="residual")

@@ -1,4 +1,5 @@
-"""Exercises answer back: nothing yet, right, wrong with its hint, stopped; quizzes answer in the page."""
+"""Exercises answer back: nothing yet, right, wrong with its hint, stopped; quizzes answer in the
+page."""
 
 from __future__ import annotations
 

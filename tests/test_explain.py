@@ -1,4 +1,5 @@
-"""Grad-CAM against a computation by hand, on every kind of network; the residual and its spectrum."""
+"""Grad-CAM against a computation by hand, on every kind of network; the residual and its
+spectrum."""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ def outputs(undisturbed, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def mounted(tmp_path) -> Iterator[Callable[..., Path]]:
-    """mounted(*arguments of mount): a mount on an empty folder, taken away at the end; skips where that is not allowed."""
+    """mounted(*arguments of mount): a mount on an empty folder, taken away at the end; skips where
+    that is not allowed."""
     made = []
 
     def mount(*arguments: str) -> Path:

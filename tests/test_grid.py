@@ -69,7 +69,10 @@ def test_a_hostile_grid_is_refused_at_once_in_a_short_line(text):
 
 
 def test_text_settings_of_a_grid_stay_text():
-    text = "dataset: 007\nset: {hold_out: 01, keep_float: on, train_generators: 1e3, epochs: 05, limit: null}"
+    text = (
+        "dataset: 007\nset: "
+        "{hold_out: 01, keep_float: on, train_generators: 1e3, epochs: 05, limit: null}"
+    )
     found = grid.parse(text)
     assert found["dataset"] == ("007",)
     read = methods.settings("demo", found["set"])

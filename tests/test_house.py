@@ -1,4 +1,5 @@
-"""The house stays as it is drawn in the README: imports run one way, nothing goes in a circle, and no room grows beyond what a reader takes in."""
+"""The house stays as it is drawn in the README: imports run one way, nothing goes in a circle, and
+no room grows beyond what a reader takes in."""
 
 from __future__ import annotations
 
@@ -17,12 +18,13 @@ FLOORS = {"data_prep": 0, "dflib": 1, "dflib.study": 2, "dflib.edge": 3, "dflib.
 DETECTOR = {"models", "data", "train", "augment", "metrics", "measure"}  # know no technique
 TECHNIQUES = {"prune", "distill", "quantize", "lowrank", "adapters", "export", "explain"}
 # reached so far; the aim is 2,600 and 6,000 lines
-LINES = {"dflib/*.py": 3240, "dflib/**/*.py": 8800, "data_prep/**/*.py": 3100}
+LINES = {"dflib/*.py": 2830, "dflib/**/*.py": 8200, "data_prep/**/*.py": 3100}
 FILE, FUNCTION = 450, 60
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the product by its name; `dflib.__main__` is the door, and may open into each wing."""
+    """Every module of the product by its name; `dflib.__main__` is the door, and may open into each
+    wing."""
     files = [f for root in ("data_prep", "dflib") for f in (PROJECT / root).rglob("*.py")]
     names = {".".join(f.relative_to(PROJECT).with_suffix("").parts): f for f in files}
     return {name.removesuffix(".__init__"): file for name, file in names.items()}

@@ -1,4 +1,5 @@
-"""What is opened as an image at all: regular files of a sane size and shape, of the formats that are listed; nothing starts another program."""
+"""What is opened as an image at all: regular files of a sane size and shape, of the formats that
+are listed; nothing starts another program."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ PROGRAMS = {
 
 @pytest.fixture
 def victim(tmp_path, monkeypatch) -> Path:
-    """A file that PostScript is after; a `gs` stands first in $PATH and writes into it when started."""
+    """A file that PostScript is after; a `gs` stands first in $PATH and writes into it when
+    started."""
     file, gs = tmp_path / "victim.txt", tmp_path / "bin" / "gs"
     file.write_text("mine")
     gs.parent.mkdir()

@@ -282,7 +282,8 @@ LEAVES = (
 
 @st.composite
 def mutated(draw, text: str) -> str:
-    """JSON with some of its values replaced, repeated, swapped or gone; or with other characters."""
+    """JSON with some of its values replaced, repeated, swapped or gone; or with other
+    characters."""
     if draw(st.integers(0, 4)) == 0:
         at, what = draw(st.integers(0, len(text))), draw(st.text(max_size=4) | st.just("[" * 5000))
         return text[:at] + what + text[at + draw(st.integers(0, 8)) :]
@@ -311,7 +312,8 @@ def peak_mb() -> float:
 
 
 def loads_or_is_named(path: Path, original: Detector) -> None:
-    """What loads has the original's tensors, and answers; all else is one line of ours, and cheap."""
+    """What loads has the original's tensors, and answers; all else is one line of ours, and
+    cheap."""
     peak_mb()
     before = peak_mb()
     try:

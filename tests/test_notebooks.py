@@ -135,7 +135,8 @@ def test_begins_with_title_badges_goals_time_and_the_way_on(path):
     assert rest[goals + 1].count("\n- ") >= 2
     time, way = rest[goals + 2 :]
     assert re.fullmatch(
-        r"\*\*Time\*\* .*on 2 CPU cores .+; on a T4 .+ \((an estimate: not measured|measured.*)\)\.",
+        r"\*\*Time\*\* .*on 2 CPU cores .+; on a T4 .+ \((an estimate: not "
+        r"measured|measured.*)\)\.",
         time,
         re.DOTALL,
     )
@@ -215,7 +216,8 @@ def begun(tiny_dataset, tiny_source, outputs_folder) -> tuple[runs.Run, list[str
 
 @pytest.fixture(scope="module")
 def made(tiny_dataset, tiny_source, outputs_folder, begun) -> dict[str, dict]:
-    """Results of all run notebooks on the target by method, executed as the batch does; those on the source are made for them."""
+    """Results of all run notebooks on the target by method, executed as the batch does; those on
+    the source are made for them."""
     plan = engine.plan(
         preset="tiny", dataset=tiny_dataset, source=tiny_source, methods_=tuple(methods.METHODS)
     )
@@ -239,7 +241,8 @@ for control in list(widget._instances.values()):
 
 
 def execute(book: Path, out: Path | None, parameters: dict) -> None:
-    """With a kernel as the engine starts it: others may wait for ever for the reply to a cell whose widgets talk meanwhile."""
+    """With a kernel as the engine starts it: others may wait for ever for the reply to a cell whose
+    widgets talk meanwhile."""
     with book.with_suffix(".log").open("w") as log, TemporaryDirectory(prefix="dflib-") as sockets:
         kernel = {
             "kernel_name": "python3",
@@ -351,7 +354,8 @@ def test_a_second_execution_finds_the_first(made):
 
 @pytest.mark.parametrize("code", [codes[-1] for codes in METHODS.values()])
 def test_the_cells_tagged_result_are_what_makes_it(code, made, tmp_path, monkeypatch):
-    """They alone, after the imports, give the same weights and scores: so nothing else needs to be in the run's id."""
+    """They alone, after the imports, give the same weights and scores: so nothing else needs to be
+    in the run's id."""
     spec, finished = made[code]["spec"], made[code]["folder"]
     there = [parent.folder for parent in spec.parents]
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
@@ -367,6 +371,20 @@ def test_the_cells_tagged_result_are_what_makes_it(code, made, tmp_path, monkeyp
     assert spec.folder != finished and spec.finished()
     scores = [pd.read_parquet(f / "predictions.parquet")["score"] for f in (spec.folder, finished)]
     np.testing.assert_array_equal(*scores)
+
+
+ASIDES = [path.stem for path in ALL if '"aside"' in path.read_text()]
+
+
+@pytest.mark.parametrize("stem", ASIDES)
+def test_experiments_are_left_out_of_a_batch_and_run_by_hand(stem, made, tmp_path):
+    result = next(r for r in made.values() if r["spec"].notebook.stem == stem)
+    batch = nbformat.read(result["folder"] / "notebook.ipynb", as_version=4)
+    left_out = [c.id for c in batch.cells if "left out of batches" in c.source]
+    by_hand = step_through(stem, tmp_path / "read.ipynb", **result["spec"].parameters())
+    tagged = [c for c in nbformat.read(by_hand, as_version=4).cells if "aside" in c.metadata.tags]
+    assert [c.id for c in tagged] == left_out and is_quiet(by_hand)
+    assert any(c.outputs for c in tagged) and runs.read(result["folder"])["status"] == "done"
 
 
 @pytest.mark.parametrize("stem", READERS)

@@ -1,4 +1,5 @@
-"""Damaged run folders: whatever is in one, every reader names it, leaves it out and goes on with the others."""
+"""Damaged run folders: whatever is in one, every reader names it, leaves it out and goes on with
+the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The engine with its real parts: papermill, kernels, Dask workers; and when each of them breaks."""
+"""The engine with its real parts: papermill, kernels, Dask workers; and when each of them
+breaks."""
 
 from __future__ import annotations
 
@@ -144,7 +145,8 @@ def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
 def test_an_interrupted_study_leaves_nothing_and_says_how_it_goes_on(
     tiny_dataset, outputs, tmp_path, sign
 ):
-    """In a temporary folder whose path is too long for sockets, where "python3" is another kernel."""
+    """In a temporary folder whose path is too long for sockets, where "python3" is another
+    kernel."""
     place = tmp_path / ("t" * 100)
     spec_ = tmp_path / "jupyter" / "kernels" / "python3"
     spec_.mkdir(parents=True), place.mkdir()
@@ -199,7 +201,10 @@ def test_a_run_by_hand_has_the_lock_until_it_is_finished(tiny_dataset, outputs):
     made = mine.once("x.txt", lambda path: path.write_text("mine"))
     again = runs.Run(s)  # the cell is run again in the same kernel
     assert again.once("x.txt", lambda path: path.write_text("other")).read_text() == "mine"
-    ask = f"from dflib.study import engine, runs; s = engine.plan(preset='tiny', dataset={tiny_dataset!r}, methods_=('BL',), settings={{'epochs': 1}})[0]; "
+    ask = (
+        f"from dflib.study import engine, runs; s = engine.plan(preset='tiny', "
+        f"dataset={tiny_dataset!r}, methods_=('BL',), settings={{'epochs': 1}})[0]; "
+    )
     ask += "runs.Run(s).once('y.txt', lambda path: path.write_text('theirs'))"
     theirs = subprocess.run(
         [sys.executable, "-c", ask], capture_output=True, text=True, check=False
@@ -298,12 +303,14 @@ path = sys.argv[1] + "/widgets.ipynb"
 nbformat.write(book, path)
 with open(sys.argv[1] + "/log.txt", "w") as log:
     manager = kernel.kernel_manager(log, sys.argv[1] + "/kernel")
-    papermill.execute_notebook(path, path, {}, progress_bar=False, kernel_name="python3", kernel_manager_class=manager)
+    how = {"kernel_name": "python3", "kernel_manager_class": manager}
+    papermill.execute_notebook(path, path, {}, progress_bar=False, **how)
 """
 
 
 def test_a_notebook_of_many_widgets_ends(tmp_path):
-    """With jupyter_client's own channels about every second such notebook waits for ever for a reply that has come."""
+    """With jupyter_client's own channels about every second such notebook waits for ever for a
+    reply that has come."""
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", MANY_WIDGETS, str(tmp_path)], check=True, timeout=180
     )

@@ -1,4 +1,5 @@
-"""The exported page in a real browser: it prepares images as Pillow does, decides like Python, and asks no other server."""
+"""The exported page in a real browser: it prepares images as Pillow does, decides like Python, and
+asks no other server."""
 
 from __future__ import annotations
 

@@ -154,7 +154,8 @@ def compared(study: Study, run_id: str) -> pd.DataFrame:
 
 
 def chosen(table: pd.DataFrame, choice: str) -> list[int]:
-    """Positions of the test images of `compared` of a choice, those whose score moved most first."""
+    """Positions of the test images of `compared` of a choice, those whose score moved most
+    first."""
     moved = (table["score"] - table["base_score"]).abs()[table["became"] == choice]
     return moved.sort_values(ascending=False, kind="stable").index.tolist()
 

@@ -136,7 +136,8 @@ def recap(run: Run, base: Run | None = None, *, more: Iterable[str] = ()) -> Mar
     quality, cost = run.result["metrics"]["all"], run.result["cost"]
     auroc, balanced = (words.interval(quality[k], quality["ci95"][k]) for k in compare.JUDGED)
     lines = [
-        f"{name(run)}: AUROC {auroc} (95 % interval), balanced accuracy {balanced} at the threshold "
+        f"{name(run)}: AUROC {auroc} (95 % interval), balanced accuracy {balanced} at the "
+        f"threshold "
         f"{run.result['threshold']:.3f}, on {quality['n']:,} test images.",
         f"File {cost['file_bytes'] / 1e6:.2f} MB, {cost['macs'] / 1e6:.0f} million MACs, "
         f"{cost['latency_ms']['p50']:.2f} ms for an image on one thread.",

@@ -110,7 +110,8 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def metric_table(result: dict) -> pd.DataFrame:
-    """A result's metrics for reading: a row each generator (unseen in training: marked), "all" last,
+    """A result's metrics for reading: a row each generator (unseen in training: marked), "all"
+    last,
     intervals in brackets; the last column is what one answer for all images scores."""
     found = result["metrics"]
     order = sorted(found, key=lambda name: (name == "all", name == "macro", name))
@@ -305,7 +306,8 @@ def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms"):
 @_figure
 def against(rows: pd.DataFrame, at: str = "rate", value: str = "auroc", *, title: str = "AUROC"):
     """A value against the share of parameters removed (`at` "rate"), the number of target images to
-    train on ("train_images"; of rated methods the highest rate), or what was done to the test images
+    train on ("train_images"; of rated methods the highest rate), or what was done to the test
+    images
     ("perturbation", as `robustness.drops` gives it): means over runs, with their 95 % intervals
     averaged; BL as a red line among the rates."""
     rows = _ends(in_order(rows), value, panel="").fillna({"rate": 0}).dropna(subset=[at])

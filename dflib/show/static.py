@@ -104,7 +104,8 @@ def _telling(tables: dict[str, pd.DataFrame]) -> list[int]:
 
 
 def _pictures(study: explorer.Study, shown: list[int]) -> str:
-    """Those test images on one sheet, `COLUMNS` in a row, as a data address; "" if they are gone."""
+    """Those test images on one sheet, `COLUMNS` in a row, as a data address; "" if they are
+    gone."""
     try:
         test = study.data.test
         images = [Image.fromarray(test.image(i)).resize((SIDE, SIDE)) for i in shown]

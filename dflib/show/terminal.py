@@ -29,7 +29,8 @@ COLOURS = {"done": "green", "failed": "red", "blocked": "yellow", "left": "yello
 
 
 def show(rows: pd.DataFrame | list[dict], title: str) -> None:
-    """Print a table whole, in blocks of columns that the terminal has room for, each with the first."""
+    """Print a table whole, in blocks of columns that the terminal has room for, each with the
+    first."""
     text = pd.DataFrame(rows).map(shown)
     first = text.columns[0]
     text = text.apply(lambda column: column.str.ljust(column.str.len().max()))
@@ -154,7 +155,8 @@ def tested(records: list[dict]) -> pd.DataFrame:
 
 
 def advice(outcomes: dict[str, dict]) -> None:
-    """Which of a study's runs to take, how sure that is, how to run it; what its images give away."""
+    """Which of a study's runs to take, how sure that is, how to run it; what its images give
+    away."""
     every = compare.load()
     made = [every[run] for run in outcomes if run in every]
     for dataset, protocol in sorted({(r["dataset"], r["protocol"]) for r in made}):

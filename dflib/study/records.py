@@ -327,7 +327,8 @@ def own(folder: Path) -> Path:
 
 
 def results(dataset: str | None = None) -> pd.DataFrame:
-    """All finished runs (`every`), a row each (`flat`, and folder), by dataset, protocol and seed."""
+    """All finished runs (`every`), a row each (`flat`, and folder), by dataset, protocol and
+    seed."""
     rows = [flat(result) | {"folder": str(result["folder"])} for result in every(dataset)]
     table, by = pd.DataFrame(rows), ["dataset", "protocol", "seed"]
     return table if table.empty else table.sort_values(by, kind="stable", ignore_index=True)

@@ -1,6 +1,7 @@
 """Finished runs as tables: a row each method, rate and recipe, over seeds and folds, with verdicts.
 
-What is compared with what, and the words, is `compare`'s; how it is written or drawn, `dflib.show`'s.
+What is compared with what, and the words, is `compare`'s; how it is written or drawn,
+`dflib.show`'s.
 Numbers stand with their interval: NAME, NAME_low and NAME_high.
 """
 
