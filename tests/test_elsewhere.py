@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from data_prep.errors import InputError
 from dflib.__main__ import app
 from dflib.edge import elsewhere
 from dflib.edge.predict import Predictor
+from dflib.show import report
 from dflib.study import records
 
 
@@ -117,6 +119,8 @@ def test_records_are_a_table_of_trained_on_and_tested_on(run, another, tiny_data
     cells = table.pivot_table(index="trained_on", columns="dataset", values="auroc")
     assert {another, tiny_dataset} <= {*cells.columns}
     assert set(table["generator"][table["dataset"] == another]) == {"gan", "vae", "all", "macro"}
+    shown = report.tested_elsewhere(records.every()).iloc[0]
+    assert shown["run"].startswith("BL, ") and re.match(r"0\.\d{3} \[", shown[another])
 
 
 def test_the_command_prints_every_run_on_every_set(run, another, tiny_dataset):

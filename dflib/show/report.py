@@ -21,6 +21,7 @@ from markupsafe import Markup
 from data_prep.errors import InputError
 from data_prep.paths import HOW_TO_GET, PUBLISHED, write_text
 from dflib import measure
+from dflib.edge import elsewhere
 from dflib.show import plots, words
 from dflib.study import compare, runs, tables
 from dflib.study.methods import METHODS
@@ -115,6 +116,29 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
     return path
 
 
+def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
+    """Trained on against tested on: a row a run, a column a set (`python -m dflib test`).
+
+    AUROC of all fakes there; false alarms, or fakes found, where the set has one class alone.
+
+    >>> tested_elsewhere(records.every())  # doctest: +SKIP
+    """
+    table = elsewhere.every(results)
+    if table.empty:
+        return table
+    table = table[table["generator"] == "all"].copy()
+    names = table[["method", "rate", "run_id"]].itertuples(index=False)
+    table["run"] = [f"{plots.run_label(method, rate)}, {run}" for method, rate, run in names]
+    table["text"] = words.intervals(table, "auroc")
+    for key, title in {"false_alarms": "false alarms", "found": "fakes found"}.items():
+        if key in table:
+            alone = table[key].notna()
+            table.loc[alone, "text"] = [f"{title} {t}" for t in words.intervals(table[alone], key)]
+    order = ["run", "trained_on"]
+    wide = table.pivot(index=order, columns="dataset", values="text").fillna("–").reset_index()
+    return wide.rename(columns={"trained_on": "trained on"}).rename_axis(columns=None)
+
+
 def _of_fakes(record: dict) -> bool:
     """Whether a run tells real from fake: a transfer's source may hold cats and dogs."""
     return record.get("classes", ["real", "fake"]) == ["real", "fake"]
@@ -142,6 +166,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         "runs": texts[MAIN].assign(run=names)[["run", *MAIN]],
         "more": list(zip(more, rows["command"], strict=True)),
         "over_seeds": _over_seeds(means),
+        "elsewhere": tested_elsewhere(rows["record"]),
         "figures": figures,
         "data": _data(name, rows),
         "environment": _environment(rows["record"]),
