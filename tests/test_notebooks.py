@@ -411,7 +411,7 @@ def test_readers_say_what_to_do_without_runs(stem, tmp_path, monkeypatch):
 def test_the_data_notebook_audits_what_is_there(tiny_dataset, tmp_path):
     read = step_through("01_data", tmp_path / "read.ipynb", dataset=tiny_dataset, sample=30)
     assert is_quiet(read)
-    assert figures(read) == 6
+    assert figures(read) == 5
     assert "240 usable images of 3 kinds" in recap(read) and "0.0% under `strict`" in recap(read)
 
 
