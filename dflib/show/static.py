@@ -37,7 +37,7 @@ def write(path: Path | None = None) -> Path:
     >>> write()  # doctest: +SKIP
     """
     path = Path(path or outputs_root() / "explorer.html")
-    found = [_study(study) for study in explorer.studies()]
+    found = list(filter(None, map(_study, explorer.studies())))
     about = {"studies": found, "titles": {row.code: row.title for row in METHODS.values()}}
     text = json.dumps(about | {"axes": plots.COSTS}, allow_nan=False).replace("<", "\\u003c")
     loader = jinja2.PackageLoader("dflib.show")
@@ -47,19 +47,25 @@ def write(path: Path | None = None) -> Path:
     return path
 
 
-def _study(study: explorer.Study) -> dict:
-    """A study as the page takes it: its runs, the test images' labels, and thumbnails of some."""
-    tables = {}
+def _study(study: explorer.Study) -> dict | None:
+    """A study as the page takes it: its runs, the test images' labels, and thumbnails of some.
+
+    None where its BL has no scores to hold others against.
+    """
+    tables, left_out = {}, []
     for run_id in study.rows.index:
         try:
             tables[run_id] = explorer.compared(study, run_id)
         except InputError as error:
-            log.warning("left out: %s", error)
-    test = next(iter(tables.values()))
+            left_out.append(str(error))
+    if study.base["run_id"] not in tables:
+        return None
+    test = tables[study.base["run_id"]]
     names = sorted(set(test["generator"]) - {"real"})
     shown = _telling(tables)
     return {
         "title": study.title,
+        "left_out": left_out,
         "base": study.base["run_id"],
         "best": records.best(study.results[i] for i in tables)["run_id"],
         "runs": [_run(study, run_id, table) for run_id, table in tables.items()],

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from data_prep.audit import verdict_of
-from data_prep.errors import shown
+from data_prep.errors import InputError, shown
 from dflib.show.words import interval, run_label
 from dflib.study import compare, engine, records, runs
 from dflib.study.progress import Progress, spoken
@@ -155,21 +155,30 @@ def tested(records: list[dict]) -> pd.DataFrame:
 
 
 def advice(outcomes: dict[str, dict]) -> None:
-    """Which of a study's runs to take, how sure that is, how to run it; what its images give
-    away."""
+    """Which of a study's runs to take, how sure that is, how to run it; what its images tell."""
     every = compare.load()
     made = [every[run] for run in outcomes if run in every]
     for dataset, protocol in sorted({(r["dataset"], r["protocol"]) for r in made}):
         best = records.best(r for r in made if (r["dataset"], r["protocol"]) == (dataset, protocol))
-        quality, base = compare.combined([best]), compare.baseline(best, every)
-        parts = [part for part in ("seen", "unseen") if part in quality] or ["all"]
-        spoken_ = [(part, quality[part]["auroc"]) for part in parts]
-        told = ", ".join(f"AUROC {part} {interval(x['mean'], x['ci95'])}" for part, x in spoken_)
-        if base:
-            smaller = base["cost"]["file_bytes"] / best["cost"]["file_bytes"]
-            told += f", {smaller:.1f} times smaller than BL; "
-            told += compare.verdict(compare.paired(best, base)["all"]).text
+        try:
+            told = _told(best, compare.baseline(best, every))
+        except InputError as error:  # its scores are not there, say
+            console.print(f"{dataset}: which run to take cannot be told: {error}")
+            continue
         name = run_label(best["method"], best["rate"])
-        console.print(f"{dataset}: take {name} ({told}): best on validation of the small files")
+        console.print(f"{dataset}: take {name} ({told}), best on validation of the small files")
         console.print(f"  python -m dflib predict IMAGE --run {best['run_id']}")
         console.print(f"  audit: {verdict_of(dataset)}")
+
+
+def _told(best: dict, base: dict | None) -> str:
+    """A run's AUROC on seen and unseen generators, and what it is beside its BL."""
+    quality = compare.combined([best])
+    parts = [part for part in ("seen", "unseen") if part in quality] or ["all"]
+    values = [(part, quality[part]["auroc"]) for part in parts]
+    told = ", ".join(f"AUROC {part} {interval(x['mean'], x['ci95'])}" for part, x in values)
+    if not base:
+        return told
+    smaller = base["cost"]["file_bytes"] / best["cost"]["file_bytes"]
+    verdict = compare.verdict(compare.paired(best, base)["all"]).text
+    return f"{told}, {smaller:.1f} times smaller than BL; {verdict}"

@@ -114,6 +114,7 @@ def _run_notebook(s: Spec, ends: float) -> dict | None:
                 stdout_file=text,
                 stderr_file=text,
                 kernel_name="python3",
+                language="python",  # whatever cleaners have left of the metadata
                 kernel_manager_class=kernel_manager(text, place, s.folder),
                 timeout_func=lambda cell: ends < math.inf and max(0.1, ends - time.monotonic()),
             )

@@ -85,7 +85,11 @@ class Cost(Record):
     macs: Count
     file_bytes: Count
     latency_ms: Latency
-    __pydantic_extra__: dict[str, float | None]
+    nonzero: Size | None = None
+    trainable_params: Size | None = None
+    gzip_bytes: Size | None = None
+    shipped_bytes: Size | None = None
+    peak_rss_mb: float | None = None
 
 
 class Scores(Record):
