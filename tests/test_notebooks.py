@@ -453,7 +453,7 @@ def test_the_sweep_notebook_makes_what_is_missing_and_shows_the_grid(made, tiny_
     assert is_quiet(read)
     assert figures(read) == 3
     text = "".join(o["text"] for o in outputs(read) if o.get("name") == "stdout")
-    assert "status 0: 2 of 2 done" in text and f"--dataset {tiny_dataset} --methods BL" in text
+    assert "status 0: 2 of 2 done" in text and "python -m dflib study --grid " in text
     (other,) = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",), seeds=(1,))
     assert other.finished()
     assert "the plan has **2**" in recap(read) and "2 of 2 done" in recap(read)

@@ -155,7 +155,7 @@ def test_watching_shows_a_study_that_runs_elsewhere_and_starts_nothing(
 ):
     monkeypatch.setenv("LIGHT_SECONDS", "1000")
     base, _ = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("CQ",))
-    elsewhere = threading.Thread(target=engine.execute, args=(base,), kwargs={"budget": 120.0})
+    elsewhere = threading.Thread(target=engine.execute, args=(base,), kwargs={"budget": 30.0})
     elsewhere.start()
     while not (base.folder / "notebook.new.ipynb").exists():
         time.sleep(0.1)
