@@ -96,18 +96,22 @@ class Audit:
         }
 
 
-def verdict_of(name: str) -> str:
-    """The verdict of a dataset's last audit, or a sentence that says that there was none."""
-    command = f"python -m data_prep audit {name}"
+def last(name: str) -> dict | None:
+    """What the last audit of a dataset found; None without one, or if the images have changed."""
     try:
         text = (paths.outputs_root() / f"audit-{name}.json").read_text(encoding="utf-8")
         found = json.loads(text)
         now = manifest.fingerprint_of(name) if name in paths.present() else None
-        if now in (None, found.get("data_fingerprint")):
-            return found["verdict"]
+        return found if now in (None, found.get("data_fingerprint")) else None
     except (OSError, ValueError, KeyError):
-        return f"{name!r} was never audited: {command}"
-    return f"{name!r} has changed since it was audited: {command}"
+        return None
+
+
+def verdict_of(name: str) -> str:
+    """The verdict of a dataset's last audit, or a sentence that says that there was none."""
+    if found := last(name):
+        return found["verdict"]
+    return f"{name!r} was never audited as it is: python -m data_prep audit {name}"
 
 
 def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Audit:

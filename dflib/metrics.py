@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 DECIDED = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr")  # at a threshold
 INTERVALS = (*DECIDED, "ap", "auroc", "eer", "brier", "ece")
 RATES = ("0.01", "0.05", "0.10")  # false positive rates of tpr_at_fpr
-BINS = 15  # of the reliability diagram
+BINS = 15  # of the reliability diagram behind the ECE
 CELLS = 400_000  # images x draws at once: 3 MB an array stays near the core's cache
 
 
@@ -37,7 +37,8 @@ def evaluate(
     generator is scored against the reals of its own one, where it has any, else all): (n,) each.
     Values are fractions, never NaN: precision is None where nothing is called fake. auroc, ap: as
     in scikit-learn; eer: FPR = FNR on the interpolated ROC curve; tpr_at_fpr: the best TPR at that
-    FPR or less; ece: of `reliability`. Raises ValueError: bad input, one class.
+    FPR or less; ece: in 15 bins, by chance too large (Bröcker 2012), so its interval is reflected
+    (2 x value - draw). Raises ValueError: bad input, one class.
 
     >>> names = ["real", "real", "gan", "vae"]
     >>> table = evaluate([0, 0, 1, 1], [.1, .6, .4, .9], names, threshold=.5)
@@ -183,25 +184,6 @@ def combine(values: Sequence[ArrayLike], wider: float = 0.0) -> dict:
     return {k: _value(x) for k, x in known.items()} | {"ci95": span, "seeds": n}
 
 
-def reliability(labels: ArrayLike, scores: ArrayLike) -> dict[str, np.ndarray]:
-    """A reliability diagram: {edges: (BINS + 1,), score, observed (share of fakes), count}.
-
-    labels, scores: (n,) each; one class is enough. Bins of equal width on P(fake), (low, high], 0
-    in the first; empty ones hold NaN. ece: the sum of count / n x |observed - score|, by chance too
-    large (Bröcker 2012), so its interval is reflected (2 x value - draw), and may lie below.
-    Sources: DeGroot & Fienberg 1983, Guo et al. 2017.
-
-    >>> reliability([0, 1, 1], [.2, .39, .4])["observed"][[2, 5]].tolist()
-    [0.0, 1.0]
-    """
-    labels, scores = _checked(labels, scores, classes=1)
-    bins = _bin(scores)
-    count, score, fake = (np.bincount(bins, w, minlength=BINS) for w in (None, scores, labels))
-    filled = np.where(count > 0, count, np.nan)
-    edges = np.linspace(0, 1, BINS + 1)
-    return {"edges": edges, "score": score / filled, "observed": fake / filled, "count": count}
-
-
 def _counts(codes: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
     """How often each group is drawn, (groups, some draws): once each, then multinomial."""
     groups, step, rng = codes.max() + 1, max(1, CELLS // len(codes)), np.random.default_rng(seed)
@@ -269,7 +251,7 @@ def _cumulated(weights: np.ndarray, upto: np.ndarray) -> np.ndarray:
 
 
 def _bin(scores: np.ndarray) -> np.ndarray:
-    """The bin of `reliability` that each score lies in."""
+    """The bin of P(fake), of `BINS` equal ones, that each score lies in."""
     return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], scores)
 
 

@@ -205,12 +205,13 @@ def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path, data_root, 
 def test_the_last_verdict_can_be_asked_for(tmp_path, data_root, outputs_root, tree):
     root = tree(tmp_path / "set", {"real": 12, "fake/gan": 12})
     folder.prepare(root, name="mine")
-    assert audit.verdict_of("mine") == "'mine' was never audited: python -m data_prep audit mine"
+    none = "'mine' was never audited as it is: python -m data_prep audit mine"
+    assert audit.verdict_of("mine") == none
     found, _ = audit_page.write("mine", sample=20)
     assert audit.verdict_of("mine") == found.verdict
     (root / "real" / "real-000.png").unlink()
     folder.prepare(root, name="mine")
-    assert "has changed since it was audited" in audit.verdict_of("mine")
+    assert audit.verdict_of("mine") == none and audit.last("mine") is None
 
 
 @pytest.mark.parametrize("name", ["nothing", "small"])

@@ -6,7 +6,6 @@ What is compared with what, and the verdict, is `study.compare`'s; the words aro
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from datetime import datetime
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from data_prep import audit
 from data_prep.errors import InputError
 from data_prep.paths import HOW_TO_GET, PUBLISHED, write_text
 from dflib import measure
@@ -171,7 +171,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         "data": _data(name, rows),
         "environment": _environment(rows["record"]),
         "get_data": HOW_TO_GET.get(name, f"python -m data_prep folder PATH --name {name}"),
-        "audit": _audit(name),
+        "audit": audit.last(name),
     }
 
 
@@ -248,14 +248,6 @@ def _over_seeds(means: pd.DataFrame) -> pd.DataFrame | None:
         says = means.reindex(columns=[f"{part}/verdict"]).iloc[:, 0].astype(object).fillna("–")
         table["against BL" + f", {part}" * bool(parts)] = says
     return pd.DataFrame(table)
-
-
-def _audit(name: str) -> dict | None:
-    """What `python -m data_prep audit` found, where it was run."""
-    try:
-        return json.loads((runs.outputs_root() / f"audit-{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _data(name: str, rows: pd.DataFrame) -> dict:

@@ -13,7 +13,6 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from data_prep.audit import verdict_of
 from data_prep.errors import InputError, shown
 from dflib.show.words import interval, run_label
 from dflib.study import compare, engine, records, runs
@@ -156,6 +155,8 @@ def tested(records: list[dict]) -> pd.DataFrame:
 
 def advice(outcomes: dict[str, dict]) -> None:
     """Which of a study's runs to take, how sure that is, how to run it; what its images tell."""
+    from data_prep.audit import verdict_of  # slow to import, and needed here alone
+
     every = compare.load()
     made = [every[run] for run in outcomes if run in every]
     for dataset, protocol in sorted({(r["dataset"], r["protocol"]) for r in made}):
