@@ -32,6 +32,17 @@ def augmented(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
+def view(images: Tensor, rows: Tensor, number: int) -> Tensor:
+    """`augmented`, always alike for an image (its row) and a number: so answers can be kept."""
+    cuda = [images.device] if images.device.type == "cuda" else []
+    found = []
+    with torch.random.fork_rng(devices=cuda):
+        for image, row in zip(images.split(1), rows.tolist(), strict=True):
+            torch.manual_seed(row * 10_007 + number)
+            found.append(augmented(image))
+    return torch.cat(found).contiguous(memory_format=torch.channels_last)
+
+
 def blur_jpeg(images: Tensor, probability: float) -> Tensor:
     """Blur each image with this probability, then encode it as JPEG with this probability.
 

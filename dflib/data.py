@@ -58,6 +58,17 @@ class Part:
         shuffle: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield uint8 images N x 3 x H x W (channels_last), labels N; `shuffle` draws the order."""
+        for images, labels, _ in self.indexed(size, device=device, shuffle=shuffle):
+            yield images, labels
+
+    def indexed(
+        self,
+        size: int,
+        *,
+        device: torch.device | str = "cpu",
+        shuffle: torch.Generator | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """As `batches`, with each image's place in this part (on the CPU)."""
         rows = torch.tensor(self.table["row"].to_numpy(), dtype=torch.int64)
         labels = torch.tensor(self.labels, dtype=torch.int64)
         order = torch.arange(len(self)) if shuffle is None else self._shuffled(labels, shuffle)
@@ -70,7 +81,7 @@ class Part:
             torch.index_select(words, 0, rows[index], out=images)
             images = images.view(torch.uint8).view(-1, *self.pixels.shape[1:])
             images = images.to(device, non_blocking=cuda).permute(0, 3, 1, 2)
-            yield images, labels[index].to(device, non_blocking=cuda)
+            yield images, labels[index].to(device, non_blocking=cuda), index
 
     def _shuffled(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """In random order; balanced: half of each class, its images equally often but for one."""

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dflib.train import Place
+
 
 def kd_loss(
     student: Tensor,
@@ -35,19 +37,34 @@ def kd_loss(
 class Distillation:
     """A loss for `train.fit`: the teacher sees the student's augmented images (arXiv 2106.05237).
 
-    options: of `kd_loss`; label_smoothing is the recipe's, which `fit` leaves to us.
+    Where the recipe has fixed `views`, it sees each once, and its logits are kept. options: of
+    `kd_loss`; label_smoothing is the recipe's, which `fit` leaves to us.
 
     >>> train.fit(student, data, recipe, loss=Distillation(teacher))  # doctest: +SKIP
     """
 
     def __init__(self, teacher: nn.Module, **options: float) -> None:
         self.teacher, self.options = teacher.eval().requires_grad_(False), options
+        self.kept: dict[int, Tensor] = {}  # view -> logits of all images, NaN: not seen yet
 
-    def __call__(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+    def __call__(
+        self, logits: Tensor, labels: Tensor, images: Tensor, place: Place | None = None
+    ) -> Tensor:
+        if place is None:
+            return kd_loss(logits, self._answer(images), labels, **self.options)
+        view, rows, total = place
+        unseen = torch.full((total, logits.shape[1]), torch.nan, device=images.device)
+        kept = self.kept.setdefault(view, unseen)
+        rows = rows.to(images.device)
+        new = kept[rows, 0].isnan()
+        if new.any():
+            kept[rows[new]] = self._answer(images[new]).float()
+        return kd_loss(logits, kept[rows], labels, **self.options)
+
+    @torch.no_grad()
+    def _answer(self, images: Tensor) -> Tensor:
         self.teacher.to(images.device, memory_format=torch.channels_last)
-        with torch.no_grad():
-            teacher = self.teacher(images)
-        return kd_loss(logits, teacher, labels, **self.options)
+        return self.teacher(images)
 
 
 def agreement(student: Tensor, teacher: Tensor) -> float:

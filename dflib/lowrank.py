@@ -20,10 +20,13 @@ SWEEPS = 5  # of the alternating least squares after the first SVDs (HOOI)
 
 
 def factorisable(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers but the last, and convolutions that are neither 1x1 nor grouped, by name."""
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    thick = lambda m: isinstance(m, nn.Conv2d) and m.groups == 1 and max(m.kernel_size) > 1
-    return {n: m for n, m in model.named_modules() if n in linear[:-1] or thick(m)}
+    """Linear layers but the last, and convolutions that are not grouped, by name.
+
+    Of a kind with a forward of its own (timm has some) none, nor what attention reads itself.
+    """
+    layers = {n: m for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
+    last = [n for n, m in layers.items() if isinstance(m, nn.Linear)][-1:]
+    return {n: m for n, m in layers.items() if n not in last and getattr(m, "groups", 1) == 1}
 
 
 def choose_ranks(model: nn.Module, *, rate: float) -> Ranks:
@@ -81,7 +84,7 @@ def factorise(model: Detector, ranks: Ranks) -> Detector:
 
 
 def decompose(layer: nn.Module, ranks: tuple[int, ...]) -> nn.Sequential:
-    """One layer as a product, equal at full rank: two linear ones, or 1x1, k x k, 1x1 convolutions.
+    """One layer as a product, equal at full rank: two linear or two 1x1 ones, or 1x1, k x k, 1x1.
 
     Raises `InputError` for ranks that the layer cannot have.
 
@@ -95,7 +98,7 @@ def decompose(layer: nn.Module, ranks: tuple[int, ...]) -> nn.Sequential:
         shape = tuple(weight.shape)
         raise InputError(f"ranks {tuple(ranks)} of a layer {shape}: 1 to {most} can be had")
     product = factors(layer, ranks)
-    found = _svd(weight, *ranks) if weight.ndim == 2 else _tucker2(weight, *ranks)
+    found = _svd(weight.flatten(1), *ranks) if len(ranks) == 1 else _tucker2(weight, *ranks)
     with torch.no_grad():
         for factor, values in zip(product, found, strict=True):
             factor.weight.copy_(values.view_as(factor.weight))
@@ -126,8 +129,10 @@ def _basis(matrix: Tensor, rank: int) -> Tensor:
 
 
 def _unfoldings(weight: Tensor) -> list[Tensor]:
-    """The matrix of a linear layer; of a convolution, one row an input, and one row an output."""
-    return [weight] if weight.ndim == 2 else [weight.transpose(0, 1).flatten(1), weight.flatten(1)]
+    """The matrix of a linear or 1x1 layer; of others, one row an input, and one row an output."""
+    outputs = weight.flatten(1)
+    one = outputs.shape[1] == weight.shape[1]  # no kernel, or of one pixel
+    return [outputs] if one else [weight.transpose(0, 1).flatten(1), outputs]
 
 
 def _kept(matrix: Tensor) -> list[float]:
@@ -141,5 +146,5 @@ def _size(layer: nn.Module, ranks: tuple[int, ...]) -> int:
     """Weights of the product (see `models.factors`), or of the layer where those are fewer."""
     outputs, inputs, *kernel = layer.weight.shape
     a, b = ranks[0], ranks[-1]
-    core = a * b * prod(kernel) if kernel else 0
+    core = a * b * prod(kernel) if prod(kernel) > 1 else 0
     return min(layer.weight.numel(), inputs * a + core + b * outputs)

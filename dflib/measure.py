@@ -34,6 +34,8 @@ BUSY = 0.1  # share of the cores' time that other processes took meanwhile: abov
 
 def macs(model) -> int:
     """Multiply-accumulate operations of convolutions and linear layers for one image."""
+    if hasattr(model.features, "macs"):  # of a user's ONNX file
+        return model.features.macs(model.arch.size)
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,7 +1,7 @@
 """One class for every detector, described by data: baseline and students of arXiv 2504.21066.
 
-A model is a list of `Block`s and of `Dense` layers, or one of torchvision's by name. Its checkpoint
-rebuilds it. Nothing here trains or compresses.
+A model is a list of `Block`s and of `Dense` layers, or another's network by name (`backbones`). Its
+checkpoint rebuilds it. Nothing here trains or compresses.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from data_prep.errors import InputError, check_rate, choose, short
 from data_prep.paths import written
+from dflib import backbones
 
 STACKS = {  # the authors' table: convolutions, hidden linear layers (see `_block`)
     "BL": ("64 64M 128 128M 256 256M 512M 128M", (256, 256)),
@@ -32,7 +34,6 @@ STACKS = {  # the authors' table: convolutions, hidden linear layers (see `_bloc
 }
 NAMES = tuple(STACKS)
 STUDENT_RATES = {0.6: "S60", 0.7: "S70", 0.8: "S80", 0.9: "S90"}
-BACKBONES = ("vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0")  # vgg: ours
 FORMAT = "dflib-1"  # of checkpoints
 
 REACH = 16.0  # grey levels that are 1: traces are small, and int8 still tells an eighth of a level
@@ -80,8 +81,8 @@ class Architecture:
     classes: Literal[2] = 2
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # pixels are normalised inside the model:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # the deployed file takes those in [0, 1]
-    backbone: Name = "vgg"  # ours, which blocks and head describe; else one of torchvision's
-    # of a pruned one of torchvision's: layer, inputs, outputs
+    backbone: Name = "vgg"  # ours, which blocks and head describe; else see `backbones`
+    # of a pruned one of those: layer, inputs, outputs
     shapes: Annotated[tuple[tuple[Name, Width, Width], ...], Several] = ()
     # of products of thin layers: layer, then its ranks (see `factors`)
     ranks: Annotated[tuple[tuple[Name, Width] | tuple[Name, Width, Width], ...], Several] = ()
@@ -140,11 +141,13 @@ class Adapter(ConvBlock):
 class Detector(nn.Module):
     """A detector as its `Architecture` says: pixels in [0, 1], N x 3 x H x W -> logits, N x 2.
 
+    pretrained: the weights that another's network begins with (`backbones.split`).
+
     >>> Detector(architecture("BL", size=32))(torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 2])
     """
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Architecture, pretrained: str = "") -> None:
         super().__init__()
         if arch.size % 32 or arch.size < 32:
             raise InputError(f"image size {arch.size} is not a multiple of 32 (halved 5 times)")
@@ -152,9 +155,10 @@ class Detector(nn.Module):
         self.set_front(arch.front)
         for name, values in (("mean", arch.mean), ("std", arch.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-        self.features, self.head = _stack(arch) if arch.backbone == "vgg" else _torchvision(arch)
+        foreign = arch.backbone != "vgg" and (arch.backbone, arch.size, pretrained)
+        self.features, self.head = backbones.split(*foreign) if foreign else _stack(arch)
         for name, inputs, outputs in arch.shapes:
-            self.set_submodule(name, _resized(self.get_submodule(name), inputs, outputs))
+            _resize(self.get_submodule(name), inputs, outputs)
         for name, *ranks in arch.ranks:
             self.set_submodule(name, factors(self.get_submodule(name), ranks))
 
@@ -179,7 +183,10 @@ def fused(model: Detector) -> nn.Module:
     """For inference on a CPU: channels_last, BatchNorm folded into the convolutions."""
     from torch.fx.experimental.optimization import fuse
 
-    return fuse(model.eval()).to(memory_format=torch.channels_last)
+    plain = backbones.plain(model.eval())
+    with suppress(torch.fx.proxy.TraceError):  # the exporter folds what it can
+        plain = fuse(plain)
+    return plain.to(memory_format=torch.channels_last)
 
 
 def _stack(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
@@ -196,34 +203,33 @@ def _stack(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
     return features, head.append(nn.Linear(width, arch.classes))
 
 
-def _torchvision(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
-    """torchvision's network without its weights, cut before the classifier."""
-    with torch.device("cpu"):  # at its first import torch 2.6 computes with tensors
-        import torchvision
-
-    name = choose("backbone", arch.backbone, BACKBONES)
-    *body, head = torchvision.models.get_model(name, num_classes=arch.classes).children()
-    return nn.Sequential(*body), head if isinstance(head, nn.Sequential) else nn.Sequential(head)
-
-
-def _resized(layer: nn.Module, inputs: int, outputs: int) -> nn.Module:
-    """A fresh layer with other numbers of channels (a depthwise convolution stays one)."""
-    if isinstance(layer, nn.Linear):
-        return nn.Linear(inputs, outputs)
-    if isinstance(layer, nn.BatchNorm2d):
-        return nn.BatchNorm2d(outputs, layer.eps, layer.momentum)
-    same = {k: getattr(layer, k) for k in ("kernel_size", "stride", "padding")}
-    groups = outputs if layer.groups > 1 else 1
-    return nn.Conv2d(inputs, outputs, **same, groups=groups, bias=layer.bias is not None)
+def _resize(layer: nn.Module, inputs: int, outputs: int) -> None:
+    """Other numbers of channels, freshly initialised (a depthwise convolution stays one)."""
+    depthwise = getattr(layer, "groups", 1) > 1
+    sides = {"in_channels": inputs, "in_features": inputs, "out_channels": outputs}
+    sides |= {"out_features": outputs, "num_features": outputs, "normalized_shape": (outputs,)}
+    sides |= {"groups": outputs} if depthwise else {}
+    for name in sides.keys() & vars(layer).keys():
+        setattr(layer, name, sides[name])
+    for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
+        if tensor.ndim:  # not a counter
+            shape = (outputs, 1 if depthwise else inputs, *tensor.shape[2:])[: tensor.ndim]
+            fresh = tensor.detach().new_empty(shape)
+            setattr(layer, name, nn.Parameter(fresh) if name in layer._parameters else fresh)
+    layer.reset_parameters()
 
 
 def factors(layer: nn.Module, ranks: Sequence[int]) -> nn.Sequential:
-    """Fresh thin layers in place of a linear one (a rank) or a convolution (of inputs, outputs)."""
+    """Fresh thin layers in place of a linear or 1x1 one (a rank) or another convolution (two)."""
     bias, (first, last) = layer.bias is not None, (ranks[0], ranks[-1])
     if isinstance(layer, nn.Linear):
         thin = nn.Linear(layer.in_features, first, bias=False)
         return nn.Sequential(thin, nn.Linear(last, layer.out_features, bias))
-    core = nn.Conv2d(first, last, layer.kernel_size, layer.stride, layer.padding, bias=False)
+    if len(ranks) == 1:
+        thin = nn.Conv2d(layer.in_channels, first, 1, layer.stride, bias=False)
+        return nn.Sequential(thin, nn.Conv2d(first, layer.out_channels, 1, bias=bias))
+    same = {k: getattr(layer, k) for k in ("kernel_size", "stride", "padding", "dilation")}
+    core = nn.Conv2d(first, last, **same, bias=False)
     thin = nn.Conv2d(layer.in_channels, first, 1, bias=False)
     return nn.Sequential(thin, core, nn.Conv2d(last, layer.out_channels, 1, bias=bias))
 
@@ -239,14 +245,15 @@ def architecture(name: str, *, size: int = 224, backbone: str = "vgg") -> Archit
     """The baseline "BL" or a student of the paper, "S60" … "S90"; size: a multiple of 32.
 
     At 224 px: 4,590,786 / 1,800,066 / 1,340,418 / 902,146 / 441,378 parameters. backbone: of BL,
-    torchvision's instead of ours. Raises `InputError` for other names.
+    another's network instead of ours. Raises `InputError` for other names.
 
     >>> parameters(Detector(architecture("S90")))
     441378
     """
     choose("model", name, NAMES)
-    if choose("backbone", backbone, BACKBONES) != "vgg" and name == "BL":
-        return Architecture(name, size, (), (), backbone=backbone)
+    if backbone != "vgg" and name == "BL":
+        mean, std = backbones.normalisation(backbone)
+        return Architecture(name, size, (), (), mean=mean, std=std, backbone=backbone)
     stack, hidden = STACKS[name]
     blocks = tuple(_block(word) for word in stack.split())
     return Architecture(name, size, blocks, tuple(Dense(width, dropout=0.5) for width in hidden))

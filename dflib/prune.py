@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_prep.errors import InputError, check_rate, choose
+from data_prep.errors import InputError, check_rate, choose, short
 from dflib.models import Detector, fitted, parameters
 from dflib.train import pixels
 
@@ -113,16 +114,32 @@ def structured(
     """
     check_rate(rate)
     choose("scope", scope, SCOPES)
-    groups = [g for g in _groups(model, importance, batches) if len(g.scores) > least]
     total = of or parameters(model)
-    widths = _widths(groups, _counter(model, groups), (1 - rate) * total, scope, round_to, least)
-    small = _cut(model, groups, widths, f"-r{rate:g}")
+    with _explained(model):
+        groups = [g for g in _groups(model, importance, batches) if len(g.scores) > least]
+        count = _counter(model, groups)
+        widths = _widths(groups, count, (1 - rate) * total, scope, round_to, least)
+        small = _cut(model, groups, widths, f"-r{rate:g}").eval()
+        with torch.inference_mode():
+            small(torch.rand(1, 3, *(model.arch.size,) * 2, device=next(small.parameters()).device))
     met = 1 - parameters(small) / total
     if abs(met - rate) > within * (1 - rate):
         hint = "the most" if met < rate else "the nearest; a smaller round_to helps"
         limits = f"within {within:.0%} with {least} channels or more in each layer"
         raise InputError(f"rate {rate:g} cannot be met {limits}: {met:.4f} is {hint}")
     return small
+
+
+@contextmanager
+def _explained(model: Detector) -> Iterator[None]:
+    """Say why another's network cannot lose channels, whatever its code or torch-pruning raises."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        what = f"no channels of {model.arch.backbone} can be cut ({short(str(error), 200)})"
+        raise InputError(f"{what}: CPF, CKD, CQ, CQ-S and LRF do without") from error
 
 
 def gradually(
@@ -172,12 +189,18 @@ def _groups(model: Detector, importance: str, batches: Batches) -> list[Group]:
                 if dim == 0 or getattr(layer, "groups", 1) == 1:  # else see `_tie`
                     scored.add_dep(item.dep, item.idxs)
                     scored[-1].root_idxs = item.root_idxs
-        found.append(Group(score(scored).detach().cpu(), members))
+        if not any(_several(twin.get_submodule(name)) for name, _ in members):
+            found.append(Group(score(scored).detach().cpu(), members))
     for group in list(found):
         for name, dim in list(group.members):
             if dim == 1 and getattr(twin.get_submodule(name), "groups", 1) > 1:
                 _tie(group, name, found)
     return found
+
+
+def _several(layer: nn.Module) -> bool:
+    """A convolution in groups of several channels, which keeps them all."""
+    return getattr(layer, "groups", 1) > 1 and layer.weight.shape[1] > 1
 
 
 def _tie(group: Group, name: str, groups: list[Group]) -> None:

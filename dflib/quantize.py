@@ -87,11 +87,20 @@ def static_int8(
 
 
 def layers(source: Path) -> dict[str, str]:
-    """Convolutions and linear layers of an fp32 ONNX file, by their names in the model -> nodes."""
+    """Convolutions and linear layers of an fp32 ONNX file, by their names in the model -> nodes.
+
+    Where the exporter has renamed a weight (it folded a BatchNorm in), the node's path is the name.
+    """
     graph = onnx.load(source).graph
     weights = {t.name for t in graph.initializer} - {"filters"}  # of the front end
     found = [n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
-    return {n.input[1].removesuffix(".weight"): n.name for n in found if n.input[1] in weights}
+    names = {}
+    for node in found:
+        if (weight := node.input[1]) in weights:
+            path = node.name.rpartition("/")[0].strip("/")
+            named = weight.endswith(".weight")
+            names[weight.removesuffix(".weight") if named else path] = node.name
+    return names
 
 
 def calibration_images(part: Part, images: int) -> np.ndarray:

@@ -30,9 +30,12 @@ from dflib.measure import instruction_sets
 log = logging.getLogger(__name__)
 
 Forward = Callable[[Tensor], Tensor]  # model or session: pixels in [0, 1], N x 3 x H x W -> logits
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # logits, labels, images -> scalar
+Place = tuple[int, Tensor, int]  # of a batch: the view's number, images' rows, rows in all
+# logits, labels, images, and the place where the recipe has views -> scalar
+Loss = Callable[[Tensor, Tensor, Tensor, Place | None], Tensor]
 # inside, no convolution in TF32, a GPU's default, which moves scores by 1e-3
 full_precision = partial(torch.backends.cudnn.flags, enabled=True, allow_tf32=False)
+COLUMNS = ("epoch", "lr", "loss", "accuracy", "val_loss", "val_accuracy", "val_auroc")
 VISIBLE = {"disable": None} if tqdm.__module__ == "tqdm.asyncio" else {}  # no bar in a log file
 
 
@@ -52,6 +55,9 @@ class Recipe:
     ema: float = 0.0  # decay a step of the averaged weights, which are then what counts; 0: none
     amp: bool = True
     seed: int = 0
+    head_lr: float = 0.0  # of `model.head`, a fresh one on a pretrained network; 0: as all
+    freeze_bn: bool = False  # BatchNorm keeps the statistics that it came with
+    views: int = 0  # fixed ones of each image, in turns, an epoch each; 0: new ones in each epoch
 
 
 def best_device() -> torch.device:
@@ -98,7 +104,11 @@ def fit(
         raise InputError(f"batch {recipe.batch}: BatchNorm needs at least 2 images in a batch")
     device = device or best_device()
     model.to(device, memory_format=torch.channels_last)
-    loss = loss or (lambda z, y, x: F.cross_entropy(z, y, label_smoothing=recipe.label_smoothing))
+    if not recipe.epochs:  # as it is
+        model.eval()
+        return pd.DataFrame(columns=[*COLUMNS, "seconds", "cpu_seconds"])
+    smooth = partial(F.cross_entropy, label_smoothing=recipe.label_smoothing)
+    loss = loss or (lambda z, labels, *_: smooth(z, labels))
     parts = _parts(model, recipe, device, steps=-(-len(data.train) // recipe.batch))
     kept = parts["ema"].module if recipe.ema else model  # what is validated, and is the result
     hooks = [f for f in (after_step, recipe.ema and parts["ema"].update_parameters) if f]
@@ -111,8 +121,7 @@ def fit(
                 break
             started, busy = perf_counter(), process_time()
             row = {"epoch": epoch + 1, "lr": parts["schedule"].get_last_lr()[0]}
-            seed = recipe.seed * 100_003 + epoch  # its own: a resumed epoch is the same
-            row |= _train_epoch(data.train, recipe, loss, hooks, seed, **parts)
+            row |= _train_epoch(data.train, recipe, loss, hooks, epoch, **parts)
             row |= _validate(kept, data.val, recipe)
             took = {"seconds": perf_counter() - started, "cpu_seconds": process_time() - busy}
             history.append(row | took)
@@ -179,6 +188,10 @@ def _parts(model: nn.Module, recipe: Recipe, device: torch.device, steps: int) -
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise InputError("every parameter of the model is frozen: see dflib.adapters.select")
+    if recipe.head_lr:
+        head = {*model.head.parameters()}
+        body, last = ([p for p in trainable if (p in head) == own] for own in (False, True))
+        trainable = [{"params": body}, {"params": last, "lr": recipe.head_lr}]
     optimizer = torch.optim.AdamW(trainable, lr=recipe.lr, weight_decay=recipe.weight_decay)
     schedule = _warmup_cosine(optimizer, recipe, steps)
     float16 = recipe.amp and precision(device) == torch.float16
@@ -199,29 +212,34 @@ def _warmup_cosine(optimizer, recipe: Recipe, steps: int) -> lr_scheduler.LRSche
     return lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _train_mode(model: nn.Module) -> None:
+def _train_mode(model: nn.Module, *, freeze_bn: bool = False) -> None:
     """Train mode, but where all is frozen: no dropout there, and BatchNorm keeps its statistics."""
     model.train()
     for module in model.modules():
         own = list(module.parameters())
-        if own and not any(p.requires_grad for p in own):
+        frozen = own and not any(p.requires_grad for p in own)
+        if frozen or (freeze_bn and isinstance(module, nn.BatchNorm2d)):
             module.eval()
 
 
-def _train_epoch(part, recipe, loss, hooks, seed, *, model, optimizer, schedule, scaler, **_):
-    _train_mode(model)
+def _train_epoch(part, recipe, loss, hooks, epoch, *, model, optimizer, schedule, scaler, **_):
+    _train_mode(model, freeze_bn=recipe.freeze_bn)
+    seed = recipe.seed * 100_003 + epoch  # its own: a resumed epoch is the same
+    number = epoch % recipe.views if recipe.views else None
     torch.manual_seed(seed)
     device = next(model.parameters()).device
     order = torch.Generator().manual_seed(seed)
     sums = torch.zeros(2, device=device)  # of the loss, of right decisions
-    for images, labels in part.batches(recipe.batch, device=device, shuffle=order):
+    for images, labels, rows in part.indexed(recipe.batch, device=device, shuffle=order):
         if len(images) < 2:
             continue  # BatchNorm cannot normalise a single image
         x = pixels(augment.blur_jpeg(images, recipe.blur_jpeg) if recipe.blur_jpeg else images)
-        x = augment.augmented(x) if recipe.augment else x
+        place = None if number is None else (number, rows, len(part))
+        if recipe.augment:
+            x = augment.augmented(x) if place is None else augment.view(x, rows, number)
         with _autocast(device, recipe.amp):
             z = model(x)
-            value = loss(z.float(), labels, x)
+            value = loss(z.float(), labels, x, place)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(value).backward()
         scaler.step(optimizer)

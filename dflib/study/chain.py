@@ -63,10 +63,9 @@ def prune_in_steps(run: Run, model: Detector, rate: float) -> Detector:
 
 
 def teacher_of(run: Run) -> distill.Distillation:
-    """BL as the teacher, with the run's temperature, alpha and label smoothing."""
-    s, teacher = run.settings, run.parent("BL").model()
-    options = {key: s[key] for key in ("temperature", "alpha", "label_smoothing")}
-    return distill.Distillation(teacher, **options)
+    """The run's teacher, with its temperature, alpha and label smoothing."""
+    options = {key: run.settings[key] for key in ("temperature", "alpha", "label_smoothing")}
+    return distill.Distillation(run.teacher(), **options)
 
 
 def student_recipe(run: Run) -> train.Recipe:

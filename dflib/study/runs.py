@@ -33,7 +33,7 @@ from data_prep.paths import (
     written,
 )
 from data_prep.protocol import PROTOCOLS
-from dflib.study import methods, records
+from dflib.study import feasible, methods, records
 from dflib.study.records import failure, find, flat, folders, own, predictions, read, results
 from dflib.study.settings import DEFAULTS, MEASURES
 from dflib.study.spent import Spent, clocks
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dflib.data import Dataset
-    from dflib.models import Architecture
     from dflib.train import Recipe
 
 __all__ = ["Run", "Spec", "asked", "code_hash", "failure", "find", "flat", "folders", "own"]
@@ -171,46 +170,9 @@ def spec(
         raise InputError(f"source {source!r} is the dataset itself: a transfer needs another one")
     if source:
         dataset_folder(source)
-    _check(row, rate, values)
+    values |= feasible.files(values)
+    feasible.check(row, rate, values)
     return Spec(method, dataset, protocol, preset, rate, int(seed), values, source)
-
-
-def _check(row: methods.Method, rate: float | None, values: dict) -> None:
-    """Raise `InputError` for a layer or a rate that a run could only refuse when BL is trained."""
-    rows = [methods.method(code) for code in methods.lineage(row.code)]
-    does = {group for each in rows for group in each.does}
-    backbone, size = values["backbone"], values["size"]
-    if row.transfers and backbone != "vgg":
-        raise InputError(f"{row.code} with backbone {backbone}: transfers name layers of the vgg")
-    if rate and does & {"student", "teacher"}:
-        _student(rate, size, backbone)
-    named = ("trainable", "adapter_after", "keep_float")
-    if all(values[key] == DEFAULTS[key] for key in named):
-        return
-    import torch
-
-    from dflib import adapters, models
-
-    arch = models.architecture("BL", size=size, backbone=backbone)
-    with torch.device("meta"):
-        net = models.Detector(arch)
-    if "transfer" in does:
-        adapters.select(net, values["trainable"])
-    if "adapter" in does:
-        there = _student(rate, size, backbone) if "teacher" in does else arch
-        adapters.place(there, values["adapter_after"])
-    if "int8" in does and values["keep_float"]:
-        kinds = torch.nn.Conv2d | torch.nn.Linear
-        layers = [name for name, layer in net.named_modules() if isinstance(layer, kinds)]
-        for name in values["keep_float"].split(","):
-            choose("layer", name, layers)
-
-
-@lru_cache(maxsize=256)  # every seed asks
-def _student(rate: float, size: int, backbone: str) -> Architecture:
-    from dflib import models
-
-    return models.student(rate, size=size, backbone=backbone)
 
 
 @dataclass
@@ -259,7 +221,8 @@ class Run:
         """The settings as a training recipe, with `changes` on top."""
         from dflib.train import Recipe
 
-        own = {k: v for k, v in self.settings.items() if k in Recipe.__dataclass_fields__}
+        read = methods.relevant(self.spec.method, self.settings)
+        own = {k: v for k, v in read.items() if k in Recipe.__dataclass_fields__}
         return Recipe(**(own | {"seed": self.spec.seed} | changes))
 
     def parent(self, code: str | None = None) -> Run:
@@ -276,6 +239,15 @@ class Run:
         from dflib.models import load
 
         return load(self.folder / "model.safetensors")
+
+    def teacher(self) -> nn.Module:
+        """The model that teaches here: BL's, or what the setting `teacher` names."""
+        from dflib.models import load
+
+        name = self.settings["teacher"]
+        if name in ("", "transferred"):
+            return self.parent("TL+FT" if name else "BL").model()
+        return load(find(name) / "model.safetensors")
 
     def fit(
         self, model: nn.Module, recipe: Recipe, *, as_timing="train_s", stage="", **options

@@ -57,13 +57,17 @@ class Settings(
     """Generators whose fakes train and validate (a,b; empty: all); the test keeps every one."""
     hold_out: AnyOrder = _setting("", "data", source="arXiv 2003.07325")
     """Generators whose fakes do not train: how well are unseen ones found?"""
-    backbone: Literal["vgg", "resnet18", "mobilenet_v3_small", "efficientnet_b0"] = _setting(
-        "vgg", "baseline", "student", "chain", source="arXiv 2504.21066"
-    )
-    """The baseline's network: the paper's VGG, or one of torchvision's, untrained."""
+    backbone: str = _setting("vgg", "baseline", "student", "chain", source="arXiv 2504.21066")
+    """The baseline's network: vgg, the paper's; timm/NAME; torchvision/NAME; FILE.py:function."""
+    pretrained: str = _setting("", "baseline", "chain", source="arXiv 1411.1792")
+    """Weights that another backbone than vgg begins with: true for its publisher's, or a file."""
+    head_lr: float = _setting(0.0, "baseline", ge=0)
+    """Learning rate of the last layer, which is new on a pretrained network; 0: the same as all."""
+    freeze_bn: bool = _setting(False, "baseline", "finetune")
+    """BatchNorm keeps its statistics: for few images, or small batches, on a pretrained network."""
 
-    epochs: int = _setting(30, *FRESH, "budget", "chain", ge=1, le=EPOCHS)
-    """Passes over the training images for a network that starts from nothing."""
+    epochs: int = _setting(30, *FRESH, "budget", "chain", ge=0, le=EPOCHS)
+    """Passes over the training images of BL and students; 0: a detector that is done, as it is."""
 
     lr: float = _setting(1e-3, *TRAIN, gt=0, source="arXiv 1711.05101")
     """AdamW's largest learning rate where no other one (finetune_lr …) is named."""
@@ -109,6 +113,8 @@ class Settings(
         4.0, "distill", "teacher", ge=0.01, le=10000, source="arXiv 1503.02531"
     )
     """Softens the teacher's answers: higher shows more of how sure it is."""
+    views: int = _setting(0, "student", "distill", "teacher", ge=0, le=1000)
+    """Fixed variants of each image: a teacher answers once for each; 0: new ones every epoch."""
     alpha: float = _setting(0.9, "distill", ge=0, le=1, source="arXiv 1503.02531")
     """Weight of the teacher against the labels."""
     distill_epochs: int = _setting(0, "student", "chain", ge=0, le=EPOCHS)
@@ -131,8 +137,8 @@ class Settings(
     """Passes over the target's training images."""
     transfer_lr: float = _setting(1e-3, "transfer", gt=0)
     """Learning rate on the target: lower keeps more of the source."""
-    teacher: Literal["source", "transferred"] = _setting("source", "teacher")
-    """Who teaches in TL+KD: the source's BL (the paper's), or TL+FT, which knows the target."""
+    teacher: str = _setting("", "distill", "teacher")
+    """Who teaches: empty for BL (of TL+KD the source's), transferred for TL+FT, or a run's id."""
     transfer_alpha: float = _setting(0.1, "teacher", ge=0, le=1)
     """Weight of TL+KD's teacher: of another task it soon does harm (demo AUROC 0.63 at 0.5)."""
     adapter_form: Literal["serial", "residual"] = _setting(

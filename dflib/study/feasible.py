@@ -1,0 +1,98 @@
+"""Whether a request can be met, before anything is trained for it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from data_prep.errors import InputError, choose
+from dflib.study import methods
+from dflib.study.records import find, read
+from dflib.study.settings import DEFAULTS
+
+if TYPE_CHECKING:
+    from dflib.models import Architecture
+
+
+def files(values: dict) -> dict:
+    """The settings that name a user's file or a run, as the run keeps them: by their content."""
+    changed = {}
+    if values["backbone"] != "vgg" or values["pretrained"]:
+        from dflib.backbones import settled
+
+        both = settled(values["backbone"], values["pretrained"])
+        changed = dict(zip(("backbone", "pretrained"), both, strict=True))
+    if values["teacher"] not in ("", "transferred"):
+        teacher = read(find(values["teacher"]))
+        changed["teacher"], theirs = teacher["run_id"], teacher["params"]["size"]
+        if theirs != values["size"]:
+            what = f"teacher {teacher['run_id']} sees images of {theirs} px"
+            raise InputError(f"{what}, the student of {values['size']} px: make them alike")
+    return changed
+
+
+def check(row: methods.Method, rate: float | None, values: dict) -> None:
+    """Raise `InputError` for a layer or a rate that a run could only refuse when BL is trained."""
+    rows = [methods.method(code) for code in methods.lineage(row.code)]
+    does = {group for each in rows for group in each.does}
+    backbone, size = values["backbone"], values["size"]
+    if row.transfers and backbone != "vgg":
+        raise InputError(f"{row.code} with backbone {backbone}: transfers name layers of the vgg")
+    detector = "own/" in (backbone[:4], values["pretrained"][:4])
+    if not values["epochs"] and not detector:
+        raise InputError("epochs=0 trains nothing: give pretrained=FILE, a detector's weights")
+    if "student" in does and not (values["distill_epochs"] or values["epochs"]):
+        raise InputError("epochs=0 is for BL alone: say distill_epochs=30, say, for its students")
+    if values["views"] and values["blur_jpeg"]:
+        raise InputError("views are fixed, blur_jpeg draws anew in each step: set one of the two")
+    if backbone != "vgg":
+        _applies(row, rate, values, does)
+    if rate and does & {"student", "teacher"}:
+        _student(rate, size, backbone)
+    named = ("trainable", "adapter_after", "keep_float")
+    if all(values[key] == DEFAULTS[key] for key in named):
+        return
+    import torch
+
+    from dflib import adapters, models
+
+    arch = models.architecture("BL", size=size, backbone=backbone)
+    with torch.device("meta"):
+        net = models.Detector(arch)
+    if "transfer" in does:
+        adapters.select(net, values["trainable"])
+    if "adapter" in does:
+        there = _student(rate, size, backbone) if "teacher" in does else arch
+        adapters.place(there, values["adapter_after"])
+    if "int8" in does and values["keep_float"]:
+        kinds = torch.nn.Conv2d | torch.nn.Linear
+        layers = [name for name, layer in net.named_modules() if isinstance(layer, kinds)]
+        for name in values["keep_float"].split(","):
+            choose("layer", name, layers)
+
+
+def _applies(row: methods.Method, rate: float | None, values: dict, does: set[str]) -> None:
+    """Raise `InputError` where another's network cannot be compressed so."""
+    trains = {"prune", "structured", "finetune"} & does
+    if values["backbone"].endswith(".onnx") and trains:
+        can = "BL, CQ, CQ-S, and CKD from it"
+        raise InputError(f"{row.code}: an ONNX file cannot be trained or cut; it can be {can}")
+    if rate and "structured" in does:
+        keys = ("backbone", "size", "round_to")
+        _cut_on_trial(rate, *(values[key] for key in keys), values["scope"] == "layer")
+
+
+@lru_cache(maxsize=256)
+def _cut_on_trial(rate: float, backbone: str, size: int, round_to: int, exact: bool) -> None:
+    """Cut an untrained twin."""
+    from dflib import models, prune
+
+    net = models.Detector(models.architecture("BL", size=size, backbone=backbone))
+    prune.structured(net, rate=rate, round_to=round_to, within=0.01 if exact else 1.0)
+
+
+@lru_cache(maxsize=256)  # every seed asks
+def _student(rate: float, size: int, backbone: str) -> Architecture:
+    from dflib import models
+
+    return models.student(rate, size=size, backbone=backbone)
