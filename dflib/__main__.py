@@ -260,6 +260,56 @@ def test(
 
 
 @app.command()
+def adopt(
+    detector: Annotated[str, Argument(help="FILE.py:function, or FILE.onnx")],
+    dataset: Annotated[str, Option(help="a prepared dataset: sets the threshold, and tests")],
+    weights: Annotated[str, Option(help="of FILE.py:function, safetensors or a state dict")] = "",
+    name: Annotated[str, Option(help="what it is called; else as its file")] = "",
+    size: Annotated[int, Option(help="pixels a side")] = 224,
+    mode: Annotated[str, Option(help="resize | center_crop | texture_crop")] = "resize",
+    mean: Annotated[str, Option(help="of an ONNX file's pixels, e.g. 0.485,0.456,0.406")] = "0,0,0",
+    std: Annotated[str, Option(help="of an ONNX file's pixels")] = "1,1,1",
+    fake_index: Annotated[int, Option(help="the output that is for fakes, of an ONNX file")] = 1,
+) -> None:
+    """A detector that is there already, as a finished run that every method can start from."""
+    from dflib import backbones
+    from dflib.edge.adopt import onnx_file
+    from dflib.study.grid import entries
+
+    file, _, function = detector.rpartition(":")
+    if detector.endswith(".onnx"):
+        how = {"mean": entries(mean, "rates"), "std": entries(std, "rates"), "name": name}
+        backbone = onnx_file(Path(detector), size=size, fake_index=fake_index, **how)
+    else:
+        if not file.endswith(".py"):
+            raise InputError(f"{short(detector)}: expected FILE.py:function, or FILE.onnx")
+        backbone = f"{backbones.kept(Path(file), name)}:{function}"
+    chosen = {"backbone": backbone, "size": size, "mode": mode, "epochs": 0}
+    if weights:
+        chosen["pretrained"] = backbones.kept(Path(weights))
+    words = [f"{key}={value}" for key, value in chosen.items()]
+    typer.echo("to compress it: python -m dflib study --preset quick --dataset " + dataset)
+    typer.echo("  --methods BL,CQ,CQ-S " + " ".join(f"--set {word}" for word in words))
+    study(preset="quick", dataset=dataset, methods="BL", set_=words)
+
+
+@app.command()
+def models(
+    network: Annotated[list[str] | None, Argument(help="e.g. timm/resnet18; else 25")] = None,
+    csv: Written = None,
+) -> None:
+    """What the techniques do to networks of others (trains nothing; minutes)."""
+    from data_prep.paths import CSV
+    from dflib.show import terminal
+    from dflib.study import tried
+
+    rows = tried.table(tuple(network or ()))
+    if csv:
+        rows.to_csv(csv, **CSV)
+    terminal.show(rows.fillna(""), title="holds, or why not")
+
+
+@app.command()
 def leak(
     dataset: Annotated[str, Argument(help="name of a prepared dataset")],
     size: Annotated[int, Option(help="pixels a side")] = 64,

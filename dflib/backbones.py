@@ -66,7 +66,7 @@ def _known(kind: str) -> tuple[str, ...]:
     return tuple(torchvision.models.list_models(module=torchvision.models))
 
 
-def kept(file: Path) -> str:
+def kept(file: Path, name: str = "") -> str:
     """Copy a user's file to `adopted/` of the outputs; its name there, "own/NAME-HASH.py".
 
     So the run's id covers what is in it, and later changes of the file do no harm.
@@ -75,7 +75,7 @@ def kept(file: Path) -> str:
         content = file.expanduser().read_bytes()
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    name = f"{file.stem}-{hashlib.sha256(content).hexdigest()[:12]}{file.suffix}"
+    name = f"{name or file.stem}-{hashlib.sha256(content).hexdigest()[:12]}{file.suffix}"
     place = outputs_root() / "adopted" / name
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def _network(kind: str, name: str, size: int, pretrained: str, classes: int | No
         raise InputError(f"unknown backbone {short(f'{kind}/{name}')}: {HOW}")
     file, _, function = name.partition(":")
     spec = importlib.util.spec_from_file_location(f"own_{Path(file).stem}", own_file(file))
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     names = [n for n, f in vars(module).items() if callable(f) and not n.startswith("_")]
     return getattr(module, choose(f"function of {file}", function, names))()

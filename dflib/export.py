@@ -54,6 +54,9 @@ def to_onnx(model: Detector, path: Path) -> Path:
                 dynamo=False,  # 0.1 s instead of 3 s, and the same from torch 2.6 to 2.14
             )
             _mark(new, new)
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:  # of another's network
+        why = short(str(error).partition("\n")[0], 200)
+        raise InputError(f"{model.arch.backbone} cannot be exported to ONNX: {why}") from error
     finally:
         model.to(device).train(training)
     return Path(path)

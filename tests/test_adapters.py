@@ -233,7 +233,7 @@ def test_a_delta_that_does_not_fit_its_base_is_refused(tmp_path):
 
 # --- bad input
 
-RESNET = models.architecture("BL", size=32, backbone="resnet18")
+RESNET = models.architecture("BL", size=32, backbone="torchvision/resnet18")
 TWICE = lambda m: adapters.insert(adapters.insert(m, "features.1"), "features.1")
 NEAR = r", did you mean '{}'\? Valid: {}, "
 
@@ -247,7 +247,7 @@ NEAR = r", did you mean '{}'\? Valid: {}, "
         (lambda m: adapters.insert(m, "features.9"), NEAR.format(r"features.\d", "features.0")),
         (lambda m: adapters.insert(m, form="seriel"), "form of adapter 'seriel', did .* 'serial'"),
         (TWICE, "features.1 has an adapter already"),
-        (lambda m: adapters.insert(Detector(RESNET)), "'resnet18' has none"),
+        (lambda m: adapters.insert(Detector(RESNET)), "'torchvision/resnet18' has none"),
     ],
 )
 def test_bad_input_is_named(ask, message):

@@ -112,8 +112,8 @@ KINDS = {  # a run of its own each: method, settings
     "delta": ("BL", {"weight_decay": 0.2}),
     "chain": ("chain", {"steps": "prune:0.5,finetune"}),
     "chain-int8": ("chain", {"steps": "prune:0.5,int8"}),
-    "resnet18": ("BL", {"backbone": "resnet18"}),
-    "mobilenet_v3_small": ("BL", {"backbone": "mobilenet_v3_small"}),
+    "resnet18": ("BL", {"backbone": "timm/resnet18"}),
+    "mobilenet_v3_small": ("BL", {"backbone": "torchvision/mobilenet_v3_small"}),
 }
 
 

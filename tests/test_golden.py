@@ -75,7 +75,7 @@ def of_data() -> list[float]:
 
 def of_models() -> list[float]:
     archs = [models.architecture("BL", size=size) for size in (32, 224)]
-    archs += [models.architecture("BL", size=32, backbone="resnet18")]
+    archs += [models.architecture("BL", size=32, backbone="torchvision/resnet18")]
     archs += [models.student(rate, size=size) for rate in (0.6, 0.9) for size in (32, 224)]
     return [*map(models.count, archs), *outputs(detector())]
 

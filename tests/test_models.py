@@ -263,9 +263,9 @@ def test_a_checkpoint_that_is_damaged_or_not_ours_is_named_and_never_unpickled(s
 
 SMALL = Architecture("t", 32, (Block(4, pool=True), Block(6, adapter="residual")), (Dense(4),))
 RESNET = replace(
-    models.architecture("BL", size=32, backbone="mobilenet_v3_small"),
-    shapes=(("head.0", 576, 8), ("head.3", 8, 2)),
-    ranks=(("head.0", 3),),
+    models.architecture("BL", size=32, backbone="torchvision/mobilenet_v3_small"),
+    shapes=(("features.classifier.0", 576, 8), ("head.0", 8, 2)),
+    ranks=(("features.classifier.0", 3),),
     front="srm",
 )
 HUGE = [2**16, 2**20, 2**31, 2**62, 2**64, 10**30]

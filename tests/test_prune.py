@@ -165,11 +165,12 @@ def lived_in(arch: Architecture, seed: int = 0) -> Detector:
     return model.eval()
 
 
+THEIRS = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
 SHAPES = {
     "BL": architecture("BL", size=32),
     "S60": architecture("S60", size=64),
     "S90": architecture("S90", size=32),
-    **{name: architecture("BL", size=32, backbone=name) for name in models.BACKBONES[1:]},
+    **{name: architecture("BL", size=32, backbone=f"torchvision/{name}") for name in THEIRS},
 }
 
 
