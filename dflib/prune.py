@@ -119,15 +119,22 @@ def structured(
         groups = [g for g in _groups(model, importance, batches) if len(g.scores) > least]
         count = _counter(model, groups)
         widths = _widths(groups, count, (1 - rate) * total, scope, round_to, least)
-        small = _cut(model, groups, widths, f"-r{rate:g}").eval()
-        with torch.inference_mode():
-            small(torch.rand(1, 3, *(model.arch.size,) * 2, device=next(small.parameters()).device))
+        small = _cut(model, groups, widths, f"-r{rate:g}")
+        _goes_through(small)
     met = 1 - parameters(small) / total
     if abs(met - rate) > within * (1 - rate):
         hint = "the most" if met < rate else "the nearest; a smaller round_to helps"
         limits = f"within {within:.0%} with {least} channels or more in each layer"
         raise InputError(f"rate {rate:g} cannot be met {limits}: {met:.4f} is {hint}")
     return small
+
+
+@torch.no_grad()
+def _goes_through(model: Detector) -> None:
+    """Raises what torch does where layers no longer fit together."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()(torch.zeros(1, 3, model.arch.size, model.arch.size, device=device))
+    model.train(training)
 
 
 @contextmanager

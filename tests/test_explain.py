@@ -13,7 +13,7 @@ from data_prep import shortcut
 from data_prep.errors import InputError
 from dflib import explain, models, train
 
-THEIRS = ("torchvision/resnet18", "torchvision/mobilenet_v3_small", "timm/resnet18")
+THEIRS = ("torchvision/resnet18", "torchvision/mobilenet_v3_small", "timm/lcnet_050")
 ARCHITECTURES = {
     **{name: models.architecture(name, size=32) for name in ("BL", "S90")},
     **{b: models.architecture("BL", size=64, backbone=b) for b in THEIRS},

@@ -21,7 +21,7 @@ NUMBERS = [name for name, value in DEFAULTS.items() if type(value) in (int, floa
 
 
 WRONG = {
-    "epochs": ["three", 1.5, True, None, [3], 0, -1],
+    "epochs": ["three", 1.5, True, None, [3], -1],
     "lr": ["fast", 0, -1e-3, True, None],
     "augment": [2, "maybe", None],
     "mode": [3, None, True],

@@ -191,7 +191,7 @@ def test_early_stopping_keeps_the_best_epochs_weights_else_the_last_count(toy, p
 
 
 @pytest.mark.parametrize(
-    ("lr", "loss"), [(1e30, None), (1e-3, lambda z, y, x: z.sum() * float("nan"))]
+    ("lr", "loss"), [(1e30, None), (1e-3, lambda z, *_: z.sum() * float("nan"))]
 )
 def test_a_loss_that_is_not_finite_is_an_error_with_a_way_out(toy, lr, loss):
     message = r"the training loss is (nan|inf) at learning rate .*: lower it with --set lr="

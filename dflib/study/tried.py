@@ -21,7 +21,7 @@ CNNS = (
     "resnext50_32x4d",
     "wide_resnet50_2",
     "densenet121",
-    "vgg16_bn",
+    "lcnet_050",
     "mobilenetv2_100",
     "mobilenetv3_small_100",
     "mobilenetv3_large_100",
