@@ -290,7 +290,7 @@ def adopt(
     words = [f"{key}={value}" for key, value in chosen.items()]
     typer.echo("to compress it: python -m dflib study --preset quick --dataset " + dataset)
     typer.echo("  --methods BL,CQ,CQ-S " + " ".join(f"--set {word}" for word in words))
-    study(preset="quick", dataset=dataset, methods="BL", set_=words)
+    study(preset="quick", dataset=dataset, methods="BL", set_=words, retry_failed=True)
 
 
 @app.command()

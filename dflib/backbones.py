@@ -35,7 +35,7 @@ def settled(backbone: str, pretrained: str = "") -> tuple[str, str]:
     """
     kind, _, name = backbone.partition("/")
     path, _, function = backbone.rpartition(":")
-    if path.endswith(".py"):
+    if path.endswith(".py") and kind != "own":
         backbone = f"{kept(Path(path))}:{function}"
     elif backbone.endswith(".onnx") and kind != "own":
         raise InputError(f"backbone {backbone}: python -m dflib adopt {backbone} makes it usable")

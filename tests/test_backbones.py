@@ -253,7 +253,8 @@ def test_an_onnx_detector_computes_what_it_did(outputs, fake_index, last, tmp_pa
         ({"backbone": "timm/resnet18", "pretrained": "no.pth"}, "no.pth cannot be read"),
         ({"epochs": 0}, "epochs=0 trains nothing: give pretrained=FILE"),
         ({"backbone": "OWN:two", "epochs": 0, "method": "CKD"}, "say distill_epochs=30, say"),
-        ({"backbone": "OWN:two", "method": "TL+FT"}, "transfers name layers of the vgg"),
+        ({"backbone": "OWN:two", "method": "TL+P+A"}, "adapters stand behind our own blocks"),
+        ({"method": "TL+FT", "source": "imagenet"}, "source imagenet is a pretrained network: set"),
         ({"backbone": "timm/vit_tiny_patch16_224", "size": 224, "method": "CPF-S"}, "can be cut"),
         ({"backbone": "OWN:two", "method": "CPF-S", "rate": 0.999}, "rate 0.999 cannot be met"),
         ({"views": 4, "blur_jpeg": 0.1, "method": "CKD"}, "set one of the two"),
@@ -262,10 +263,10 @@ def test_an_onnx_detector_computes_what_it_did(outputs, fake_index, last, tmp_pa
 )
 def test_what_cannot_be_done_is_said_at_once(ask, message, own, tiny_dataset, tiny_source):
     ask = {k: v.replace("OWN", str(own)) if isinstance(v, str) else v for k, v in ask.items()}
-    method = ask.pop("method", "BL")
-    rate = ask.pop("rate", 0.5) if method in ("CKD", "CPF-S") else None
+    method, source = ask.pop("method", "BL"), ask.pop("source", tiny_source)
+    rate = ask.pop("rate", 0.5) if method in ("CKD", "CPF-S", "TL+P+A") else None
     request = {"dataset": tiny_dataset, "preset": "tiny", "rate": rate}
-    request |= {"source": tiny_source} if method == "TL+FT" else {}
+    request |= {"source": source} if method.startswith("TL") else {}
     with pytest.raises(InputError, match=message):
         runs.spec(method, **request, settings=ask)
 

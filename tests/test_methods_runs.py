@@ -247,7 +247,6 @@ def test_the_target_may_have_few_images_and_the_source_keeps_its_own(tiny_datase
         ("TL+KD+A", {"adapter_after": "features.5"}, r"'features.5', did you mean 'features.\d'"),
         ("TL+P+A", {"adapter_after": "block4"}, "unknown block 'block4'"),
         ("TL+P+A", {"adapter_form": "paralel"}, "unknown adapter_form 'paralel'"),
-        ("TL+KD", {"backbone": "timm/resnet18"}, r"TL\+KD with backbone timm/resnet18: transfers"),
     ],
 )
 def test_a_transfer_that_cannot_be_is_refused_before_anything_is_made(

@@ -151,7 +151,9 @@ def live_curve() -> Callable[[pd.DataFrame], None]:
 
 @_figure
 def curves(history: pd.DataFrame):
-    """Loss and validation AUROC over the epochs of a training history."""
+    """Loss and validation AUROC over the epochs of a training history; nothing without one."""
+    if history.empty:
+        return None
     columns = ["loss", "val_loss", "val_auroc"]
     table = history.melt("epoch", columns, "curve")
     table["panel"] = table["curve"].str.removeprefix("val_").replace("auroc", "AUROC")

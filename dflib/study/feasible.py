@@ -14,32 +14,42 @@ if TYPE_CHECKING:
     from dflib.models import Architecture
 
 
-def files(values: dict) -> dict:
-    """The settings that name a user's file or a run, as the run keeps them: by their content."""
+WEIGHTS = "imagenet"  # a transfer's source that is no dataset
+
+
+def settled(values: dict, source: str = "") -> dict:
+    """All settings as a run keeps them: a user's files and runs by their content.
+
+    What does not fit another backbone or source and was not chosen, gets what does.
+    """
     changed = {}
+    if values["backbone"] != "vgg" and values["trainable"] == DEFAULTS["trainable"]:
+        changed["trainable"] = "all"  # the default names layers of the vgg
+    if source == WEIGHTS and not values["teacher"]:
+        changed["teacher"] = "transferred"  # ImageNet has no word for fakes
     if values["backbone"] != "vgg" or values["pretrained"]:
         from dflib.backbones import settled
 
         both = settled(values["backbone"], values["pretrained"])
-        changed = dict(zip(("backbone", "pretrained"), both, strict=True))
+        changed |= zip(("backbone", "pretrained"), both, strict=True)
     if values["teacher"] not in ("", "transferred"):
         teacher = read(find(values["teacher"]))
         changed["teacher"], theirs = teacher["run_id"], teacher["params"]["size"]
         if theirs != values["size"]:
             what = f"teacher {teacher['run_id']} sees images of {theirs} px"
             raise InputError(f"{what}, the student of {values['size']} px: make them alike")
-    return changed
+    return values | changed
 
 
-def check(row: methods.Method, rate: float | None, values: dict) -> None:
+def check(row: methods.Method, rate: float | None, values: dict, source: str = "") -> None:
     """Raise `InputError` for a layer or a rate that a run could only refuse when BL is trained."""
     rows = [methods.method(code) for code in methods.lineage(row.code)]
     does = {group for each in rows for group in each.does}
     backbone, size = values["backbone"], values["size"]
-    if row.transfers and backbone != "vgg":
-        raise InputError(f"{row.code} with backbone {backbone}: transfers name layers of the vgg")
-    detector = "own/" in (backbone[:4], values["pretrained"][:4])
-    if not values["epochs"] and not detector:
+    if source == WEIGHTS and not values["pretrained"]:
+        need = "set backbone=timm/NAME, say, and pretrained=true or a file"
+        raise InputError(f"source {WEIGHTS} is a pretrained network: {need}")
+    if not (values["epochs"] or values["pretrained"] or backbone.startswith("own/")):
         raise InputError("epochs=0 trains nothing: give pretrained=FILE, a detector's weights")
     if "student" in does and not (values["distill_epochs"] or values["epochs"]):
         raise InputError("epochs=0 is for BL alone: say distill_epochs=30, say, for its students")
@@ -73,7 +83,9 @@ def check(row: methods.Method, rate: float | None, values: dict) -> None:
 
 def _applies(row: methods.Method, rate: float | None, values: dict, does: set[str]) -> None:
     """Raise `InputError` where another's network cannot be compressed so."""
-    trains = {"prune", "structured", "finetune"} & does
+    trains = {"prune", "structured", "finetune", "transfer"} & does
+    if "adapter" in does and "teacher" not in does:
+        raise InputError(f"{row.code}: adapters stand behind our own blocks; TL+KD+A's student has")
     if values["backbone"].endswith(".onnx") and trains:
         can = "BL, CQ, CQ-S, and CKD from it"
         raise InputError(f"{row.code}: an ONNX file cannot be trained or cut; it can be {can}")

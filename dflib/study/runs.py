@@ -75,6 +75,9 @@ class Spec:
     def parents(self) -> tuple[Spec, ...]:
         whole = {key: DEFAULTS[key] for key in ("target_images", *methods.FOLDS.values())}
         there = {"dataset": self.source, "settings": self.settings | whole}  # with all its images
+        if self.source == feasible.WEIGHTS:  # the network as it was published, never trained here
+            whole |= {"epochs": 0, "finetune_epochs": 0}
+            there = {"settings": self.settings | whole}
         found = []
         for code, _, at in (name.partition("@") for name in methods.method(self.method).parents):
             row, changed = methods.method(code), there if at == "source" else {}
@@ -142,7 +145,8 @@ def spec(
     seed: int = 0,
     settings: dict | None = None,
 ) -> Spec:
-    """The request, checked; what is not given comes from the preset. source: of transfers alone.
+    """The request, checked; what is not given comes from the preset. source: of transfers alone, a
+    dataset, or "imagenet" for the weights that `pretrained` names.
 
     Raises `InputError` for an unknown name, a setting, rate or seed that does not fit, or a source
     that is the dataset itself.
@@ -168,10 +172,10 @@ def spec(
     source = (source or usual.source) if row.transfers else ""
     if source == dataset:
         raise InputError(f"source {source!r} is the dataset itself: a transfer needs another one")
-    if source:
+    if source and source != feasible.WEIGHTS:
         dataset_folder(source)
-    values |= feasible.files(values)
-    feasible.check(row, rate, values)
+    values = feasible.settled(values, source)
+    feasible.check(row, rate, values, source)
     return Spec(method, dataset, protocol, preset, rate, int(seed), values, source)
 
 

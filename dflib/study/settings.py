@@ -92,7 +92,7 @@ class Settings(
     amp: bool = _setting(True, *TRAIN, source="arXiv 1710.03740")
     """Mixed precision where the hardware has it: faster; off to rule out rounding."""
 
-    finetune_epochs: int = _setting(10, "finetune", "budget", ge=1, le=EPOCHS)
+    finetune_epochs: int = _setting(10, "finetune", "budget", ge=0, le=EPOCHS)
     """Passes over the training images after compression: more regain more."""
     finetune_lr: float = _setting(3e-4, "finetune", gt=0)
     """Learning rate of fine-tuning: below `lr`, as the weights are good already."""
