@@ -9,6 +9,7 @@ import copy
 import hashlib
 import importlib.util
 import math
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -71,17 +72,22 @@ def kept(file: Path, name: str = "") -> str:
 
     So the run's id covers what is in it, and later changes of the file do no harm.
     """
-    try:
-        content = file.expanduser().read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    name = f"{name or file.stem}-{hashlib.sha256(content).hexdigest()[:12]}{file.suffix}"
+    file = file.expanduser()
+    if not file.is_file():
+        raise InputError(f"{file} is not there, or no file")
+    called = re.sub(r"[^\w.-]+", "-", name or file.stem)
+    name = f"{called}-{_digest(file)}{file.suffix}"
     place = outputs_root() / "adopted" / name
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with written(place) as new:
-            shutil.copyfile(file.expanduser(), new)
+            shutil.copyfile(file, new)
     return f"own/{name}"
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:12]
 
 
 def own_file(name: str) -> Path:
@@ -89,7 +95,7 @@ def own_file(name: str) -> Path:
     name = Path(name).name
     places = [root / "adopted" / name for root in (outputs_root(), *attached_roots())]
     for place in filter(Path.is_file, places):
-        if hashlib.sha256(place.read_bytes()).hexdigest()[:12] in name:
+        if _digest(place) in name:
             return place
         raise InputError(f"{place} was changed after it was adopted: adopt the changed file")
     raise InputError(f"own/{name} is not in {places[0].parent}: adopt the file again")
@@ -129,11 +135,12 @@ def split(backbone: str, size: int, pretrained: str = "") -> tuple[nn.Module, nn
             net.load_state_dict(_filtered(net, state))
     except InputError:
         raise
-    except OSError as error:  # of the hubs, URLError included
-        bring = "bring the weights as a file: pretrained=FILE.safetensors"
-        why = short(str(error), 200)
-        raise InputError(f"weights of {backbone} cannot be reached ({why}); {bring}") from error
-    except Exception as error:  # a user's function, and all that timm and torch may raise
+    except Exception as error:  # a user's function, and all that timm, hubs and torch may raise
+        if pretrained == "true":
+            where = {"timm": f"huggingface.co/timm/{name}"}.get(kind, "download.pytorch.org")
+            why = f"cannot be had from {where} ({short(str(error), 200)})"
+            bring = "bring them as a file, pretrained=FILE.safetensors"
+            raise InputError(f"weights of {backbone} {why}: {bring}") from error
         what = f"{type(error).__name__}: {short(str(error), 300)}"
         raise InputError(f"{backbone} cannot be made: {what}") from error
     return _cut(net, backbone, size, keep=kind == "own" or classes is not None)

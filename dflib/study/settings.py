@@ -57,7 +57,9 @@ class Settings(
     """Generators whose fakes train and validate (a,b; empty: all); the test keeps every one."""
     hold_out: AnyOrder = _setting("", "data", source="arXiv 2003.07325")
     """Generators whose fakes do not train: how well are unseen ones found?"""
-    backbone: str = _setting("vgg", "baseline", "student", "chain", source="arXiv 2504.21066")
+    backbone: str = _setting(
+        "vgg", "baseline", "student", "teacher", "chain", source="arXiv 2504.21066"
+    )
     """The baseline's network: vgg, the paper's; timm/NAME; torchvision/NAME; FILE.py:function."""
     pretrained: str = _setting("", "baseline", "chain", source="arXiv 1411.1792")
     """Weights that another backbone than vgg begins with: true for its publisher's, or a file."""
