@@ -165,11 +165,17 @@ def _network(kind: str, name: str, size: int, pretrained: str, classes: int | No
     if kind != "own":
         raise InputError(f"unknown backbone {short(f'{kind}/{name}')}: {HOW}")
     file, _, function = name.partition(":")
-    spec = importlib.util.spec_from_file_location(f"own_{Path(file).stem}", own_file(file))
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _module(own_file(file))
     names = [n for n, f in vars(module).items() if callable(f) and not n.startswith("_")]
     return getattr(module, choose(f"function of {file}", function, names))()
+
+
+@lru_cache
+def _module(file: Path):
+    spec = importlib.util.spec_from_file_location(f"own_{file.stem}", file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _torchvision():

@@ -15,41 +15,19 @@ from data_prep.errors import InputError
 from dflib import export, lowrank, measure, models, prune, quantize
 from dflib.data import Part
 
-CNNS = (
-    "resnet18",
-    "resnet50",
-    "resnext50_32x4d",
-    "wide_resnet50_2",
-    "densenet121",
-    "lcnet_050",
-    "mobilenetv2_100",
-    "mobilenetv3_small_100",
-    "mobilenetv3_large_100",
-    "mobilenetv4_conv_small",
-    "efficientnet_b0",
-    "tf_efficientnet_lite0",
-    "tf_efficientnetv2_b0",
-    "mnasnet_100",
-    "ghostnet_100",
-    "regnetx_004",
-    "regnety_004",
-    "convnext_atto",
-    "repvgg_a0",
-    "xception41",
-)
-TRANSFORMERS = (
-    "vit_tiny_patch16_224",
-    "deit_tiny_patch16_224",
-    "deit_tiny_distilled_patch16_224",
-    "swin_tiny_patch4_window7_224",
-    "efficientformer_l1",
+TRIED = (  # of timm: 20 convolutional networks, 5 transformers
+    "resnet18 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 lcnet_050 mobilenetv2_100 "
+    "mobilenetv3_small_100 mobilenetv3_large_100 mobilenetv4_conv_small efficientnet_b0 "
+    "tf_efficientnet_lite0 tf_efficientnetv2_b0 mnasnet_100 ghostnet_100 regnetx_004 regnety_004 "
+    "convnext_atto repvgg_a0 xception41 vit_tiny_patch16_224 deit_tiny_patch16_224 "
+    "deit_tiny_distilled_patch16_224 swin_tiny_patch4_window7_224 efficientformer_l1"
 )
 IMAGES = 16  # of noise, to calibrate int8 and to compare
 
 
 def table(names: tuple[str, ...] = ()) -> pd.DataFrame:
     """A row a network, as `row` makes it; names: of backbones, else the 25 of timm."""
-    names = names or tuple(f"timm/{name}" for name in (*CNNS, *TRANSFORMERS))
+    names = names or tuple(f"timm/{name}" for name in TRIED.split())
     return pd.DataFrame([row(name) for name in names])
 
 
