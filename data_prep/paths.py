@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 JUNK = ("__macosx", "$recycle.bin", "@eadir", "system volume information")  # no one's images
 KAGGLE = Path("/kaggle/input")  # holds <slug>/… or {datasets,notebooks}/<owner>/<slug>/…
+DEPTH = 6  # of a search by structure: Kaggle's four folders, and an archive's own
 _PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
 
@@ -37,11 +38,10 @@ HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") 
 def _settle() -> None:
     """Make the folders of the environment absolute: kernels inherit it, and work in other ones."""
     for variable in ("DFLIB_DATA", "DFLIB_OUTPUTS", "DFLIB_ATTACHED"):
-        given = os.environ.get(variable, "")
-        parts = given.split(os.pathsep) if variable == "DFLIB_ATTACHED" else [given]
-        settled = [str(Path(part).expanduser().absolute()) for part in parts if part]
-        if settled and (text := os.pathsep.join(settled)) != given:
-            os.environ[variable] = text
+        given = os.environ.get(variable, "").split(os.pathsep)
+        settled = [str(Path(part).expanduser().absolute()) for part in given if part]
+        if settled and settled != given:
+            os.environ[variable] = os.pathsep.join(settled)
 
 
 _settle()
@@ -80,16 +80,15 @@ def _outputs_below(base: Path) -> list[Path]:
         parts = [dataset / protocol for dataset in datasets for protocol in ("strict", "paper")]
         return any(next(part.glob("*/*/result.json"), None) for part in parts)
 
-    # deep: Kaggle's three or four, the clone, outputs
-    return list(by_structure(base, holds_runs, depth=6, most=1000))
+    return list(by_structure(base, holds_runs, most=1000))
 
 
 def by_structure(
-    base: Path, is_one: Callable[[Path], bool], *, depth: int, most: int | None = None
+    base: Path, is_one: Callable[[Path], object], *, most: int | None = None
 ) -> Iterator[Path]:
     """The folders at or below `base` that `is_one` knows, nearest first; not those inside them."""
     level = [base] if base.is_dir() else []
-    for _ in range(depth + 1):
+    for _ in range(DEPTH + 1):
         others = []
         for folder in level:
             if is_one(folder):
@@ -111,16 +110,16 @@ def subfolders(folder: Path, *, most: int | None = None) -> list[Path]:
     return sorted(f for f in below if not is_junk(f.name))
 
 
-def is_junk(folder: str) -> bool:
-    """Whether a folder of this name is hidden (.ipynb_checkpoints) or a system's own (`JUNK`)."""
-    return folder.startswith(".") or folder.lower() in JUNK
-
-
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def is_junk(folder: str) -> bool:
+    """Whether a folder of this name is hidden (.ipynb_checkpoints) or a system's own (`JUNK`)."""
+    return folder.startswith(".") or folder.lower() in JUNK
 
 
 def present() -> list[str]:

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from data_prep.errors import InputError, short
 
@@ -30,10 +30,7 @@ def grouped(rows: list[dict], rule: str = "") -> list[dict]:
     Raises `InputError` for an expression that is none, has no group, or does not match a path.
     """
     known = rule or found(rows)
-    names = list(map(_namer(known), rows))
-    if known == "bursts":
-        first = bursts(names)
-        names = [first[name] for name in names]
+    names = _names(rows, known)
     for row, name in zip(rows, names, strict=True):
         row["group"] = f"{row['split']}/{name}" if row["split"] and known != "file" else name
     number = len({row["group"] for row in rows})
@@ -54,14 +51,18 @@ def found(rows: list[dict]) -> str:
     return "parent" if 2 * frames > len(names) else "stem"
 
 
-def _namer(rule: str) -> Callable[[dict], str]:
-    """From a row to its scene's name."""
-    if rule in ("stem", "bursts"):
-        return lambda row: stem(row["path"].rpartition("/")[2])
-    if rule == "parent":
-        return lambda row: row["folder"] or stem(row["path"])
+def _names(rows: list[dict], rule: str) -> list[str]:
+    """The name of each row's scene."""
+    stems = [stem(row["path"].rpartition("/")[2]) for row in rows]
+    if rule == "stem":
+        return stems
     if rule == "file":
-        return lambda row: stem(row["path"])
+        return [stem(row["path"]) for row in rows]
+    if rule == "parent":
+        return [row["folder"] or stem(row["path"]) for row in rows]
+    if rule == "bursts":
+        first = bursts(stems)
+        return [first[name] for name in stems]
     try:
         expression = re.compile(rule)
     except re.error as error:
@@ -69,14 +70,11 @@ def _namer(rule: str) -> Callable[[dict], str]:
     if not expression.groups:
         names = ", ".join(RULES)
         raise InputError(f"--scene {short(rule)} has no group: e.g. '(id\\d+)_', or one of {names}")
-
-    def matched(row: dict) -> str:
-        match = expression.search(row["path"])
+    matches = [expression.search(row["path"]) for row in rows]
+    for row, match in zip(rows, matches, strict=True):
         if not match or match[1] is None:
             raise InputError(f"--scene {short(rule)} does not match {row['path']}")
-        return match[1]
-
-    return matched
+    return [match[1] for match in matches]
 
 
 def bursts(ids: Iterable[str]) -> dict[str, str]:
