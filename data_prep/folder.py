@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +31,7 @@ class Layout:
     """
 
     title: str
-    labels: dict[str, tuple[int, str]]
+    labels: dict[str, tuple[int, str]] = field(default_factory=dict)
     above: int | None = None
     scene: str = ""
 
@@ -97,7 +97,7 @@ def recognised(path: Path) -> tuple[Path, Layout]:
 
 def entries(
     root: Path, layout: Layout, *, only: Collection[str] = (), leave_out: Collection[str] = ()
-) -> list[dict]:
+) -> Iterator[dict]:
     """One dict per file below `root`, as `manifest.make` takes them. only: folders directly in it.
 
     Raises `InputError` for a folder that is neither a class, a split nor a generator.
@@ -121,7 +121,7 @@ def entries(
     generators = sorted({row["generator"] for row in rows if row["label"]})
     told = (shown(root), layout.title, len(generators), shown(", ".join(generators[:5])))
     log.info("%s read as: %s; %d generator(s) (%s)", *told)
-    return scenes.grouped(rows, layout.scene)
+    yield from scenes.grouped(rows, layout.scene)
 
 
 def _class_at(parts: tuple[str, ...], layout: Layout, only: Collection[str], *, hint: str) -> int:

@@ -16,7 +16,15 @@ from tqdm.auto import tqdm
 
 from data_prep.errors import InputError, shown
 from data_prep.integrity import inspect_file
-from data_prep.paths import CSV, as_text, data_root, dataset_folder, images_root, write_text
+from data_prep.paths import (
+    CSV,
+    as_text,
+    data_root,
+    dataset_folder,
+    images_root,
+    write_text,
+    written,
+)
 
 log = logging.getLogger(__name__)
 
@@ -84,20 +92,22 @@ def make(
     seen = _seen(entries, root)
     _check_generators(seen, root)
     folder.mkdir(parents=True, exist_ok=True)
-    last, csv = _last_scan(folder, root), folder / "manifest.csv"
-    same = last.attrs.get("manifest") == [*_stamp(csv)] and seen.equals(last[seen.columns])
-    scan, read = (last, 0) if same else _scan(root, seen, last)
-    table, n = scan[COLUMNS], len(scan)
+    scan, csv = _last_scan(folder, root), folder / "manifest.csv"
+    unchanged = scan.attrs.get("manifest") == [*_stamp(csv)] and seen.equals(scan[seen.columns])
+    read, n = 0, len(seen)
+    if not unchanged:
+        scan, read = _scan(root, seen, scan)
+    table = scan[COLUMNS]
     log.info("%d files: %d read, %d unchanged since the last scan", n, read, n - read)
     relative = os.path.relpath(root, folder.resolve())
     where = str(root) if relative.startswith("..") else relative
     about = {"name": name, "kind": kind, "root": where, "licence": licence}
     write_text(folder / "dataset.json", json.dumps(about, indent=1))
-    if not same:
+    if not unchanged:
         write_text(csv, table.to_csv(**CSV))  # its presence means prepared
         scan.attrs = {"version": _SCAN, "root": str(root), "manifest": [*_stamp(csv)]}
-        scan.to_parquet(folder / "scan.parquet.new")
-        (folder / "scan.parquet.new").replace(folder / "scan.parquet")
+        with written(folder / "scan.parquet") as new:
+            scan.to_parquet(new)
     check(table, name)
     _tell_copies(table, name)
     return table
@@ -153,15 +163,11 @@ def check(table: pd.DataFrame, name: str) -> None:
     for label, others in ((0, "fakes"), (1, "reals")):
         n = int((table["label"] == label).sum())
         reasons = bad.loc[bad["label"] == label, "status"].value_counts()
-        quarantined = int(reasons.sum())
         if not n:
             log.warning("%s holds only %s: it can be tested, not trained on", name, others)
-        elif n == quarantined:
-            files = f"{n} files, all quarantined"
-            raise InputError(f"{name}: no usable image with label {label} ({files})")
-        elif quarantined > MAX_BAD_SHARE * n:
+        elif reasons.sum() > MAX_BAD_SHARE * n:
             raise InputError(
-                f"{name}: {quarantined} of {n} images with label {label} cannot be used "
+                f"{name}: {reasons.sum()} of {n} images with label {label} cannot be used "
                 f"(more than {MAX_BAD_SHARE:.0%}): {reasons.to_dict()}. Mend or remove them "
                 f"(reasons in {csv}, column status), then scan again."
             )
@@ -172,11 +178,10 @@ def _tell_copies(table: pd.DataFrame, name: str) -> None:
 
     for kind, found in duplicates.report(table, table["split"]).items():
         if found["across_splits"] or (kind == "exact" and found["images"]):
-            numbers = (found[key] for key in ("sets", "across_splits", "across_labels"))
-            text = (
-                "%s: %d %s copies in %d sets, %d of these in several splits, %d real and fake (%s)"
-            )
-            log.warning(text, name, found["images"], kind, *numbers, duplicates.examples(found))
+            text = "{images} {kind} copies in {sets} sets, {across_splits} of these in several "
+            text += "splits, {across_labels} real and fake"
+            example = shown(", ".join(found["example"][:2]))
+            log.warning("%s: %s (e.g. %s)", name, text.format(kind=kind, **found), example)
 
 
 def fingerprint(table: pd.DataFrame) -> str:
@@ -194,11 +199,8 @@ def decoding(table: pd.DataFrame) -> int:
 
 def fingerprint_of(name: str) -> str:
     """`fingerprint(load(name))`, computed once in a process while the manifest stays as it is."""
-    csv = f"{data_root()}{os.sep}{name}{os.sep}manifest.csv"
-    try:
-        stat = os.stat(csv)  # noqa: PTH116 (a plan of thousands of runs asks this of each)
-    except OSError:
-        stat = (dataset_folder(name) / "manifest.csv").stat()  # says what is missing
+    csv = dataset_folder(name) / "manifest.csv"
+    stat = csv.stat()
     return _fingerprint(name, csv, (stat.st_ino, stat.st_size, stat.st_mtime_ns), DECODING)
 
 
@@ -238,13 +240,12 @@ def _seen(entries: list[dict], root: Path) -> pd.DataFrame:
 
 def _scan(root: Path, seen: pd.DataFrame, last: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """`seen` with the facts of each file, and how many were read: those that `last` lacks."""
-    known = seen[STAMP].merge(last[[*STAMP, *FACTS]], on=STAMP)
+    known = seen[STAMP].merge(last[[*STAMP, *FACTS]], on=STAMP).set_index("path")[FACTS]
     no_text = seen["mtime_ns"] == _NO_TEXT
-    fresh = seen.loc[~seen["path"].isin(known["path"]) & ~no_text, "path"].tolist()
+    fresh = seen.loc[~seen["path"].isin(known.index) & ~no_text, "path"].tolist()
     found = parallel(inspect_file, [root / path for path in fresh], desc="scanning")
     found = pd.DataFrame(found, columns=FACTS, index=fresh).astype(dict.fromkeys(NUMBERS, "Int64"))
-    facts = pd.concat([known.set_index("path")[FACTS], found]) if len(known) else found
-    scan = seen.join(facts, on="path")
+    scan = seen.join(pd.concat([known, found]) if len(known) else found, on="path")
     scan["bytes"] = pd.to_numeric(scan["bytes"]).fillna(0).astype(int)
     scan.loc[no_text, "status"] = "name is not UTF-8: rename it"
     again = scan["status"].str.startswith(("unreadable", "needs "))

@@ -33,27 +33,25 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Layout):
     """A row of sources.toml, which tells of the fields."""
 
-    name: str
-    title: str
-    address: str
-    licence: str
-    size: str
+    name: str = ""
+    address: str = ""
+    licence: str = ""
+    size: str = ""
     layouts: Sequence[Sequence[str]] = ()
     also: Sequence[str] = ()
-    labels: dict[str, tuple[int, str]] = field(default_factory=dict)
     hub: dict[str, str] = field(default_factory=dict)
-    above: int | None = None
-    scene: str = ""
     archives: Sequence[Archive] = ()
     by_hand: str = ""
     kind: str = "deepfake"
 
 
 SOURCES = {
-    name: Source(name, **row | {"archives": [Archive(**each) for each in row.get("archives", ())]})
+    name: Source(
+        **row | {"name": name, "archives": [Archive(**a) for a in row.get("archives", ())]}
+    )
     for name, row in PUBLISHED.items()
 }
 
@@ -97,13 +95,12 @@ def prepare(
             f"{source.name}: no folder with {wanted} below {looked}. {how} "
             f"Then: python -m data_prep {source.name} --from FOLDER"
         )
-    layout = Layout(source.title, source.labels, source.above, source.scene)
-    rows = entries(root, layout, only=_parts(source, root))
+    rows = entries(root, source, only=_parts(source, root))
     return manifest.make(name, root, rows, kind=source.kind, **about)
 
 
 def find(source: Source, base: Path) -> Path | None:
-    """The nearest folder at or below `base` with one of the layouts: by structure, not by name."""
+    """The nearest folder at or below `base` with one of the source's layouts."""
     return next(by_structure(base, lambda folder: _parts(source, folder) is not None), None)
 
 
