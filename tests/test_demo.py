@@ -147,7 +147,7 @@ def test_training_brings_a_decoder_closer_to_its_source(family):
 def test_source_task_is_balanced_and_grey(source):
     folder, rows = source
     kinds = ((0, "nature"), (1, "man-made"))
-    expected = {(s, *kind): n for s, n in demo.SOURCE_COUNTS.items() for kind in kinds}
+    expected = {(s, *kind): n for s, n in demo.COUNTS.items() for kind in kinds}
     assert count(rows, "split", "label", "generator") == expected
     with Image.open(folder / rows[0]["path"]) as image:
         assert np.ptp(np.asarray(image, dtype=int), axis=2).max() <= 2
