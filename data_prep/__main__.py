@@ -102,18 +102,18 @@ for _source in SOURCES.values():
 
 @app.command("list")
 def list_() -> None:
-    """Every dataset: here or not, images per split and generator, licence, size, address."""
+    """Every dataset: here or not, usable images, licence, size, address."""
     # never cut what a user will copy
     name_, address = (Column(title, overflow="fold") for title in ("dataset", "address"))
-    columns = (name_, "here", "images per split and generator", "licence", "size", address)
+    columns = (name_, "here", "usable images", "licence", "size", address)
     table = Table(*columns, show_lines=True)
     present = paths.present()
     for name in sorted({*present, *paths.HOW_TO_GET}):
         row = ["no", f"get it: {paths.HOW_TO_GET.get(name)}", "", "", "made here"]
         if name in present:
+            usable = int((manifest.load(name)["status"] == "ok").sum())
             licence = paths.describe(name).get("licence", "")
-            found = _per_generator(manifest.load(name))
-            row = ["yes", found, licence, "", str(paths.data_root() / name)]
+            row = ["yes", str(usable), licence, "", str(paths.data_root() / name)]
         if source := SOURCES.get(name):
             row[2:] = source.licence, source.size, source.address
         table.add_row(name, *row)
@@ -127,13 +127,6 @@ def audit(name: str, sample: Sample = 300) -> None:
 
     found, page = audit_page.write(name, sample=sample)
     console.print(found.verdict, f"page: {page}", sep="\n", soft_wrap=True)
-
-
-def _per_generator(rows: pd.DataFrame) -> str:
-    return "\n".join(
-        f"{shown(generator)}: " + ", ".join(f"{n} {split}" for split, n in row.items() if n)
-        for (_, generator), row in manifest.counts(rows).iterrows()
-    )
 
 
 def _show(rows: pd.DataFrame, name: str) -> None:

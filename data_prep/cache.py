@@ -47,7 +47,7 @@ def build(
     manifest.check(table, name)
     table = table[table["status"] == "ok"].reset_index(drop=True)
     alike = transform.equaliser(table) if equalise else None
-    contents = json.dumps([table["sha256"].tolist(), manifest.decoding(table)]).encode()
+    contents = json.dumps([table["sha256"].tolist(), manifest.DECODING]).encode()
     key = [mode, alike.key if alike else "", str(size)]
     key = [*filter(None, key), hashlib.sha256(contents).hexdigest()[:12]]
     folder = dataset_folder(name) / "cache" / "-".join(key)

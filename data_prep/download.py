@@ -7,7 +7,6 @@ import stat
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from zipfile import BadZipFile, ZipFile, ZipInfo
@@ -25,7 +24,6 @@ log = logging.getLogger(__name__)
 TRIES = 20
 WAIT = 1.0  # seconds before the second try; doubles with each, up to a minute
 TIMEOUT = 30  # seconds without an answer
-THREADS = 8  # connections that fetch members of one archive
 _BLOCK = 1 << 20
 _BREAKS = (requests.RequestException, HTTPError, RemoteIOError, BadZipFile, zlib.error)
 _bar = partial(tqdm, leave=False, disable=None)
@@ -92,31 +90,25 @@ def fetch_members(url: str, folder: Path, *, below: Sequence[str]) -> Path:
 
     >>> fetch_members(url, Path("set"), below=["progan/person"])     # doctest: +SKIP
     """
-    prefixes = tuple(f"{name}/" for name in below)
+    starts = tuple(f"{name}/" for name in below)
 
-    def listed() -> list[ZipInfo]:
+    def fetched() -> None:
         with _remote(url) as remote:
-            members = _members(remote, url)
-        inside = [(m, m.filename, m.filename.partition("/")[2]) for m in members]
-        return [m for m, *names in inside if any(n.startswith(prefixes) for n in names)]
-
-    def fetched(share: list[ZipInfo]) -> None:
-        with _remote(url) as remote:
-            for member in share:
+            missing = []
+            for member in _members(remote, url):
+                names = member.filename, member.filename.partition("/")[2]
+                here = _size(folder / member.filename) == member.file_size
+                if any(name.startswith(starts) for name in names) and not here:
+                    missing.append(member)
+            folder.mkdir(parents=True, exist_ok=True)
+            need_room(sum(m.file_size for m in missing), folder, url)
+            for member in _bar(missing, desc=folder.name):
                 file = folder / member.filename
-                if _size(file) != member.file_size:  # not there since an earlier try
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    with written(file) as new:
-                        new.write_bytes(remote.read(member.filename))
-                    bar.update()
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with written(file) as new:
+                    new.write_bytes(remote.read(member.filename))
 
-    members = _retried(listed, url)
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [m for m in members if _size(folder / m.filename) != m.file_size]
-    need_room(sum(m.file_size for m in missing), folder, url)
-    shares = [missing[i::THREADS] for i in range(min(THREADS, len(missing)))]
-    with ThreadPoolExecutor(THREADS) as pool, _bar(total=len(missing), desc=folder.name) as bar:
-        list(pool.map(lambda share: _retried(partial(fetched, share), url), shares))
+    _retried(fetched, url)
     return folder
 
 

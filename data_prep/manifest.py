@@ -109,7 +109,6 @@ def make(
         with written(folder / "scan.parquet") as new:
             scan.to_parquet(new)
     check(table, name)
-    _tell_copies(table, name)
     return table
 
 
@@ -140,15 +139,12 @@ def load(name: str) -> pd.DataFrame:
     """The manifest of a prepared dataset, every row of it (quarantined ones too)."""
     path = dataset_folder(name) / "manifest.csv"
     text = dict.fromkeys(set(COLUMNS) - {"label", "bytes", *NUMBERS}, "str")
-    empty, again = {column: [""] for column in NUMBERS}, "make it again with python -m data_prep"
+    how = {"usecols": COLUMNS, "dtype": text, "keep_default_na": False}
     try:
-        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
-    except ValueError as error:  # not UTF-8, not a table, or empty
+        return pd.read_csv(path, **how, na_values={column: [""] for column in NUMBERS})
+    except ValueError as error:  # not UTF-8, not a table, empty, or of an older version
+        again = "make it again with python -m data_prep"
         raise InputError(f"{path} is damaged ({error}): {again}") from error
-    table = table if "coding" in table else table.assign(coding="")  # of an older scan
-    if missing := [column for column in COLUMNS if column not in table]:
-        raise InputError(f"manifest of {name!r} lacks the column(s) {', '.join(missing)}: {again}")
-    return table
 
 
 def check(table: pd.DataFrame, name: str) -> None:
@@ -173,28 +169,11 @@ def check(table: pd.DataFrame, name: str) -> None:
             )
 
 
-def _tell_copies(table: pd.DataFrame, name: str) -> None:
-    from data_prep import duplicates  # here, because it loads scipy
-
-    for kind, found in duplicates.report(table, table["split"]).items():
-        if found["across_splits"] or (kind == "exact" and found["images"]):
-            text = "{images} {kind} copies in {sets} sets, {across_splits} of these in several "
-            text += "splits, {across_labels} real and fake"
-            example = shown(", ".join(found["example"][:2]))
-            log.warning("%s: %s (e.g. %s)", name, text.format(kind=kind, **found), example)
-
-
 def fingerprint(table: pd.DataFrame) -> str:
     """Hash of all that decides what a detector sees: what the folders tell, contents, decoding."""
     told = ENTRY if table["testset"].any() else ENTRY[:-1]  # as before there was such a column
     text = table[[*told, "sha256", "status"]].to_csv(index=False)
-    return hashlib.sha256(f"{decoding(table)}\n{text}".encode()).hexdigest()[:16]
-
-
-def decoding(table: pd.DataFrame) -> int:
-    """`DECODING`; one more where images are converted that were not before: profiles and floats."""
-    converted = table["coding"].str.contains("icc=2", na=False) | (table["mode"] == "F")
-    return DECODING + bool(converted.any())
+    return hashlib.sha256(f"{DECODING}\n{text}".encode()).hexdigest()[:16]
 
 
 def fingerprint_of(name: str) -> str:

@@ -8,7 +8,6 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -76,16 +75,13 @@ def attached_roots() -> list[Path]:
 @cache  # what is attached stays as it is, and every look at a run asks
 def _outputs_below(base: Path) -> list[Path]:
     def holds_runs(folder: Path) -> bool:
-        datasets = subfolders(folder, most=1000)
-        parts = [dataset / protocol for dataset in datasets for protocol in ("strict", "paper")]
+        parts = [part / protocol for part in subfolders(folder) for protocol in ("strict", "paper")]
         return any(next(part.glob("*/*/result.json"), None) for part in parts)
 
-    return list(by_structure(base, holds_runs, most=1000))
+    return list(by_structure(base, holds_runs))
 
 
-def by_structure(
-    base: Path, is_one: Callable[[Path], object], *, most: int | None = None
-) -> Iterator[Path]:
+def by_structure(base: Path, is_one: Callable[[Path], object]) -> Iterator[Path]:
     """The folders at or below `base` that `is_one` knows, nearest first; not those inside them."""
     level = [base] if base.is_dir() else []
     for _ in range(DEPTH + 1):
@@ -94,16 +90,16 @@ def by_structure(
             if is_one(folder):
                 yield folder
             else:
-                others += subfolders(folder, most=most)
+                others += subfolders(folder)
         level = others
 
 
-def subfolders(folder: Path, *, most: int | None = None) -> list[Path]:
-    """Folders directly below without junk, sorted; only `most` entries are looked at."""
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly below without junk, sorted."""
     # scandir knows folders from files without asking about each of 100,000
     try:
         with os.scandir(folder) as found:
-            below = [Path(f.path) for f in islice(found, most) if _is_folder(f)]
+            below = [Path(f.path) for f in found if _is_folder(f)]
     except PermissionError as error:
         log.warning("%s cannot be read (%s): left out", shown(folder), error.strerror)
         return []

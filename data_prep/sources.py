@@ -7,7 +7,8 @@ an explicit mapping: in alphabetical order of folders it would be 0 in some of t
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import pandas as pd
 
@@ -26,10 +27,6 @@ class Archive:
     url: str
     md5: str | None = None
     members: Sequence[str] = ()
-
-    @property
-    def name(self) -> str:
-        return self.url.split("?")[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".zip")
 
 
 @dataclass(frozen=True)
@@ -120,11 +117,11 @@ def fetch(source: Source, home: Path) -> Path:
     about = (source.title, source.size, source.address, source.licence)
     log.warning("%s, %s, from %s. Licence: %s", *about)
     for archive in source.archives:
-        folder = home / archive.name
+        folder = home / PurePosixPath(urlsplit(archive.url).path).stem
         if archive.members:
             download.fetch_members(archive.url, folder, below=archive.members)
         elif not folder.exists():
-            file = home / f"{archive.name}.zip"
+            file = home / f"{folder.name}.zip"
             download.fetch(archive.url, file, md5=archive.md5)
             download.unpack(file, folder)
             file.unlink()  # its members are all there

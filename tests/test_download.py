@@ -185,12 +185,7 @@ def members(server, tmp_path, monkeypatch):
     return get
 
 
-def test_a_cut_fetch_of_members_goes_on_with_the_missing_ones(
-    server, members, tmp_path, monkeypatch
-):
-    assert members() == WANTED
-    shutil.rmtree(tmp_path / "set")
-    monkeypatch.setattr(download, "THREADS", 1)
+def test_a_cut_fetch_of_members_goes_on_with_the_missing_ones(server, members, tmp_path):
     server.cut = [10**9, 10**9, 10**9, 10**9, 9000, 10**9, 10**9, 100]
     assert members() == WANTED
     assert server.cut == []

@@ -299,15 +299,6 @@ def test_cmyk_goes_by_its_profile_and_a_damaged_profile_is_none():
         assert np.abs(np.asarray(integrity.to_rgb(opened), int) - colour).max() <= 2
 
 
-def test_an_image_with_another_profile_changes_the_fingerprint(tmp_path, data_root, tree):
-    """Those that were decoded alike before keep theirs, and their runs."""
-    root = tree(tmp_path / "set", {"real": 20, "fake": 20}, size=(40, 40))
-    assert manifest.decoding(folder.prepare(root, name="mine")) == manifest.DECODING
-    with Image.open(root / "real" / "real-000.png") as image:
-        image.save(root / "real" / "wide.png", icc_profile=display_p3())
-    assert manifest.decoding(folder.prepare(root, name="mine")) == manifest.DECODING + 1
-
-
 @pytest.mark.parametrize(("most", "grey"), [(1, 128), (255, 0), (65_535, 0)])
 def test_floats_go_by_their_range(most, grey):
     image = Image.fromarray(np.float32([[0, 0.5, most]]))
