@@ -132,7 +132,12 @@ def audit(name: str, *, sample: int = SAMPLE) -> Audit:
     chosen = chosen[["path", "label", "generator", "group"]].reset_index(drop=True)
     labels, groups = chosen["label"].to_numpy(), chosen["group"].to_numpy()
     spectra, rows_of = np.stack([f["spectrum"] for f in found]), chosen.groupby("generator").indices
-    splits = {p: split for p in PROTOCOLS if (split := _split(table, p)) is not None}
+    splits = {}
+    for protocol in PROTOCOLS:
+        try:
+            splits[protocol] = assign(table, protocol)
+        except InputError as error:
+            log.warning("no %s split: %s", protocol, error)
     given = splits or {"as given": table["split"]}
     return Audit(
         name,
@@ -153,14 +158,6 @@ def _sample(ok: pd.DataFrame, most: int) -> pd.DataFrame:
     order = ok.assign(key=key).sort_values(["key", "path"])
     fakes = order[order["label"] == 1].groupby("generator").head(most)
     return pd.concat([fakes, order[order["label"] == 0].head(min(MOST, max(most, len(fakes))))])
-
-
-def _split(table: pd.DataFrame, protocol: str) -> pd.Series | None:
-    try:
-        return assign(table, protocol)
-    except InputError as error:
-        log.warning("no %s split: %s", protocol, error)
-        return None
 
 
 def _overlap(table: pd.DataFrame, split: pd.Series) -> float:

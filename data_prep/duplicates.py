@@ -34,14 +34,6 @@ def near_pairs(hashes: np.ndarray, *, distance: int = DISTANCE) -> tuple[np.ndar
     return i, j
 
 
-def clusters(phash: pd.Series) -> np.ndarray:
-    """A cluster number for each perceptual hash (hexadecimal, n); near pairs share one."""
-    values = np.array([int(h, 16) for h in phash], dtype=np.uint64)
-    unique, where = np.unique(values, return_inverse=True)
-    i, j = near_pairs(unique)
-    return _components(i, j, len(unique))[where]
-
-
 def joined(*columns: pd.Series) -> np.ndarray:
     """A number for each row; rows that agree in a column, or by way of others, share it."""
     (i, left), (j, right) = map(pd.factorize, columns)
@@ -61,7 +53,9 @@ def report(table: pd.DataFrame, split: pd.Series) -> dict:
     images, sets of them, sets across_splits, the images torn so, sets across_labels, an example.
     """
     ok = table[table["status"] == "ok"].assign(split=split)
-    near = ok.assign(same=clusters(ok["phash"]))
+    hashes = np.array([int(text, 16) for text in ok["phash"]], dtype=np.uint64)
+    unique, where = np.unique(hashes, return_inverse=True)
+    near = ok.assign(same=_components(*near_pairs(unique), len(unique))[where])
     scenes = near.groupby("same")["group"].transform("nunique")
     return {"exact": _summary(ok.assign(same=ok["sha256"])), "near": _summary(near[scenes > 1])}
 

@@ -3,16 +3,13 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 from data_prep.errors import InputError, short
 
-BURST = 256  # RAISE ids are hexadecimal, some 65,000 apart; nearer ones are taken for one scene
 RULES = {
     "stem": "files of one name, whatever their folder and suffix",
     "parent": "the files of one folder, such as a video's frames",
     "file": "each file",
-    "bursts": "neighbouring RAISE ids",
 }
 log = logging.getLogger(__name__)
 
@@ -53,16 +50,12 @@ def found(rows: list[dict]) -> str:
 
 def _names(rows: list[dict], rule: str) -> list[str]:
     """The name of each row's scene."""
-    stems = [stem(row["path"].rpartition("/")[2]) for row in rows]
     if rule == "stem":
-        return stems
+        return [stem(row["path"].rpartition("/")[2]) for row in rows]
     if rule == "file":
         return [stem(row["path"]) for row in rows]
     if rule == "parent":
         return [row["folder"] or stem(row["path"]) for row in rows]
-    if rule == "bursts":
-        first = bursts(stems)
-        return [first[name] for name in stems]
     try:
         expression = re.compile(rule)
     except re.error as error:
@@ -75,19 +68,3 @@ def _names(rows: list[dict], rule: str) -> list[str]:
         if not match or match[1] is None:
             raise InputError(f"--scene {short(rule)} does not match {row['path']}")
     return [match[1] for match in matches]
-
-
-def bursts(ids: Iterable[str]) -> dict[str, str]:
-    """The scene of each RAISE id (r…t): the first of a run of ids less than `BURST` apart.
-
-    >>> bursts(["r000da54ft", "r000da550t", "r001d260dt"])
-    {'r000da54ft': 'r000da54ft', 'r000da550t': 'r000da54ft', 'r001d260dt': 'r001d260dt'}
-    """
-    scenes, first, last = {}, "", -BURST
-    for each in sorted(set(ids)):
-        scenes[each] = each
-        if match := re.fullmatch(r"r([0-9a-f]+)t", each):
-            number = int(match[1], 16)
-            first = first if number - last < BURST else each
-            scenes[each], last = first, number
-    return scenes

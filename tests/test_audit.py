@@ -162,9 +162,7 @@ def test_copies_across_splits_and_labels_are_found_and_kept(tmp_path, data_root)
 
 
 @pytest.mark.parametrize("kind", ["exact", "near"])
-def test_a_set_of_one_picture_is_not_called_harmless(
-    tmp_path, data_root, outputs_root, kind, caplog
-):
+def test_a_set_of_one_picture_is_not_called_harmless(tmp_path, data_root, outputs_root, kind):
     """82 times the same picture, real and fake alike: the probe alone finds nothing."""
     photo = PHOTOS[0].resize((330, 330), Image.Resampling.LANCZOS).crop((100, 100, 196, 196))
     for i in range(82):
@@ -174,7 +172,6 @@ def test_a_set_of_one_picture_is_not_called_harmless(
         if kind == "exact":
             photo.save(path, quality=85)
     folder.prepare(tmp_path / "set", name="mine")
-    assert ("82 exact copies in 1 sets" in caplog.text) == (kind == "exact")
     found, page = audit_page.write("mine")
     assert found.verdict.startswith(
         f"Not to be trusted: 82 of 82 images are {kind} copies (1 pictures, 1 of them both real and"

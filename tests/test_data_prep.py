@@ -306,8 +306,7 @@ def test_any_names_come_back_from_the_manifest_as_they_were(data_root, names):
 
     data_root.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        for told in ("check", "_tell_copies"):  # of files, and none of these is there
-            patch.setattr(manifest, told, lambda *_, **__: None)
+        patch.setattr(manifest, "check", lambda *_: None)  # of files, and none of these is there
         made = manifest.make("mine", data_root, map(entry, names), force=True)
     read = manifest.load("mine")
     assert read["path"].tolist() == made["path"].tolist()
@@ -337,9 +336,8 @@ def test_odd_names_are_told_whole_in_tables_pages_and_logs(tmp_path, data_root, 
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode()  # UTF-8
 
-    for words in (("folder", str(root), "--name", "mine"), ("list",)):
-        told = call("data_prep", *words)
-        assert "[red]" in told and "a[b" in told and "\x1b" not in told
+    told = call("data_prep", "folder", str(root), "--name", "mine")
+    assert "[red]" in told and "a[b" in told and "\x1b" not in told
     call("data_prep", "audit", "mine", "--sample", "20")
     page = (outputs_root / "audit-mine.html").read_text()
     assert "[red]" in page and "a[b" in page
@@ -376,19 +374,15 @@ def test_a_second_scan_reads_only_what_changed(tmp_path, data_root, tree, pictur
     assert manifest.fingerprint(third) == manifest.fingerprint_of("mine") not in prints
 
 
-@pytest.mark.parametrize("damage", ["bytes", "other version", "no version"])
+@pytest.mark.parametrize("damage", ["bytes", "other version"])
 def test_a_record_of_a_scan_that_is_damaged_or_old_is_not_trusted(
     mine, data_root, caplog, monkeypatch, damage
 ):
     record, first = data_root / "mine" / "scan.parquet", manifest.load("mine")
     if damage == "bytes":
         record.write_bytes(b"damaged")
-    elif damage == "other version":
-        monkeypatch.setattr(manifest, "_SCAN", manifest._SCAN + 1)
     else:
-        table = pd.read_parquet(record)
-        del table.attrs["version"]
-        table.to_parquet(record)
+        monkeypatch.setattr(manifest, "_SCAN", manifest._SCAN + 1)
     caplog.set_level(logging.INFO)
     folder.prepare(mine, name="mine")
     assert manifest.load("mine").to_csv() == first.to_csv()
@@ -527,15 +521,6 @@ def command(*words: str, code: str = "") -> subprocess.CompletedProcess:
     return subprocess.run(done, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("words", [["folder", "{set}", "--name", "n" * 300], ["folder", "x" * 300]])
-def test_names_of_300_letters_are_one_line(tmp_path, data_root, tree, words):
-    root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
-    words = [word.format(set=root) for word in words]
-    done = command(*words, *([] if "--name" in words else ["--name", "mine"]))
-    assert done.returncode == 2 and done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1 and not data_root.exists()
-
-
 def test_a_data_folder_that_cannot_be_written_to_is_one_line(tmp_path, data_root, tree):
     root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
     data_root.mkdir()
@@ -615,7 +600,7 @@ def test_splits_that_the_dataset_gives_are_kept():
         assert protocol.assign(table, name).tolist() == table["split"].tolist()
     table = joined(*(scenes([(1, 1)] * 12, part) for part in parts))  # the same scenes in each
     table = table.assign(sha256=table["path"] + table.index.astype(str))
-    message = r"12 scenes stand in more than one split \(e\.g\. 'g0'\): a leak\..*--protocol paper"
+    message = r"12 scenes stand in more than one split \(e\.g\. train.*: a leak\..*--protocol paper"
     with pytest.raises(InputError, match=message):
         protocol.assign(table, "strict")
     assert protocol.assign(table, "paper").tolist() == table["split"].tolist()
@@ -641,16 +626,11 @@ def test_strict_never_parts_a_file_from_its_copy(sizes, copies, seed):
         assume(False)
     for column in ("group", "sha256"):
         assert (split.groupby(table[column]).nunique() == 1).all()
-    # the scenes are the coarsest that this needs: connected components, by hand
-    linked = {i: i for i in table.index}
-    find = lambda i: i if linked[i] == i else find(linked[i])
-    for column in ("group", "sha256"):
-        for rows in table.groupby(column).groups.values():
-            for i in rows:
-                linked[find(i)] = find(rows[0])
-    ours = protocol.scenes(table)
-    pairs = {(ours[i], find(i)) for i in table.index}
-    assert len(pairs) == ours.nunique() == len({find(i) for i in table.index})
+
+
+def test_scenes_that_share_files_in_a_chain_are_one():
+    table = scenes([(1, 1)] * 4).assign(sha256=list("abbccdxy"))
+    assert protocol.scenes(table).tolist() == ["g0"] * 6 + ["g3"] * 2
 
 
 def given_splits(root: Path, tree) -> Path:
@@ -658,7 +638,7 @@ def given_splits(root: Path, tree) -> Path:
     return tree(root, {f"{p}/{k}": 12 for p in parts for k in ("real", "fake/gan")}, size=(40, 40))
 
 
-def test_a_file_in_two_given_splits_is_an_error_that_names_both(tmp_path, data_root, tree, caplog):
+def test_a_file_in_two_given_splits_is_an_error_that_names_both(tmp_path, data_root, tree):
     root = given_splits(tmp_path / "set", tree)
     for name in ("a.png", "b.png"):
         shutil.copy(root / "train" / "real" / "train-real-000.png", root / "train" / "real" / name)
@@ -668,23 +648,11 @@ def test_a_file_in_two_given_splits_is_an_error_that_names_both(tmp_path, data_r
     fake = root / "val" / "fake" / "gan" / "copied.png"
     shutil.copy(root / "test" / "fake" / "gan" / "test-fake-gan-001.png", fake)
     table = folder.prepare(root, name="mine")
-    assert "6 exact copies in 2 sets, 2 of these in several splits" in caplog.text
     with pytest.raises(InputError, match="2 files stand in more than one split") as told:
         protocol.assign(table, "strict")
-    for name in ("train/real/a.png", "test/real/other name.png", "val/fake/gan/copied.png"):
-        assert name in str(told.value)
+    assert "test/real/other name.png = train/real/a.png" in str(told.value)
     assert "--protocol paper" in str(told.value)
     assert protocol.assign(table, "paper").tolist() == table["split"].tolist()
-
-
-def test_near_copies_across_given_splits_are_told_by_the_scan(tmp_path, data_root, tree, caplog):
-    root = given_splits(tmp_path / "set", tree)
-    for i in range(3):
-        with Image.open(root / "train" / "real" / f"train-real-{i:03d}.png") as image:
-            image.resize((80, 80)).save(root / "test" / "real" / f"larger-{i}.png")
-    table = folder.prepare(root, name="mine")
-    assert "6 near copies in 3 sets, 3 of these in several splits" in caplog.text
-    assert protocol.assign(table, "strict").tolist() == table["split"].tolist()
 
 
 def test_a_missing_validation_part_is_carved_out_of_train():

@@ -14,14 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from test_plots import result
 from typer.testing import CliRunner
 
 from data_prep import __main__ as command
-from data_prep import paths, protocol, scenes, sources
+from data_prep import paths, protocol, sources
 from data_prep.errors import InputError
 from data_prep.sources import SOURCES
 from dflib import data, metrics
@@ -103,15 +101,6 @@ def test_a_full_raise_of_ones_own_stands_for_the_pairs_and_for_itself(synthbuste
     assert (table.groupby("group").size() == 3).all()
     table = sources.prepare("raise", synthbuster_files)
     assert (table["label"] == 0).all() and len(table) == 12
-
-
-@given(numbers=st.lists(st.integers(0, 2**28 - 1), unique=True, max_size=30))
-def test_bursts_are_runs_of_near_ids(numbers):
-    ids = {f"r{n:07x}t": n for n in numbers}
-    found = scenes.bursts(ids)
-    ordered = sorted(ids, key=ids.get)
-    for a, b in zip(ordered, ordered[1:], strict=False):
-        assert (found[a] == found[b]) == (ids[b] - ids[a] < scenes.BURST)
 
 
 def test_bursts_stand_on_one_side_of_the_strict_split(tmp_path, data_root, picture):
