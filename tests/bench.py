@@ -103,7 +103,7 @@ def batches() -> Iterator[Record]:
             ours, order = open_data("bench", size=size).train, torch.Generator().manual_seed(0)
             slow, fast = in_turns(
                 lambda loader=theirs: list(loader),
-                lambda part=ours: list(part.batches(64, shuffle=order)),
+                lambda part=ours, order=order: list(part.batches(64, shuffle=order)),
             )
             about = f"400 JPEGs of 256 px, q75, shuffled batches of 64: {400 / fast:,.0f} against "
             about += f"{400 / slow:,.0f} images/s of torchvision ImageFolder, one process each"

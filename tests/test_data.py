@@ -121,20 +121,6 @@ def test_the_fingerprint_follows_contents_labels_and_splits(tmp_path, data_root,
     assert len(set(seen)) == 4
 
 
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        ({"name": "tiny-sett"}, "unknown dataset 'tiny-sett', did you mean 'tiny-set'"),
-        ({"protocol": "papers"}, "unknown protocol 'papers', did you mean 'paper'"),
-        ({"mode": "crop"}, "unknown input mode 'crop'"),
-        ({"size": 40}, "image size 40 is not a multiple of 32"),
-    ],
-)
-def test_names_that_are_not_known_are_named(tiny_dataset, request_, message):
-    with pytest.raises(InputError, match=message):
-        data.open(**({"name": tiny_dataset, "size": 32} | request_))
-
-
 def test_strict_training_batches_hold_both_classes_equally_often(tmp_path, data_root, tree):
     root = tree(tmp_path / "set", {"real": 20, "fake/gan": 180}, size=(32, 32))
     folder.prepare(root, name="mine")

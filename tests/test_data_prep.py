@@ -65,15 +65,6 @@ def test_manifest_has_the_columns_of_the_design(tmp_path, data_root, tree):
     assert np.isnan(row["jpeg_quality"])
 
 
-@pytest.mark.parametrize("name", ["faces-140k", "deepfake-real", "dogs-vs-cats"])
-def test_a_layout_that_is_not_there_tells_how_to_get_it(tmp_path, data_root, name):
-    with pytest.raises(InputError) as caught:
-        sources.prepare(name, tmp_path)
-    address, command = sources.SOURCES[name].address, f"python -m data_prep {name} --from FOLDER"
-    assert all(text in str(caught.value) for text in (address, command, str(tmp_path)))
-    assert not data_root.exists()
-
-
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../x", "a/b", ".hidden", "two words", "comma,", "-dash", "line\n"]
 )
@@ -486,15 +477,6 @@ def test_a_damaged_file_of_a_dataset_is_named(mine, data_root, file, contents):
         cache.build("mine", size=32)
 
 
-def test_a_dataset_that_is_not_there_tells_how_to_get_it(data_root):
-    get = r"'faces-140k' is missing: looked for .*manifest\.csv\. Get it with: python -m data_prep"
-    with pytest.raises(InputError, match=f"{get} faces-140k"):
-        paths.dataset_folder("faces-140k")
-    near = r"unknown dataset 'faces-140', did you mean 'faces-140k'\?"
-    with pytest.raises(InputError, match=f"{near}.*python -m data_prep folder PATH --name NAME"):
-        paths.dataset_folder("faces-140")
-
-
 # ---- where it is all kept
 
 
@@ -661,14 +643,6 @@ def test_a_missing_validation_part_is_carved_out_of_train():
     assert (split[table["split"] == "test"] == "test").all()
     assert (split == "val").sum() == 20
     assert (split.groupby(table["group"]).nunique() == 1).all()
-
-
-def test_quarantined_rows_belong_nowhere():
-    table = scenes([(1, 1)] * 40)
-    table.loc[[0, 41], "status"] = "zero-byte"
-    split = protocol.assign(table, "strict")
-    assert split[[0, 41]].tolist() == ["", ""]
-    assert (split != "").sum() == 78
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import cache, folder, manifest, protocol
+from data_prep import cache, folder, protocol
 from data_prep.errors import InputError
 
 
@@ -148,17 +148,6 @@ def test_a_folder_that_cannot_be_read_is_named_and_counted(tmp_path, data_root, 
     os.close(here)
     assert len(folder.prepare(root, name="mine")) == 10
     assert "1 folder(s) below" in caplog.text and "File name too long" in caplog.text
-
-
-def test_a_set_read_again_with_a_folder_moved(tmp_path, data_root, tree, caplog):
-    root = tree(tmp_path / "set", {"real": 3, "fake/gan": 3})
-    folder.prepare(root, name="mine")
-    (root / "real" / "real-001.png").unlink()
-    (root / "fake" / "gan").rename(root / "fake" / "other")
-    caplog.set_level(logging.INFO)
-    table = folder.prepare(root, name="mine")
-    assert "5 files: 3 read, 2 unchanged" in caplog.text
-    assert set(table["generator"]) == {"real", "other"} and len(manifest.load("mine")) == 5
 
 
 @pytest.mark.parametrize(("kind", "label"), [("real", 0), ("fake/gan", 1)])

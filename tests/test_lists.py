@@ -78,15 +78,6 @@ def test_a_list_that_is_not_understood_is_refused(tmp_path, data_root, images, t
     assert not data_root.exists()
 
 
-def test_a_file_that_is_listed_and_not_there_is_quarantined(tmp_path, data_root, tree):
-    root = tree(tmp_path / "images", {"a": 30, "b": 30})
-    rows = [{"path": f.relative_to(root).as_posix(), "label": 0} for f in (root / "a").iterdir()]
-    rows += [{"path": f.relative_to(root).as_posix(), "label": 1} for f in (root / "b").iterdir()]
-    pd.DataFrame([*rows, {"path": "b/gone.png", "label": 1}]).to_csv(tmp_path / "x.csv")
-    table = lists.prepare(tmp_path / "x.csv", root, name="mine").set_index("path")
-    assert table.loc["b/gone.png", "status"] == "unreadable: No such file or directory"
-
-
 def test_without_datasets_the_line_that_installs_it_is_told(data_root, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r'pip install -e "\.\[datasets\]"'):

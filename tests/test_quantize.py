@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import pytest
@@ -66,13 +64,6 @@ def test_the_three_linear_layers_become_int8_and_the_convolutions_stay_float(exp
     used = [i for n in onnx.load(int8).graph.node if n.op_type == "Conv" for i in n.input]
     assert {tensors[i].dtype for i in used if i in tensors} == {np.dtype(np.float32)}
     assert [t.dtype for t in tensors.values() if t.size == 1024 * 256] == [np.int8]
-
-
-def test_the_weights_are_rounded_to_half_a_step_per_channel(exported, files):
-    (q,) = (t.astype(float) for t in stored(files["dynamic"]).values() if t.shape == (1024, 256))
-    ours = exported["model"].head[1].weight.detach().double().numpy().T
-    scale = np.abs(ours).max(0) / 127
-    assert np.abs(q * scale - ours).max() <= scale.max() * 0.51
 
 
 # ---- static: convolutions too
@@ -186,13 +177,6 @@ def test_a_request_that_cannot_be_met_leaves_nothing(exported, toy, tmp_path, op
     with pytest.raises(InputError, match=message):
         quantize.static_int8(exported["onnx"], tmp_path / "q.onnx", toy().train, **options)
     assert not list(tmp_path.iterdir())
-
-
-def test_calibration_images_of_one_class_are_refused(toy):
-    part = toy().train
-    one = replace(part, table=part.table[part.table["label"] == 1])
-    with pytest.raises(InputError, match="0 real and 18 fake images to calibrate with"):
-        quantize.calibration_images(one, 128)
 
 
 @pytest.mark.parametrize(
