@@ -150,16 +150,6 @@ def test_dropout_sleeps_in_a_frozen_head_and_wakes_in_a_trained_one():
     assert all(m.training for m in model.modules())
 
 
-def test_layers_lists_what_select_takes():
-    model = adapters.insert(lived_in(), "features.1")
-    names = adapters.layers(model)
-    some = {"all", "norms", "head", "head.3", "features.1.adapter", "features.2.depthwise"}
-    assert some <= set(names)
-    assert "features.0.relu" not in names
-    assert all(adapters.select(model, name) > 0 for name in names)
-    assert adapters.select(model, ",".join(names)) == models.parameters(model)
-
-
 # --- deltas
 
 

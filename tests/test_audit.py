@@ -89,13 +89,6 @@ def test_jpeg_history_is_found_in_pixels(quality, photo):
     assert shortcut.blockiness(after) > shortcut.blockiness(before)
 
 
-def test_features_of_tiny_images_are_nan_where_they_do_not_apply():
-    found = shortcut.features(Image.new("RGB", (5, 3)), bytes(100))
-    assert found["aspect"] == 5 / 3 and found["bytes_per_pixel"] == 100 / 15
-    assert all(np.isnan(found[k]) for k in ("pixel_quality", "blockiness", "jpeg_quality"))
-    assert tuple(found) == shortcut.FEATURES
-
-
 def test_the_probe_holds_whole_scenes_out():
     """Features that name the scene, and labels that follow it, tell nothing about another scene."""
     rng, groups = np.random.default_rng(0), np.repeat(np.arange(60), 8)

@@ -38,15 +38,6 @@ def test_every_mode_gives_squares_of_any_image(width, height, mode, size):
     assert result.dtype == np.uint8
 
 
-@settings(max_examples=30)
-@given(width=st.integers(32, 100), height=st.integers(32, 100))
-def test_centre_crop_takes_the_middle_unscaled(width, height):
-    image = noise(width, height)
-    top, left = (height - 32) // 2, (width - 32) // 2
-    middle = np.asarray(image)[top : top + 32, left : left + 32]
-    assert np.array_equal(cache.fit(image, size=32, mode="center_crop"), middle)
-
-
 def test_small_images_are_scaled_up_with_their_proportions():
     halves = np.zeros((16, 32, 3), dtype=np.uint8)
     halves[:8] = 255

@@ -79,12 +79,6 @@ def test_limit_is_balanced_and_always_the_same(tiny_dataset, opened):
     assert len(data.open(tiny_dataset, size=32, limit=10_000).train) == len(opened.train)
 
 
-def test_the_papers_protocol_splits_60_40_less_its_validation(tiny_dataset):
-    opened = data.open(tiny_dataset, size=32, protocol="paper")
-    sizes = [len(p) for p in (opened.train, opened.val, opened.test)]
-    assert sizes == pytest.approx([129.6, 14.4, 96], abs=2)
-
-
 def test_sources_name_their_own_classes(tmp_path, data_root, tree):
     counts = {"train/cats": 20, "train/dogs": 20, "test/cats": 3, "test/dogs": 3}
     sources.prepare("dogs-vs-cats", tree(tmp_path / "set", counts))

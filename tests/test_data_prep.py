@@ -637,14 +637,6 @@ def test_a_file_in_two_given_splits_is_an_error_that_names_both(tmp_path, data_r
     assert protocol.assign(table, "paper").tolist() == table["split"].tolist()
 
 
-def test_a_missing_validation_part_is_carved_out_of_train():
-    table = joined(scenes([(1, 1)] * 100, "train"), scenes([(1, 1)] * 20, "test", "t"))
-    split = protocol.assign(table, "strict")
-    assert (split[table["split"] == "test"] == "test").all()
-    assert (split == "val").sum() == 20
-    assert (split.groupby(table["group"]).nunique() == 1).all()
-
-
 @pytest.mark.parametrize(
     ("table", "message"),
     [

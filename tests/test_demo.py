@@ -72,15 +72,6 @@ def test_groups_and_classes_share_no_pixel(built):
         area.fill((row["group"], row["label"]))
 
 
-def test_both_classes_come_from_the_same_photographs(built):
-    for split in demo.SHARES:
-        shares = []
-        for kind in ((split, 0), (split, 1)):
-            photos = [box(row)[0] for row in built[1] if (row["split"], row["label"]) == kind]
-            shares.append([photos.count(photo) / len(photos) for photo in demo.PHOTOS])
-        assert np.abs(np.diff(shares, axis=0)).max() < 0.12
-
-
 @pytest.mark.parametrize("which", ["built", "source"])
 def test_all_files_have_one_format_and_size(which, request):
     folder, rows = request.getfixturevalue(which)

@@ -204,19 +204,6 @@ def test_an_error_behind_the_result_is_no_failure(tiny_dataset, outputs, monkeyp
     assert "late" in (s.folder / "notebook.ipynb").read_text()
 
 
-def test_out_of_memory_while_training(tiny_dataset, undisturbed, outputs):
-    s = tiny(tiny_dataset, *CODES)[0]
-    shutil.rmtree(s.folder)
-
-    def limit(kernel: psutil.Process) -> None:
-        size = kernel.memory_info().vms
-        kernel.rlimit(psutil.RLIMIT_AS, (size, size))
-
-    broken(s, limit, when=lambda: list(s.folder.glob("checkpoint.pt")))
-    assert s.failure()["kind"] == "died", s.failure()
-    completes(tiny_dataset, outputs, undisturbed)
-
-
 def test_a_full_disk(tiny_dataset, undisturbed, outputs, mounted, monkeypatch):
     used = sum(p.stat().st_size for p in outputs.rglob("*") if p.is_file())
     disk = mounted("-t", "tmpfs", "-o", f"size={used + 2_000_000}", "tmpfs")

@@ -111,16 +111,6 @@ def test_every_metric_equals_scikit_learn_with_ties(seed, n, levels, threshold):
         assert same(mean, np.nan if None in parts else np.mean(parts)), metric
 
 
-def test_eer_of_known_curves():
-    eer = lambda labels, scores: of_one(np.array(labels), np.array(scores), draws=0)["eer"]
-    assert eer([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9]) == 0
-    assert eer([0, 0, 1, 1], [0.8, 0.9, 0.1, 0.2]) == 1
-    assert eer([0, 0, 1, 1], [0.3] * 4) == 0.5
-    normal = stats.norm(0, 1).ppf((np.arange(2000) + 0.5) / 2000)  # EER = Phi(-d / 2)
-    scores = stats.norm.cdf(np.concatenate([normal, normal + 1.5]))
-    assert eer(np.repeat([0, 1], 2000), scores) == pytest.approx(stats.norm.cdf(-0.75), abs=1e-3)
-
-
 Y, P, G = [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], ["real", "gan", "real", "gan"]
 
 
