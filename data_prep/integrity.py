@@ -33,7 +33,9 @@ def read_file(path: Path | str) -> bytes:
             raise BadImage(f"too large: more than {MAX_BYTES // 1_000_000} MB")
         return Path(path).read_bytes() if found.st_size else b""
     except OSError as error:
-        raise BadImage(f"unreadable: {error.strerror}") from error
+        escaped = "\\udc" in str(path)  # by `paths.as_text`
+        reason = "name is not UTF-8: rename it" if escaped else f"unreadable: {error.strerror}"
+        raise BadImage(reason) from error
 
 
 def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.Image:

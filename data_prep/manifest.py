@@ -14,17 +14,9 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
+from data_prep import paths
 from data_prep.errors import InputError, shown
 from data_prep.integrity import inspect_file
-from data_prep.paths import (
-    CSV,
-    as_text,
-    data_root,
-    dataset_folder,
-    images_root,
-    write_text,
-    written,
-)
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +33,6 @@ MAX_NAME = 100  # bytes of a dataset's: files are named after it
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
 DECODING = 2  # version of how images are decoded and fitted: a change makes new caches, new runs
 _SCAN = 4  # version of what `inspect_file` finds: a change makes every file read again
-_NO_TEXT = -3  # in place of a time: the name is no text
 _SERIAL = 256  # fewer files than this are not worth starting processes for
 
 
@@ -88,7 +79,7 @@ def make(
     entries = sorted(entries, key=itemgetter("path"))
     if not entries:
         raise InputError(f"no files found below {root}")
-    folder, root = data_root() / name, Path(root).resolve()
+    folder, root = paths.data_root() / name, Path(root).resolve()
     seen = _seen(entries, root)
     _check_generators(seen, root)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,11 +93,11 @@ def make(
     relative = os.path.relpath(root, folder.resolve())
     where = str(root) if relative.startswith("..") else relative
     about = {"name": name, "kind": kind, "root": where, "licence": licence}
-    write_text(folder / "dataset.json", json.dumps(about, indent=1))
+    paths.write_text(folder / "dataset.json", json.dumps(about, indent=1))
     if not unchanged:
-        write_text(csv, table.to_csv(**CSV))  # its presence means prepared
+        paths.write_text(csv, table.to_csv(**paths.CSV))  # its presence means prepared
         scan.attrs = {"version": _SCAN, "root": str(root), "manifest": [*_stamp(csv)]}
-        with written(folder / "scan.parquet") as new:
+        with paths.written(folder / "scan.parquet") as new:
             scan.to_parquet(new)
     check(table, name)
     return table
@@ -125,9 +116,9 @@ def claim(name: str, root: Path, *, force: bool = False, below: bool = False) ->
 
     below: images anywhere below `root` are not elsewhere. force: replaces the dataset.
     """
-    csv = data_root() / check_name(name) / "manifest.csv"
+    csv, root = paths.data_root() / check_name(name) / "manifest.csv", Path(root).resolve()
     try:
-        here, root = images_root(name).resolve() if csv.exists() else None, Path(root).resolve()
+        here = paths.images_root(name).resolve() if csv.exists() else None
     except InputError:  # its dataset.json is damaged, and made again
         here = None
     if here and here != root and not force and not (below and here.is_relative_to(root)):
@@ -137,7 +128,7 @@ def claim(name: str, root: Path, *, force: bool = False, below: bool = False) ->
 
 def load(name: str) -> pd.DataFrame:
     """The manifest of a prepared dataset, every row of it (quarantined ones too)."""
-    path = dataset_folder(name) / "manifest.csv"
+    path = paths.dataset_folder(name) / "manifest.csv"
     text = dict.fromkeys(set(COLUMNS) - {"label", "bytes", *NUMBERS}, "str")
     how = {"usecols": COLUMNS, "dtype": text, "keep_default_na": False}
     try:
@@ -152,7 +143,7 @@ def check(table: pd.DataFrame, name: str) -> None:
 
     Raises `InputError` for a class over 5 % bad.
     """
-    bad, csv = table[table["status"] != "ok"], data_root() / name / "manifest.csv"
+    bad, csv = table[table["status"] != "ok"], paths.data_root() / name / "manifest.csv"
     for (generator, status), rows in bad.groupby(["generator", "status"]):
         what = (name, len(rows), shown(generator), shown(status), shown(rows["path"].iloc[0]))
         log.warning("%s: %d file(s) of %s quarantined: %s (e.g. %s)", *what)
@@ -178,7 +169,7 @@ def fingerprint(table: pd.DataFrame) -> str:
 
 def fingerprint_of(name: str) -> str:
     """`fingerprint(load(name))`, computed once in a process while the manifest stays as it is."""
-    csv = dataset_folder(name) / "manifest.csv"
+    csv = paths.dataset_folder(name) / "manifest.csv"
     stat = csv.stat()
     return _fingerprint(name, csv, (stat.st_ino, stat.st_size, stat.st_mtime_ns), DECODING)
 
@@ -207,11 +198,8 @@ def _check_generators(seen: pd.DataFrame, root: Path) -> None:
 
 def _seen(entries: list[dict], root: Path) -> pd.DataFrame:
     """What the folders tell, names as text that any file can hold; each file's size and time."""
-    texts = [entry | {key: as_text(entry.get(key, "")) for key in NAMES} for entry in entries]
-    stamps = [
-        _stamp(f"{root}{os.sep}{text['path']}") if text["path"] == entry["path"] else (-1, _NO_TEXT)
-        for text, entry in zip(texts, entries, strict=True)
-    ]
+    texts = [entry | {key: paths.as_text(entry.get(key, "")) for key in NAMES} for entry in entries]
+    stamps = [_stamp(f"{root}{os.sep}{text['path']}") for text in texts]
     seen = pd.DataFrame(texts, columns=ENTRY)
     seen["size"], seen["mtime_ns"] = zip(*stamps, strict=True)
     return seen
@@ -220,13 +208,11 @@ def _seen(entries: list[dict], root: Path) -> pd.DataFrame:
 def _scan(root: Path, seen: pd.DataFrame, last: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """`seen` with the facts of each file, and how many were read: those that `last` lacks."""
     known = seen[STAMP].merge(last[[*STAMP, *FACTS]], on=STAMP).set_index("path")[FACTS]
-    no_text = seen["mtime_ns"] == _NO_TEXT
-    fresh = seen.loc[~seen["path"].isin(known.index) & ~no_text, "path"].tolist()
+    fresh = seen.loc[~seen["path"].isin(known.index), "path"].tolist()
     found = parallel(inspect_file, [root / path for path in fresh], desc="scanning")
     found = pd.DataFrame(found, columns=FACTS, index=fresh).astype(dict.fromkeys(NUMBERS, "Int64"))
     scan = seen.join(pd.concat([known, found]) if len(known) else found, on="path")
     scan["bytes"] = pd.to_numeric(scan["bytes"]).fillna(0).astype(int)
-    scan.loc[no_text, "status"] = "name is not UTF-8: rename it"
     again = scan["status"].str.startswith(("unreadable", "needs "))
     scan.loc[again, "mtime_ns"] = -2  # to be tried again next time
     return scan, len(fresh)

@@ -95,22 +95,13 @@ def by_structure(base: Path, is_one: Callable[[Path], object]) -> Iterator[Path]
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders directly below without junk, sorted."""
-    # scandir knows folders from files without asking about each of 100,000
-    try:
-        with os.scandir(folder) as found:
-            below = [Path(f.path) for f in found if _is_folder(f)]
-    except PermissionError as error:
+    """Folders directly below without junk, sorted; a folder that cannot be read is told."""
+
+    def unreadable(error: OSError) -> None:
         log.warning("%s cannot be read (%s): left out", shown(folder), error.strerror)
-        return []
-    return sorted(f for f in below if not is_junk(f.name))
 
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    _, names, _ = next(os.walk(folder, onerror=unreadable), ("", [], []))
+    return sorted(folder / name for name in names if not is_junk(name))
 
 
 def is_junk(folder: str) -> bool:
@@ -158,11 +149,9 @@ def lock(file: Path, *, timeout: float = -1) -> BaseFileLock:
 
     Raises `InputError` on a file system without locks, where others wait for ever.
     """
-    try:
+    if os.name == "posix":  # Windows has its own
         import fcntl
-    except ImportError:  # Windows has its own
-        fcntl = None
-    if fcntl:
+
         with file.open("a") as probe:
             try:
                 fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)

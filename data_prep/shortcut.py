@@ -13,9 +13,9 @@ from data_prep import integrity
 from data_prep.integrity import jpeg_quality, open_image, to_rgb
 from data_prep.transform import FORMATS, Equaliser, centre_square
 
-METADATA = ("width", "height", "aspect", "bytes_per_pixel", "format", "mode", "jpeg_quality")
-METADATA += ("chroma", "progressive", "tables", "exif", "icc", "xmp", "c2pa", "bits")
-FEATURES = (*METADATA, "pixel_quality", "blockiness", "red", "green", "blue", "contrast")
+FEATURES = ("width", "height", "aspect", "bytes_per_pixel", "format", "mode", "jpeg_quality")
+FEATURES += ("chroma", "progressive", "tables", "exif", "icc", "xmp", "c2pa", "bits")
+FEATURES += ("pixel_quality", "blockiness", "red", "green", "blue", "contrast")
 MODES = ("RGB", "L", "RGBA", "P", "CMYK", "LA")
 FOLDS = 5
 DRAWS = 500
