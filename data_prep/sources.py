@@ -21,15 +21,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Archive:
-    """A public zip. members: only the files below these folders (by range requests); else all."""
-
-    url: str
-    md5: str | None = None
-    members: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
 class Source(Layout):
     """A row of sources.toml, which tells of the fields."""
 
@@ -40,17 +31,12 @@ class Source(Layout):
     layouts: Sequence[Sequence[str]] = ()
     also: Sequence[str] = ()
     hub: dict[str, str] = field(default_factory=dict)
-    archives: Sequence[Archive] = ()
+    archives: Sequence[dict] = ()  # url, and md5 or members
     by_hand: str = ""
     kind: str = "deepfake"
 
 
-SOURCES = {
-    name: Source(
-        **row | {"name": name, "archives": [Archive(**a) for a in row.get("archives", ())]}
-    )
-    for name, row in PUBLISHED.items()
-}
+SOURCES = {name: Source(name=name, **row) for name, row in PUBLISHED.items()}
 
 
 def prepare(
@@ -117,12 +103,12 @@ def fetch(source: Source, home: Path) -> Path:
     about = (source.title, source.size, source.address, source.licence)
     log.warning("%s, %s, from %s. Licence: %s", *about)
     for archive in source.archives:
-        folder = home / PurePosixPath(urlsplit(archive.url).path).stem
-        if archive.members:
-            download.fetch_members(archive.url, folder, below=archive.members)
+        folder = home / PurePosixPath(urlsplit(archive["url"]).path).stem
+        if "members" in archive:
+            download.fetch_members(archive["url"], folder, below=archive["members"])
         elif not folder.exists():
             file = home / f"{folder.name}.zip"
-            download.fetch(archive.url, file, md5=archive.md5)
+            download.fetch(archive["url"], file, md5=archive.get("md5"))
             download.unpack(file, folder)
             file.unlink()  # its members are all there
     return home

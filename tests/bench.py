@@ -3,8 +3,6 @@
 `python -m tests.bench NAME …` (or `make bench ARGS="NAME …"`) runs only some of them.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What test files share: temporary roots, a small real-or-fake dataset, makers of image files."""
 
-from __future__ import annotations
-
 import os
 
 # before torch: two files are tested at a time, and more threads than cores wait for one another

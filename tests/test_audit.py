@@ -1,7 +1,5 @@
 """Does the audit catch planted give-aways, stay quiet on a clean set, and find copies?"""
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """What is done to training images, against the Gaussian's formula."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np

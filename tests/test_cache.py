@@ -1,7 +1,5 @@
 """Decoding once: what the memory map holds, under which name, and after builds that were killed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

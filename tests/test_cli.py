@@ -1,7 +1,5 @@
 """Both command lines as a user meets them: real processes, one line for an error."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """From the memory map to batches: nothing twice, nothing lost, nothing mixed up."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Scanning, checking and splitting: with files as they come, whole and broken."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import logging
@@ -21,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep import cache, errors, folder, integrity, manifest, paths, protocol, sources
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError
 from data_prep.scenes import stem
 from data_prep.transform import coded as encoded
 from dflib import data
@@ -75,15 +73,6 @@ def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path, data_root, tree, na
     with pytest.raises(InputError, match="cannot be a dataset's name"):
         sources.prepare("faces-140k", tmp_path / "set", name=name)
     assert not data_root.exists()
-
-
-def test_choose_names_the_nearest_and_all():
-    assert choose("method", "CPF", ["BL", "CPF"]) == "CPF"
-    nearest = r"^unknown method 'cpf', did you mean 'CPF'\? Valid: BL, CPF\. Look\.$"
-    with pytest.raises(InputError, match=nearest):
-        choose("method", "cpf", ["BL", "CPF"], hint="Look.")
-    with pytest.raises(InputError, match=r"^unknown method 'zzz'; Valid: none yet\.$"):
-        choose("method", "zzz", [])
 
 
 # ---- broken and odd files
@@ -378,16 +367,6 @@ def test_a_record_of_a_scan_that_is_damaged_or_old_is_not_trusted(
     folder.prepare(mine, name="mine")
     assert manifest.load("mine").to_csv() == first.to_csv()
     assert "4 files: 4 read, 0 unchanged" in caplog.text
-
-
-def test_an_unchanged_folder_writes_no_manifest_but_mends_a_damaged_one(mine, data_root):
-    csv = data_root / "mine" / "manifest.csv"
-    before = (csv.stat().st_ino, csv.read_bytes())
-    folder.prepare(mine, name="mine")
-    assert (csv.stat().st_ino, csv.read_bytes()) == before
-    csv.write_bytes(b"damaged")
-    folder.prepare(mine, name="mine")
-    assert csv.read_bytes() == before[1]
 
 
 def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, data_root, tree, monkeypatch):

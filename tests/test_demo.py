@@ -1,7 +1,5 @@
 """The demo data: scenes, the held-out family, equal formats, the same bytes again, no give-away."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from pathlib import Path

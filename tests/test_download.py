@@ -1,7 +1,5 @@
 """Downloads from a local server that cuts connections or knows no ranges; harmful archives."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Exercises answer back: nothing yet, right, wrong with its hint, stopped; quizzes in the page."""
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib

@@ -1,8 +1,6 @@
 """Grad-CAM against a computation by hand, on every kind of network; the residual and its
 spectrum."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Deployed files against the models they came from, and what they cost."""
 
-from __future__ import annotations
-
 import gzip
 import shutil
 import subprocess

@@ -1,8 +1,6 @@
 """The house stays as it is drawn in the README: imports run one way, nothing goes in a circle, and
 no room grows beyond what a reader takes in."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

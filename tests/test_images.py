@@ -1,7 +1,5 @@
 """What is opened as an image at all, and how it is converted; nothing starts another program."""
 
-from __future__ import annotations
-
 import ast
 import io
 import json

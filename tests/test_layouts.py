@@ -1,8 +1,6 @@
 """Folders as people have them: which layouts are known, what they tell, what is left out and
 said."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Lists of labelled images, and sets as the Hugging Face hub streams them (from local parquet)."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

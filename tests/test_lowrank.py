@@ -1,7 +1,5 @@
 """Low rank: exact at full rank, the best below (Eckart-Young), targets met, checkpoints."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Pruning: exactly so many zeros, the smallest, and they stay; whole channels, the target met."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Int8: the error bound of uniform quantization, and what ONNX Runtime makes of our layers."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

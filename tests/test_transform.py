@@ -1,7 +1,5 @@
 """Making classes alike, and making images worse: against Pillow's own encoders."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
