@@ -37,10 +37,11 @@ HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") 
 def _settle() -> None:
     """Make the folders of the environment absolute: kernels inherit it, and work in other ones."""
     for variable in ("DFLIB_DATA", "DFLIB_OUTPUTS", "DFLIB_ATTACHED"):
-        given = os.environ.get(variable, "").split(os.pathsep)
-        settled = [str(Path(part).expanduser().absolute()) for part in given if part]
-        if settled and settled != given:
-            os.environ[variable] = os.pathsep.join(settled)
+        given = os.environ.get(variable, "")
+        parts = given.split(os.pathsep) if variable == "DFLIB_ATTACHED" else [given]
+        settled = [str(Path(part).expanduser().absolute()) for part in parts if part]
+        if settled and (text := os.pathsep.join(settled)) != given:
+            os.environ[variable] = text
 
 
 _settle()
