@@ -18,15 +18,13 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False
 )
 From = Annotated[Path | None, typer.Option("--from", help="folder where the files already are")]
-Called = Annotated[str, typer.Option("--name", help="what to call the dataset")]
-Name = Annotated[
-    str | None, typer.Option(help="what to call the dataset; its usual name by default")
-]
+Images = Annotated[Path, typer.Option(help="folder that the list's paths start from")]
+Name = Annotated[str, typer.Option(help="what to call the dataset")]
 Force = Annotated[bool, typer.Option("--force", help="replace a dataset made from other images")]
 Scene = Annotated[str, typer.Option(help="stem, parent, file or a regular expression with a group")]
 LeaveOut = Annotated[list[str] | None, typer.Option(help="a folder that is not read; repeatable")]
 Sample = Annotated[int, typer.Option(min=20, help="images looked at per generator")]
-PerClass = Annotated[int, typer.Option(min=1, help="images taken of each class")]
+PerClass = Annotated[int, typer.Option(min=1, help="images of each class, where a set is streamed")]
 width = None if sys.stdout.isatty() else 160
 console = Console(width=width, markup=False, emoji=False, highlight=False)  # names are data
 
@@ -43,19 +41,19 @@ def demo(seed: int = 0, force: Force = False) -> None:
 
 @app.command("folder")
 def folder_(
-    path: Path, name: Called, scene: Scene = "", leave_out: LeaveOut = None, force: Force = False
+    path: Path, name: Name, scene: Scene = "", leave_out: LeaveOut = None, force: Force = False
 ) -> None:
     """Your own images: real/ and fake/<generator>/, optionally below train/, val/, test/; or in
     the layout of a published set: {0_real,1_fake}, {nature,ai}, training_{real,fake}."""
-    options = {"scene": scene, "leave_out": leave_out or (), "force": force}
-    _show(folder.prepare(path, name=name, **options), name)
+    skipped = leave_out or ()
+    _show(folder.prepare(path, name=name, scene=scene, leave_out=skipped, force=force), name)
 
 
 @app.command("list-file")
 def list_file(
     file: Path,
-    name: Called,
-    images: Annotated[Path, typer.Option(help="folder that the list's paths start from")],
+    images: Images,
+    name: Name,
     path_column: str = "path",
     label_column: str = "label",
     generator_column: str = "generator",
@@ -73,7 +71,7 @@ def list_file(
 @app.command()
 def huggingface(
     source: str,
-    name: Called,
+    name: Name,
     image_column: str = "image",
     label_column: str = "label",
     generator_column: str = "",
@@ -82,23 +80,20 @@ def huggingface(
     force: Force = False,
 ) -> None:
     """A set of the Hugging Face hub, or a local folder of parquet files, streamed."""
-    columns = {"image_column": image_column, "label_column": label_column}
-    columns |= {"generator_column": generator_column, "split": split, "per_class": per_class}
-    _show(lists.huggingface(source, name=name, force=force, **columns), name)
+    columns = (image_column, label_column, generator_column)
+    options = {"split": split, "per_class": per_class, "force": force}
+    _show(lists.huggingface(source, name=name, columns=columns, **options), name)
 
 
 def _add(source: sources.Source) -> None:
-    def stored(given: From = None, name: Name = None, force: Force = False) -> None:
-        _show(sources.prepare(source, given, name=name, force=force), name or source.name)
-
-    def streamed(
-        given: From = None, name: Name = None, per_class: PerClass = 1000, force: Force = False
+    @app.command(source.name, help=f"{source.title}: {source.size}. {source.address}")
+    def published(
+        given: From = None,
+        name: Name = source.name,
+        per_class: PerClass = 1000,
+        force: Force = False,
     ) -> None:
-        options = {"name": name, "force": force, "per_class": per_class}
-        _show(sources.prepare(source, given, **options), name or source.name)
-
-    command = streamed if source.hub else stored
-    app.command(source.name, help=f"{source.title}: {source.size}. {source.address}")(command)
+        _show(sources.prepare(source, given, name=name, per_class=per_class, force=force), name)
 
 
 for _source in SOURCES.values():
@@ -107,37 +102,31 @@ for _source in SOURCES.values():
 
 @app.command("list")
 def list_() -> None:
-    """Every dataset: here or not, images per split and generator, licence, size, address."""
+    """Every dataset: here or not, usable images, licence, size, address."""
     # never cut what a user will copy
     name_, address = (Column(title, overflow="fold") for title in ("dataset", "address"))
-    columns = (name_, "here", "images per split and generator", "licence", "size", address)
+    columns = (name_, "here", "usable images", "licence", "size", address)
     table = Table(*columns, show_lines=True)
-    for name in sorted({*paths.present(), *paths.HOW_TO_GET}):
+    present = paths.present()
+    for name in sorted({*present, *paths.HOW_TO_GET}):
         row = ["no", f"get it: {paths.HOW_TO_GET.get(name)}", "", "", "made here"]
-        if name in paths.present():
+        if name in present:
+            usable = int((manifest.load(name)["status"] == "ok").sum())
             licence = paths.describe(name).get("licence", "")
-            found = _per_generator(manifest.load(name))
-            row = ["yes", found, licence, "", str(paths.data_root() / name)]
+            row = ["yes", str(usable), licence, "", str(paths.data_root() / name)]
         if source := SOURCES.get(name):
             row[2:] = source.licence, source.size, source.address
         table.add_row(name, *row)
     console.print(table)
 
 
-@app.command("audit")
-def audit_(name: str, sample: Sample = 300) -> None:
+@app.command()
+def audit(name: str, sample: Sample = 300) -> None:
     """Look for give-aways, copies, shared scenes: outputs/audit-NAME.html, .json, a verdict."""
     from data_prep import audit_page  # here, because it loads scipy, scikit-learn and seaborn
 
     found, page = audit_page.write(name, sample=sample)
     console.print(found.verdict, f"page: {page}", sep="\n", soft_wrap=True)
-
-
-def _per_generator(rows: pd.DataFrame) -> str:
-    return "\n".join(
-        f"{shown(generator)}: " + ", ".join(f"{n} {split}" for split, n in row.items() if n)
-        for (_, generator), row in manifest.counts(rows).iterrows()
-    )
 
 
 def _show(rows: pd.DataFrame, name: str) -> None:

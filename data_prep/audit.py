@@ -14,7 +14,7 @@ import pandas as pd
 from data_prep import duplicates, manifest, paths, shortcut, transform
 from data_prep.errors import InputError
 from data_prep.protocol import PROTOCOLS, assign
-from data_prep.shortcut import Probe, look
+from data_prep.shortcut import Probe
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Audit:
     """All that was found in one dataset."""
 
     name: str
-    about: dict
+    licence: str
     table: pd.DataFrame  # the manifest
     looked: pd.DataFrame  # a row per image looked at: ids, raw_* and equalised_* features
     spectra: dict[str, np.ndarray]  # generator -> mean residual spectrum
@@ -43,36 +43,29 @@ class Audit:
     @property
     def verdict(self) -> str:
         """What the probe tells, of the set as it is and equalised; copies, first where many."""
-        copies, many = self._copies()
-        probed = f"{self._probed()} {self._remaining()}"
-        return f"Not to be trusted: {copies} {probed}" if many else f"{probed} {copies}".strip()
-
-    def _probed(self) -> str:
-        raw = self.raw
-        kind = "Weak give-aways" if raw.ci95[0] < STRONG else "Strong give-aways"
-        kind = "Metadata give little away" if _harmless(raw) else kind
-        best = [f"{f.replace('_', ' ')} ({a:.2f})" for f, a in list(raw.single.items())[:3]]
-        text = f"{kind}: metadata and trivial statistics alone reach AUROC {_reached(raw)}"
-        return f"{text}; the best alone: {', '.join(best)}."
-
-    def _remaining(self) -> str:
+        kind = "Weak give-aways" if self.raw.ci95[0] < STRONG else "Strong give-aways"
+        kind = "Metadata give little away" if _harmless(self.raw) else kind
+        best = [f"{f.replace('_', ' ')} ({a:.2f})" for f, a in list(self.raw.single.items())[:3]]
+        text = f"{kind}: metadata and trivial statistics alone reach AUROC {_reached(self.raw)}; "
+        text += f"the best alone: {', '.join(best)}. "
         if self.alike is None:
-            return "Files are alike in both classes: nothing to equalise."
-        rest = "the give-away stays: results on this set say little about detection"
-        if self.equalised.ci95[0] < STRONG:
-            rest = "part of it stays: read results with that in mind"
-        rest = "little is left" if _harmless(self.equalised) else rest
-        return f"After equalising (protocol strict): {_reached(self.equalised)}, {rest}."
-
-    def _copies(self) -> tuple[str, bool]:
-        """A sentence on copies, "" without any; and whether they make the set worth little."""
+            text += "Files are alike in both classes: nothing to equalise."
+        else:
+            rest = "the give-away stays: results on this set say little about detection"
+            if self.equalised.ci95[0] < STRONG:
+                rest = "part of it stays: read results with that in mind"
+            rest = "little is left" if _harmless(self.equalised) else rest
+            text += f"After equalising (protocol strict): {_reached(self.equalised)}, {rest}."
         n, reported = int((self.table["status"] == "ok").sum()), next(iter(self.copies.values()))
         for kind, most in COPIES.items():
             images, sets, both = (reported[kind][k] for k in ("images", "sets", "across_labels"))
-            if images > most * n or (kind == "exact" and images):
-                text = f"{images} of {n} images are {kind} copies ({sets} pictures, {both} of them"
-                return f"{text} both real and fake).", images > most * n
-        return "", False
+            copies = f"{images} of {n} images are {kind} copies ({sets} pictures, {both} of them "
+            copies += "both real and fake)."
+            if images > most * n:
+                return f"Not to be trusted: {copies} {text}"
+            if kind == "exact" and images:
+                text += f" {copies}"
+        return text
 
     def summary(self) -> dict:
         """What goes into outputs/audit-NAME.json."""
@@ -91,7 +84,7 @@ class Audit:
             "scenes": int(ok["group"].nunique()),
             "scene_overlap": self.overlap,
             "duplicates": self.copies,
-            "licence": self.about.get("licence", ""),
+            "licence": self.licence,
             "data_fingerprint": manifest.fingerprint(self.table),
         }
 
@@ -114,49 +107,48 @@ def verdict_of(name: str) -> str:
     return f"{name!r} was never audited as it is: python -m data_prep audit {name}"
 
 
-def audit(name: str, *, sample: int = SAMPLE, workers: int | None = None) -> Audit:
+def audit(name: str, *, sample: int = SAMPLE) -> Audit:
     """Look at a prepared dataset: its manifest, and up to `sample` images per generator.
 
     Raises `InputError` for a dataset that is not there, of reals alone, or with too few scenes.
 
     >>> audit("demo").verdict                                        # doctest: +SKIP
     """
-    table, about = manifest.load(name), paths.describe(name)
+    table = manifest.load(name)
     ok = table[table["status"] == "ok"]
-    if set(ok["label"]) != {0, 1}:
-        labels = ", ".join(map(str, set(ok["label"])))
-        why = f"has only images with label {labels}: nothing to tell apart, nothing to audit"
-        raise InputError(f"{name!r} {why}")
-    if min(ok.groupby("label")["group"].nunique()) < 2 * shortcut.FOLDS:
+    scenes = ok.groupby("label")["group"].nunique()
+    if len(scenes) < 2 or scenes.min() < 2 * shortcut.FOLDS:
         need = f"at least {2 * shortcut.FOLDS} of each class are needed"
-        raise InputError(f"{name!r} has too few scenes to audit: {need}")
-    alike = transform.equaliser(table)
+        raise InputError(f"{name!r} has too few scenes of real or of fake to audit: {need}")
     chosen = _sample(ok, sample)
-    root, task = paths.images_root(name), partial(look, alike=alike)
+    alike, root = transform.equaliser(table), paths.images_root(name)
     items = [(root / p, sha256) for p, sha256 in zip(chosen["path"], chosen["sha256"], strict=True)]
-    found = manifest.parallel(task, items, desc=f"auditing {name}", workers=workers, serial=64)
+    task = partial(shortcut.look, alike=alike)
+    found = manifest.parallel(task, items, desc=f"auditing {name}", serial=64)
     if None in found:
-        first = chosen["path"].iloc[found.index(None)]
-        what = f"{found.count(None)} images cannot be read any more (e.g. {first})"
+        what = f"images cannot be read any more (e.g. {items[found.index(None)][0]})"
         raise InputError(f"{name}: {what}: scan again with python -m data_prep")
     sets = {kind: pd.DataFrame([f[kind] for f in found]) for kind in ("raw", "equalised")}
     chosen = chosen[["path", "label", "generator", "group"]].reset_index(drop=True)
-    labels, scenes = chosen["label"].to_numpy(), chosen["group"].to_numpy()
+    labels, groups = chosen["label"].to_numpy(), chosen["group"].to_numpy()
     spectra, rows_of = np.stack([f["spectrum"] for f in found]), chosen.groupby("generator").indices
-    splits = {p: split for p in PROTOCOLS if (split := _split(table, p)) is not None}
+    splits = {}
+    for protocol in PROTOCOLS:
+        try:
+            splits[protocol] = assign(table, protocol)
+        except InputError as error:
+            log.warning("no %s split: %s", protocol, error)
     given = splits or {"as given": table["split"]}
-    trained = {p: table.loc[split == "train", "group"] for p, split in splits.items()}
-    tested = {p: table.loc[split == "test", "group"] for p, split in splits.items()}
     return Audit(
         name,
-        about,
+        paths.describe(name).get("licence", ""),
         table,
         looked=chosen.join([x.add_prefix(f"{kind}_") for kind, x in sets.items()]),
         spectra={generator: spectra[rows].mean(axis=0) for generator, rows in rows_of.items()},
-        **{kind: shortcut.probe(x, labels, scenes) for kind, x in sets.items()},
+        **{kind: shortcut.probe(x, labels, groups) for kind, x in sets.items()},
         alike=alike,
         copies={p: duplicates.report(table, split) for p, split in given.items()},
-        overlap={p: float(tested[p].isin(trained[p]).mean()) for p in splits},
+        overlap={p: _overlap(table, split) for p, split in splits.items()},
     )
 
 
@@ -168,12 +160,9 @@ def _sample(ok: pd.DataFrame, most: int) -> pd.DataFrame:
     return pd.concat([fakes, order[order["label"] == 0].head(min(MOST, max(most, len(fakes))))])
 
 
-def _split(table: pd.DataFrame, protocol: str) -> pd.Series | None:
-    try:
-        return assign(table, protocol)
-    except InputError as error:
-        log.warning("no %s split: %s", protocol, error)
-        return None
+def _overlap(table: pd.DataFrame, split: pd.Series) -> float:
+    trained, tested = (table.loc[split == part, "group"] for part in ("train", "test"))
+    return float(tested.isin(trained).mean())
 
 
 def _reached(found: Probe) -> str:

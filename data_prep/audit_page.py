@@ -19,11 +19,6 @@ from data_prep.errors import shown
 KINDS = {"real": "#0072B2", "fake": "#D55E00"}  # Okabe-Ito: told apart by every eye
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"text.parse_math": False}  # names are data
-_NAMES = {
-    "bytes_per_pixel": "bytes per pixel",
-    "jpeg_quality": "JPEG quality, from the file's tables",
-    "pixel_quality": "JPEG quality, from pixels",
-}
 
 
 def write(name: str, *, sample: int = SAMPLE) -> tuple[Audit, Path]:
@@ -41,8 +36,9 @@ def write(name: str, *, sample: int = SAMPLE) -> tuple[Audit, Path]:
 
 def distributions(found: Audit) -> plt.Figure:
     """Each feature's cumulative distribution, real against fake; images without one count as -1."""
-    table = _looked(found).fillna(-1).melt("kind", var_name="feature")
-    table["feature"] = table["feature"].map(lambda name: _NAMES.get(name, name))
+    raw = found.looked.filter(like="raw_").rename(columns=lambda c: _words(c.removeprefix("raw_")))
+    kind = np.where(found.looked["label"] == 0, "real", "fake")
+    table = raw.assign(kind=kind).fillna(-1).melt("kind", var_name="feature")
     look = {"kind": "ecdf", "height": 1.8, "aspect": 1.3}
     look |= {"facet_kws": {"sharex": False}, "hue_order": list(KINDS), "palette": KINDS}
     grid = sns.displot(table, x="value", hue="kind", col="feature", col_wrap=5, **look)
@@ -57,7 +53,7 @@ def probe_bars(found: Audit) -> plt.Figure:
     names, rows = list(found.raw.single)[:8], []
     for images, probe in probes.items():
         rows += [("all together", probe.auroc, images)]
-        rows += [(_NAMES.get(name, name), probe.single[name], images) for name in names]
+        rows += [(_words(name), probe.single[name], images) for name in names]
     table = pd.DataFrame(rows, columns=["what", "auroc", "images"])
     figure = _figure(8, 0.42 * (len(names) + 1) + 1.2)
     ax = figure.subplots()
@@ -111,20 +107,13 @@ def render(found: Audit) -> str:
         audit=found,
         summary=found.summary(),
         figures=figures,
-        counts=_rows(manifest.counts(found.table).reset_index()),
-        formats=_rows(formats(found)),
-        features=", ".join(_NAMES.get(f, f) for f in shortcut.FEATURES),
+        tables=[manifest.counts(found.table).reset_index(), formats(found)],
+        features=", ".join(map(_words, shortcut.FEATURES)),
     )
 
 
-def _looked(found: Audit) -> pd.DataFrame:
-    """The images looked at: their features as they are, and their kind (real or fake)."""
-    raw = found.looked.filter(like="raw_").rename(columns=lambda name: name.removeprefix("raw_"))
-    return raw.assign(kind=np.where(found.looked["label"] == 0, "real", "fake"))
-
-
-def _rows(table: pd.DataFrame) -> list[list[str]]:
-    return [list(map(str, table.columns)), *table.astype(str).to_numpy().tolist()]
+def _words(feature: str) -> str:
+    return feature.replace("_", " ")
 
 
 def _figure(width: float, height: float) -> plt.Figure:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def build(
     """The decoded images of a dataset (uint8, N x size x size x 3, read-only), and their rows.
 
     equalise: first make the classes alike (`transform.equaliser`); then comes `fit`. Made on the
-    first call, in parallel; a cut build goes on where it was, two at once wait for each other.
+    first call, in parallel; two at once wait for each other.
     Raises `InputError` for an unknown mode, a size that is no multiple of 32, a full disk, or
     changed files.
 
@@ -46,13 +47,12 @@ def build(
     manifest.check(table, name)
     table = table[table["status"] == "ok"].reset_index(drop=True)
     alike = transform.equaliser(table) if equalise else None
-    contents = json.dumps([table["sha256"].tolist(), manifest.decoding(table)]).encode()
+    contents = json.dumps([table["sha256"].tolist(), manifest.DECODING]).encode()
     key = [mode, alike.key if alike else "", str(size)]
     key = [*filter(None, key), hashlib.sha256(contents).hexdigest()[:12]]
     folder = dataset_folder(name) / "cache" / "-".join(key)
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
-        # no with_suffix: names may hold dots, such as resize-0.5
         with lock(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
                 options = {"alike": alike, "size": size, "mode": mode}
@@ -93,22 +93,21 @@ def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
 
 
 def _fill(folder: Path, name: str, table: pd.DataFrame, options: dict, workers: int | None) -> None:
-    """Decode what is missing in `<folder>.partial`; `folder` appears when all of it is there."""
+    """Decode into `<folder>.partial`; `folder` appears when all of it is there."""
     part, size = folder.with_name(f"{folder.name}.partial"), options["size"]
-    done, what = part / "done.npy", f"decoding {name!r} at {size} px"
-    if not done.exists():
-        shape, hint = (len(table), size, size, 3), "free some, take a smaller --set size="
-        need_room(int(np.prod(shape)), folder.parent, what, f"{hint}, or set $DFLIB_DATA")
-        part.mkdir(exist_ok=True)
-        new = {"mode": "w+", "dtype": np.uint8, "shape": shape}
-        np.lib.format.open_memmap(part / "images.npy", **new).flush()
-        np.save(part / "new.npy", np.zeros(len(table), dtype=bool))
-        (part / "new.npy").rename(done)  # all is laid out
-    root, todo = images_root(name), np.flatnonzero(~np.load(done))
-    paths, hashes = table["path"].to_numpy(), table["sha256"].to_numpy()
-    rows = np.split(todo, range(_CHUNK, len(todo), _CHUNK))
-    chunks = [(some, [root / p for p in paths[some]], hashes[some]) for some in rows]
-    task = partial(_decode, folder=part, **options)
+    shape, what = (len(table), size, size, 3), f"decoding {name!r} at {size} px"
+    hint = "free some, take a smaller --set size=, or set $DFLIB_DATA"
+    need_room(int(np.prod(shape)), folder.parent, what, hint)
+    shutil.rmtree(part, ignore_errors=True)  # of a build that was cut
+    part.mkdir()
+    np.lib.format.open_memmap(part / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
+    root, hashes = images_root(name), table["sha256"].to_numpy()
+    paths = [root / path for path in table["path"]]
+    chunks = [
+        (start, paths[start : start + _CHUNK], hashes[start : start + _CHUNK])
+        for start in range(0, len(table), _CHUNK)
+    ]
+    task = partial(_decode, file=part / "images.npy", **options)
     problems = sum(manifest.parallel(task, chunks, desc=what, workers=workers, serial=2), [])
     if problems:
         raise InputError(
@@ -116,23 +115,19 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, options: dict, workers: 
             f"(e.g. {problems[0]}): scan again with python -m data_prep"
         )
     part.rename(folder)
-    (folder / "done.npy").unlink()
 
 
-def _decode(chunk: tuple, *, folder: Path, alike: Equaliser | None, **fitted) -> list[str]:
-    """Decode some files (rows, paths, hashes) into their rows; returns what went wrong."""
-    images = np.load(folder / "images.npy", mmap_mode="r+")
-    done = np.load(folder / "done.npy", mmap_mode="r+")
-    problems = []
-    for row, path, sha256 in zip(*chunk, strict=True):
+def _decode(chunk: tuple, *, file: Path, alike: Equaliser | None, **fitted) -> list[str]:
+    """Decode some images (first row, paths, hashes) into their rows; returns what went wrong."""
+    start, paths, hashes = chunk
+    images, problems = np.load(file, mmap_mode="r+"), []
+    for row, (path, sha256) in enumerate(zip(paths, hashes, strict=True), start):
         try:
             data = read_file(path)
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise BadImage("other contents")
             image = to_rgb(open_image(data))
-            image = alike(image, sha256) if alike else image
-            images[row] = fit(image, **fitted)
-            done[row] = True
+            images[row] = fit(alike(image, sha256) if alike else image, **fitted)
         except BadImage as error:
             problems.append(f"{path}: {error}")
     return problems

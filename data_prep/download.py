@@ -6,11 +6,10 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import requests
 from remotezip import RangeNotSupported, RemoteIOError, RemoteZip
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 from urllib3.exceptions import HTTPError
 
 from data_prep.errors import InputError
-from data_prep.paths import lock, need_room
+from data_prep.paths import lock, need_room, written
 
 log = logging.getLogger(__name__)
 
@@ -35,89 +34,82 @@ def fetch(url: str, target: Path, *, md5: str | None = None) -> Path:
     """Download `url` to the file `target`, which exists only once it is whole and right.
 
     Goes on where an earlier attempt was cut. Raises `InputError` for an address that does not
-    answer, a disk too full (before anything is written), or a wrong checksum (the file is set
-    aside).
+    answer, a disk too full (before anything is written), or a wrong checksum (nothing stays).
 
     >>> fetch("https://example.org/set.zip", Path("set.zip"), md5="0695bd…")   # doctest: +SKIP
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with lock(_beside(target, ".lock")):
-        if not target.exists():
-            part = _beside(target, ".part")
-            _retried(partial(_receive, url, part), url)
-            if md5:
-                _check(part, url, md5)
-            part.replace(target)
+    part = target.with_name(f"{target.name}.part")
+    with lock(target.with_name(f"{target.name}.lock")):
+        if target.exists():
+            return target
+        _retried(partial(_receive, url, part), url)
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest() if md5 else None
+        if found != md5:
+            part.unlink()
+            hint = "try again; if that gives the same, the publisher changed the file"
+            raise InputError(f"{url}: md5 is {found}, expected {md5}: {hint}")
+        part.replace(target)
     return target
 
 
-def unpack(
-    archive: Path, folder: Path, *, wanted: Callable[[str], bool] = lambda name: True
-) -> Path:
-    """Unpack the wanted members of a zip into `folder`, which appears only with all of them there.
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack a zip into `folder`, which appears only with all of the members there.
 
     Raises `InputError`, with nothing left of it, for a damaged or encrypted archive, a member with
     an absolute path, `..` or a link, or a disk too full.
     """
     if folder.exists():
         return folder
-    fresh = _beside(folder, ".new")
+    fresh = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)  # of an earlier attempt that was cut
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with ZipFile(archive) as opened:
-            members = _members(opened, str(archive), wanted)
+            members = _members(opened, str(archive))
             need_room(sum(m.file_size for m in members), folder.parent, str(archive))
             for member in _bar(members, desc=f"unpacking {archive.name}"):
                 opened.extract(member, fresh)
+    except InputError:
+        raise
     except Exception as error:  # as many kinds as there are ways to damage a zip
         shutil.rmtree(fresh, ignore_errors=True)
-        if isinstance(error, InputError):
-            raise
-        why = f"({error}): remove it and download it again"
-        raise InputError(f"{archive} cannot be unpacked {why}") from error
+        how = "download it again, or unpack it yourself and give the folder with --from"
+        raise InputError(f"{archive} cannot be unpacked ({error}): {how}") from error
     fresh.rename(folder)
     return folder
 
 
-def fetch_members(
-    url: str, folder: Path, *, wanted: Callable[[str], bool], threads: int = 8
-) -> Path:
-    """Fetch only the wanted members of a zip on a server into `folder`, by range requests.
+def fetch_members(url: str, folder: Path, *, below: Sequence[str]) -> Path:
+    """Fetch into `folder`, by range requests, the members of a zip on a server that lie in one of
+    the folders `below`, of the archive or of a folder at its top.
 
     Each is checked by its CRC-32 and written in one step; a cut call goes on with the missing ones.
-    A server without ranges gives the whole archive. Raises `InputError` as `fetch` and `unpack` do.
+    Raises `InputError` as `fetch` and `unpack` do.
 
-    >>> fetch_members(url, Path("set"), wanted=names_below("person"))   # doctest: +SKIP
+    >>> fetch_members(url, Path("set"), below=["progan/person"])     # doctest: +SKIP
     """
+    starts = tuple(f"{name}/" for name in below)
 
-    def listed() -> list[ZipInfo]:
+    def fetched() -> None:
         with _remote(url) as remote:
-            return _members(remote, url, wanted)
+            missing = []
+            for member in _members(remote, url):
+                names = member.filename, member.filename.partition("/")[2]
+                here = _size(folder / member.filename) == member.file_size
+                if any(name.startswith(starts) for name in names) and not here:
+                    missing.append(member)
+            folder.mkdir(parents=True, exist_ok=True)
+            need_room(sum(m.file_size for m in missing), folder, url)
+            for member in _bar(missing, desc=folder.name):
+                file = folder / member.filename
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with written(file) as new:
+                    new.write_bytes(remote.read(member.filename))
 
-    try:
-        members = _retried(listed, url)
-    except RangeNotSupported:
-        log.warning("%s does not support ranges: the whole archive is downloaded", url)
-        return unpack(fetch(url, _beside(folder, ".zip")), folder, wanted=wanted)
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [m for m in members if _size(folder / m.filename) != m.file_size]
-    need_room(sum(m.file_size for m in missing), folder, url)
-    shares = [share for i in range(threads) if (share := missing[i::threads])]
-    with ThreadPoolExecutor(threads) as pool, _bar(total=len(missing), desc=folder.name) as bar:
-        steps = [partial(_fetch_some, url, folder, share, bar.update) for share in shares]
-        list(pool.map(lambda step: _retried(step, url), steps))
+    _retried(fetched, url)
     return folder
-
-
-def names_below(*prefixes: str) -> Callable[[str], bool]:
-    """Whether a member lies in one of these folders of an archive, or one folder further down.
-
-    >>> names_below("progan/person")("CNN_synth_testset/progan/person/0_real/1.png")
-    True
-    """
-    folders = tuple(prefix.strip("/") + "/" for prefix in prefixes)
-    return lambda name: name.startswith(folders) or name.partition("/")[2].startswith(folders)
 
 
 def _retried(step: Callable, url: str):
@@ -125,6 +117,9 @@ def _retried(step: Callable, url: str):
     for attempt in range(TRIES):
         try:
             return step()
+        except (RangeNotSupported, RuntimeError) as error:  # encrypted, or packed in a rare way
+            how = "unpack it yourself and give the folder with --from"
+            raise InputError(f"{url} cannot be read in parts ({error}): {how}") from error
         except _BREAKS as error:
             if " Client Error" in str(error):  # 404 and its kind: no use in asking again
                 what = f"answers {error}: see whether the address has changed"
@@ -154,50 +149,15 @@ def _receive(url: str, part: Path) -> None:
                 bar.update(len(block))
 
 
-def _check(part: Path, url: str, md5: str) -> None:
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != md5:
-        aside = part.replace(part.with_suffix(".wrong"))
-        raise InputError(
-            f"{url}: md5 is {found}, expected {md5}. The file is set aside as {aside}: "
-            "remove it and try again; if that gives the same, the publisher changed the file"
-        )
-
-
-def _members(opened: ZipFile, where: str, wanted: Callable[[str], bool]) -> list[ZipInfo]:
-    """The wanted files of an archive; one unsafe or unreadable member anywhere refuses it all."""
+def _members(opened: ZipFile, where: str) -> list[ZipInfo]:
+    """The files of an archive; one that is unsafe refuses it all."""
     for member in opened.infolist():
         name, link = member.filename, stat.S_ISLNK(member.external_attr >> 16)
         absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor
         if absolute or link or ".." in PureWindowsPath(name).parts:
             what = "would be written outside the folder, or is a link: refused, nothing unpacked"
             raise InputError(f"{where}: member {name!r} {what}")
-        packed = member.compress_type not in (ZIP_STORED, ZIP_DEFLATED)
-        if packed or member.flag_bits & 0x1:
-            what = "packed in a rare way" if packed else "encrypted"
-            how = "unpack it yourself, then give the folder with --from"
-            raise InputError(f"{where}: member {name!r} is {what}: {how}")
-    return [m for m in opened.infolist() if not m.is_dir() and wanted(m.filename)]
-
-
-def _fetch_some(
-    url: str, folder: Path, members: list[ZipInfo], advance: Callable[[], object]
-) -> None:
-    """Those of the members that are not there yet, over one connection."""
-    with _remote(url) as remote:
-        for member in members:
-            file = folder / member.filename
-            if _size(file) != member.file_size:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                new = _beside(file, ".new")
-                new.write_bytes(remote.read(member.filename))
-                new.replace(file)
-                advance()
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
+    return [member for member in opened.infolist() if not member.is_dir()]
 
 
 def _size(path: Path) -> int | None:

@@ -5,8 +5,6 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from data_prep.errors import shown
-
 DISTANCE = 4  # of 64 bits: what re-encoding and rescaling change, hardly what another picture does
 
 
@@ -36,17 +34,8 @@ def near_pairs(hashes: np.ndarray, *, distance: int = DISTANCE) -> tuple[np.ndar
     return i, j
 
 
-def clusters(phash: pd.Series, *, distance: int = DISTANCE) -> np.ndarray:
-    """A cluster number for each perceptual hash (hexadecimal, n); near pairs share one."""
-    values = np.array([int(h, 16) for h in phash], dtype=np.uint64)
-    unique, where = np.unique(values, return_inverse=True)
-    i, j = near_pairs(unique, distance=distance)
-    return _components(i, j, len(unique))[where]
-
-
 def joined(*columns: pd.Series) -> np.ndarray:
-    """A number for each row; rows that agree in one of two columns, or by way of others, share
-    it."""
+    """A number for each row; rows that agree in a column, or by way of others, share it."""
     (i, left), (j, right) = map(pd.factorize, columns)
     return _components(i, len(left) + j, len(left) + len(right))[i]
 
@@ -64,26 +53,23 @@ def report(table: pd.DataFrame, split: pd.Series) -> dict:
     images, sets of them, sets across_splits, the images torn so, sets across_labels, an example.
     """
     ok = table[table["status"] == "ok"].assign(split=split)
-    near = ok.assign(same=clusters(ok["phash"]))
+    hashes = np.array([int(text, 16) for text in ok["phash"]], dtype=np.uint64)
+    unique, where = np.unique(hashes, return_inverse=True)
+    near = ok.assign(same=_components(*near_pairs(unique), len(unique))[where])
     scenes = near.groupby("same")["group"].transform("nunique")
     return {"exact": _summary(ok.assign(same=ok["sha256"])), "near": _summary(near[scenes > 1])}
-
-
-def examples(found: dict) -> str:
-    """Two paths of a part of `report`, for a message."""
-    return f"e.g. {shown(', '.join(found['example'][:2]))}"
 
 
 def _summary(rows: pd.DataFrame) -> dict:
     rows = rows[rows["same"].duplicated(keep=False)]
     sets = rows.groupby("same")
     torn = sets["split"].nunique() > 1
-    shown = torn.idxmax() if torn.any() else next(iter(rows["same"]), None)
+    example = torn.idxmax() if torn.any() else next(iter(rows["same"]), None)
     return {
         "images": len(rows),
         "sets": int(sets.ngroups),
         "across_splits": int(torn.sum()),
         "torn": int(rows["same"].isin(torn.index[torn]).sum()),
         "across_labels": int((sets["label"].nunique() > 1).sum()),
-        "example": rows.loc[rows["same"] == shown, "path"].head(4).tolist(),
+        "example": rows.loc[rows["same"] == example, "path"].head(4).tolist(),
     }

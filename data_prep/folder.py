@@ -1,10 +1,9 @@
-"""Folders of labelled images: one table of the layouts that are known, and the walk through
-them."""
+"""Folders of labelled images: the layouts that are known, and the walk through them."""
 
 import logging
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,6 @@ SPLITS |= dict.fromkeys(("val", "valid", "validation"), ("val", ""))
 SPLITS |= {"progan_train": ("train", "progan"), "progan_val": ("val", "progan")}
 STRAY = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".pdf", ".log", ".py", ".zip")
 STRAY += (".md5", ".sha1", ".sha256", ".db", ".ini")
-DEPTH = 6  # of the search for a layout: Kaggle's four folders, and the archive's own
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +31,7 @@ class Layout:
     """
 
     title: str
-    labels: dict[str, tuple[int, str]]
+    labels: dict[str, tuple[int, str]] = field(default_factory=dict)
     above: int | None = None
     scene: str = ""
 
@@ -83,7 +81,7 @@ def recognised(path: Path) -> tuple[Path, Layout]:
         names = {f.name.lower() for f in subfolders(folder)}
         return next((known for known in LAYOUTS if names & known.labels.keys()), None)
 
-    holder = next(by_structure(path, layout_of, depth=DEPTH), None)
+    holder = next(by_structure(path, layout_of), None)
     if holder is None:
         can = "; ".join(known.title for known in LAYOUTS)
         found = ", ".join(shown(f.name) for f in subfolders(path)[:5]) or "no folders"
@@ -97,17 +95,6 @@ def recognised(path: Path) -> tuple[Path, Layout]:
     return path, layout
 
 
-@dataclass(frozen=True)
-class _Place:
-    """What the path of a folder with files says."""
-
-    parts: tuple[str, ...]
-    at: int  # of the class folder among them
-    splits: list[tuple[str, str]]  # `SPLITS` of the folders above it
-    above: list[str]  # the other folders above it
-    below: list[str]  # the folders below it
-
-
 def entries(
     root: Path, layout: Layout, *, only: Collection[str] = (), leave_out: Collection[str] = ()
 ) -> Iterator[dict]:
@@ -115,13 +102,17 @@ def entries(
 
     Raises `InputError` for a folder that is neither a class, a split nor a generator.
     """
-    listed = _listed(root, labels=layout.labels, only=only, leave_out=leave_out)
-    found = [(_place(root, here, layout, only, len(files)), files) for here, files in listed]
-    deepest = max((len(place.above) for place, _ in found), default=0)
+    found = []
+    for here, files in _listed(root, labels=layout.labels, only=only, leave_out=leave_out):
+        parts = here.relative_to(root).parts
+        at = _class_at(parts, layout, only, hint=f"Layout: {layout.title}. Found below {root}.")
+        above = [part for part in parts[:at] if part.lower() not in SPLITS and part not in only]
+        found.append((parts, at, above, files))
+    deepest = max((len(above) for _, _, above, _ in found), default=0)
     rows = []
-    for place, files in found:
-        row, start = _told(place, layout, deepest), "/".join(place.parts)
+    for parts, at, above, files in found:
         # strings, no paths: this loop is most of what a repeated scan costs
+        row, start = _told(parts, at, above, layout, deepest), "/".join(parts)
         rows += [{"path": f"{start}/{file}", **row} for file in files]
     given = {row["split"] for row in rows}
     if "val" in given and "train" not in given:
@@ -133,43 +124,41 @@ def entries(
     yield from scenes.grouped(rows, layout.scene)
 
 
-def _place(root: Path, here: Path, layout: Layout, only: Collection[str], n: int) -> _Place:
-    """Raises `InputError` for a folder, with n files, that the layout does not know."""
-    parts = here.relative_to(root).parts
+def _class_at(parts: tuple[str, ...], layout: Layout, only: Collection[str], *, hint: str) -> int:
+    """Which of a path's folders is the class folder; `InputError` for one the layout has not."""
     words = [part.lower() for part in parts]
-    places = [i for i, word in enumerate(words) if word in layout.labels]
-    # a published set may hold reals among its fakes; in a folder of one's own that is a mistake
-    at = places[-1 if only else 0] if places else None
-    above = [part for part in parts[:at] if part.lower() not in SPLITS and part not in only]
-    hint = f"Layout: {layout.title}. Found below {root}."
-    if at is None:
+    known = [i for i, word in enumerate(words) if word in layout.labels]
+    if known and only:
+        return known[-1]  # a published set may hold reals among its fakes
+    other = [word for word in words[: known[0] if known else None] if word not in SPLITS]
+    if not known:
         hint += f" Or leave it out: --leave-out {parts[0]}."
-        if above:
-            choose("class folder", above[0].lower(), layout.labels, hint=hint)
-        what = f"{'/'.join(parts)}/ holds {n} file(s) without a class folder"
-        raise InputError(f"{what}. {hint}")
-    if above and layout.above is None and not only:
-        choose("split folder", above[0].lower(), SPLITS, hint=hint)
-    splits = [SPLITS[word] for word in words[:at] if word in SPLITS]
-    return _Place(parts, at, splits, above, list(parts[at + 1 :]))
+        if other:
+            choose("class folder", other[0], layout.labels, hint=hint)
+        raise InputError(f"{'/'.join(parts)}/ holds files without a class folder. {hint}")
+    if other and layout.above is None:
+        choose("split folder", other[0], SPLITS, hint=hint)
+    return known[0]
 
 
-def _told(place: _Place, layout: Layout, deepest: int) -> dict:
+def _told(parts: tuple[str, ...], at: int, above: list[str], layout: Layout, deepest: int) -> dict:
     """Label, generator, split, testset and folder of the files in a place.
 
+    at: which of its folders is the class folder; above: the folders above that one, but for splits.
     deepest: the most folders that stand above a class folder.
     """
-    label, generator = layout.labels[place.parts[place.at].lower()]
-    split, below = place.splits[0][0] if place.splits else "", place.below
-    row = {"label": label, "split": split, "testset": ""}
+    label, generator = layout.labels[parts[at].lower()]
+    splits = [SPLITS[part.lower()] for part in parts[:at] if part.lower() in SPLITS]
+    below, row = list(parts[at + 1 :]), {"label": label, "testset": ""}
+    row["split"] = splits[0][0] if splits else ""
     if layout.above is None:
         own = below[0] if below else "fake"
         below = below if generator else below[1:]
     else:
-        known = [name for _, name in place.splits if name]
+        known = [name for _, name in splits if name]
         first = max(0, deepest - 1 - layout.above)
-        own = (known or place.above[first:] or place.above[-1:] or ["fake"])[0]
-        row["testset"] = "" if split in ("train", "val") else own  # it has reals of its own
+        own = (known or above[first:] or above[-1:] or ["fake"])[0]
+        row["testset"] = "" if row["split"] in ("train", "val") else own  # it has reals of its own
     return row | {"generator": generator or own, "folder": below[-1] if below else ""}
 
 
@@ -184,42 +173,35 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def _listed(
-    folder: Path,
+    root: Path,
     *,
     labels: Collection[str] = (),
     only: Collection[str] = (),
     leave_out: Collection[str] = (),
 ) -> Iterator[tuple[Path, list[str]]]:
     """As `walk`, by folder; labels: files beside folders are strays until a class folder comes."""
-    seen: set[str] = set()
-    strays: list[str] = []
-    lost: list[str] = []  # folders, each with its reason
+    seen, strays, lost = set(), [], []
     unreadable = lambda error: lost.append(f"{error.filename}: {error.strerror}")
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
+    for here, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
         real = os.path.realpath(here)
         if real in seen:
             lost.append(f"{here}: a link to a folder that is walked already")
             folders.clear()
             continue
         seen.add(real)
-        place = Path(here).relative_to(folder)
+        place = Path(here).relative_to(root)
         if only and not place.parts:
             folders[:], files = [f for f in folders if f in only], []
         reasons = {f: "hidden or a system's own" for f in folders if is_junk(f)}
         reasons |= {f: "left out as asked" for f in folders if f in leave_out}
         lost += [f"{Path(here, f)}: {reason}" for f, reason in sorted(reasons.items())]
         folders[:] = sorted(set(folders) - set(reasons))
-        classed = any(part.lower() in labels for part in place.parts)
-        beside = bool(labels and folders and not classed)
+        beside = labels and folders and not {part.lower() for part in place.parts} & set(labels)
         left = {f for f in files if beside or f.startswith(".") or f.lower().endswith(STRAY)}
         strays += [str(place / f) for f in sorted(left)]
         if kept := sorted(set(files) - left):
             yield Path(here), kept
-    _report(strays[:1], len(strays), "stray file(s)", folder)
-    _report(lost, len(lost), "folder(s)", folder)
-
-
-def _report(named: list[str], n: int, what: str, folder: Path) -> None:
-    if n:
-        told = (n, what, shown(folder), shown("; ".join(named)))
-        log.warning("%d %s below %s left out (e.g. %s)", *told)
+    for what, named in (("stray file(s)", strays), ("folder(s)", lost)):
+        if named:
+            told = (len(named), what, shown(root), shown("; ".join(named[:9])))
+            log.warning("%d %s below %s left out (e.g. %s)", *told)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import stat
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -23,8 +24,7 @@ class BadImage(ValueError):
 
 
 def read_file(path: Path | str) -> bytes:
-    """The bytes of a regular file of at most `MAX_BYTES`; another is not even opened:
-    `BadImage`."""
+    """The bytes of a regular file of at most `MAX_BYTES`; `BadImage`, unopened, for another."""
     try:
         found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode):
@@ -33,7 +33,9 @@ def read_file(path: Path | str) -> bytes:
             raise BadImage(f"too large: more than {MAX_BYTES // 1_000_000} MB")
         return Path(path).read_bytes() if found.st_size else b""
     except OSError as error:
-        raise BadImage(f"unreadable: {error.strerror}") from error
+        escaped = "\\udc" in str(path)  # by `paths.as_text`
+        reason = "name is not UTF-8: rename it" if escaped else f"unreadable: {error.strerror}"
+        raise BadImage(reason) from error
 
 
 def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.Image:
@@ -47,11 +49,14 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.
     data_prep.integrity.BadImage: zero-byte
     """
     data = source if isinstance(source, bytes) else read_file(source)
-    most = max_pixels or MAX_PIXELS
+    most, brand = max_pixels or MAX_PIXELS, data[8:12] if data[4:8] == b"ftyp" else b""
     if not data:
         raise BadImage("zero-byte")
-    if data[4:8] == b"ftyp":
-        _register_heif()
+    if brand:
+        with suppress(ImportError):  # an extra, that teaches Pillow HEIC
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd but harmless metadata
@@ -70,12 +75,9 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImage(f"bomb: more than {most // 1_000_000} megapixels") from error
     except UnidentifiedImageError as error:
-        brand = data[8:12] if data[4:8] == b"ftyp" else b""
-        if brand in HEIF:
-            raise BadImage("needs a plugin (HEIC): pip install pillow-heif") from error
-        if brand in AVIF:
-            raise BadImage("needs Pillow 11.3 or newer (AVIF)") from error
-        raise BadImage("not an image") from error
+        needed = "needs a plugin (HEIC): pip install pillow-heif" if brand in HEIF else ""
+        needed = "needs Pillow 11.3 or newer (AVIF)" if brand in AVIF else needed
+        raise BadImage(needed or "not an image") from error
     except Exception as error:  # each decoder has its own kinds (AVIF: RuntimeError)
         raise BadImage(f"truncated or damaged: {str(error)[:60]}") from error
     return image
@@ -118,8 +120,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _as_srgb(image: Image.Image) -> Image.Image:
-    """RGB as sRGB shows it, where the image carries another profile; a damaged one counts as
-    none."""
+    """RGB as sRGB shows it, where the image has another profile; a damaged one counts as none."""
     data = image.info.get("icc_profile")
     if not data or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
@@ -137,29 +138,20 @@ def _as_srgb(image: Image.Image) -> Image.Image:
     return converted
 
 
-def _register_heif() -> None:
-    """Teach Pillow HEIC where pillow-heif is installed."""
-    try:
-        import pillow_heif
-    except ImportError:
-        return
-    pillow_heif.register_heif_opener()
-
-
 def coding(image: Image.Image, data: bytes) -> dict[str, int]:
     """How an opened file was coded: `chroma` (JPEG: 0 is 4:4:4, 1 4:2:2, 2 4:2:0; else -1),
     `progressive` (or interlaced), `tables` (quantisation: 0 none, 1 the standard's, 2 others),
     `exif`, `icc` (1: sRGB, 2: converted), `xmp`, `c2pa` (there or not), `bits` of a channel."""
-    tables = getattr(image, "quantization", None)
-    standard = tables and np.array_equal(
-        tables[min(tables)], luminance(jpeg_quality(image)).ravel()
-    )
+    tables, family = getattr(image, "quantization", None), 0
+    if tables:
+        usual = luminance(jpeg_quality(image)).ravel()
+        family = 1 if np.array_equal(tables[min(tables)], usual) else 2
     wide = 16 if image.mode[0] in "IF" else 8
     icc = bool(image.info.get("icc_profile"))
     return {
         "chroma": JpegImagePlugin.get_sampling(image) if tables else -1,
         "progressive": int(bool(image.info.get("progressive") or image.info.get("interlace"))),
-        "tables": 0 if not tables else 1 if standard else 2,
+        "tables": family,
         "exif": int(bool(image.info.get("exif"))),
         "icc": icc + (icc and _as_srgb(image) is not image),
         "xmp": int(b"x:xmpmeta" in data),

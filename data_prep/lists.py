@@ -37,10 +37,11 @@ def prepare(
     if not images.is_dir():
         raise InputError(f"{images} is not a folder: give the one that the list's paths start from")
     table = _read(file, columns or {})
+    twice = table.loc[table["path"].duplicated(), "path"]
+    if len(twice):
+        what = f"{len(twice)} path(s) stand in it twice (e.g. {short(twice.iloc[0])})"
+        raise InputError(f"{file}: {what}")
     rows = [_row(row, file) for row in table.to_dict("records")]
-    if (twice := table["path"].duplicated()).any():
-        path = short(table.loc[twice, "path"].iloc[0])
-        raise InputError(f"{file}: {twice.sum()} path(s) stand in it twice (e.g. {path})")
     rows = rows if "scene" in table else scenes.grouped(rows, scene)
     return manifest.make(name, images, rows, force=force)
 
@@ -84,9 +85,7 @@ def huggingface(
     source: str,
     *,
     name: str,
-    image_column: str = "image",
-    label_column: str = "label",
-    generator_column: str = "",
+    columns: tuple[str, str, str] = ("image", "label", ""),
     split: str = "train",
     per_class: int = 1000,
     licence: str = "",
@@ -95,8 +94,9 @@ def huggingface(
     """The manifest of the first `per_class` real and fake images of a set of the hub, or of a
     folder of parquet files: streamed, and written as they are to `<data root>/<name>/files/`.
 
-    A second call takes what is there; `force` fetches again. Raises `InputError` without
-    `datasets`, for an unknown column or label, and as `manifest.make` does.
+    columns: of the image, the label, the generator ("": none). A second call takes what is there;
+    `force` fetches again. Raises `InputError` without `datasets`, for an unknown column or label,
+    and as `manifest.make` does.
 
     >>> huggingface("ComplexDataLab/OpenFake", name="fakes")         # doctest: +SKIP
     """
@@ -107,7 +107,6 @@ def huggingface(
     else:
         fresh = home.with_name("files.new")
         shutil.rmtree(fresh, ignore_errors=True)  # of an earlier call that was cut
-        columns = (image_column, label_column, generator_column)
         left = {0: per_class, 1: per_class}
         for number, (label, generator, data, suffix) in enumerate(_stream(source, split, columns)):
             if left[label]:

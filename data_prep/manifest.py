@@ -14,9 +14,9 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
+from data_prep import paths
 from data_prep.errors import InputError, shown
 from data_prep.integrity import inspect_file
-from data_prep.paths import CSV, as_text, data_root, dataset_folder, images_root, write_text
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ MAX_NAME = 100  # bytes of a dataset's: files are named after it
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
 DECODING = 2  # version of how images are decoded and fitted: a change makes new caches, new runs
 _SCAN = 4  # version of what `inspect_file` finds: a change makes every file read again
-_NO_TEXT = -3  # in place of a time: the name is no text
 _SERIAL = 256  # fewer files than this are not worth starting processes for
 
 
@@ -80,26 +79,27 @@ def make(
     entries = sorted(entries, key=itemgetter("path"))
     if not entries:
         raise InputError(f"no files found below {root}")
-    folder, root = data_root() / name, Path(root).resolve()
+    folder, root = paths.data_root() / name, Path(root).resolve()
     seen = _seen(entries, root)
     _check_generators(seen, root)
     folder.mkdir(parents=True, exist_ok=True)
-    last, csv = _last_scan(folder, root), folder / "manifest.csv"
-    same = last.attrs.get("manifest") == [*_stamp(csv)] and seen.equals(last[seen.columns])
-    scan, read = (last, 0) if same else _scan(root, seen, last)
-    table, n = scan[COLUMNS], len(scan)
+    scan, csv = _last_scan(folder, root), folder / "manifest.csv"
+    unchanged = scan.attrs.get("manifest") == [*_stamp(csv)] and seen.equals(scan[seen.columns])
+    read, n = 0, len(seen)
+    if not unchanged:
+        scan, read = _scan(root, seen, scan)
+    table = scan[COLUMNS]
     log.info("%d files: %d read, %d unchanged since the last scan", n, read, n - read)
     relative = os.path.relpath(root, folder.resolve())
     where = str(root) if relative.startswith("..") else relative
     about = {"name": name, "kind": kind, "root": where, "licence": licence}
-    write_text(folder / "dataset.json", json.dumps(about, indent=1))
-    if not same:
-        write_text(csv, table.to_csv(**CSV))  # its presence means prepared
+    paths.write_text(folder / "dataset.json", json.dumps(about, indent=1))
+    if not unchanged:
+        paths.write_text(csv, table.to_csv(**paths.CSV))  # its presence means prepared
         scan.attrs = {"version": _SCAN, "root": str(root), "manifest": [*_stamp(csv)]}
-        scan.to_parquet(folder / "scan.parquet.new")
-        (folder / "scan.parquet.new").replace(folder / "scan.parquet")
+        with paths.written(folder / "scan.parquet") as new:
+            scan.to_parquet(new)
     check(table, name)
-    _tell_copies(table, name)
     return table
 
 
@@ -116,9 +116,9 @@ def claim(name: str, root: Path, *, force: bool = False, below: bool = False) ->
 
     below: images anywhere below `root` are not elsewhere. force: replaces the dataset.
     """
-    csv = data_root() / check_name(name) / "manifest.csv"
+    csv, root = paths.data_root() / check_name(name) / "manifest.csv", Path(root).resolve()
     try:
-        here, root = images_root(name).resolve() if csv.exists() else None, Path(root).resolve()
+        here = paths.images_root(name).resolve() if csv.exists() else None
     except InputError:  # its dataset.json is damaged, and made again
         here = None
     if here and here != root and not force and not (below and here.is_relative_to(root)):
@@ -128,17 +128,14 @@ def claim(name: str, root: Path, *, force: bool = False, below: bool = False) ->
 
 def load(name: str) -> pd.DataFrame:
     """The manifest of a prepared dataset, every row of it (quarantined ones too)."""
-    path = dataset_folder(name) / "manifest.csv"
+    path = paths.dataset_folder(name) / "manifest.csv"
     text = dict.fromkeys(set(COLUMNS) - {"label", "bytes", *NUMBERS}, "str")
-    empty, again = {column: [""] for column in NUMBERS}, "make it again with python -m data_prep"
+    how = {"usecols": COLUMNS, "dtype": text, "keep_default_na": False}
     try:
-        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
-    except ValueError as error:  # not UTF-8, not a table, or empty
+        return pd.read_csv(path, **how, na_values={column: [""] for column in NUMBERS})
+    except ValueError as error:  # not UTF-8, not a table, empty, or of an older version
+        again = "make it again with python -m data_prep"
         raise InputError(f"{path} is damaged ({error}): {again}") from error
-    table = table if "coding" in table else table.assign(coding="")  # of an older scan
-    if missing := [column for column in COLUMNS if column not in table]:
-        raise InputError(f"manifest of {name!r} lacks the column(s) {', '.join(missing)}: {again}")
-    return table
 
 
 def check(table: pd.DataFrame, name: str) -> None:
@@ -146,59 +143,34 @@ def check(table: pd.DataFrame, name: str) -> None:
 
     Raises `InputError` for a class over 5 % bad.
     """
-    bad, csv = table[table["status"] != "ok"], data_root() / name / "manifest.csv"
+    bad, csv = table[table["status"] != "ok"], paths.data_root() / name / "manifest.csv"
     for (generator, status), rows in bad.groupby(["generator", "status"]):
         what = (name, len(rows), shown(generator), shown(status), shown(rows["path"].iloc[0]))
         log.warning("%s: %d file(s) of %s quarantined: %s (e.g. %s)", *what)
     for label, others in ((0, "fakes"), (1, "reals")):
         n = int((table["label"] == label).sum())
         reasons = bad.loc[bad["label"] == label, "status"].value_counts()
-        quarantined = int(reasons.sum())
         if not n:
             log.warning("%s holds only %s: it can be tested, not trained on", name, others)
-        elif n == quarantined:
-            files = f"{n} files, all quarantined"
-            raise InputError(f"{name}: no usable image with label {label} ({files})")
-        elif quarantined > MAX_BAD_SHARE * n:
+        elif reasons.sum() > MAX_BAD_SHARE * n:
             raise InputError(
-                f"{name}: {quarantined} of {n} images with label {label} cannot be used "
+                f"{name}: {reasons.sum()} of {n} images with label {label} cannot be used "
                 f"(more than {MAX_BAD_SHARE:.0%}): {reasons.to_dict()}. Mend or remove them "
                 f"(reasons in {csv}, column status), then scan again."
             )
-
-
-def _tell_copies(table: pd.DataFrame, name: str) -> None:
-    from data_prep import duplicates  # here, because it loads scipy
-
-    for kind, found in duplicates.report(table, table["split"]).items():
-        if found["across_splits"] or (kind == "exact" and found["images"]):
-            numbers = (found[key] for key in ("sets", "across_splits", "across_labels"))
-            text = (
-                "%s: %d %s copies in %d sets, %d of these in several splits, %d real and fake (%s)"
-            )
-            log.warning(text, name, found["images"], kind, *numbers, duplicates.examples(found))
 
 
 def fingerprint(table: pd.DataFrame) -> str:
     """Hash of all that decides what a detector sees: what the folders tell, contents, decoding."""
     told = ENTRY if table["testset"].any() else ENTRY[:-1]  # as before there was such a column
     text = table[[*told, "sha256", "status"]].to_csv(index=False)
-    return hashlib.sha256(f"{decoding(table)}\n{text}".encode()).hexdigest()[:16]
-
-
-def decoding(table: pd.DataFrame) -> int:
-    """`DECODING`; one more where images are converted that were not before: profiles and floats."""
-    converted = table["coding"].str.contains("icc=2", na=False) | (table["mode"] == "F")
-    return DECODING + bool(converted.any())
+    return hashlib.sha256(f"{DECODING}\n{text}".encode()).hexdigest()[:16]
 
 
 def fingerprint_of(name: str) -> str:
     """`fingerprint(load(name))`, computed once in a process while the manifest stays as it is."""
-    csv = f"{data_root()}{os.sep}{name}{os.sep}manifest.csv"
-    try:
-        stat = os.stat(csv)  # noqa: PTH116 (a plan of thousands of runs asks this of each)
-    except OSError:
-        stat = (dataset_folder(name) / "manifest.csv").stat()  # says what is missing
+    csv = paths.dataset_folder(name) / "manifest.csv"
+    stat = csv.stat()
     return _fingerprint(name, csv, (stat.st_ino, stat.st_size, stat.st_mtime_ns), DECODING)
 
 
@@ -226,11 +198,8 @@ def _check_generators(seen: pd.DataFrame, root: Path) -> None:
 
 def _seen(entries: list[dict], root: Path) -> pd.DataFrame:
     """What the folders tell, names as text that any file can hold; each file's size and time."""
-    texts = [entry | {key: as_text(entry.get(key, "")) for key in NAMES} for entry in entries]
-    stamps = [
-        _stamp(f"{root}{os.sep}{text['path']}") if text["path"] == entry["path"] else (-1, _NO_TEXT)
-        for text, entry in zip(texts, entries, strict=True)
-    ]
+    texts = [entry | {key: paths.as_text(entry.get(key, "")) for key in NAMES} for entry in entries]
+    stamps = [_stamp(f"{root}{os.sep}{text['path']}") for text in texts]
     seen = pd.DataFrame(texts, columns=ENTRY)
     seen["size"], seen["mtime_ns"] = zip(*stamps, strict=True)
     return seen
@@ -238,15 +207,12 @@ def _seen(entries: list[dict], root: Path) -> pd.DataFrame:
 
 def _scan(root: Path, seen: pd.DataFrame, last: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """`seen` with the facts of each file, and how many were read: those that `last` lacks."""
-    known = seen[STAMP].merge(last[[*STAMP, *FACTS]], on=STAMP)
-    no_text = seen["mtime_ns"] == _NO_TEXT
-    fresh = seen.loc[~seen["path"].isin(known["path"]) & ~no_text, "path"].tolist()
+    known = seen[STAMP].merge(last[[*STAMP, *FACTS]], on=STAMP).set_index("path")[FACTS]
+    fresh = seen.loc[~seen["path"].isin(known.index), "path"].tolist()
     found = parallel(inspect_file, [root / path for path in fresh], desc="scanning")
     found = pd.DataFrame(found, columns=FACTS, index=fresh).astype(dict.fromkeys(NUMBERS, "Int64"))
-    facts = pd.concat([known.set_index("path")[FACTS], found]) if len(known) else found
-    scan = seen.join(facts, on="path")
+    scan = seen.join(pd.concat([known, found]) if len(known) else found, on="path")
     scan["bytes"] = pd.to_numeric(scan["bytes"]).fillna(0).astype(int)
-    scan.loc[no_text, "status"] = "name is not UTF-8: rename it"
     again = scan["status"].str.startswith(("unreadable", "needs "))
     scan.loc[again, "mtime_ns"] = -2  # to be tried again next time
     return scan, len(fresh)

@@ -8,7 +8,6 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -20,6 +19,7 @@ log = logging.getLogger(__name__)
 
 JUNK = ("__macosx", "$recycle.bin", "@eadir", "system volume information")  # no one's images
 KAGGLE = Path("/kaggle/input")  # holds <slug>/… or {datasets,notebooks}/<owner>/<slug>/…
+DEPTH = 6  # of a search by structure: Kaggle's four folders, and an archive's own
 _PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 PROJECT = _PACKAGE_PARENT if (_PACKAGE_PARENT / "pyproject.toml").exists() else Path.cwd()
 
@@ -76,51 +76,38 @@ def attached_roots() -> list[Path]:
 @cache  # what is attached stays as it is, and every look at a run asks
 def _outputs_below(base: Path) -> list[Path]:
     def holds_runs(folder: Path) -> bool:
-        datasets = subfolders(folder, most=1000)
-        parts = [dataset / protocol for dataset in datasets for protocol in ("strict", "paper")]
+        parts = [part / protocol for part in subfolders(folder) for protocol in ("strict", "paper")]
         return any(next(part.glob("*/*/result.json"), None) for part in parts)
 
-    # deep: Kaggle's three or four, the clone, outputs
-    return list(by_structure(base, holds_runs, depth=6, most=1000))
+    return list(by_structure(base, holds_runs))
 
 
-def by_structure(
-    base: Path, is_one: Callable[[Path], bool], *, depth: int, most: int | None = None
-) -> Iterator[Path]:
+def by_structure(base: Path, is_one: Callable[[Path], object]) -> Iterator[Path]:
     """The folders at or below `base` that `is_one` knows, nearest first; not those inside them."""
     level = [base] if base.is_dir() else []
-    for _ in range(depth + 1):
+    for _ in range(DEPTH + 1):
         others = []
         for folder in level:
             if is_one(folder):
                 yield folder
             else:
-                others += subfolders(folder, most=most)
+                others += subfolders(folder)
         level = others
 
 
-def subfolders(folder: Path, *, most: int | None = None) -> list[Path]:
-    """Folders directly below without junk, sorted; only `most` entries are looked at."""
-    # scandir knows folders from files without asking about each of 100,000
-    try:
-        with os.scandir(folder) as found:
-            below = [Path(f.path) for f in islice(found, most) if _is_folder(f)]
-    except PermissionError as error:
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly below without junk, sorted; a folder that cannot be read is told."""
+
+    def unreadable(error: OSError) -> None:
         log.warning("%s cannot be read (%s): left out", shown(folder), error.strerror)
-        return []
-    return sorted(f for f in below if not is_junk(f.name))
+
+    _, names, _ = next(os.walk(folder, onerror=unreadable), ("", [], []))
+    return sorted(folder / name for name in names if not is_junk(name))
 
 
 def is_junk(folder: str) -> bool:
     """Whether a folder of this name is hidden (.ipynb_checkpoints) or a system's own (`JUNK`)."""
     return folder.startswith(".") or folder.lower() in JUNK
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def present() -> list[str]:
@@ -163,11 +150,9 @@ def lock(file: Path, *, timeout: float = -1) -> BaseFileLock:
 
     Raises `InputError` on a file system without locks, where others wait for ever.
     """
-    try:
+    if os.name == "posix":  # Windows has its own
         import fcntl
-    except ImportError:  # Windows has its own
-        fcntl = None
-    if fcntl:
+
         with file.open("a") as probe:
             try:
                 fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)

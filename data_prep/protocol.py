@@ -7,8 +7,7 @@ from data_prep import duplicates
 from data_prep.errors import InputError, choose
 
 FOLDS = 10
-# tenths of the images; the rest trains
-SHARES = {"strict": {"test": 3, "val": 1}, "paper": {"test": 4, "val": 0}}
+SHARES = {"strict": (3, 1), "paper": (4, 0)}  # tenths that test and validate; the rest trains
 PROTOCOLS = tuple(SHARES)
 VAL_TENTHS = 1  # taken from train where the dataset has no validation part of its own
 
@@ -37,9 +36,8 @@ def assign(
     if (ok["split"] != "").any():
         split[ok.index] = ok["split"].where(ok["split"] != "", "train")
     else:
-        fold, tests = _folds(ok, group, seed), SHARES[protocol]["test"]
-        parts = [fold < tests, fold < tests + SHARES[protocol]["val"]]
-        split[ok.index] = np.select(parts, ["test", "val"], "train")
+        fold, (test, val) = _folds(ok, group, seed), SHARES[protocol]
+        split[ok.index] = np.select([fold < test, fold < test + val], ["test", "val"], "train")
     if not (split == "val").any():
         train = ok[split[ok.index] == "train"]
         split[train.index[_folds(train, group[train.index], seed + 1) < VAL_TENTHS]] = "val"
@@ -84,19 +82,10 @@ def _check(ok: pd.DataFrame, split: pd.Series, protocol: str) -> None:
             has = f"only label {labels.pop()}" if labels else "no images"
             need = "both classes are needed in train, val and test (a set of one can be tested on)"
             raise InputError(f"the {part} part has {has}; {need}")
-    if protocol == "strict":
-        _check_leaks(ok, split)
-
-
-def _check_leaks(ok: pd.DataFrame, split: pd.Series) -> None:
-    how = "Mend the folders, or use --protocol paper"
-    sides = split.groupby(ok["sha256"]).transform("nunique") > 1
-    if sides.any():
-        files = ok[sides].groupby("sha256")["path"].agg(lambda paths: " = ".join(paths[:3]))
-        what = f"{len(files)} files stand in more than one split ({'; '.join(files[:3])})"
-        raise InputError(f"{what}: a leak. {how}")
-    sides = split.groupby(ok["group"]).nunique()
-    crossing = sides.index[sides > 1]
-    if len(crossing):
-        what = f"{len(crossing)} scenes stand in more than one split (e.g. {crossing[0]!r})"
-        raise InputError(f"{what}: a leak. {how}")
+    for what, column in (("files", "sha256"), ("scenes", "group")):
+        sides = split.groupby(ok[column]).nunique()
+        torn = sides.index[sides > 1]
+        if protocol == "strict" and len(torn):
+            paths = ok.loc[ok[column] == torn[0], "path"].head(3)
+            where = f"{len(torn)} {what} stand in more than one split (e.g. {' = '.join(paths)})"
+            raise InputError(f"{where}: a leak. Mend the folders, or use --protocol paper")

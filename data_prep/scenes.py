@@ -3,16 +3,13 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
 
 from data_prep.errors import InputError, short
 
-BURST = 256  # RAISE ids are hexadecimal, some 65,000 apart; nearer ones are taken for one scene
 RULES = {
     "stem": "files of one name, whatever their folder and suffix",
     "parent": "the files of one folder, such as a video's frames",
     "file": "each file",
-    "bursts": "neighbouring RAISE ids",
 }
 log = logging.getLogger(__name__)
 
@@ -30,10 +27,7 @@ def grouped(rows: list[dict], rule: str = "") -> list[dict]:
     Raises `InputError` for an expression that is none, has no group, or does not match a path.
     """
     known = rule or found(rows)
-    names = list(map(_namer(known), rows))
-    if known == "bursts":
-        first = bursts(names)
-        names = [first[name] for name in names]
+    names = _names(rows, known)
     for row, name in zip(rows, names, strict=True):
         row["group"] = f"{row['split']}/{name}" if row["split"] and known != "file" else name
     number = len({row["group"] for row in rows})
@@ -54,14 +48,14 @@ def found(rows: list[dict]) -> str:
     return "parent" if 2 * frames > len(names) else "stem"
 
 
-def _namer(rule: str) -> Callable[[dict], str]:
-    """From a row to its scene's name."""
-    if rule in ("stem", "bursts"):
-        return lambda row: stem(row["path"].rpartition("/")[2])
-    if rule == "parent":
-        return lambda row: row["folder"] or stem(row["path"])
+def _names(rows: list[dict], rule: str) -> list[str]:
+    """The name of each row's scene."""
+    if rule == "stem":
+        return [stem(row["path"].rpartition("/")[2]) for row in rows]
     if rule == "file":
-        return lambda row: stem(row["path"])
+        return [stem(row["path"]) for row in rows]
+    if rule == "parent":
+        return [row["folder"] or stem(row["path"]) for row in rows]
     try:
         expression = re.compile(rule)
     except re.error as error:
@@ -69,27 +63,8 @@ def _namer(rule: str) -> Callable[[dict], str]:
     if not expression.groups:
         names = ", ".join(RULES)
         raise InputError(f"--scene {short(rule)} has no group: e.g. '(id\\d+)_', or one of {names}")
-
-    def matched(row: dict) -> str:
-        match = expression.search(row["path"])
+    matches = [expression.search(row["path"]) for row in rows]
+    for row, match in zip(rows, matches, strict=True):
         if not match or match[1] is None:
             raise InputError(f"--scene {short(rule)} does not match {row['path']}")
-        return match[1]
-
-    return matched
-
-
-def bursts(ids: Iterable[str]) -> dict[str, str]:
-    """The scene of each RAISE id (r…t): the first of a run of ids less than `BURST` apart.
-
-    >>> bursts(["r000da54ft", "r000da550t", "r001d260dt"])
-    {'r000da54ft': 'r000da54ft', 'r000da550t': 'r000da54ft', 'r001d260dt': 'r001d260dt'}
-    """
-    scenes, first, last = {}, "", -BURST
-    for each in sorted(set(ids)):
-        scenes[each] = each
-        if match := re.fullmatch(r"r([0-9a-f]+)t", each):
-            number = int(match[1], 16)
-            first = first if number - last < BURST else each
-            scenes[each], last = first, number
-    return scenes
+    return [match[1] for match in matches]

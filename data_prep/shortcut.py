@@ -9,21 +9,13 @@ from PIL import Image
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 
-from data_prep.integrity import (
-    BadImage,
-    coding,
-    format_of,
-    jpeg_quality,
-    luminance,
-    open_image,
-    read_file,
-    to_rgb,
-)
+from data_prep import integrity
+from data_prep.integrity import jpeg_quality, open_image, to_rgb
 from data_prep.transform import FORMATS, Equaliser, centre_square
 
-METADATA = ("width", "height", "aspect", "bytes_per_pixel", "format", "mode", "jpeg_quality")
-METADATA += ("chroma", "progressive", "tables", "exif", "icc", "xmp", "c2pa", "bits")
-FEATURES = (*METADATA, "pixel_quality", "blockiness", "red", "green", "blue", "contrast")
+FEATURES = ("width", "height", "aspect", "bytes_per_pixel", "format", "mode", "jpeg_quality")
+FEATURES += ("chroma", "progressive", "tables", "exif", "icc", "xmp", "c2pa", "bits")
+FEATURES += ("pixel_quality", "blockiness", "red", "green", "blue", "contrast")
 MODES = ("RGB", "L", "RGBA", "P", "CMYK", "LA")
 FOLDS = 5
 DRAWS = 500
@@ -50,7 +42,7 @@ def features(image: Image.Image, data: bytes) -> dict[str, float]:
     middle = np.asarray(rgb.crop((left, top, left + side, top + side)), dtype=np.float32)
     red, green, blue = middle.mean(axis=(0, 1))
     luma = middle @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    quality, format_ = jpeg_quality(image), format_of(image)
+    quality, format_ = jpeg_quality(image), integrity.format_of(image)
     return {
         "width": image.width,
         "height": image.height,
@@ -59,7 +51,7 @@ def features(image: Image.Image, data: bytes) -> dict[str, float]:
         "format": FORMATS.index(format_) if format_ in FORMATS else len(FORMATS),
         "mode": MODES.index(image.mode) if image.mode in MODES else len(MODES),
         "jpeg_quality": np.nan if quality is None else quality,
-        **coding(image, data),
+        **integrity.coding(image, data),
         "pixel_quality": pixel_quality(luma),
         "blockiness": blockiness(luma),
         "red": red,
@@ -83,7 +75,7 @@ def pixel_quality(luma: np.ndarray) -> float:
     low = spectra[:, :, :4, :4].reshape(-1, 16)[:, 1:]  # low frequencies, without the mean
     scores = np.zeros(len(_QUALITIES))
     for n, quality in enumerate(_QUALITIES.tolist()):
-        steps = luminance(quality)[:4, :4].ravel()[1:]
+        steps = integrity.luminance(quality)[:4, :4].ravel()[1:]
         used = (np.abs(low) > 0.5 * steps) & (steps >= 2)
         if used.sum() >= 50:
             scores[n] = np.cos(2 * np.pi * low / steps)[used].mean()
@@ -117,22 +109,17 @@ def spectrum(luma: np.ndarray) -> np.ndarray:
     return np.log(np.abs(np.fft.fftshift(np.fft.fft2(residual(luma)), axes=(-2, -1))) ** 2 + 1)
 
 
-def residual_spectrum(image: Image.Image) -> np.ndarray:
-    """The `spectrum` of the middle of an image: SPECTRUM x SPECTRUM."""
-    middle = centre_square(image.convert("L"), SPECTRUM)
-    return spectrum(np.asarray(middle, dtype=np.float32))
-
-
 def look(item: tuple[Path, str], *, alike: Equaliser | None) -> dict | None:
     """Features, raw and equalised, and spectrum of one file (path, sha256); None: unreadable."""
     path, sha256 = item
     try:
-        data = read_file(path)
+        data = integrity.read_file(path)
         image = open_image(data)
-    except BadImage:
+    except integrity.BadImage:
         return None
     rgb = to_rgb(image)
-    found = {"raw": features(image, data), "spectrum": residual_spectrum(rgb)}
+    middle = np.asarray(centre_square(rgb.convert("L"), SPECTRUM), dtype=np.float32)
+    found = {"raw": features(image, data), "spectrum": spectrum(middle)}
     if alike is None:
         return found | {"equalised": found["raw"]}
     encoded = alike.encoded(rgb, sha256)

@@ -5,57 +5,38 @@ an explicit mapping: in alphabetical order of folders it would be 0 in some of t
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import pandas as pd
 
 from data_prep import download, lists, manifest
 from data_prep.errors import InputError
-from data_prep.folder import DEPTH, Layout, entries
+from data_prep.folder import Layout, entries
 from data_prep.paths import KAGGLE, PUBLISHED, by_structure, data_root
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Archive:
-    """A public zip. members: only the files below these folders (by range requests); else all."""
-
-    url: str
-    md5: str | None = None
-    members: Sequence[str] = ()
-
-    @property
-    def name(self) -> str:
-        return self.url.split("?")[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".zip")
-
-
-@dataclass(frozen=True)
-class Source:
+class Source(Layout):
     """A row of sources.toml, which tells of the fields."""
 
-    name: str
-    title: str
-    address: str
-    licence: str
-    size: str
+    name: str = ""
+    address: str = ""
+    licence: str = ""
+    size: str = ""
     layouts: Sequence[Sequence[str]] = ()
     also: Sequence[str] = ()
-    labels: dict[str, tuple[int, str]] = field(default_factory=dict)
     hub: dict[str, str] = field(default_factory=dict)
-    above: int | None = None
-    scene: str = ""
-    archives: Sequence[Archive] = ()
+    archives: Sequence[dict] = ()  # url, and md5 or members
     by_hand: str = ""
     kind: str = "deepfake"
 
 
-SOURCES = {
-    name: Source(name, **row | {"archives": [Archive(**each) for each in row.get("archives", ())]})
-    for name, row in PUBLISHED.items()
-}
+SOURCES = {name: Source(name=name, **row) for name, row in PUBLISHED.items()}
 
 
 def prepare(
@@ -76,10 +57,12 @@ def prepare(
     """
     source = SOURCES[source] if isinstance(source, str) else source
     name = manifest.check_name(source.name if name is None else name)
+    about = {"licence": source.licence, "force": force}
     if source.hub:
-        options = source.hub | ({"source": str(given)} if given else {})
-        options |= {"licence": source.licence, "per_class": per_class}
-        return lists.huggingface(**options, name=name, force=force)
+        hub = dict(source.hub)
+        columns = (hub["image_column"], "label", hub["generator_column"])
+        place = str(given or hub["source"])
+        return lists.huggingface(place, name=name, columns=columns, per_class=per_class, **about)
     home, base = data_root() / name / "files", Path(given) if given else KAGGLE
     root = find(source, base)
     if root is None and given is None:
@@ -95,15 +78,13 @@ def prepare(
             f"{source.name}: no folder with {wanted} below {looked}. {how} "
             f"Then: python -m data_prep {source.name} --from FOLDER"
         )
-    about = {"kind": source.kind, "licence": source.licence, "force": force}
-    return manifest.make(name, root, _rows(source, root), **about)
+    rows = entries(root, source, only=_parts(source, root))
+    return manifest.make(name, root, rows, kind=source.kind, **about)
 
 
 def find(source: Source, base: Path) -> Path | None:
-    """The nearest folder at or below `base` with one of the layouts: by structure, not by name."""
-    return next(
-        by_structure(base, lambda folder: _parts(source, folder) is not None, depth=DEPTH), None
-    )
+    """The nearest folder at or below `base` with one of the source's layouts."""
+    return next(by_structure(base, lambda folder: _parts(source, folder) is not None), None)
 
 
 def _parts(source: Source, folder: Path) -> list[str] | None:
@@ -117,23 +98,17 @@ def _parts(source: Source, folder: Path) -> list[str] | None:
     return None
 
 
-def _rows(source: Source, root: Path) -> Iterator[dict]:
-    layout = Layout(source.title, source.labels, source.above, source.scene)
-    return entries(root, layout, only=_parts(source, root))
-
-
 def fetch(source: Source, home: Path) -> Path:
     """Download the source's archives below `home`, and say first what they are; returns `home`."""
     about = (source.title, source.size, source.address, source.licence)
     log.warning("%s, %s, from %s. Licence: %s", *about)
     for archive in source.archives:
-        folder = home / archive.name
-        if archive.members:
-            wanted = download.names_below(*archive.members)
-            download.fetch_members(archive.url, folder, wanted=wanted)
+        folder = home / PurePosixPath(urlsplit(archive["url"]).path).stem
+        if "members" in archive:
+            download.fetch_members(archive["url"], folder, below=archive["members"])
         elif not folder.exists():
-            file = home / f"{archive.name}.zip"
-            download.fetch(archive.url, file, md5=archive.md5)
+            file = home / f"{folder.name}.zip"
+            download.fetch(archive["url"], file, md5=archive.get("md5"))
             download.unpack(file, folder)
             file.unlink()  # its members are all there
     return home

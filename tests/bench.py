@@ -1,11 +1,7 @@
-"""`make bench`: speed as ratios inside one run, against what a user would use otherwise. Writes
-outputs/bench.json, prints a table.
+"""`make bench`: speed as ratios inside one run; writes outputs/bench.json, prints a table.
 
-Times belong here and not in the tests. `python -m tests.bench NAME …` (or `make bench ARGS="NAME
-…"`) runs only some of them.
+`python -m tests.bench NAME …` (or `make bench ARGS="NAME …"`) runs only some of them.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -29,17 +25,12 @@ from dflib.study.runs import outputs_root
 Record = dict  # name, value, unit, bar, holds, conditions
 
 
-def record(
-    name: str, value: float, unit: str, bar: str, holds: bool | None, conditions: str
-) -> Record:
-    return {
-        "name": name,
-        "value": round(value, 3),
-        "unit": unit,
-        "bar": bar,
-        "holds": holds,
-        "conditions": conditions,
-    }
+def record(name: str, value: float, unit: str, bar: str, conditions: str) -> Record:
+    """bar: "< 5", ">= 2" or "": whether the value holds it."""
+    sign, _, limit = bar.partition(" ")
+    holds = (value < float(limit)) == (sign == "<") if limit else None
+    known = {"name": name, "value": round(value, 3), "unit": unit, "bar": bar}
+    return known | {"holds": holds, "conditions": conditions}
 
 
 def seconds(step: Callable[[], object], *, repeat: int = 5) -> float:
@@ -77,15 +68,8 @@ def import_time() -> Iterator[Record]:
     def run(code: str) -> float:
         return seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True))
 
-    value = run("import dflib") - run("pass")
-    yield record(
-        "import dflib",
-        value,
-        "s",
-        "< 0.3",
-        value < 0.3,
-        "median of 5 fresh processes, an empty one's time taken off",
-    )
+    about = "median of 5 fresh processes, an empty one's time taken off"
+    yield record("import dflib", run("import dflib") - run("pass"), "s", "< 0.3", about)
 
 
 def batches() -> Iterator[Record]:
@@ -106,39 +90,22 @@ def batches() -> Iterator[Record]:
             (root / "images" / kind).mkdir(parents=True)
             for i in range(200 if kind.startswith("train") else 4):
                 photo = [photos.astronaut(), photos.coffee(), photos.chelsea()][i % 3]
-                top, left = (
-                    rng.integers(0, photo.shape[0] - 256),
-                    rng.integers(0, photo.shape[1] - 256),
-                )
-                Image.fromarray(photo[top : top + 256, left : left + 256]).save(
-                    root / "images" / kind / f"{i}.jpg", quality=75
-                )
+                top, left = (rng.integers(0, n - 256) for n in photo.shape[:2])
+                patch = Image.fromarray(photo[top : top + 256, left : left + 256])
+                patch.save(root / "images" / kind / f"{i}.jpg", quality=75)
         folder.prepare(root / "images", name="bench")
         for size in (64, 224):
             transform = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), antialias=True)])
-            theirs = torch.utils.data.DataLoader(
-                datasets.ImageFolder(root / "images" / "train", transform),
-                batch_size=64,
-                shuffle=True,
-            )
-            ours = open_data("bench", size=size).train
+            files = datasets.ImageFolder(root / "images" / "train", transform)
+            theirs = torch.utils.data.DataLoader(files, batch_size=64, shuffle=True)
+            ours, order = open_data("bench", size=size).train, torch.Generator().manual_seed(0)
             slow, fast = in_turns(
-                lambda loader=theirs: [None for _ in loader],
-                lambda part=ours: [
-                    None for _ in part.batches(64, shuffle=torch.Generator().manual_seed(0))
-                ],
+                lambda loader=theirs: list(loader),
+                lambda part=ours, order=order: list(part.batches(64, shuffle=order)),
             )
-            ratio = slow / fast
-            yield record(
-                f"batches, {size} px",
-                ratio,
-                "x",
-                ">= 50",
-                ratio >= 50,
-                f"400 JPEGs of 256 px, q75, shuffled batches of 64: {400 / fast:,.0f} "
-                f"against {400 / slow:,.0f} images/s of torchvision ImageFolder, one process "
-                f"each",
-            )
+            about = f"400 JPEGs of 256 px, q75, shuffled batches of 64: {400 / fast:,.0f} against "
+            about += f"{400 / slow:,.0f} images/s of torchvision ImageFolder, one process each"
+            yield record(f"batches, {size} px", slow / fast, "x", ">= 50", about)
 
 
 def training_step() -> Iterator[Record]:
@@ -150,9 +117,8 @@ def training_step() -> Iterator[Record]:
     from dflib import models, train
 
     device = train.best_device()
-    images = torch.randint(0, 256, (32, 128, 128, 3), dtype=torch.uint8, device=device).permute(
-        0, 3, 1, 2
-    )
+    images = torch.randint(0, 256, (32, 128, 128, 3), dtype=torch.uint8, device=device)
+    images = images.permute(0, 3, 1, 2)
     labels = torch.arange(32, device=device) % 2
 
     def stepper(*, channels_last: bool, amp: bool) -> Callable[[], None]:
@@ -176,17 +142,11 @@ def training_step() -> Iterator[Record]:
     layout = seconds(stepper(channels_last=True, amp=False))
     ours = seconds(stepper(channels_last=True, amp=True))
     mixed = str(train.precision(device)).removeprefix("torch.")
-    holds = plain / ours >= 1.8 if mixed == "bfloat16" else None
-    yield record(
-        "training step of BL, 128 px",
-        plain / ours,
-        "x",
-        ">= 1.8 with bfloat16",
-        holds,
-        f"batch 32, {mixed} + channels_last {1e3 * ours:.0f} ms against fp32 NCHW "
-        f"{1e3 * plain:.0f} ms ({layout / ours:.2f}x against fp32 channels_last), "
-        f"{torch.get_num_threads()} threads",
-    )
+    bar = ">= 1.8" if mixed == "bfloat16" else ""
+    about = f"batch 32, {mixed} + channels_last {1e3 * ours:.0f} ms against fp32 NCHW "
+    about += f"{1e3 * plain:.0f} ms ({layout / ours:.2f}x against fp32 channels_last), "
+    about += f"{torch.get_num_threads()} threads"
+    yield record("training step of BL, 128 px", plain / ours, "x", bar, about)
 
 
 def cached_teacher() -> Iterator[Record]:
@@ -238,61 +198,31 @@ def compressed() -> Iterator[Record]:
         pd.DataFrame({"row": range(32), "label": [0, 1] * 16}),
     )
     with train.seeded(0), tempfile.TemporaryDirectory() as folder:
+        file = lambda name: Path(folder) / f"{name}.onnx"
         full, masked = (models.Detector(models.architecture("BL")).eval() for _ in range(2))
         prune.apply_masks(masked, prune.magnitude_masks(masked, rate=0.9))
-        shapes = {
-            "BL": full,
-            "CPF": masked,
-            "CPF-S": prune.structured(full, rate=0.9, round_to=16).eval(),
-        }
+        shapes = {"BL": full, "CPF": masked}
+        shapes["CPF-S"] = prune.structured(full, rate=0.9, round_to=16).eval()
         shapes["LRF"] = lowrank.factorise(full, lowrank.choose_ranks(full, rate=0.9))
-        files = {}
-        for name, model in shapes.items():
-            files[name, "ONNX Runtime"] = export.to_onnx(model, Path(folder) / f"{name}.onnx")
-        int8 = Path(folder) / "CPKDQ.onnx"
-        files["CPKDQ", "ONNX Runtime"] = quantize.static_int8(
-            files["CPF-S", "ONNX Runtime"], int8, part, images=32
-        )
-        for name, quantized in (
-            ("CQ", quantize.dynamic_linear),
-            ("CQ-S", partial(quantize.static_int8, part=part, images=32)),
-        ):
-            files[name, "ONNX Runtime"] = quantized(
-                files["BL", "ONNX Runtime"], Path(folder) / f"{name}.onnx"
-            )
+        files = {name: export.to_onnx(model, file(name)) for name, model in shapes.items()}
+        static = partial(quantize.static_int8, part=part, images=32)
+        files["CPKDQ"] = static(files["CPF-S"], file("CPKDQ"))
+        files["CQ"] = quantize.dynamic_linear(files["BL"], file("CQ"))
+        files["CQ-S"] = static(files["BL"], file("CQ-S"))
         timed = zip(files, measure.profiles([*files.values()], runs=50), strict=True)
-        ms = {key: found["latency_ms"]["p50"] for key, found in timed}
-        size = {key: path.stat().st_size for key, path in files.items()}
+        ms = {name: found["latency_ms"]["p50"] for name, found in timed}
+        size = {name: path.stat().st_size for name, path in files.items()}
     about = "224 px, batch 1, one pinned thread, untrained weights, median of 5 processes in turns"
-    for name, runtime, bar in (
-        ("CPF", "ONNX Runtime", None),
-        ("CPF-S", "ONNX Runtime", 8),
-        ("CPKDQ", "ONNX Runtime", 20),
-        ("LRF", "ONNX Runtime", None),
-        ("CQ", "ONNX Runtime", None),
-        ("CQ-S", "ONNX Runtime", 2.5),
-    ):
-        old, new = ms["BL", runtime], ms[name, runtime]
-        yield record(
-            f"{name} 90 % against BL, {runtime}".replace("CQ 90 %", "CQ").replace(
-                "CQ-S 90 %", "CQ-S"
-            ),
-            old / new,
-            "x faster",
-            f">= {bar}" if bar else "" if name == "LRF" or runtime == "ExecuTorch" else "about 1",
-            old / new >= bar if bar else None,
-            f"{about}: {old:.1f} against {new:.1f} ms, {runtime}",
-        )
-    for name, bar in (("CPF", None), ("CPF-S", 9.5), ("CPKDQ", 33), ("LRF", 9.5), ("CQ-S", 3.5)):
-        old, new = size["BL", "ONNX Runtime"], size[name, "ONNX Runtime"]
-        yield record(
-            f"file of {name} 90 % against BL".replace("CQ-S 90 %", "CQ-S"),
-            old / new,
-            "x smaller",
-            f">= {bar}" if bar else "about 1",
-            old / new >= bar if bar else None,
-            f"deployed ONNX files: {old / 1e6:.2f} against {new / 1e6:.3f} MB",
-        )
+    faster = {"CPF": "", "CPF-S": ">= 8", "CPKDQ": ">= 20", "LRF": "", "CQ": "", "CQ-S": ">= 2.5"}
+    for name, bar in faster.items():
+        old, new = ms["BL"], ms[name]
+        told = f"{about}: {old:.1f} against {new:.1f} ms"
+        yield record(f"{name} against BL, ONNX Runtime", old / new, "x faster", bar, told)
+    smaller = {"CPF": "", "CPF-S": ">= 9.5", "CPKDQ": ">= 33", "LRF": ">= 9.5", "CQ-S": ">= 3.5"}
+    for name, bar in smaller.items():
+        old, new = size["BL"] / 1e6, size[name] / 1e6
+        told = f"deployed ONNX files: {old:.2f} against {new:.3f} MB"
+        yield record(f"file of {name} against BL", old / new, "x smaller", bar, told)
 
 
 def study() -> Iterator[Record]:
@@ -300,33 +230,18 @@ def study() -> Iterator[Record]:
     same command again."""
     with roots():
         command = [sys.executable, "-m", "dflib", "study", "--preset", "demo"]
-        times = []
-        for _ in range(2):
-            started = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            times.append(time.perf_counter() - started)
-    yield record(
-        "make study (demo)",
-        times[0] / 60,
-        "min",
-        "< 8",
-        times[0] < 480,
-        "demo data, demo grid and report; set-up of .venv excluded",
-    )
-    yield record(
-        "make study again",
-        times[1],
-        "s",
-        "",
-        None,
-        "every run found finished; the report written anew",
-    )
+        run = lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        first, again = _clocked(run), _clocked(run)
+    about = "demo data, demo grid and report; set-up of .venv excluded"
+    yield record("make study (demo)", first / 60, "min", "< 8", about)
+    about = "every run found finished; the report written anew"
+    yield record("make study again", again, "s", "", about)
 
 
 def setup_again() -> Iterator[Record]:
     """A second `make` finds the set-up done."""
     value = seconds(lambda: subprocess.run(["make", "--silent", "setup"], check=True), repeat=3)
-    yield record("second make setup", value, "s", "< 2", value < 2, "nothing to install")
+    yield record("second make setup", value, "s", "< 2", "nothing to install")
 
 
 def _jpegs(root: Path, n: int, side: int = 128) -> Path:
@@ -358,33 +273,19 @@ def scanning() -> Iterator[Record]:
     with roots() as root:
         images = _jpegs(root / "images", 10_000)
         files = list(folder.walk(images))
-        first = _clocked(lambda: folder.prepare(images, name="scan"))
-        again = _clocked(lambda: folder.prepare(images, name="scan"))
+        first = _clocked(lambda: folder.prepare(images, name="scan1"))
+        again = _clocked(lambda: folder.prepare(images, name="scan1"))
+        folder.prepare(images, name="scan2")
         times = {
             n: _clocked(lambda n=n: manifest.parallel(inspect_file, files, desc="scan", workers=n))
-            + _clocked(
-                lambda n=n: cache.build("scan", size=64, perturb=f"jpeg-{90 + n}", workers=n)
-            )
+            + _clocked(lambda n=n: cache.build(f"scan{n}", size=64, workers=n))
             for n in (2, 1)
         }
+    told = f"10,000 JPEGs of 128 px: {times[2]:.1f} s against {times[1]:.1f} s"
     ratio = times[1] / times[2]
-    what = "10,000 JPEGs of 128 px"
-    yield record(
-        "scan and decode, 2 processes against 1",
-        ratio,
-        "x",
-        ">= 1.8",
-        ratio >= 1.8,
-        f"{what}: {times[2]:.1f} s against {times[1]:.1f} s",
-    )
-    yield record(
-        "scan again, unchanged",
-        first / again,
-        "x",
-        ">= 30",
-        first / again >= 30,
-        f"{what}: {first:.1f} s, then {again:.2f} s",
-    )
+    yield record("scan and decode, 2 processes against 1", ratio, "x", ">= 1.8", told)
+    told = f"10,000 JPEGs of 128 px: {first:.1f} s, then {again:.2f} s"
+    yield record("scan again, unchanged", first / again, "x", ">= 30", told)
 
 
 def _peak_mb(code: str) -> float:
@@ -416,19 +317,12 @@ def memory() -> Iterator[Record]:
         peaks = {}
         for n in (1_000, 8_000):
             folder.prepare(_jpegs(root / f"images{n}", n), name=f"n{n}")
-            peaks[n] = _peak_mb(
-                f"from data_prep import cache; cache.build('n{n}', size=128, workers=2)"
-            )
+            build = f"cache.build('n{n}', size=128, workers=2)"
+            peaks[n] = _peak_mb(f"from data_prep import cache; {build}")
+    told = f"private memory of all processes together: {peaks[8_000]:.0f} against "
+    told += f"{peaks[1_000]:.0f} MB, 128 px, 2 workers"
     growth = peaks[8_000] / peaks[1_000]
-    yield record(
-        "memory of a build, 8,000 images against 1,000",
-        growth,
-        "x",
-        "< 1.2",
-        growth < 1.2,
-        f"private memory of all processes together: {peaks[8_000]:.0f} against "
-        f"{peaks[1_000]:.0f} MB, 128 px, 2 workers",
-    )
+    yield record("memory of a build, 8,000 images against 1,000", growth, "x", "< 1.2", told)
 
 
 def many_files() -> Iterator[Record]:
@@ -447,14 +341,8 @@ def many_files() -> Iterator[Record]:
             started = time.perf_counter()
             peak = _peak_mb(step + code)
             took = time.perf_counter() - started
-            yield record(
-                f"100,000 files: {name}",
-                took,
-                "s",
-                "",
-                None,
-                f"JPEGs of 32 px; at most {peak:.0f} MB of private memory, all processes together",
-            )
+            told = f"JPEGs of 32 px; at most {peak:.0f} MB of private memory of all processes"
+            yield record(f"100,000 files: {name}", took, "s", "", told)
 
 
 def evaluation() -> Iterator[Record]:
@@ -463,9 +351,8 @@ def evaluation() -> Iterator[Record]:
     from dflib import metrics
 
     rng = np.random.default_rng(0)
-    generators = np.where(
-        rng.random(10_000) < 0.5, "real", rng.choice(["a", "b", "c", "d"], 10_000)
-    ).astype(object)
+    fakes = rng.choice(["a", "b", "c", "d"], 10_000)
+    generators = np.where(rng.random(10_000) < 0.5, "real", fakes).astype(object)
     labels, scenes = (generators != "real").astype(int), rng.integers(2_500, size=10_000)
     a, b = (1 / (1 + np.exp(-(rng.normal(size=10_000) + labels))) for _ in range(2))
 
@@ -478,15 +365,8 @@ def evaluation() -> Iterator[Record]:
         metrics.combine([second - first])
 
     value = seconds(block, repeat=3)
-    yield record(
-        "evaluation of 10,000 predictions",
-        value,
-        "s",
-        "< 5",
-        value < 5,
-        "4 generators, all metrics with 2,000 draws by scene, and the paired test against "
-        "another run; one core",
-    )
+    told = "4 generators, all metrics with 2,000 draws by scene, and the paired test; one core"
+    yield record("evaluation of 10,000 predictions", value, "s", "< 5", told)
 
 
 def finished_runs() -> Iterator[Record]:
@@ -503,55 +383,20 @@ def finished_runs() -> Iterator[Record]:
         assert engine.execute(first)["status"] == "done"
         template = json.loads((first.folder / "result.json").read_text())
         for s in plan:
-            own = {
-                "run_id": s.run_id,
-                "method": s.method,
-                "rate": s.rate,
-                "seed": s.seed,
-                "command": s.command(),
-            }
+            own = {"run_id": s.run_id, "method": s.method, "rate": s.rate, "seed": s.seed}
+            own |= {"command": s.command(), "parents": [p.run_id for p in s.parents]}
             s.folder.mkdir(parents=True, exist_ok=True)
-            (s.folder / "result.json").write_text(
-                json.dumps(template | own | {"parents": [p.run_id for p in s.parents]}, indent=1)
-            )
-        ask = [
-            "--preset",
-            "tiny",
-            "--dataset",
-            "many",
-            "--methods",
-            "BL,CPF",
-            "--rates",
-            "0.9",
-            "--seeds",
-            ",".join(map(str, range(2502))),
-        ]
-        for name, words in (
-            ("planning a study", ["study", *ask, "--dry-run"]),
-            ("the table of runs", ["results"]),
-        ):
+            (s.folder / "result.json").write_text(json.dumps(template | own, indent=1))
+        ask = "study --preset tiny --dataset many --methods BL,CPF --rates 0.9 --dry-run --seeds"
+        ask = [*ask.split(), ",".join(map(str, range(2502)))]
+        for name, words in {"planning a study": ask, "the table of runs": ["results"]}.items():
             command = [sys.executable, "-m", "dflib", *words]
-            value = seconds(
-                lambda command=command: subprocess.run(
-                    command, check=True, stdout=subprocess.DEVNULL
-                ),
-                repeat=3,
-            )
-            yield record(
-                f"{name}, 5,000 finished",
-                value,
-                "s",
-                "< 3",
-                value < 3,
-                f"whole process: python -m dflib {words[0]}{' --dry-run' * ('--dry-run' in words)}",
-            )
+            run = partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+            told = f"whole process: python -m dflib {words[0]}"
+            yield record(f"{name}, 5,000 finished", seconds(run, repeat=3), "s", "< 3", told)
 
 
-TWO_CORES = (
-    ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))]
-    if hasattr(os, "sched_getaffinity")
-    else []
-)
+TWO_CORES = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))]
 
 
 def engine() -> Iterator[Record]:
@@ -564,36 +409,19 @@ def engine() -> Iterator[Record]:
     loop += '-p seed $seed 02_baseline.ipynb "$1/$seed.ipynb" || exit; done'
     with roots() as root:
         demo.prepare()
-        seeds = ",".join(map(str, range(16)))
-        ours = [
-            sys.executable,
-            "-m",
-            "dflib",
-            "study",
-            "--preset",
-            "tiny",
-            "--methods",
-            "BL",
-            "--seeds",
-            seeds,
-        ]
+        words = ["-m", "dflib", "study", "--preset", "tiny", "--methods", "BL", "--seeds"]
+        ours = [*TWO_CORES, sys.executable, *words, ",".join(map(str, range(16)))]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": True}
         first = [sys.executable, "-c", "from dflib.data import open; open('demo', size=32)"]
         subprocess.run(first, **quiet)  # decoded once, for both
-        fast = _clocked(lambda: subprocess.run(TWO_CORES + ours, **quiet))
+        fast = _clocked(lambda: subprocess.run(ours, **quiet))
         os.environ["DFLIB_OUTPUTS"] = f"{root}/loop"
         (root / "loop").mkdir()
         theirs = [*TWO_CORES, "bash", "-c", loop, sys.executable, f"{root}/loop"]
         slow = _clocked(lambda: subprocess.run(theirs, cwd=NOTEBOOKS, **quiet))
-    yield record(
-        "16 tiny runs, engine against a papermill loop",
-        slow / fast,
-        "x",
-        ">= 1.6",
-        slow / fast >= 1.6,
-        f"BL, preset tiny, seeds 0 to 15, the same two cores: {fast:.0f} s with table and "
-        f"report, against {slow:.0f} s",
-    )
+    told = f"BL, seeds 0 to 15, the same two cores: {fast:.0f} s with table and report, against "
+    name = "16 tiny runs, engine against a papermill loop"
+    yield record(name, slow / fast, "x", ">= 1.6", f"{told}{slow:.0f} s")
 
 
 FIRST_STEP = """
@@ -615,18 +443,16 @@ def overhead() -> Iterator[Record]:
     from dflib.study import engine, runs
 
     book = nbformat.read(runs.NOTEBOOKS / "02_baseline.ipynb", as_version=4)
-    book.cells.insert(
-        0, nbformat.v4.new_code_cell(FIRST_STEP)
-    )  # it is in no run's id, and ends the process at the first step
+    # it is in no run's id, and ends the process at the first step
+    book.cells.insert(0, nbformat.v4.new_code_cell(FIRST_STEP))
     with roots() as root:
         demo.prepare()
         open_data("demo", size=32)
         os.environ["FIRST_STEP"] = f"{root}/first-step"
         nbformat.write(book, root / "02_baseline.ipynb")
-        code = [c.source for c in book.cells if c.cell_type == "code"]
-        (root / "script.py").write_text(
-            "\n".join(code).replace('preset = "demo"', 'preset = "tiny"')
-        )
+        code = "\n".join(c.source for c in book.cells if c.cell_type == "code")
+        (root / "script.py").write_text(code.replace('preset = "demo"', 'preset = "tiny"'))
+        quiet = {"cwd": root, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         usual, times = runs.NOTEBOOKS, {"notebook": [], "script": []}
         (s,) = engine.plan(preset="tiny", methods_=("BL",))
         runs.NOTEBOOKS = root
@@ -636,27 +462,15 @@ def overhead() -> Iterator[Record]:
                 if kind == "notebook":
                     assert engine.execute(s)["status"] == "failed"  # at its first step
                 else:
-                    subprocess.run(
-                        [sys.executable, "script.py"],
-                        cwd=root,
-                        check=True,
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL,
-                    )
+                    subprocess.run([sys.executable, "script.py"], check=True, **quiet)
                 times[kind].append(float((root / "first-step").read_text()) - started)
         finally:
             runs.NOTEBOOKS = usual
             del os.environ["FIRST_STEP"]
     notebook, script = (float(np.median(times[kind])) for kind in ("notebook", "script"))
-    yield record(
-        "overhead of a run",
-        notebook - script,
-        "s",
-        "< 3",
-        notebook - script < 3,
-        f"start to first training step of BL, preset tiny, median of 3: {notebook:.1f} s as "
-        f"a notebook by the engine, {script:.1f} s as a script",
-    )
+    told = f"start to first training step of BL, preset tiny, median of 3: {notebook:.1f} s as "
+    told += f"a notebook by the engine, {script:.1f} s as a script"
+    yield record("overhead of a run", notebook - script, "s", "< 3", told)
 
 
 BENCHES = {
@@ -682,10 +496,8 @@ def main(wanted: list[str]) -> None:
 
     for name in wanted:
         choose("benchmark", name, BENCHES)
-    machine = (
-        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()}, "
-        f"{os.cpu_count()} cores"
-    )
+    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    machine = f"{chip}, {os.cpu_count()} cores"
     console = Console(width=None if sys.stdout.isatty() else 160)
     table = Table("benchmark", "value", "bar", "holds", "conditions", title=machine)
     records, path = [], outputs_root() / "bench.json"
@@ -693,16 +505,11 @@ def main(wanted: list[str]) -> None:
     for name, bench in BENCHES.items():
         for r in bench() if name in (wanted or BENCHES) else ():
             records.append(r)
-            path.write_text(
-                json.dumps(records, indent=1)
-            )  # what is measured stands, whatever comes next
+            path.write_text(json.dumps(records, indent=1))  # it stands, whatever comes next
             holds = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[r["holds"]]
-            console.print(
-                f"{r['name']}: {r['value']:g} {r['unit']} {holds and f'({holds})'}", highlight=False
-            )
-            table.add_row(
-                r["name"], f"{r['value']:g} {r['unit']}", r["bar"], holds, r["conditions"]
-            )
+            value = f"{r['value']:g} {r['unit']}"
+            console.print(f"{r['name']}: {value} {holds}", highlight=False)
+            table.add_row(r["name"], value, r["bar"], holds, r["conditions"])
     console.print(table, f"written to {path}")
 
 

@@ -1,7 +1,4 @@
-"""What several test files share: temporary roots for the whole session, a small real-or-fake
-dataset, makers of image files."""
-
-from __future__ import annotations
+"""What test files share: temporary roots, a small real-or-fake dataset, makers of image files."""
 
 import os
 
@@ -28,18 +25,7 @@ PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.pn
 CELL = 48  # pixels: each cell of a photograph gives one patch, real or fake
 
 
-LONGEST = (
-    "notebooks",
-    "study",
-    "faults",
-    "progress",
-    "chain",
-    "edge",
-    "backbones",
-    "parallel",
-    "browser",
-    "cluster",
-)
+LONGEST = ("notebooks", "study", "faults", "progress", "chain", "edge", "backbones", "browser")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,20 +39,16 @@ def roots(tmp_path_factory) -> Iterator[Path]:
     """Data and outputs of the whole session lie in a temporary folder, for this process and those
     it starts."""
     base = tmp_path_factory.mktemp("roots")
-    before = {key: os.environ.get(key) for key in ("DFLIB_DATA", "DFLIB_OUTPUTS")}
-    os.environ.update(DFLIB_DATA=str(base / "data"), DFLIB_OUTPUTS=str(base / "outputs"))
-    yield base
-    for key, value in before.items():
-        if value is None:
-            os.environ.pop(key)
-        else:
-            os.environ[key] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DFLIB_DATA", str(base / "data"))
+        patch.setenv("DFLIB_OUTPUTS", str(base / "outputs"))
+        yield base
 
 
 @pytest.fixture(scope="session")
 def tiny_dataset(roots) -> str:
-    """Name of a prepared dataset: 120 patches of photographs, 60 nearest-upsampled and 60 blurred
-    other ones, 32 to 48 px, JPEG and PNG alike."""
+    """A prepared dataset: 120 patches, 60 nearest-upsampled and 60 blurred other ones, 32 to 48 px,
+    JPEG and PNG alike."""
     base = roots / "images"
     rng = np.random.default_rng(0)
     cells = [(p, x, y) for p in PHOTOGRAPHS for x in range(9) for y in range(6)]
@@ -79,9 +61,8 @@ def tiny_dataset(roots) -> str:
         patch = photographs[photograph].crop((x * CELL, y * CELL, x * CELL + side, y * CELL + side))
         where = ("real", "fake/nearest", "real", "fake/blurred")[i % 4]
         if where == "fake/nearest":
-            patch = patch.resize((side // 2,) * 2, Image.Resampling.BOX).resize(
-                (side,) * 2, Image.Resampling.NEAREST
-            )
+            half = patch.resize((side // 2,) * 2, Image.Resampling.BOX)
+            patch = half.resize((side,) * 2, Image.Resampling.NEAREST)
         elif where == "fake/blurred":
             patch = patch.filter(ImageFilter.GaussianBlur(1.5))
         path = base / where / f"{Path(photograph).stem}-{x}-{y}.{('jpg', 'png')[i // 4 % 2]}"
@@ -159,18 +140,13 @@ def tree() -> Callable[..., Path]:
     """tree(root, {"real": 10, "fake/gan": 10}, suffix=".png"): write so many different small images
     into each folder."""
 
-    def make(
-        root: Path, counts: dict[str, int], *, suffix: str = ".png", size: tuple[int, int] = (12, 9)
-    ) -> Path:
+    def make(root: Path, counts: dict[str, int], *, suffix: str = ".png", size=(12, 9)) -> Path:
         seed = 0
         for where, n in counts.items():
             for i in range(n):
                 seed += 1
-                _picture(
-                    root / where / f"{where.replace('/', '-')}-{i:03d}{suffix}",
-                    seed=seed,
-                    size=size,
-                )
+                name = f"{where.replace('/', '-')}-{i:03d}{suffix}"
+                _picture(root / where / name, seed=seed, size=size)
         return root
 
     return make
@@ -187,19 +163,12 @@ def toy() -> Callable[..., object]:
         labels = np.arange(n) % 2
         images = rng.integers(0, 200, (n, size, size, 3), dtype=np.uint8)
         images[labels == 1, :, ::2] += 50
-        table = pd.DataFrame(
-            {
-                "row": np.arange(n),
-                "label": labels,
-                "generator": np.where(labels, "stripes", "camera"),
-            }
-        )
+        table = pd.DataFrame({"row": np.arange(n), "label": labels})
+        table["generator"] = np.where(labels, "stripes", "camera")
         table["path"] = table["group"] = [f"i{i}" for i in range(n)]
-        cut = (n * 6 // 10, n * 8 // 10)
-        parts = [
-            Part(images, t.reset_index(drop=True))
-            for t in (table[: cut[0]], table[cut[0] : cut[1]], table[cut[1] :])
-        ]
+        a, b = n * 6 // 10, n * 8 // 10
+        pieces = (table[:a], table[a:b], table[b:])
+        parts = [Part(images, piece.reset_index(drop=True)) for piece in pieces]
         return Dataset("toy", size, "strict", "resize", *parts, ("real", "fake"))
 
     return make
@@ -214,16 +183,10 @@ def exported(tmp_path_factory) -> dict:
     from dflib import export, models, train
 
     folder_ = tmp_path_factory.mktemp("exported")
-    arch = models.Architecture(
-        "t",
-        32,
-        (
-            models.Block(8, pool=True),
-            models.Block(16, pool=True, separable=True, mid=16, groups=8),
-            models.Block(16),
-        ),
-        (models.Dense(256, 0.5), models.Dense(32, 0.5)),
-    )
+    blocks = [models.Block(8, pool=True)]
+    blocks += [models.Block(16, pool=True, separable=True, mid=16, groups=8), models.Block(16)]
+    head = (models.Dense(256, 0.5), models.Dense(32, 0.5))
+    arch = models.Architecture("t", 32, tuple(blocks), head)
     with train.seeded(0):
         model = models.Detector(arch)
         for _ in range(5):
@@ -246,11 +209,8 @@ def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
     from dflib.study import runs
 
     folder_ = tmp_path_factory.mktemp("explorer-outputs")
-    request = {
-        "preset": "tiny",
-        "dataset": tiny_dataset,
-        "settings": {"latency_runs": 1, "weight_decay": 0.3},
-    }
+    settings = {"latency_runs": 1, "weight_decay": 0.3}
+    request = {"preset": "tiny", "dataset": tiny_dataset, "settings": settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(folder_))
         with train.seeded(0):
@@ -258,9 +218,8 @@ def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
             base(torch.rand(16, 3, 32, 32))
         runs.Run(runs.spec("BL", **request)).finish(base)
         for rate in (0.6, 0.9):
-            runs.Run(runs.spec("CPF-S", rate=rate, **request)).finish(
-                prune.structured(base, rate=rate)
-            )
+            small = prune.structured(base, rate=rate)
+            runs.Run(runs.spec("CPF-S", rate=rate, **request)).finish(small)
         prune.apply_masks(base, prune.magnitude_masks(base, rate=0.6))
         runs.Run(runs.spec("CPF", rate=0.6, **request)).finish(base)
     return folder_

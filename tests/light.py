@@ -1,8 +1,6 @@
 """A copy of the project whose run notebooks only wait, write a result, or raise; the engine is
 real."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

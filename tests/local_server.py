@@ -1,8 +1,6 @@
 """A local HTTP server for tests: knows ranges or ignores them, and cuts connections when told
 to."""
 
-from __future__ import annotations
-
 import re
 import threading
 from collections.abc import Iterator

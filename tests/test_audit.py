@@ -1,7 +1,5 @@
 """Does the audit catch planted give-aways, stay quiet on a clean set, and find copies?"""
 
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -89,14 +87,6 @@ def test_jpeg_history_is_found_in_pixels(quality, photo):
     assert shortcut.blockiness(after) > shortcut.blockiness(before)
 
 
-def test_features_of_tiny_images_are_nan_where_they_do_not_apply():
-    found = shortcut.features(Image.new("RGB", (5, 3)), bytes(100))
-    assert found["aspect"] == 5 / 3 and found["bytes_per_pixel"] == 100 / 15
-    assert all(np.isnan(found[k]) for k in ("pixel_quality", "blockiness", "jpeg_quality"))
-    assert tuple(found) == shortcut.FEATURES
-    assert shortcut.residual_spectrum(Image.new("L", (5, 3))).shape == (128, 128)
-
-
 def test_the_probe_holds_whole_scenes_out():
     """Features that name the scene, and labels that follow it, tell nothing about another scene."""
     rng, groups = np.random.default_rng(0), np.repeat(np.arange(60), 8)
@@ -163,9 +153,7 @@ def test_copies_across_splits_and_labels_are_found_and_kept(tmp_path, data_root)
 
 
 @pytest.mark.parametrize("kind", ["exact", "near"])
-def test_a_set_of_one_picture_is_not_called_harmless(
-    tmp_path, data_root, outputs_root, kind, caplog
-):
+def test_a_set_of_one_picture_is_not_called_harmless(tmp_path, data_root, outputs_root, kind):
     """82 times the same picture, real and fake alike: the probe alone finds nothing."""
     photo = PHOTOS[0].resize((330, 330), Image.Resampling.LANCZOS).crop((100, 100, 196, 196))
     for i in range(82):
@@ -175,7 +163,6 @@ def test_a_set_of_one_picture_is_not_called_harmless(
         if kind == "exact":
             photo.save(path, quality=85)
     folder.prepare(tmp_path / "set", name="mine")
-    assert ("82 exact copies in 1 sets" in caplog.text) == (kind == "exact")
     found, page = audit_page.write("mine")
     assert found.verdict.startswith(
         f"Not to be trusted: 82 of 82 images are {kind} copies (1 pictures, 1 of them both real and"
@@ -217,6 +204,6 @@ def test_the_last_verdict_can_be_asked_for(tmp_path, data_root, outputs_root, tr
 @pytest.mark.parametrize("name", ["nothing", "small"])
 def test_what_cannot_be_audited_is_said(tmp_path, data_root, tree, name):
     folder.prepare(tree(tmp_path / "set", {"real": 9, "fake/gan": 20}), name="small")
-    message = "unknown dataset 'nothing'|'small' has too few scenes to audit"
+    message = "unknown dataset 'nothing'|'small' has too few scenes of real or of fake to audit"
     with pytest.raises(InputError, match=message):
         audit.audit(name)

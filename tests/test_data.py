@@ -1,7 +1,5 @@
 """From the memory map to batches: nothing twice, nothing lost, nothing mixed up."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -79,12 +77,6 @@ def test_limit_is_balanced_and_always_the_same(tiny_dataset, opened):
     assert len(data.open(tiny_dataset, size=32, limit=10_000).train) == len(opened.train)
 
 
-def test_the_papers_protocol_splits_60_40_less_its_validation(tiny_dataset):
-    opened = data.open(tiny_dataset, size=32, protocol="paper")
-    sizes = [len(p) for p in (opened.train, opened.val, opened.test)]
-    assert sizes == pytest.approx([129.6, 14.4, 96], abs=2)
-
-
 def test_sources_name_their_own_classes(tmp_path, data_root, tree):
     counts = {"train/cats": 20, "train/dogs": 20, "test/cats": 3, "test/dogs": 3}
     sources.prepare("dogs-vs-cats", tree(tmp_path / "set", counts))
@@ -119,20 +111,6 @@ def test_the_fingerprint_follows_contents_labels_and_splits(tmp_path, data_root,
         folder.prepare(root, name="mine")
         seen.append(manifest.fingerprint_of("mine"))
     assert len(set(seen)) == 4
-
-
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        ({"name": "tiny-sett"}, "unknown dataset 'tiny-sett', did you mean 'tiny-set'"),
-        ({"protocol": "papers"}, "unknown protocol 'papers', did you mean 'paper'"),
-        ({"mode": "crop"}, "unknown input mode 'crop'"),
-        ({"size": 40}, "image size 40 is not a multiple of 32"),
-    ],
-)
-def test_names_that_are_not_known_are_named(tiny_dataset, request_, message):
-    with pytest.raises(InputError, match=message):
-        data.open(**({"name": tiny_dataset, "size": 32} | request_))
 
 
 def test_strict_training_batches_hold_both_classes_equally_often(tmp_path, data_root, tree):

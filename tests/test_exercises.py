@@ -1,7 +1,4 @@
-"""Exercises answer back: nothing yet, right, wrong with its hint, stopped; quizzes answer in the
-page."""
-
-from __future__ import annotations
+"""Exercises answer back: nothing yet, right, wrong with its hint, stopped; quizzes in the page."""
 
 import json
 import re
@@ -16,12 +13,6 @@ from test_webpage import CHROMIUM, FLAGS, NO_BROWSER
 from dflib.show import exercises
 
 ASKED = tomllib.loads((exercises.FOLDER / "exercises.toml").read_text(encoding="utf-8"))
-MISTAKES = [
-    pytest.param(number, case, wrong, id=f"{number}-{wrong['gives']}")
-    for number, exercise in ASKED.items()
-    for case, one in enumerate(exercise["cases"])
-    for wrong in one.get("wrong", ())
-]
 QUIZZES = sorted((exercises.FOLDER / "quiz").glob("*.json"))
 TRY = re.compile(r'exercises\.check\("(?P<number>[\d.]+)", (?P<name>\w+)\)')
 
@@ -90,17 +81,15 @@ def test_an_empty_cell_is_not_filled_in_and_its_solution_is_right(number):
     assert says(number, solved(number)).startswith("✔ **Right**")
 
 
-@pytest.mark.parametrize(("number", "case", "wrong"), MISTAKES)
-def test_a_common_mistake_gets_its_own_hint(number, case, wrong):
-    answers = [one["right"] for one in ASKED[number]["cases"][:case]] + [wrong["gives"]]
-    said = exercises.check(number, in_turn(answers)).data
-    assert said.startswith("✘") and said.endswith(f"**Hint**: {wrong['hint']}")
-
-
 @each
-def test_another_wrong_answer_gets_the_exercises_hint(number):
-    first = ASKED[number]["cases"][0]
-    for answer in (1e9, [first["right"]], [1e9, 1e9, 1e9]):  # another value, another shape
+def test_a_common_mistake_gets_its_own_hint_and_another_the_exercises(number):
+    cases, before = ASKED[number]["cases"], []
+    for one in cases:
+        for wrong in one.get("wrong", ()):
+            said = exercises.check(number, in_turn([*before, wrong["gives"]])).data
+            assert said.startswith("✘") and said.endswith(f"**Hint**: {wrong['hint']}")
+        before.append(one["right"])
+    for answer in (1e9, [before[0]], [1e9, 1e9, 1e9]):  # another value, another shape
         said = exercises.check(number, lambda *_, answer=answer: answer).data
         assert "expected" in said and said.endswith(f"**Hint**: {ASKED[number]['hint']}")
 

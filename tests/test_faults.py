@@ -1,7 +1,5 @@
 """What breaks while a study runs: the finished runs stand, and the same study makes the rest."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -202,19 +200,6 @@ def test_an_error_behind_the_result_is_no_failure(tiny_dataset, outputs, monkeyp
     assert made["status"] == "done" and "ValueError: late" in made["error"]
     assert s.finished() and s.failure() is None
     assert "late" in (s.folder / "notebook.ipynb").read_text()
-
-
-def test_out_of_memory_while_training(tiny_dataset, undisturbed, outputs):
-    s = tiny(tiny_dataset, *CODES)[0]
-    shutil.rmtree(s.folder)
-
-    def limit(kernel: psutil.Process) -> None:
-        size = kernel.memory_info().vms
-        kernel.rlimit(psutil.RLIMIT_AS, (size, size))
-
-    broken(s, limit, when=lambda: list(s.folder.glob("checkpoint.pt")))
-    assert s.failure()["kind"] == "died", s.failure()
-    completes(tiny_dataset, outputs, undisturbed)
 
 
 def test_a_full_disk(tiny_dataset, undisturbed, outputs, mounted, monkeypatch):

@@ -1,7 +1,4 @@
-"""What is opened as an image at all: regular files of a sane size and shape, of the formats that
-are listed; nothing starts another program."""
-
-from __future__ import annotations
+"""What is opened as an image at all, and how it is converted; nothing starts another program."""
 
 import ast
 import io
@@ -80,18 +77,17 @@ def test_postscript_is_never_run(
 ):
     content = postscript(victim)[name]
     root = tree(tmp_path / "set", {"real": 20, "fake/gan": 20}, size=(40, 40))
-    bad = [root / "real" / f"a{suffix}" for suffix in (".jpg",)]
-    for file in bad:
-        file.write_bytes(content)
+    bad = root / "real" / "a.jpg"
+    bad.write_bytes(content)
     good = picture(tmp_path / "good.png", size=(40, 40))
     table = folder.prepare(root, name="mine").set_index("path")
     assert table.loc["real/a.jpg", "status"] == "not an image"
     answer = Predictor(exported["onnx"])
-    assert answer(bad[0])["error"] == answer(content)["error"] == "not an image"
+    assert answer(bad)["error"] == answer(content)["error"] == "not an image"
     with pytest.raises(InputError, match="not an image"):
         explorer.check_upload(content)
-    done = run(exported_script, bad[0], good)
-    assert done.returncode == 1 and done.stderr == f"{bad[0]}: not an image\n"
+    done = run(exported_script, bad, good)
+    assert done.returncode == 1 and done.stderr == f"{bad}: not an image\n"
     assert done.stdout.startswith(f"{good}\t")
     assert victim.read_text() == "mine"
 
@@ -203,16 +199,13 @@ def test_only_regular_files_of_a_sane_size_are_read(
 # ---- the ratio of the sides
 
 
-def thin(long: int, short: int, format_: str = "PNG") -> bytes:
-    return encoded(Image.new("L", (long, short)), format_)
-
-
-@pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000), (2100, 100), (65_500, 1000)])
-@pytest.mark.parametrize("format_", ["PNG", "JPEG", "TIFF", "BMP"])
+@pytest.mark.parametrize(
+    ("size", "format_"), [((30_000, 1), "PNG"), ((1, 30_000), "JPEG"), ((2100, 100), "TIFF")]
+)
 def test_long_and_thin_images_are_refused_before_a_pixel_is_decoded(
     size, format_, tmp_path, exported, exported_script
 ):
-    content = thin(*size, format_)
+    content = encoded(Image.new("L", size), format_)
     cut = content[: len(content) // 2] if format_ in ("PNG", "JPEG") else content
     reason = f"sides of {max(size)} and {min(size)} pixels: over 20 to 1"
     for each in (content, cut):  # what is cut has the same reason: nobody read as far
@@ -227,12 +220,12 @@ def test_long_and_thin_images_are_refused_before_a_pixel_is_decoded(
         assert reason in run(exported_script, tmp_path / "thin.img").stderr
 
 
-@pytest.mark.parametrize("screen", [(65_535, 65_535), (65_535, 2), (20_000, 4_500)])
-def test_a_gif_with_a_huge_screen_is_quarantined(screen):
+def test_a_gif_with_a_huge_screen_is_quarantined():
     content = bytearray(encoded(Image.new("P", (1, 1)), "GIF"))
-    content[6:10] = screen[0].to_bytes(2, "little") + screen[1].to_bytes(2, "little")
-    with pytest.raises(BadImage, match="bomb: more than 89 megapixels|over 20 to 1"):
-        integrity.open_image(bytes(content))
+    for screen in (b"\xff\xff\xff\xff", b"\xff\xff\2\0"):
+        content[6:10] = screen
+        with pytest.raises(BadImage, match="bomb: more than 89 megapixels|over 20 to 1"):
+            integrity.open_image(bytes(content))
 
 
 # ---- as phones and the web make them
@@ -297,15 +290,6 @@ def test_cmyk_goes_by_its_profile_and_a_damaged_profile_is_none():
     for profile, colour in ((grey_ink(), [255] * 3), (b"damaged", [0, 255, 255])):
         opened = integrity.open_image(encoded(image, "TIFF", icc_profile=profile))
         assert np.abs(np.asarray(integrity.to_rgb(opened), int) - colour).max() <= 2
-
-
-def test_an_image_with_another_profile_changes_the_fingerprint(tmp_path, data_root, tree):
-    """Those that were decoded alike before keep theirs, and their runs."""
-    root = tree(tmp_path / "set", {"real": 20, "fake": 20}, size=(40, 40))
-    assert manifest.decoding(folder.prepare(root, name="mine")) == manifest.DECODING
-    with Image.open(root / "real" / "real-000.png") as image:
-        image.save(root / "real" / "wide.png", icc_profile=display_p3())
-    assert manifest.decoding(folder.prepare(root, name="mine")) == manifest.DECODING + 1
 
 
 @pytest.mark.parametrize(("most", "grey"), [(1, 128), (255, 0), (65_535, 0)])

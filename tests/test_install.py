@@ -1,7 +1,5 @@
 """requirements.txt leaves alone what a machine has: Kaggle's and Colab's torch stays."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import venv

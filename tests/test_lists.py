@@ -1,7 +1,5 @@
 """Lists of labelled images, and sets as the Hugging Face hub streams them (from local parquet)."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np
@@ -76,15 +74,6 @@ def test_a_list_that_is_not_understood_is_refused(tmp_path, data_root, images, t
     with pytest.raises(InputError, match=message):
         lists.prepare(tmp_path / "x.csv", images, name="mine")
     assert not data_root.exists()
-
-
-def test_a_file_that_is_listed_and_not_there_is_quarantined(tmp_path, data_root, tree):
-    root = tree(tmp_path / "images", {"a": 30, "b": 30})
-    rows = [{"path": f.relative_to(root).as_posix(), "label": 0} for f in (root / "a").iterdir()]
-    rows += [{"path": f.relative_to(root).as_posix(), "label": 1} for f in (root / "b").iterdir()]
-    pd.DataFrame([*rows, {"path": "b/gone.png", "label": 1}]).to_csv(tmp_path / "x.csv")
-    table = lists.prepare(tmp_path / "x.csv", root, name="mine").set_index("path")
-    assert table.loc["b/gone.png", "status"] == "unreadable: No such file or directory"
 
 
 def test_without_datasets_the_line_that_installs_it_is_told(data_root, monkeypatch):

@@ -1,7 +1,5 @@
 """Low rank: exact at full rank, the best below (Eckart-Young), targets met, checkpoints."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -62,15 +60,6 @@ def test_a_truncated_svd_is_the_best_of_its_rank():
 def tucker_weight(product) -> torch.Tensor:
     first, core, last = (f.weight.detach() for f in product)
     return torch.einsum("obxy,bahw,aixy->oihw", last, core, first)
-
-
-def test_tucker2_finds_a_convolution_that_has_low_ranks():
-    with train.seeded(1):
-        conv = nn.Conv2d(16, 24, 3, padding=1)
-        a, core, b = torch.randn(3, 16), torch.randn(5, 3, 3, 3), torch.randn(24, 5)
-    conv.weight.data = torch.einsum("ob,bahw,ai->oihw", b, core, a)
-    exact, weight = tucker_weight(lowrank.decompose(conv, (3, 5))), conv.weight.detach()
-    torch.testing.assert_close(exact, weight, rtol=0, atol=1e-4 * weight.abs().max().item())
 
 
 @given(st.integers(1, 8), st.integers(1, 10))

@@ -1,7 +1,5 @@
 """Making classes alike, and making images worse: against Pillow's own encoders."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
@@ -80,10 +78,6 @@ def test_perturbations_are_what_their_names_say():
     middle = noise[(pixels(PHOTO) > 30) & (pixels(PHOTO) < 225)]
     assert abs(middle.mean()) < 0.05 and middle.std() == pytest.approx(5, rel=0.02)
     assert np.array_equal(worse("noise-5"), worse("noise-5"))
-    shot = worse("screenshot-0.5")
-    assert shot.size == (241, 241)  # 256 less 6 %
-    shown = PHOTO.resize((256, 256), Image.Resampling.BILINEAR).crop((7, 7, 248, 248))
-    assert 0 < np.abs(pixels(shot) - pixels(shown)).mean() < 4
     assert {worse(how).mode for how in transform.GRID} == {"RGB"}
     losses = [np.abs(pixels(worse(f"jpeg-{q}")) - pixels(PHOTO)).mean() for q in (95, 75, 30)]
     assert losses == sorted(losses)
@@ -95,8 +89,6 @@ def test_perturbations_are_what_their_names_say():
         ("jpg-75", "unknown perturbation 'jpg', did you mean 'jpeg'"),
         ("blur", "has no amount"),
         ("jpeg-x", "has no amount"),
-        ("jpeg-0", "jpeg takes 1 to 100"),
-        ("resize-9", "resize takes 0.01 to 4"),
     ],
 )
 def test_a_perturbation_that_is_not_known_is_named(how, message):
