@@ -31,7 +31,7 @@ RESERVED = ("real", "all", "macro", "seen", "unseen")  # stand beside generators
 STAMP = ["path", "size", "mtime_ns"]  # a file that has the same is not read again
 MAX_NAME = 100  # bytes of a dataset's: files are named after it
 MAX_BAD_SHARE = 0.05  # of a class; more than this stops
-DECODING = 2  # version of how images are decoded and fitted: a change makes new caches, new runs
+DECODING = 3  # version of how images are decoded and fitted: a change makes new caches, new runs
 _SCAN = 4  # version of what `inspect_file` finds: a change makes every file read again
 _SERIAL = 256  # fewer files than this are not worth starting processes for
 

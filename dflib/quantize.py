@@ -178,6 +178,8 @@ def _quantizing(source: Path, target: Path) -> Iterator[tuple[onnx.ModelProto, P
     try:  # the calibration prints its progress
         with written(Path(target)) as new, redirect_stdout(io.StringIO()):
             model = onnx.load(source)
+            if not model.graph.node:
+                raise onnx.checker.ValidationError("an empty graph")
             del model.graph.value_info[:]
             yield model, new
     except (onnx.checker.ValidationError, DecodeError) as error:

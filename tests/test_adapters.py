@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from data_prep.errors import InputError
 from dflib import adapters, export, models, train
@@ -207,6 +207,16 @@ def test_an_adapter_ships_under_5_percent_of_its_students_file(size, rate, tmp_p
     adapted = adapters.halve(adapters.insert(base), base)
     delta = adapters.save_delta(adapted, base, tmp_path / "delta.safetensors").stat().st_size
     assert delta < 0.05 * whole
+
+
+def test_a_delta_that_does_not_fit_its_base_is_refused(tmp_path):
+    base, path = lived_in(), tmp_path / "delta.safetensors"
+    metadata = {"format": models.FORMAT, "base": models.fingerprint(base)}
+    described = metadata | {"architecture": base.arch.to_json()}
+    for written in (metadata, described | {"architecture": "{}"}, described):
+        save_file({"x": torch.zeros(1)}, path, written)
+        with pytest.raises(InputError, match="weights and architecture do not fit"):
+            models.load(path, base=base)
 
 
 # --- bad input

@@ -1,6 +1,8 @@
 """Int8: the error bound of uniform quantization, and what ONNX Runtime makes of our layers."""
 
-from functools import partial
+from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -64,6 +66,13 @@ def test_the_three_linear_layers_become_int8_and_the_convolutions_stay_float(exp
     used = [i for n in onnx.load(int8).graph.node if n.op_type == "Conv" for i in n.input]
     assert {tensors[i].dtype for i in used if i in tensors} == {np.dtype(np.float32)}
     assert [t.dtype for t in tensors.values() if t.size == 1024 * 256] == [np.int8]
+
+
+def test_the_weights_are_rounded_to_half_a_step_per_channel(exported, files):
+    (q,) = (t.astype(float) for t in stored(files["dynamic"]).values() if t.shape == (1024, 256))
+    ours = exported["model"].head[1].weight.detach().double().numpy().T
+    scale = np.abs(ours).max(0) / 127
+    assert np.abs(q * scale - ours).max() <= scale.max() * 0.51
 
 
 # ---- static: convolutions too
@@ -179,14 +188,23 @@ def test_a_request_that_cannot_be_met_leaves_nothing(exported, toy, tmp_path, op
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("contents", [b"", b"random" * 50, None])
-def test_a_damaged_file_is_named_and_leaves_nothing(exported, toy, tmp_path, contents):
-    source, target = tmp_path / "model.onnx", tmp_path / "q.onnx"
+def test_calibration_images_of_one_class_are_refused(toy):
+    part = toy().train
+    one = replace(part, table=part.table[part.table["label"] == 1])
+    with pytest.raises(InputError, match="0 real and 18 fake images to calibrate with"):
+        quantize.calibration_images(one, 128)
+
+
+@pytest.mark.parametrize(
+    ("contents", "static"), [(c, s) for c in (b"", b"random" * 50, None) for s in (True, False)]
+)
+def test_a_damaged_file_is_named_and_leaves_nothing(exported, toy, tmp_path, contents, static):
+    source, options = tmp_path / "model.onnx", {"part": toy().train} if static else {}
     source.write_bytes(exported["onnx"].read_bytes()[:1000] if contents is None else contents)
-    static = partial(quantize.static_int8, part=toy().train)
-    for quantized in (static, quantize.dynamic_linear) if contents is None else (static,):
-        with pytest.raises(InputError, match=r"model\.onnx (is damaged or no ONNX file|has no l)"):
-            quantized(source, target)
+    quantized = quantize.static_int8 if static else quantize.dynamic_linear
+    message = r"model\.onnx (is damaged or no ONNX file|has no l)"
+    with pytest.raises(InputError, match=message):
+        quantized(source, tmp_path / "q.onnx", **options)
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
