@@ -42,7 +42,7 @@ def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"),
     numbers = NUMBERS | {"peak_rss_mb": 90.0, "p50": 2.0} | cost
     latency = {"p50": numbers.pop("p50")} | LATENCY
     took = {"train_s": 60.0, "compress_s": 0.0} if method == "BL" else {"compress_s": 7.0}
-    name = f"{plots.run_label(method, rate)}-s{seed}".replace(" ", "-r").replace("%", "")
+    name = f"{words.run_label(method, rate)}-s{seed}".replace(" ", "-r").replace("%", "")
     return ABOUT | {
         "run_id": name,
         "method": method,

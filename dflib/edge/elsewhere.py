@@ -20,8 +20,15 @@ from data_prep.paths import write_text, written
 from dflib import data, metrics, train
 from dflib.edge.predict import Predictor
 from dflib.study import records, runs
+from dflib.study.tables import interval
 
 DRAWS = 1000  # of the bootstrap over scenes
+FIGURES = {  # of a record: its title
+    "auroc": "AUROC",
+    "balanced_accuracy": "balanced accuracy",
+    "false_alarms": "false alarms",  # of real images alone
+    "found": "fakes found",  # of fakes alone
+}
 
 
 def test(run: str, dataset: str, *, split: str | None = None) -> dict:
@@ -93,36 +100,31 @@ def one_class(labels, scores, *, threshold: float, groups) -> dict:
 
 
 def every(results: Iterable[dict]) -> pd.DataFrame:
-    """All records of finished runs as a table, a row for each run, set and generator.
-
-    Columns: run_id, method, rate, seed, trained_on, dataset, generator ("all", too), n, auroc with
-    _low and _high, balanced_accuracy likewise, false_alarms likewise.
-    """
-    rows = []
+    """All records of finished runs: their `rows`, with method, rate and seed."""
+    found = []
     for result in results:
+        about = {key: result[key] for key in ("method", "rate", "seed")}
         for file in sorted((Path(result["folder"]) / "tests").glob("*.json")):
             record = json.loads(file.read_text(encoding="utf-8"))
-            about = {key: result[key] for key in ("run_id", "method", "rate", "seed")}
-            about |= {key: record[key] for key in ("trained_on", "dataset")}
-            for generator, found in record.get("metrics", {"all": record}).items():
-                rows.append(about | {"generator": generator, "n": found["n"]} | _ends(found))
-    return pd.DataFrame(rows)
+            found += [about | row for row in rows(record)]
+    return pd.DataFrame(found)
 
 
-def _ends(found: dict) -> dict:
-    row = {}
-    for name in ("auroc", "balanced_accuracy"):
-        if name in found:
-            row |= _interval(name, found[name], found["ci95"][name])
-    for name in ("false_alarms", "found"):
-        if name in found:
-            row |= _interval(name, found[name]["value"], found[name]["ci95"])
-    return row
-
-
-def _interval(name: str, value: float, bounds: list | None) -> dict:
-    low, high = bounds or (None, None)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
+def rows(record: dict) -> list[dict]:
+    """A record as rows, one a generator ("all", too): run_id, trained_on, dataset, part, generator,
+    n, and of FIGURES what is there, each with _low and _high."""
+    about = {key: record[key] for key in ("run_id", "trained_on", "dataset", "part")}
+    found = []
+    for generator, numbers in record.get("metrics", {"all": record}).items():
+        row = about | {"generator": generator, "n": numbers["n"]}
+        for name in FIGURES:
+            value = numbers.get(name)
+            if isinstance(value, dict):
+                row |= interval(name, {"mean": value["value"], "ci95": value["ci95"]})
+            elif name in numbers:
+                row |= interval(name, {"mean": value, "ci95": numbers["ci95"][name]})
+        found.append(row)
+    return found
 
 
 def _made_for(run: str) -> tuple[dict, Path]:

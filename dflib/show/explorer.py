@@ -109,21 +109,15 @@ def cards(study: Study, run_id: str) -> pd.DataFrame:
     if run_id == base.name:
         found = {title: (value, "", "none shown") for title, (value, *_) in found.items()}
     else:
-        for title, verdict in _verdicts(study, result, change).items():
+        verdicts = {"Verdict": compare.verdict(change)}
+        alike = tables.with_seeds(result, study.every.values())
+        if len(alike) > 1:
+            over = compare.against_baselines(alike, study.every)["all"]
+            verdicts["Verdict over seeds"] = compare.verdict(over)
+        for title, verdict in verdicts.items():
             shown = {"better": "gain", "worse": "loss"}.get(verdict.word, "none shown")
             found[title] = (verdict.says, "against BL", shown)
     return pd.DataFrame.from_dict(found, orient="index", columns=["value", "against", "shown"])
-
-
-def _verdicts(study: Study, result: dict, change: dict) -> dict[str, compare.Verdict]:
-    """Of these weights, and of the method where runs of other seeds are there."""
-    found = {"Verdict": compare.verdict(change)}
-    alike = next(g for g in tables.by_seed(study.every.values()) if result in g)
-    pairs = [(r, b) for r in alike if (b := compare.baseline(r, study.every))]
-    if len(pairs) > 1:
-        over = compare.paired(*zip(*pairs, strict=True))["all"]
-        found["Verdict over seeds"] = compare.verdict(over)
-    return found
 
 
 def compared(study: Study, run_id: str) -> pd.DataFrame:

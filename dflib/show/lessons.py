@@ -106,17 +106,12 @@ def score_pairs(run: Run, base: Run) -> Figure:
 
 def name(run: Run) -> str:
     """A run's short name: "CKD 90%"."""
-    return plots.run_label(run.spec.method, run.spec.rate)
+    return words.run_label(run.spec.method, run.spec.rate)
 
 
 def record(run: Run) -> dict:
     """A finished run's result with its folder, as `study.compare` takes it."""
     return run.result | {"folder": run.folder}
-
-
-def names(rows: pd.DataFrame) -> list[str]:
-    """The short name of each row's run, from its method and rate."""
-    return [plots.run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)]
 
 
 def intervals(rows: pd.DataFrame, shown: dict[str, str], **plain: str) -> pd.DataFrame:
@@ -128,7 +123,7 @@ def intervals(rows: pd.DataFrame, shown: dict[str, str], **plain: str) -> pd.Dat
         return rows
     table = {title: words.intervals(rows, column) for title, column in shown.items()}
     table |= {title: rows[column].to_numpy() for title, column in plain.items()}
-    return pd.DataFrame(table, index=names(rows))
+    return pd.DataFrame(table, index=words.names(rows))
 
 
 def recap(run: Run, base: Run | None = None, *, more: Iterable[str] = ()) -> Markdown:

@@ -20,7 +20,7 @@ import seaborn as sns
 from IPython.display import DisplayHandle
 from matplotlib import markers, ticker
 
-from dflib.show.words import TRIVIAL, interval, marked, run_label, spoken_trivial, trivial
+from dflib.show.words import TRIVIAL, interval, marked, names, spoken_trivial, trivial
 from dflib.study.methods import METHODS
 from dflib.study.records import comparable
 
@@ -103,8 +103,7 @@ def _log(axis, values: pd.Series) -> None:
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows by method (unknown ones last) and rate, with their names in column `run`."""
     order = [*METHODS, *sorted(set(rows["method"]) - set(METHODS))]
-    names = [run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)]
-    rows = rows.assign(run=names, rate=rows["rate"].astype(float))
+    rows = rows.assign(run=names(rows), rate=rows["rate"].astype(float))
     place = np.lexsort([rows["rate"].fillna(0), rows["method"].map(order.index)])
     return rows.iloc[place].reset_index(drop=True)
 

@@ -7,7 +7,8 @@ What is compared with what, and the verdict, is `study.compare`'s; the words aro
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from data_prep.paths import HOW_TO_GET, PUBLISHED, write_text
 from dflib import measure
 from dflib.edge import elsewhere
 from dflib.show import plots, words
-from dflib.study import compare, runs, tables
+from dflib.study import compare, records, runs, tables
 from dflib.study.methods import METHODS
 from dflib.study.records import OLDER, comparable
 
@@ -65,8 +66,7 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     table = {"run": rows["run_id"] + np.where(rows["older"], f" ({OLDER})", "")}
     shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "accuracy": "accuracy"}
     table |= {title: words.intervals(rows, column) for title, column in shown.items()}
-    shares = rows.get("fake_share", pd.Series(np.nan, rows.index))
-    table[words.TRIVIAL] = [words.spoken_trivial(share) for share in shares]
+    table[words.TRIVIAL] = rows["fake_share"].map(words.spoken_trivial)
     rows, seconds = comparable(rows)
     for title, (column, unit, form) in NUMBERS.items():
         values = rows[column].astype(float) / unit
@@ -74,8 +74,7 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
         table[title] = ["–" if pd.isna(value) else form.format(value) for value in values]
     if seconds != "s":
         table["threads"] = rows["threads"].replace("", "unknown")
-    busy = rows.get("latency_busy", pd.Series(False, rows.index)).eq(True)
-    table["p50 ms"] += np.where(busy, " (busy)", "")
+    table["p50 ms"] += np.where(rows["latency_busy"].eq(True), " (busy)", "")
     return pd.DataFrame(table)
 
 
@@ -107,6 +106,7 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
         sections = [_section(i, *key, rows=_sorted(group)) for i, (key, group) in groups]
     methods = [METHODS[code] for code in METHODS if len(rows) and code in set(rows["method"])]
     page = {"sections": sections, "methods": methods, "failures": failures, "runs": len(rows)}
+    page["codes"] = {code: row.title for code, row in METHODS.items()}
     page["explorer"] = path.with_name("explorer.html").exists()
     loader = jinja2.PackageLoader("dflib.show")
     look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
@@ -126,17 +126,22 @@ def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
     table = elsewhere.every(results)
     if table.empty:
         return table
-    table = table[table["generator"] == "all"].copy()
-    names = table[["method", "rate", "run_id"]].itertuples(index=False)
-    table["run"] = [f"{plots.run_label(method, rate)}, {run}" for method, rate, run in names]
+    table = table[table["generator"] == "all"].reset_index(drop=True)
+    table["run"] = pd.Series(words.names(table)) + ", " + table["run_id"]
     table["text"] = words.intervals(table, "auroc")
-    for key, title in {"false_alarms": "false alarms", "found": "fakes found"}.items():
-        if key in table:
-            alone = table[key].notna()
-            table.loc[alone, "text"] = [f"{title} {t}" for t in words.intervals(table[alone], key)]
+    for name in {"false_alarms", "found"} & {*table}:
+        text = elsewhere.FIGURES[name] + " " + pd.Series(words.intervals(table, name))
+        table["text"] = text.where(table[name].notna(), table["text"])
     order = ["run", "trained_on"]
     wide = table.pivot(index=order, columns="dataset", values="text").fillna("–").reset_index()
     return wide.rename(columns={"trained_on": "trained on"}).rename_axis(columns=None)
+
+
+def _answer(every: dict[str, dict]) -> dict:
+    try:
+        return answer([*every.values()], every)
+    except InputError as error:
+        return {"unknown": str(error)}
 
 
 def _of_fakes(record: dict) -> bool:
@@ -162,7 +167,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     name = about["dataset"]
     return about | {
         "id": f"section-{i}",
-        "answer": answer(rows, means),
+        "answer": _answer(every),
         "runs": texts[MAIN].assign(run=names)[["run", *MAIN]],
         "more": list(zip(more, rows["command"], strict=True)),
         "over_seeds": _over_seeds(means),
@@ -175,45 +180,40 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     }
 
 
-def answer(rows: pd.DataFrame, means: pd.DataFrame) -> dict:
-    """What comparable runs say; the template puts it in words.
+def answer(results: Sequence[dict], every: Mapping[str, dict]) -> dict:
+    """Which of comparable runs to take (`records.best`): its method over its seeds, against BL.
 
-    rows: as `runs.results`, with `record`; means: `tables.over_seeds` of those with predictions.
-    Of the highest rate the method that is best on validation: its AUROC, its verdict against BL,
-    and what its file and its time are beside those of its own baseline.
+    Raises `InputError` where nothing tells it.
     """
-    every = {record["run_id"]: record for record in rows["record"]}
-    alone = rows.assign(val_auroc=[compare.validated([r]) for r in rows["record"]])
-    known, metric = (means, "all/auroc") if len(means) else (alone, "auroc")
-    known = known.dropna(subset=metric)
-    base, rated = known[known["method"] == "BL"], known[known["rate"].notna()]
-    top = rated[rated["rate"] == rated["rate"].max()] if len(base) else known
-    found = {"base": len(base), "best": None, "among": len(top)}
-    found["bl"] = _spoken_auroc(base, metric) if len(base) == 1 else ""
-    if len(top) != 1 and top["val_auroc"].isna().all():
-        return found
-    best = top.loc[top["val_auroc"].idxmax()] if len(top) > 1 else top.iloc[0]
-    title = METHODS[best["method"]].title if best["method"] in METHODS else "of other code"
-    name = f"{plots.run_label(best['method'], best['rate'])} ({title})"
-    found["best"] = {"seeds": 1, "told": ""} | best.fillna("").to_dict() | {"name": name}
-    found["best"]["auroc_text"] = _spoken_auroc(top.loc[[best.name]], metric)
-    record = every[best["run_id"]]
-    if own := compare.baseline(record, every):
-        costs, theirs = record["cost"], own["cost"]
+    best = records.best(results)
+    if math.isnan(records.validated(best["folder"])):
+        raise InputError("validation scores are not kept, and the test must not choose")
+    alike, base = tables.with_seeds(best, results), compare.baseline(best, every)
+    name, mb = words.run_label(best["method"], best["rate"]), best["cost"]["file_bytes"] / 1e6
+    found = {"run_id": best["run_id"], "name": name, "method": best["method"], "mb": mb}
+    found |= {"seeds": len(alike), "auroc": _auroc(alike), "base": base}
+    if base:
+        costs, theirs = best["cost"], base["cost"]
+        change = compare.against_baselines(alike, every)["all"]
         speed = measure.speed(costs["latency_ms"], theirs["latency_ms"])
-        found["cost"] = {"mb": costs["file_bytes"] / 1e6, "base_mb": theirs["file_bytes"] / 1e6}
-        found["cost"]["speed"] = words.spoken_speed(speed, "its BL")
-        lower = own["metrics"]["all"]["ci95"].get("auroc")
+        found |= {"base_auroc": _auroc([base]), "base_mb": theirs["file_bytes"] / 1e6}
+        found |= {"smaller": theirs["file_bytes"] / costs["file_bytes"]}
+        found |= {"told": compare.verdict(change).text}
+        found |= {"speed": words.spoken_speed(speed, "its BL")}
+        lower = base["metrics"]["all"]["ci95"].get("auroc")
         found["guesses"] = bool(lower) and lower[0] <= 0.5
     return found
 
 
-def _spoken_auroc(rows: pd.DataFrame, metric: str) -> str:
-    """The AUROC of one row, apart for generators seen in training and unseen ones."""
-    if "unseen/auroc" not in rows:
-        return words.intervals(rows, metric)[0]
-    seen, unseen = (words.intervals(rows, f"{part}/auroc")[0] for part in ("seen", "unseen"))
-    return f"{seen} on generators seen in training, {unseen} on unseen ones"
+def _auroc(group: Sequence[dict]) -> str:
+    """The AUROC over seeds, apart for generators seen in training and unseen ones."""
+    quality = compare.combined(group)
+    parts = {"seen": " on generators seen in training", "unseen": " on unseen ones"}
+    if "unseen" not in quality:
+        parts = {"all": ""}
+    values = {part: quality[part]["auroc"] for part in parts}
+    texts = [words.interval(x["mean"], x["ci95"]) + parts[part] for part, x in values.items()]
+    return ", ".join(texts)
 
 
 def _compared(every: dict[str, dict]) -> pd.DataFrame:

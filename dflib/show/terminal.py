@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.text import Text
 
 from data_prep.errors import InputError, shown
-from dflib.show.words import interval, run_label
-from dflib.study import compare, engine, records, runs
+from dflib.show.words import intervals
+from dflib.study import compare, engine, runs
 from dflib.study.progress import Progress, spoken
 
 # names are data: no markup, no emoji
@@ -136,50 +136,37 @@ def _view(progress: Progress) -> Text:
 
 def tested(records: list[dict]) -> pd.DataFrame:
     """Records of `elsewhere.test` for reading, a row for each generator."""
-    rows = []
-    for record in records:
-        about = {"run": record["run_id"], "trained on": record["trained_on"] or "unknown"}
-        about |= {"tested on": f"{record['dataset']} ({record['part']})"}
-        for name, found in record.get("metrics", {}).items():
-            if name != "macro":
-                text = lambda key, m=found: interval(m[key], m["ci95"][key])
-                row = {"images": found["n"], "AUROC": text("auroc")}
-                row["balanced accuracy"] = text("balanced_accuracy")
-                rows.append(about | {"generator": name} | row)
-        for key, title in {"false_alarms": "false alarms", "found": "fakes found"}.items():
-            if key in record:
-                share = interval(record[key]["value"], record[key]["ci95"])
-                rows.append(about | {"images": record["n"], title: share})
-    return pd.DataFrame(rows).fillna("")
+    from dflib.edge import elsewhere
+
+    rows = pd.DataFrame([row for record in records for row in elsewhere.rows(record)])
+    rows = rows[rows["generator"] != "macro"]
+    table = {"run": rows["run_id"], "trained on": rows["trained_on"].replace("", "unknown")}
+    table |= {"tested on": rows["dataset"] + " (" + rows["part"] + ")"}
+    table |= {"generator": rows["generator"], "images": rows["n"]}
+    figures = {title: name for name, title in elsewhere.FIGURES.items() if name in rows}
+    table |= {title: intervals(rows, name) for title, name in figures.items()}
+    return pd.DataFrame(table)
 
 
 def advice(outcomes: dict[str, dict]) -> None:
     """Which of a study's runs to take, how sure that is, how to run it; what its images tell."""
     from data_prep.audit import verdict_of  # slow to import, and needed here alone
+    from dflib.show.report import answer
 
     every = compare.load()
     made = [every[run] for run in outcomes if run in every]
     for dataset, protocol in sorted({(r["dataset"], r["protocol"]) for r in made}):
-        best = records.best(r for r in made if (r["dataset"], r["protocol"]) == (dataset, protocol))
+        these = [r for r in made if (r["dataset"], r["protocol"]) == (dataset, protocol)]
         try:
-            told = _told(best, compare.baseline(best, every))
-        except InputError as error:  # its scores are not there, say
+            best = answer(these, every)
+        except InputError as error:
             console.print(f"{dataset}: which run to take cannot be told: {error}")
             continue
-        name = run_label(best["method"], best["rate"])
-        console.print(f"{dataset}: take {name} ({told}), best on validation of the small files")
+        told = f"AUROC {best['auroc']}"
+        if best["base"]:
+            told += f"; {best['smaller']:.1f} times smaller than BL; {best['told']}"
+        console.print(
+            f"{dataset}: take {best['name']} ({told}), best on validation of the small files"
+        )
         console.print(f"  python -m dflib predict IMAGE --run {best['run_id']}")
         console.print(f"  audit: {verdict_of(dataset)}")
-
-
-def _told(best: dict, base: dict | None) -> str:
-    """A run's AUROC on seen and unseen generators, and what it is beside its BL."""
-    quality = compare.combined([best])
-    parts = [part for part in ("seen", "unseen") if part in quality] or ["all"]
-    values = [(part, quality[part]["auroc"]) for part in parts]
-    told = ", ".join(f"AUROC {part} {interval(x['mean'], x['ci95'])}" for part, x in values)
-    if not base:
-        return told
-    smaller = base["cost"]["file_bytes"] / best["cost"]["file_bytes"]
-    verdict = compare.verdict(compare.paired(best, base)["all"]).text
-    return f"{told}, {smaller:.1f} times smaller than BL; {verdict}"

@@ -16,6 +16,11 @@ def run_label(method: str, rate: float | None, settings: str = "") -> str:
     return f"{label} ({settings})" if settings else label
 
 
+def names(rows: pd.DataFrame) -> list[str]:
+    """The short name of each row's run, from its method and rate."""
+    return [run_label(*each) for each in zip(rows["method"], rows["rate"], strict=True)]
+
+
 def interval(value: float | None, bounds: Sequence[float] | None) -> str:
     """A value with its 95 % interval: "0.912 [0.88, 0.94]"; a dash for no value."""
     if value is None or pd.isna(value):

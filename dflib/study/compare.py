@@ -154,6 +154,12 @@ def paired(mine, theirs) -> dict[str, dict]:
     return _joined(mine, lost, bounds)
 
 
+def against_baselines(group: Iterable[dict], every: Mapping[str, dict]) -> dict[str, dict]:
+    """`paired` of runs of several seeds with the `baseline` of each; {} where none has one."""
+    pairs = [(r, b) for r in group if (b := baseline(r, every))]
+    return paired(*zip(*pairs, strict=True)) if pairs else {}
+
+
 def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str, dict]:
     """What `combined` tells of generators that a run was trained on, of the others, and the gap.
 

@@ -29,6 +29,11 @@ def by_seed(results: Iterable[dict]) -> list[list[dict]]:
     return [[group[seed] for seed in sorted(group)] for _, group in in_order]
 
 
+def with_seeds(result: dict, results: Iterable[dict]) -> list[dict]:
+    """A run and those among the others that differ from it in their seed alone."""
+    return next(group for group in by_seed(results) if result in group)
+
+
 def _key(result: dict) -> tuple:
     method, params = result["method"], result["params"]
     order = [*METHODS, method].index(method)  # behind the table where it is not in it
@@ -91,9 +96,7 @@ def over_seeds(
         for name, each in compare.combined(group).items():
             for metric in compare.JUDGED:
                 row |= interval(f"{name}/{metric}", each[metric], inside=True)
-        pairs = [(r, b) for r in group if (b := compare.baseline(r, every))]
-        changes = compare.paired(*zip(*pairs, strict=True)) if pairs else {}
-        for name, each in changes.items():
+        for name, each in compare.against_baselines(group, every).items():
             for metric in compare.JUDGED:
                 row |= interval(f"{name}/{metric}-BL", each[metric])
             word, says, text = compare.verdict(each, margin=margin)
