@@ -302,7 +302,7 @@ book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "lang
 path = sys.argv[1] + "/widgets.ipynb"
 nbformat.write(book, path)
 with open(sys.argv[1] + "/log.txt", "w") as log:
-    manager = kernel.kernel_manager(log, sys.argv[1] + "/kernel")
+    manager = kernel.kernel_manager(log)
     how = {"kernel_name": "python3", "kernel_manager_class": manager}
     papermill.execute_notebook(path, path, {}, progress_bar=False, **how)
 """

@@ -125,13 +125,9 @@ def _live(progress: Progress, *, transient: bool = False) -> AbstractContextMana
 
 def _view(progress: Progress) -> Text:
     """The counts and the time left, then each run that goes on, with its log."""
-    now, left = time.time(), progress.seconds()
-    lines = [f"{progress.summary()} (after {spoken(now - progress.began)})"]
-    for run in progress.running[:SHOWN]:
-        rest = "" if left[run] is None else f", about {spoken(left[run])} left"
-        path = progress.specs[run].folder / "log.txt"
-        lines.append(f"{run}  {spoken(now - progress.since[run])}{rest}  {path}")
-    return Text("\n".join(lines))
+    lines = [f"{progress.summary()} (after {spoken(time.time() - progress.began)})"]
+    logs = [(run, progress.specs[run].folder / "log.txt") for run in progress.running[:SHOWN]]
+    return Text("\n".join([*lines, *(f"{run}  {log}" for run, log in logs)]))
 
 
 def tested(records: list[dict]) -> pd.DataFrame:

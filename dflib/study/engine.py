@@ -50,9 +50,8 @@ def plan(
 ) -> Plan:
     """The study's runs: methods x rates x seeds (x folds), and the parents that they need.
 
-    What is not given comes from the preset. request: preset, dataset, source, protocol, for `spec`.
+    What is not given comes from the preset. request: as for `runs.spec`, which may raise.
     folds: "leave-one-out" trains without each generator in turn, "one-to-all" on each alone.
-    Raises `InputError` as `runs.spec` does, or for a setting that no method of the study reads.
 
     >>> [s.run_id for s in plan(methods_=("BL", "CQ"))]              # doctest: +SKIP
     ['BL-s0-32px-3c1f9b2a', 'CQ-s0-32px-2753b0d5']
@@ -88,7 +87,7 @@ def plan(
 def start(method: str, **request) -> Run:
     """Begin (or find) the run that a notebook asks for; a missing parent is made first, and told.
 
-    request: as for `spec`. Raises `InputError` as `spec` does, or when a parent fails.
+    request: as for `runs.spec`, which may raise; `InputError` when a parent fails, too.
 
     >>> run = start("CPF", dataset="demo", rate=0.9)                # doctest: +SKIP
     """
@@ -106,10 +105,9 @@ def start(method: str, **request) -> Run:
 
 
 def background(command: str, log: Path) -> Popen:
-    """A study as a process that outlives this one; what it says goes to the file `log`.
+    """A study (a command, "python -m dflib study …") as a process that outlives this one.
 
-    command: as `Spec.command` gives it, "python -m dflib study …". Stop it with `terminate()`:
-    finished runs stay, and the same command goes on.
+    What it says goes to the file `log`. After `terminate()` the same command goes on.
     """
     words = [sys.executable, *shlex.split(command)[1:]]
     env = os.environ | {"PYTHONPATH": f"{PROJECT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -128,12 +126,11 @@ def run(
     on_start: Callable[[Spec], None] = lambda s: None,
     on_outcome: Callable[[Spec, dict], None] = lambda s, o: None,
 ) -> dict[str, dict]:
-    """Make every run of the plan on Dask; the outcome of each by id (done, failed, blocked, left).
+    """Make every run of the plan on Dask; the `outcome` of each by its id.
 
-    scheduler: the address of a cluster; None starts one here: a worker per GPU, or per core.
-    budget: seconds from now; what still runs then is stopped, and left for the same command.
-    on_start, on_outcome: called in this process as each run starts and ends. Raises `InputError`
-    for a worker that has other data, other notebooks or other outputs than this process.
+    scheduler: a cluster's address; None starts one here, with a worker per GPU, or per core.
+    budget: seconds; what still runs then is stopped, and left. on_start, on_outcome: called as
+    each run starts and ends. Raises `InputError` for a worker with other data or notebooks.
     """
     ends = time.time() + (math.inf if budget is None else budget)
     todo = {s.run_id: s for s in p if not s.finished()}
@@ -167,11 +164,7 @@ def run(
 
 
 def behind(p: Plan) -> dict[str, int]:
-    """Of each run by its id, how many runs the longest chain of its children has.
-
-    >>> behind(plan(methods_=("TL+FT+Q",))).values()                # doctest: +SKIP
-    dict_values([2, 1, 0])
-    """
+    """Of each run by its id, how many runs the longest chain of its children has."""
     found = Counter()
     for s in reversed(p):
         for parent in s.parents:
@@ -205,7 +198,7 @@ def _node(s: Spec, parents: list[dict], *, run_id: str, sign: str, ends: float, 
         text = f"worker {worker.address}: {why}. Make it like this machine, or leave it out"
         raise InputError(text)
     worker.log_event("dflib", s.run_id)
-    return execute(s, budget=None if math.isinf(rest) else rest, **options)
+    return execute(s, budget=rest, **options)
 
 
 def _unlike(s: Spec, run_id: str, sign: str, threads: int) -> str:
@@ -293,8 +286,7 @@ def _scratch() -> Iterator[Path]:
 def worker_environments(most: int) -> list[dict[str, str]]:
     """Environment of each local worker, for `most` runs at a time: a GPU, or a share of the cores.
 
-    On the CPU many workers of one thread waste less than one of many (loading and drawing use one),
-    but each needs its memory. `OMP_NUM_THREADS` counts more.
+    On the CPU many workers of one thread waste less than one of many; `OMP_NUM_THREADS` overrules.
     """
     import psutil
     import torch
