@@ -34,9 +34,8 @@ FIGURES = {  # of a record: its title
 def test(run: str, dataset: str, *, split: str | None = None) -> dict:
     """Score a run, or a model file, on a part of a prepared dataset; writes and returns the record.
 
-    split: test | val | train | all; None: the test part where the dataset gives one, or is the one
-    that the run was made from, else every image. The record: run_id, trained_on, dataset, part,
-    threshold, n, metrics (`metrics.evaluate`), or, of images of one class, `one_class`. Raises
+    split: test | val | train | all; None: test where the dataset gives it, or is the run's own,
+    else all. The record holds `metrics.evaluate`, or, of images of one class, `one_class`. Raises
     `InputError` for an unknown run or set, and for images that it may have trained on.
 
     >>> test("BL-s0-32px-4a29162b", "unseen-faces")["metrics"]["all"]["auroc"]  # doctest: +SKIP
@@ -53,16 +52,9 @@ def test(run: str, dataset: str, *, split: str | None = None) -> dict:
     scores = train.predict(detector.forward, part)  # as `predict` gives it
     columns = {"generator": part.generators, "label": part.labels, "score": scores}
     columns |= {"group": part.groups, "testset": part.testsets}
-    record = {
-        "run_id": detector.name,
-        "trained_on": home["dataset"],
-        "dataset": dataset,
-        "part": split,
-        "data_fingerprint": manifest.fingerprint(table),
-        "threshold": detector.threshold,
-        "n": len(part),
-        "commit": runs.commit(),
-    }
+    record = {"run_id": detector.name, "trained_on": home["dataset"], "dataset": dataset}
+    record |= {"part": split, "n": len(part), "threshold": detector.threshold}
+    record |= {"data_fingerprint": manifest.fingerprint(table), "commit": runs.commit()}
     at = {"threshold": detector.threshold, "groups": part.groups}
     if len(set(part.labels)) == 2:
         at |= {"testsets": part.testsets, "draws": DRAWS}
@@ -77,10 +69,8 @@ def test(run: str, dataset: str, *, split: str | None = None) -> dict:
 
 
 def one_class(labels, scores, *, threshold: float, groups) -> dict:
-    """What images of one class can tell: the share that is called fake, with its 95 % interval.
-
-    {"false_alarms": {value, ci95, scenes}} of reals, {"found": …} of fakes. Scenes count as wholes
-    (Student's t over their shares); where all are alike, the bound is Clopper and Pearson's (1934).
+    """What images of one class can tell, {"false_alarms" | "found": {value, ci95, scenes}}: the
+    share called fake, by scene (Student's t); Clopper and Pearson's bound where all are alike.
 
     >>> one_class([0] * 20, [0.1] * 20, threshold=0.5, groups=range(20))["false_alarms"]["ci95"]
     [0.0, 0.1684...]

@@ -39,10 +39,8 @@ def export_run(
 
     format: onnx | onnx-int8 (static; the run's own file where it has one) | executorch (XNNPACK).
     page: and a page for the browser (`edge.page`). force: also over files that are not ours.
-    Returns {"file", "bytes", "parity", "flag"}; parity: with the run's float model, on the whole
-    test set; `export.judged` says when a float file is refused, an int8 file flagged.
-    Nothing is written when something fails. Raises `InputError` for an unknown run or format,
-    another suffix, a missing ExecuTorch, and where `place.replacing` or `page.check` does.
+    Returns {"file", "bytes", "parity", "flag"}: parity with the run's float model on the whole test
+    set, as `export.judged` takes it. Raises `InputError` where something fails: nothing is written.
 
     >>> export_run("CKD-r90-s0-32px-1f0c9a2b", format="onnx", out="edge/it.onnx")  # doctest: +SKIP
     """

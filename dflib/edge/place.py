@@ -35,8 +35,8 @@ def is_ours(content: bytes) -> bool:
 def replacing(folder: Path, names: Sequence[str], *, force: bool = False) -> Iterator[Path]:
     """A new folder to write files of these names in; they go to `folder` when all went well.
 
-    `folder` is made where it is missing. Raises `InputError` where it cannot be written to, or a
-    file of such a name is there and not ours (unless `force`); then nothing is done.
+    Raises `InputError` where `folder` cannot be written to, or a file of such a name is there and
+    not ours (unless `force`).
 
     >>> with replacing(Path("edge"), ["detector.onnx"]) as new:  # doctest: +SKIP
     ...     to_onnx(model, new / "detector.onnx")

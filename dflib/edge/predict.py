@@ -22,7 +22,6 @@ class Predictor:
 
     run: a run id, a run folder, or a `.safetensors` or `.onnx` file (then with a threshold of 0.5,
     and images squashed to the square); else `InputError`. A bad image is answered with its error.
-    Images are taken as they are: to make classes alike (protocol strict) takes a whole set.
 
     >>> Predictor("outputs/demo/strict/BL/…")(Path("photo.jpg"))  # doctest: +SKIP
     """
