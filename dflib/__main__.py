@@ -273,14 +273,13 @@ def leak(
     from dflib.study.grid import entries
 
     how = {"size": size, "recipe": train.Recipe(epochs=epochs)}
-    runs, gaps = leaks.leak(dataset, seeds=entries(seeds, "seeds"), **how)
+    _, gaps = leaks.leak(dataset, seeds=entries(seeds, "seeds"), **how)
     rows = [
         {"gap": f"{gap}: {' minus '.join(leaks.GAPS[gap])}"}
         | {metric: words.interval(x["mean"], x["ci95"]) for metric, x in found.items()}
         for gap, found in gaps.items()
     ]
     terminal.show(rows, title=f"{dataset}: mean over seeds [95 % interval]")
-    typer.echo(f"written to {leaks.write(dataset, runs, gaps)}")
 
 
 @app.command()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -237,17 +236,6 @@ def test_outputs_that_cannot_be_written_to_are_named_before_the_work(
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "file"))
     with pytest.raises(InputError, match="file cannot be written to"):
         engine.run(tiny(tiny_dataset, "BL"))
-
-
-def test_a_study_in_the_background_ends_with_all_it_started(tiny_dataset, outputs):
-    words = command(tiny_dataset, "--methods", "BL", "--set", "epochs=500")
-    job = engine.background(shlex.join(["python", *words[1:]]), outputs / "study.log")
-    family = wait_for(lambda: kernels_below(job.pid) and psutil.Process(job.pid).children(True))
-    job.terminate()
-    assert job.wait() == 130
-    wait_for(lambda: not any(map(alive, family)), 60)
-    refused = engine.background("python -m dflib study --rates 95", outputs / "study.log")
-    assert refused.wait() == 2 and "did you mean 0.95" in (outputs / "study.log").read_text()
 
 
 def _scores(outputs: Path, method: str) -> list[float]:

@@ -4,8 +4,6 @@ It keeps its own threshold. What it scores there is a record in its run's folder
 with `tests/NAME.parquet`, which the matrix "trained on, tested on" is made of.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

@@ -2,8 +2,6 @@
 and a script that needs no dflib.
 """
 
-from __future__ import annotations
-
 import inspect
 import shutil
 import warnings

@@ -1,7 +1,5 @@
 """A page that runs an exported ONNX file in the browser, with onnxruntime-web beside it."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

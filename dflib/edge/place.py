@@ -1,7 +1,5 @@
 """Files put where the user asked: all or none of them, and only over what was written here."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """One image or a folder of images through any finished run or model file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Exercises that answer back (`notebooks/exercises.toml`) and quizzes (`notebooks/quiz/`)."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 import traceback

@@ -1,7 +1,5 @@
 """What the explorer shows, as data: studies, cards, flips, one's own image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

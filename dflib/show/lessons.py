@@ -3,8 +3,6 @@
 Figures are in `plots`; which baseline, which difference and which words is `study.compare`'s.
 """
 
-from __future__ import annotations
-
 import platform
 import sys
 from collections.abc import Iterable

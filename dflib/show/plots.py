@@ -5,8 +5,6 @@ colour-blind). A column's 95 % interval stands in `COLUMN_low` and `COLUMN_high`
 `pareto(runs.results(), "file_bytes")`, or `layer_bars({"conv": 1728, "head": 64})`.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import re

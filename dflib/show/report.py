@@ -4,8 +4,6 @@ What is compared with what, and the verdict, is `study.compare`'s; the words aro
 `templates/report.html.j2`.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ All numbers are those of `explorer`; only decisions at another threshold are cou
 (`templates/static.html.j2`), from the stored scores.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

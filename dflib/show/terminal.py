@@ -1,17 +1,10 @@
 """What a terminal shows: tables, and a study as it runs, at its end, from elsewhere."""
 
-from __future__ import annotations
-
-import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 
 import pandas as pd
 from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.text import Text
 
 from data_prep.errors import InputError, shown
 from dflib.show.words import intervals
@@ -21,10 +14,6 @@ from dflib.study.progress import Progress, spoken
 # names are data: no markup, no emoji
 _PLAIN = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
 console = Console(width=None if sys.stdout.isatty() else 160, **_PLAIN)
-# a notebook's `!python …` has a terminal, too
-LIVE = sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
-SHOWN = 8  # runs in the live view
-COLOURS = {"done": "green", "failed": "red", "blocked": "yellow", "left": "yellow"}
 
 
 def show(rows: pd.DataFrame | list[dict], title: str) -> None:
@@ -60,31 +49,30 @@ def plan(p: engine.Plan) -> None:
 
 
 def study(p: engine.Plan, **options) -> dict[str, dict]:
-    """Make a study (options: of `engine.run`) and tell of each run as it ends; the outcomes."""
+    """Make a study (options: of `engine.run`) and tell of each run as it starts and ends; the
+    outcomes."""
     engine.prepare_data(p)
     progress = Progress(p)
     found = list(progress.state.values()).count("done")
 
+    def start(s: runs.Spec) -> None:
+        progress.start(s)
+        console.print(f"running {s.run_id}  {s.folder / 'log.txt'}  ({progress.summary()})")
+
     def end(s: runs.Spec, outcome: dict) -> None:
         progress.end(s, outcome)
         if outcome["seconds"] or outcome["status"] != "done":
-            console.print(_line(s, outcome), markup=True)
+            console.print(_line(s, outcome))
 
-    with _live(progress, transient=True):
-        tell = {"on_start": progress.start, "on_outcome": end}
-        outcomes = engine.run(p, **tell, **options)
+    outcomes = engine.run(p, on_start=start, on_outcome=end, **options)
     took = spoken(time.time() - progress.began)
     console.print(f"{len(p)} runs in {took}: {progress.summary()} ({found} found finished)")
     return outcomes
 
 
 def watch(p: engine.Plan) -> None:
-    """Show a study that runs elsewhere, until it is over; once, where nobody looks."""
+    """Print how far a study is that runs elsewhere."""
     progress = Progress(p).look()
-    with _live(progress):
-        while LIVE and not progress.over:
-            time.sleep(2)
-            progress.look()
     console.print(progress.summary())
     for run in progress.running:
         console.print(f"running {run}  log: {progress.specs[run].folder / 'log.txt'}")
@@ -107,27 +95,13 @@ def unfinished(p: engine.Plan, outcomes: dict[str, dict]) -> set[str]:
 
 
 def _line(s: runs.Spec, outcome: dict) -> str:
-    status = outcome["status"]
-    text = f"[{COLOURS[status]}]{status:7}[/] {s.run_id}  "
-    if status != "done":
-        return text + escape(outcome["error"])
+    text = f"{outcome['status']:7} {s.run_id}  "
+    if outcome["status"] != "done":
+        return text + outcome["error"]
     values = runs.read(s.folder)["metrics"]["all"]
-    scores = f"AUROC {values['auroc']:.3f}  "
-    scores += f"balanced accuracy {values['balanced_accuracy']:.3f}"
-    note = f"  ({escape(outcome['error'])})" if outcome["error"] else ""
+    scores = f"AUROC {values['auroc']:.3f}  balanced accuracy {values['balanced_accuracy']:.3f}"
+    note = f"  ({outcome['error']})" if outcome["error"] else ""
     return f"{text}{spoken(outcome['seconds'])}  {scores}{note}"
-
-
-def _live(progress: Progress, *, transient: bool = False) -> AbstractContextManager:
-    options = {"console": console, "refresh_per_second": 1, "transient": transient}
-    return Live(get_renderable=lambda: _view(progress), **options) if LIVE else nullcontext()
-
-
-def _view(progress: Progress) -> Text:
-    """The counts and the time left, then each run that goes on, with its log."""
-    lines = [f"{progress.summary()} (after {spoken(time.time() - progress.began)})"]
-    logs = [(run, progress.specs[run].folder / "log.txt") for run in progress.running[:SHOWN]]
-    return Text("\n".join([*lines, *(f"{run}  {log}" for run, log in logs)]))
 
 
 def tested(records: list[dict]) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """Widgets: `slide` for notebooks, and the explorer, whose HTML is in `templates/`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import ipywidgets as w

@@ -1,7 +1,5 @@
 """How numbers are written, in figures, tables and pages: values, intervals, speeds, names."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

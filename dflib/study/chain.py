@@ -1,7 +1,5 @@
 """Techniques one after the other: prune, distill, int8 (CPKDQ), or any order of `parse_steps`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from itertools import islice

@@ -4,8 +4,6 @@ A result is the dict of a `result.json` with its `folder`; `every` holds all of 
 `load` gives them. A change is a dict of `metrics.combine`, of differences. `verdict` alone judges.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Whether this machine runs a study well: `python -m dflib doctor`; what stops one at once."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -3,13 +3,10 @@
 A failed run is a record, not an exception: its children are `blocked`, everything else goes on.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import math
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -19,13 +16,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from subprocess import DEVNULL, STDOUT, Popen
 from tempfile import TemporaryDirectory
 
 from filelock import Timeout
 
 from data_prep.errors import InputError, check_rate, choose
-from data_prep.paths import PROJECT, lock, outputs_root, usable
+from data_prep.paths import lock, outputs_root, usable
 from dflib.study import doctor, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome
 from dflib.study.runs import Run, Spec, spec
@@ -102,19 +98,6 @@ def start(method: str, **request) -> Run:
         if made["status"] != "done":
             raise InputError(f"{needs}, which cannot be made: {made['error']}")
     return Run(wanted)
-
-
-def background(command: str, log: Path) -> Popen:
-    """A study (a command, "python -m dflib study …") as a process that outlives this one.
-
-    What it says goes to the file `log`. After `terminate()` the same command goes on.
-    """
-    words = [sys.executable, *shlex.split(command)[1:]]
-    env = os.environ | {"PYTHONPATH": f"{PROJECT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        streams = {"stdin": DEVNULL, "stdout": file, "stderr": STDOUT}
-        return Popen(words, env=env, start_new_session=True, **streams)
 
 
 def run(

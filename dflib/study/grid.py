@@ -1,7 +1,5 @@
 """A study as options: those of `python -m dflib study`, in a YAML file that can be kept."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import yaml

@@ -1,7 +1,5 @@
 """One run made here: papermill executes its notebook in a kernel. Which run, and when: `engine`."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,15 +1,10 @@
 """How much of a score is the protocol's? One small detector under several splits of a dataset."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
-from data_prep.paths import outputs_root, write_text
 from dflib import data, metrics, models, train
 
 ARMS = {  # name -> how the data are split and prepared
@@ -55,14 +50,6 @@ def leak(
         gap: {m: metrics.combine(change(m, *arms)) for m in METRICS} for gap, arms in GAPS.items()
     }
     return runs, gaps
-
-
-def write(name: str, runs: pd.DataFrame, gaps: dict) -> Path:
-    """Write outputs/leak-NAME.json: every run, and the gaps."""
-    path, found = outputs_root() / f"leak-{name}.json", {"dataset": name, "gaps": gaps}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(found | {"runs": runs.to_dict("records")}, indent=1))
-    return path
 
 
 def _scores(opened: data.Dataset, model: str, recipe: train.Recipe) -> dict[str, float]:

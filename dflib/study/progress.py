@@ -1,7 +1,5 @@
 """How far a study is: told by the engine, or seen in its folder of outputs. Draws nothing."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -92,7 +90,7 @@ class Progress:
         if outcome["status"] == "done":
             self.guess.learn(s, outcome["seconds"])
 
-    def look(self) -> Progress:
+    def look(self) -> "Progress":
         """Find the states in the outputs folder, whoever runs the study."""
         for run, s in self.specs.items():
             if self.state[run] == "done" or s.finished():

@@ -1,7 +1,5 @@
 """Finished runs as they lie on disk: one schema of `result.json`, checked wherever one is read."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math

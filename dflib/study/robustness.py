@@ -4,8 +4,6 @@ Beside each run, in `robustness.parquet`: a row a test image (as in `predictions
 of P(fake) a perturbation (`data_prep.transform.GRID`).
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """What an unfinished run has made, and how long it took, over all sessions that it took."""
 
-from __future__ import annotations
-
 import json
 import time
 from contextlib import suppress

@@ -3,8 +3,6 @@
 What is compared, and the words, is `compare`'s. Intervals stand in NAME_low and NAME_high.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
