@@ -11,8 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from data_prep.errors import InputError
-from data_prep.paths import write_text
-from dflib.edge import place
 
 VERSION = "1.22.0"
 CHECKSUM = (  # SHA-512, npm's own
@@ -39,16 +37,15 @@ def names(folder: Path) -> list[str]:
     return ["index.html", *(name for name in NEEDED if name not in same)]
 
 
-def make(folder: Path, model: str, result: dict) -> None:
-    """Write a page that runs a run's ONNX file `model`, beside it; it decodes as Pillow does."""
+def make(folder: Path, model: str, result: dict) -> str:
+    """The text of a page that runs a run's ONNX file; what it needs is copied to `folder`."""
     facts = {key: result["params"][key] for key in ("size", "mode")}
     facts |= {"model": model, "run": result["run_id"]}
     facts |= {key: result[key] for key in ("threshold", "classes")}
     page = (files("dflib.edge") / "templates" / "edge.html").read_text(encoding="utf-8")
-    page = page.replace("/*FACTS*/", json.dumps(facts).replace("<", "\\u003c"))
-    write_text(folder / "index.html", place.stamped(page))
     for name in NEEDED:
         shutil.copyfile(_runtime() / name, folder / name)
+    return page.replace("/*FACTS*/", json.dumps(facts).replace("<", "\\u003c"))
 
 
 def _runtime() -> Path:

@@ -1,7 +1,6 @@
 """The table of finished runs, and `report.html`: one self-contained page, computed from the runs.
 
-What is compared with what, and the verdict, is `study.compare`'s; the words around it stand in
-`templates/report.html.j2`.
+The words around the numbers stand in `templates/report.html.j2`.
 """
 
 import logging
@@ -11,7 +10,6 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
@@ -44,6 +42,7 @@ NUMBERS = {  # title: (column, divisor, how it is written)
     "trained": ("trainable_params", 1, "{:,.0f}"),
     "to ship MB": ("shipped_bytes", 1e6, "{:.2f}"),
 }
+FAKES = ["real", "fake"]
 MAIN = ["AUROC", "balanced accuracy", "params", "file MB", "p50 ms"]  # a row unfolds the rest
 FIGURES = {  # title, as the template knows it: how it is drawn
     "Accuracy, F1 and compression time": plots.paper_figure,
@@ -56,10 +55,8 @@ FIGURES = {  # title, as the template knows it: how it is drawn
 
 
 def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Runs (of `runs.results`) for reading, all text, by method, rate and seed.
-
-    95 % intervals stand in brackets; a dash is no value; busy: others used the machine meanwhile.
-    """
+    """Runs (of `runs.results`) for reading, all text, by method, rate and seed; 95 % intervals in
+    brackets; a dash is no value; busy: others used the machine meanwhile."""
     rows = _sorted(rows)
     table = {"run": rows["run_id"] + np.where(rows["older"], f" ({OLDER})", "")}
     shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "accuracy": "accuracy"}
@@ -77,47 +74,50 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Path:
-    """Write the report of all finished runs, or of the run ids in `only`; returns its path.
-
-    path: where to; by default `report.html` in the outputs root.
+    """Write the report of all finished runs, or of the run ids in `only`; returns its path, by
+    default `report.html` in the outputs root.
 
     >>> write(only=["BL-s0-32px-4a29162b"])  # doctest: +SKIP
     """
-    path, rows, failures = Path(path or runs.outputs_root() / "report.html"), runs.results(), []
-    for file in sorted(runs.outputs_root().glob("*/*/*/*/failed.json")):
-        record = runs.failure(file.parent)
-        failures += [record] if record and not (file.parent / "result.json").exists() else []
-    if only is not None:
-        only = set(only)
-        failures = [record for record in failures if record["run_id"] in only]
-        rows = rows[rows["run_id"].isin(only)] if len(rows) else rows
-    sections, known = [], compare.load()
+    path = Path(path or runs.outputs_root() / "report.html")
+    only = None if only is None else set(only)
+    wanted = [r for i, r in compare.load().items() if only is None or i in only]
+    # a transfer's source may hold cats and dogs
+    wanted = [r for r in wanted if r.get("classes", FAKES) == FAKES]
+    rows = pd.DataFrame([records.flat(r) | {"record": r} for r in wanted])
+    sections = []
     if len(rows):
-        rows = rows[[i in known and _of_fakes(known[i]) for i in rows["run_id"]]]
-    if len(rows):
-        rows = rows.assign(record=[known[i] for i in rows["run_id"]])
-        recipes = [compare.recipe(record["params"]) for record in rows["record"]]
+        recipes = [compare.recipe(r["params"]) for r in wanted]
         rows["recipe"] = [how.replace("plain", "") for how in recipes]  # which comes first
         counts = ["limit", "target_images"]
         rows[counts] = rows[counts].astype(float).fillna(0).astype(int)
         groups = enumerate(rows.groupby(SECTION))
         sections = [_section(i, *key, rows=_sorted(group)) for i, (key, group) in groups]
-    methods = [METHODS[code] for code in METHODS if len(rows) and code in set(rows["method"])]
-    page = {"sections": sections, "methods": methods, "failures": failures, "runs": len(rows)}
-    page["codes"] = {code: row.title for code, row in METHODS.items()}
-    page["explorer"] = path.with_name("explorer.html").exists()
-    loader = jinja2.PackageLoader("dflib.show")
-    look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    template = jinja2.Environment(loader=loader, **look).get_template("report.html.j2")
+    used = {r["method"] for r in wanted}
+    page = {
+        "sections": sections,
+        "methods": [row for code, row in METHODS.items() if code in used],
+        "codes": {code: row.title for code, row in METHODS.items()},
+        "failures": [f for f in _failures() if only is None or f["run_id"] in only],
+        "runs": len(rows),
+        "explorer": path.with_name("explorer.html").exists(),
+        "made": datetime.now().astimezone(),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, template.render(page, made=datetime.now().astimezone()))
+    write_text(path, words.filled("report.html.j2", **page))
     return path
 
 
-def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
-    """Trained on against tested on: a row a run, a column a set (`python -m dflib test`).
+def _failures() -> list[dict]:
+    """The records of what failed, and was not made since."""
+    folders = [file.parent for file in sorted(runs.outputs_root().glob("*/*/*/*/failed.json"))]
+    found = (runs.failure(f) for f in folders if not (f / "result.json").exists())
+    return [record for record in found if record]
 
-    AUROC of all fakes there; false alarms, or fakes found, where the set has one class alone.
+
+def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
+    """Trained on against tested on: a row a run, a column a set (`python -m dflib test`): AUROC, or
+    false alarms or fakes found, where the set has one class alone.
 
     >>> tested_elsewhere(records.every())  # doctest: +SKIP
     """
@@ -140,11 +140,6 @@ def _answer(every: dict[str, dict]) -> dict:
         return answer([*every.values()], every)
     except InputError as error:
         return {"unknown": str(error)}
-
-
-def _of_fakes(record: dict) -> bool:
-    """Whether a run tells real from fake: a transfer's source may hold cats and dogs."""
-    return record.get("classes", ["real", "fake"]) == ["real", "fake"]
 
 
 def _section(i: int, *key, rows: pd.DataFrame) -> dict:

@@ -8,6 +8,15 @@ import pandas as pd
 TRIVIAL = "one answer: accuracy, F1"  # a column's title
 
 
+def filled(template: str, **content) -> str:
+    """A page of `templates/`."""
+    import jinja2  # not for tables in a terminal
+
+    look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    pages = jinja2.Environment(loader=jinja2.PackageLoader("dflib.show"), **look)
+    return pages.get_template(template).render(content)
+
+
 def run_label(method: str, rate: float | None, settings: str = "") -> str:
     """A run's short name in figures and sentences: "CKD 90%", "BL (epochs 9)"."""
     label = method if rate is None or pd.isna(rate) else f"{method} {100 * rate:g}%"

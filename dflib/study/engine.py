@@ -7,7 +7,6 @@ import itertools
 import logging
 import math
 import os
-import shutil
 import sys
 import time
 from collections import Counter
@@ -18,10 +17,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 
-from filelock import Timeout
-
 from data_prep.errors import InputError, check_rate, choose
-from data_prep.paths import lock, outputs_root, usable
+from data_prep.paths import outputs_root, usable
 from dflib.study import doctor, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome
 from dflib.study.runs import Run, Spec, spec
@@ -130,9 +127,13 @@ def run(
         return outcomes
     usable(outputs_root())
     events: SimpleQueue = SimpleQueue()
-    with _scratch() as place, _client(scheduler, place, most=len(todo)) as client:
+    scratch = {"prefix": ".study-", "dir": outputs_root(), "ignore_cleanup_errors": True}
+    with (
+        TemporaryDirectory(**scratch) as place,  # for what workers write beside their runs
+        _client(scheduler, place, most=len(todo)) as client,
+    ):
         client.subscribe_topic("dflib", lambda event: events.put((event[1], None)))
-        _submit(client, todo, events, sign=place.name, ends=ends, retry_failed=retry_failed)
+        _submit(client, todo, events, sign=Path(place).name, ends=ends, retry_failed=retry_failed)
         while len(outcomes) < len(p) and time.time() < ends + GRACE:
             with suppress(Empty):
                 run_id, future = events.get(timeout=1)
@@ -214,7 +215,7 @@ def _result(s: Spec, future) -> dict:
 
 
 @contextmanager
-def _client(scheduler: str | None, scratch: Path, *, most: int) -> Iterator:
+def _client(scheduler: str | None, scratch: str, *, most: int) -> Iterator:
     """Dask's client: of the cluster at that address, or of one that is started here."""
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
@@ -237,10 +238,10 @@ def _client(scheduler: str | None, scratch: Path, *, most: int) -> Iterator:
         "nanny.pre-spawn-environ": {},  # would be set in this process, too, and stay
     }
     dask.config.set({f"distributed.{key}": value for key, value in settings.items()})
-    dask.config.set({"temporary-directory": str(scratch)})
+    dask.config.set({"temporary-directory": scratch})
     hush("distributed")
     each = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
-    each |= {"local_directory": str(scratch), "preload": ["dflib.study.kernel"]}
+    each |= {"local_directory": scratch, "preload": ["dflib.study.kernel"]}
     environments = enumerate(worker_environments(most))
     workers = {i: {"cls": Nanny, "options": each | {"env": env}} for i, env in environments}
     place = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
@@ -250,20 +251,6 @@ def _client(scheduler: str | None, scratch: Path, *, most: int) -> Iterator:
         Client(cluster) as client,
     ):
         yield client
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder for what workers write beside their runs; those of killed studies are removed."""
-    for old in outputs_root().glob(".study-*"):
-        with suppress(OSError, Timeout):
-            lock(old / "lock", timeout=0).release()
-            shutil.rmtree(old, ignore_errors=True)
-    options = {"prefix": ".study-", "ignore_cleanup_errors": True}
-    with TemporaryDirectory(dir=outputs_root(), **options) as name:
-        held = lock(Path(name, "lock"))  # while this process lives
-        yield Path(name)
-        held.release()
 
 
 def worker_environments(most: int) -> list[dict[str, str]]:
