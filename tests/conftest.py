@@ -38,7 +38,6 @@ LONGEST = (
     "backbones",
     "parallel",
     "browser",
-    "cluster",
 )
 
 

@@ -1,8 +1,6 @@
 """The explorer and a slider in a real browser, served as `make lab` and `make explorer` do it; and
 what their ports refuse."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Runs side by side, on written predictions: baselines, budgets, paired changes, verdicts."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -1,7 +1,5 @@
 """Exported files compute what the run does, or are refused; `predict.py` decides like dflib."""
 
-from __future__ import annotations
-
 import copy
 import os
 import re
@@ -110,10 +108,8 @@ def test_predict_py_decides_like_dflib_and_needs_nothing_of_it(finished, tmp_pat
 
 KINDS = {  # a run of its own each: method, settings
     "delta": ("BL", {"weight_decay": 0.2}),
-    "chain": ("chain", {"steps": "prune:0.5,finetune"}),
     "chain-int8": ("chain", {"steps": "prune:0.5,int8"}),
     "resnet18": ("BL", {"backbone": "resnet18"}),
-    "mobilenet_v3_small": ("BL", {"backbone": "mobilenet_v3_small"}),
 }
 
 

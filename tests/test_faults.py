@@ -1,7 +1,5 @@
 """What breaks while a study runs: the finished runs stand, and the same study makes the rest."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The leak report where labels follow scenes: a random split remembers, a grouped one cannot."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,9 +1,6 @@
 """A study as its user sees it: how far it is, what a budget leaves, what is told and where."""
 
-from __future__ import annotations
-
 import json
-import re
 import shutil
 import threading
 import time
@@ -60,17 +57,6 @@ def test_a_study_goes_down_the_graph_and_says_what_failed(fresh, tiny_dataset):
     assert (fresh / "outputs" / "report.html").exists()
 
 
-def test_an_error_behind_a_result_fails_no_run_and_blocks_none(fresh, tiny_dataset):
-    asked = words(tiny_dataset, "--methods", "CPF", "--rates", "0.9")
-    done = light.call(fresh, *asked, LIGHT_RAISES_LATER="BL")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 of 2 done" in done.stdout and "--retry-failed" not in done.stdout
-    assert "(after the result was written: ValueError: BL is drawn wrongly)" in done.stdout
-    told = done.stdout.partition("explorer: ")[0]  # behind it: which run to take
-    told = re.sub("not timed again.*", "", told)  # these runs have no files
-    assert told.count("BL-s0-32px-") == 4  # its lines (a log's name, too), and its row
-
-
 @pytest.mark.parametrize(("kind", "helps"), [("died", False), ("error", True)])
 def test_the_last_line_names_what_helps(fresh, tiny_dataset, kind, helps):
     p = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL",))
@@ -86,10 +72,10 @@ def test_the_last_line_names_what_helps(fresh, tiny_dataset, kind, helps):
 
 
 def test_the_longest_chain_starts_first(fresh, tiny_dataset):
-    asked = words(tiny_dataset, "--methods", "CPF,CKD", "--rates", "0.6,0.9")
+    asked = words(tiny_dataset, "--methods", "CPF,CKD", "--rates", "0.6")
     done = light.call(fresh, *asked, cores=1)  # so there is one worker
     ended = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("done ")]
-    order = ["BL", *["CKD-0", "CKD"] * 2, "CPF", "CPF"]  # a child takes its parent's place
+    order = ["BL", "CKD-0", "CKD", "CPF"]  # a child takes its parent's place
     assert [run.partition("-r")[0].partition("-s0")[0] for run in ended] == order
     plan = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("CPF", "CKD"), rates=(0.6,))
     chains = {s.method: engine.behind(plan)[s.run_id] for s in plan}

@@ -1,8 +1,6 @@
 """Damaged run folders: whatever is in one, every reader names it, leaves it out and goes on with
 the others."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

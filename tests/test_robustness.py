@@ -1,7 +1,5 @@
 """The robustness grid of finished runs: the right pixels, decoded once, kept, paired drops."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

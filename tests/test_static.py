@@ -1,7 +1,5 @@
 """The explorer as one file, in a real browser: what is turned shows what Python says, offline."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

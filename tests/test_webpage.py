@@ -1,8 +1,6 @@
 """The exported page in a real browser: it prepares images as Pillow does, decides like Python, and
 asks no other server."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 from collections.abc import Iterator

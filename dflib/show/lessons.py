@@ -70,7 +70,7 @@ def differences(run: Run, base: Run) -> pd.DataFrame:
 
     Raises `InputError` when they were tested on other images.
     """
-    paired, rows = compare.paired(record(run), record(base))["all"], {}
+    paired, rows = compare.paired(run.result, base.result)["all"], {}
     for metric, title in compare.JUDGED.items():
         values = {name(r): round(r.result["metrics"]["all"][metric], 3) for r in (base, run)}
         rows[title] = values | {"difference": compare.spoken(paired[metric])}
@@ -79,7 +79,7 @@ def differences(run: Run, base: Run) -> pd.DataFrame:
 
 def verdict(run: Run, base: Run) -> str:
     """What the paired differences of two finished runs show, in words (`study.compare`)."""
-    change = compare.paired(record(run), record(base))["all"]
+    change = compare.paired(run.result, base.result)["all"]
     return f"{name(run)}: {compare.verdict(change, than=name(base)).text}"
 
 
@@ -105,11 +105,6 @@ def score_pairs(run: Run, base: Run) -> Figure:
 def name(run: Run) -> str:
     """A run's short name: "CKD 90%"."""
     return words.run_label(run.spec.method, run.spec.rate)
-
-
-def record(run: Run) -> dict:
-    """A finished run's result with its folder, as `study.compare` takes it."""
-    return run.result | {"folder": run.folder}
 
 
 def intervals(rows: pd.DataFrame, shown: dict[str, str], **plain: str) -> pd.DataFrame:

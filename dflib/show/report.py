@@ -148,7 +148,9 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     rows = rows.loc[:, rows.notna().any() | ~rows.columns.str.contains("/")]  # its own generators
     every = {record["run_id"]: record for record in rows["record"]}
     means, texts, names = _compared(every), table_rows(rows), _names(every)
-    more = texts.drop(columns=MAIN).replace("–", None).to_dict("records")
+    timed = ["{cpu}, {runtime}".format(**r["cost"]["latency_ms"]) for r in rows["record"]]
+    more = texts.drop(columns=MAIN).assign(device=rows["device"], **{"timed on": timed})
+    more = more.replace("–", None).to_dict("records")
     tested = rows.filter(regex="/auroc$").columns
     moved = any(code in METHODS and METHODS[code].transfers for code in rows["method"])
     left_out = {"AUROC by generator": len(tested) < 2, "Accuracy, F1 and transfer time": not moved}
@@ -167,7 +169,6 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         "elsewhere": tested_elsewhere(rows["record"]),
         "figures": figures,
         "data": _data(name, rows),
-        "environment": _environment(rows["record"]),
         "get_data": HOW_TO_GET.get(name, f"python -m data_prep folder PATH --name {name}"),
         "audit": audit.last(name),
     }
@@ -257,17 +258,6 @@ def _data(name: str, rows: pd.DataFrame) -> dict:
         "share": share,
         "trivial": words.spoken_trivial(share),
     }
-
-
-def _environment(records: Iterable[dict]) -> dict[str, list[str]]:
-    """Each fact's values over the runs: one where all agree."""
-    latency = "{cpu}, {threads} thread(s), {runtime}"
-    table = pd.DataFrame(
-        {"trained on": r["device"], "latency on": latency.format(**r["cost"]["latency_ms"])}
-        | r["versions"]
-        for r in records
-    )
-    return {fact: sorted(set(values.fillna("unknown"))) for fact, values in table.items()}
 
 
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:

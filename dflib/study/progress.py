@@ -48,7 +48,7 @@ class Estimates:
 
     def learn(self, s: Spec, seconds: float) -> None:
         """Take in that a run took so long."""
-        self._learn(s.method, s.dataset, methods.relevant(s.method, s.settings), seconds)
+        self._learn(s.method, s.dataset, _params(s), seconds)
 
     def _learn(self, method: str, dataset: str, params: dict, seconds: float) -> None:
         for kind in (method, "any") if seconds else ():
@@ -56,12 +56,14 @@ class Estimates:
 
     def __call__(self, s: Spec) -> float | None:
         """None where nothing is known yet."""
-        known = (
-            self.paces.get((kind, s.dataset, s.settings["limit"])) for kind in (s.method, "any")
-        )
-        paces = next(filter(None, known), None)
-        work = _work(methods.relevant(s.method, s.settings))
-        return statistics.median(paces) * work if paces else None
+        for kind in (s.method, "any"):
+            if paces := self.paces.get((kind, s.dataset, s.settings["limit"])):
+                return statistics.median(paces) * _work(_params(s))
+        return None
+
+
+def _params(s: Spec) -> dict:
+    return methods.relevant(s.method, s.settings)
 
 
 def _work(params: dict) -> int:
