@@ -149,7 +149,7 @@ def test_hostile_names_and_reasons_are_only_text(outputs):
 
 def test_other_sizes_protocols_and_limits_are_sections_of_their_own(outputs, undrawn):
     store(outputs, BL)
-    store(outputs, BL, protocol="paper")
+    store(outputs, BL, protocol="paper", run_id="BL-paper")
     store(outputs, BL, run_id="BL-64", params=BL["params"] | {"size": 64})
     store(outputs, BL, run_id="BL-few", params=BL["params"] | {"limit": 48})
     shown = page()
