@@ -107,8 +107,7 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def metric_table(result: dict) -> pd.DataFrame:
-    """A result's metrics for reading: a row each generator (unseen in training: marked), "all"
-    last,
+    """A result's metrics for reading: a row each generator (unseen ones are marked), "all" last,
     intervals in brackets; the last column is what one answer for all images scores."""
     found = result["metrics"]
     order = sorted(found, key=lambda name: (name == "all", name == "macro", name))
@@ -234,10 +233,8 @@ def _baseline(ax, rows: pd.DataFrame, metric: str, side: str = "h") -> None:
 @_figure
 def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, transfers=False):
     """The paper's Figures 1 and 2 (`transfers`: 3): accuracy and F1 on each generator's fakes, and
-    the time that the method took. A box over rates and seeds for each method, single runs as dots,
-    the more violet the more is removed; BL as a red line (among the times: its training); dotted:
-    what one answer for all images scores, the better of "fake" and "real".
-    """
+    the time that the method took. Boxes over rates and seeds, single runs as dots; BL as a red line
+    (among the times: its training); dotted: what one answer for all images scores."""
     panels = {}
     for name in generators:
         of = "" if name == "all" else f", {marked(rows, name)}"
@@ -273,9 +270,8 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
 
 @_figure
 def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms"):
-    """Each run's AUROC (with its 95 % interval) against what it costs (a column of COSTS); the line
-    joins those that no other beats in both, with their names above. Beaten runs are pale. Grey:
-    intervals, and spreads over processes."""
+    """Each run's AUROC against what it costs (a column of COSTS), with intervals and spreads in
+    grey; the line joins those that no other beats in both, and names them. Beaten runs are pale."""
     title, unit = COSTS[x]
     rows = in_order(rows)
     rows = _ends(rows, "auroc", cost=rows[x].astype(float).replace(0, np.nan) / unit)
@@ -302,11 +298,9 @@ def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms"):
 
 @_figure
 def against(rows: pd.DataFrame, at: str = "rate", value: str = "auroc", *, title: str = "AUROC"):
-    """A value against the share of parameters removed (`at` "rate"), the number of target images to
-    train on ("train_images"; of rated methods the highest rate), or what was done to the test
-    images
-    ("perturbation", as `robustness.drops` gives it): means over runs, with their 95 % intervals
-    averaged; BL as a red line among the rates."""
+    """A value against the share of parameters removed (`at` "rate"; BL as a red line), the number
+    of target images ("train_images"; the highest rate), or what was done to the test images
+    ("perturbation"): means over runs, with their 95 % intervals averaged."""
     rows = _ends(in_order(rows), value, panel="").fillna({"rate": 0}).dropna(subset=[at])
     key, below, write = "method", "parameters removed (by CPF: set to zero)", "{:.0%}".format
     if at == "train_images":
@@ -327,8 +321,7 @@ def against(rows: pd.DataFrame, at: str = "rate", value: str = "auroc", *, title
 def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Sequence[float] = ()):
     """A line each run with its value and interval, a panel a column {column: its title}; by default
     the AUROC on each test generator's fakes. Runs of one name (column `name`; else their method and
-    rate) are averaged. lines: where to draw some, the first solid, the others dashed; else BL's.
-    """
+    rate) are averaged. lines: where to draw some, the first solid, the others dashed; else BL's."""
     if columns is None:
         found = rows.filter(regex=r"^(?!macro/).+/auroc$")
         columns = {column: f"AUROC, {marked(rows, column.split('/')[0])}" for column in found}

@@ -22,11 +22,10 @@ SHOWN, RESIDUAL = 8, "noise residual x 8"  # test images; a title
 def slide(draw: Callable[..., object], **controls: w.Widget) -> None:
     """Controls, and below them the figure `draw(name=value, …)`, drawn again when one is moved.
 
-    The figure is an output of the cell, so papermill, nbconvert and readers without a kernel have
-    it too, once. draw: returns what `display` shows (no `plt.show()`). A control without a
-    description is labelled with its name. After a reload of the page, run the cell again.
+    The figure is an output of the cell: readers without a kernel have it, too, once. draw: returns
+    what `display` shows. A control without a description is labelled with its name.
 
-    >>> slide(lambda bits: plots.quantization_grid([0.1, 0.3], bits), bits=w.IntSlider(4, 2, 8))
+    >>> slide(lambda width: plots.layer_bars({"conv": 27 * width}), width=w.IntSlider(8, 1, 64))
     """
 
     def drawn() -> object:

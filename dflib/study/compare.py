@@ -62,20 +62,19 @@ def baseline(result: dict, every: Mapping[str, dict]) -> dict | None:
         same = ("dataset", "data_fingerprint")
         if b["method"] == "BL" and all(b.get(key) == result.get(key) for key in same):
             return b
-    wanted = _as_a_baseline(result, every)
-    alike = [b for b in every.values() if b["method"] == "BL" and _as_a_baseline(b, {}) == wanted]
+    wanted = _as_a_baseline(result)
+    alike = [b for b in every.values() if b["method"] == "BL" and _as_a_baseline(b) == wanted]
     alike.sort(key=lambda b: b["params"].get("epochs", DEFAULTS["epochs"]))
     return alike[-1] if alike else None
 
 
-def _as_a_baseline(result: dict, every: Mapping[str, dict]) -> tuple:
+def _as_a_baseline(result: dict) -> tuple:
     """What a BL shares with the runs that are held against it."""
     ignored = {*DEFAULTS} - {*METHODS["BL"].keys} | {"epochs"}
     same = ("dataset", "protocol", "seed", "data_fingerprint")
     code = result.get("code", {})  # as far as a BL has it
     code = [(name, code[name]) for name in versions("BL") if name in code]
-    asked = decides(_inherited(result, every), ignored)
-    return [result.get(key) for key in same], code, asked
+    return [result.get(key) for key in same], code, decides(result["params"], ignored)
 
 
 def _inherited(result: dict, every: Mapping[str, dict]) -> dict:
