@@ -1,5 +1,4 @@
-"""Exercises answer back: nothing yet, right, wrong with its hint, stopped; quizzes answer in the
-page."""
+"""Exercises answer back, quizzes answer in the page."""
 
 import json
 import re

@@ -1,5 +1,4 @@
-"""The engine with its real parts: papermill, kernels, Dask workers; and when each of them
-breaks."""
+"""The engine with its real parts, and when each of them breaks."""
 
 import json
 import os

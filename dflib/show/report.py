@@ -147,7 +147,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     about = dict(zip(SECTION, key, strict=True))
     rows = rows.loc[:, rows.notna().any() | ~rows.columns.str.contains("/")]  # its own generators
     every = {record["run_id"]: record for record in rows["record"]}
-    means, texts, names = _compared(every), table_rows(rows), _names(every)
+    texts, names = table_rows(rows), _names(every)
     timed = ["{cpu}, {runtime}".format(**r["cost"]["latency_ms"]) for r in rows["record"]]
     more = texts.drop(columns=MAIN).assign(device=rows["device"], **{"timed on": timed})
     more = more.replace("–", None).to_dict("records")
@@ -165,7 +165,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         "answer": _answer(every),
         "runs": texts[MAIN].assign(run=names)[["run", *MAIN]],
         "more": list(zip(more, rows["command"], strict=True)),
-        "over_seeds": _over_seeds(means),
+        "over_seeds": _verdicts(every),
         "elsewhere": tested_elsewhere(rows["record"]),
         "figures": figures,
         "data": _data(name, rows),
@@ -210,16 +210,6 @@ def _auroc(group: Sequence[dict]) -> str:
     return ", ".join(texts)
 
 
-def _compared(every: dict[str, dict]) -> pd.DataFrame:
-    """`tables.over_seeds` of the runs with predictions."""
-    kept = {i: r for i, r in every.items() if (r["folder"] / "predictions.parquet").exists()}
-    try:
-        return tables.over_seeds(kept.values(), kept)
-    except InputError as error:
-        log.warning("seeds are not combined: %s", error)
-        return pd.DataFrame()
-
-
 def _names(every: dict[str, dict]) -> list[str]:
     """A name for each run that tells it from the others."""
     groups = tables.by_seed(every.values())
@@ -228,8 +218,14 @@ def _names(every: dict[str, dict]) -> list[str]:
     return [f"{label(r)}, seed {r['seed']}" for r in every.values()]
 
 
-def _over_seeds(means: pd.DataFrame) -> pd.DataFrame | None:
+def _verdicts(every: dict[str, dict]) -> pd.DataFrame | None:
     """Means over seeds and verdicts for reading; None where no run has predictions."""
+    kept = {i: r for i, r in every.items() if (r["folder"] / "predictions.parquet").exists()}
+    try:
+        means = tables.over_seeds(kept.values(), kept)
+    except InputError as error:
+        log.warning("seeds are not combined: %s", error)
+        return None
     if means.empty:
         return None
     labels = means[["method", "rate", "settings"]].itertuples(index=False)

@@ -93,10 +93,8 @@ def _drawn(folder: Path, grid: Sequence[str], draws: int) -> dict[str, np.ndarra
 
 
 def _known(folder: Path) -> pd.DataFrame:
-    paths, file = runs.predictions(folder)[["path"]], Path(folder) / FILE
-    if not file.exists():
-        return paths
-    return paths.merge(pd.read_parquet(file), on="path", how="left", validate="1:1")
+    file = Path(folder) / FILE
+    return pd.read_parquet(file) if file.exists() else runs.predictions(folder)[["path"]]
 
 
 def _images(folder: Path) -> tuple:
