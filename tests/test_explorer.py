@@ -113,7 +113,10 @@ def test_controls_move_the_cards_and_the_views(page):
     before = page.cards.value
     page.rate.value = page.rate.options[0][1]
     assert "CPF-S 60%" in page.cards.value and page.cards.value != before
-    assert page.run["command"] in page.cards.value
+    shown = page.shown.value
+    page.cost.value = "file_bytes"
+    assert "file, MB" in page.shown.value and page.shown.value != shown
+    assert page.run["command"] in page.shown.value
     page.view.value = "Test images"
     found = explorer.compared(page.study, page.run.name)["became"].value_counts()
     page.choice.value = found.index[0]

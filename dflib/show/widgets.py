@@ -74,11 +74,14 @@ class Explorer:
         self.which = _control(w.Dropdown, "Study:", options=[*self.studies])
         self.method = _control(w.Dropdown, "Method:")
         self.rate = _control(w.SelectionSlider, "Rate:", options=["-"], continuous_update=False)
+        costs = {title: column for column, (title, _) in plots.COSTS.items()}
+        self.cost = _control(w.Dropdown, "Against:", options=costs)
         self.choice = _control(w.Dropdown, "Show:", options=explorer.CHOICES)
         self.upload = w.FileUpload(accept="image/*", description="Choose a file")
         self.views = {  # name: who draws it, its controls
-            "Your image": (self._your_image, self.upload),
+            "Overview": (self._overview, self.cost),
             "Test images": (self._test_images, self.choice),
+            "Your image": (self._your_image, self.upload),
         }
         self.view = _control(w.ToggleButtons, "View:", 900, options=[*self.views])
         self.cards, self.shown = w.HTML(), w.HTML()
@@ -131,10 +134,18 @@ class Explorer:
 
     def _cards(self) -> str:
         run = self.run
-        cards = HTML.cards(run["name"], run.name, explorer.cards(self.study, run.name))
-        return cards + HTML.note(
-            "This run again; for another rate, change --rates:", run["command"]
-        )
+        return HTML.cards(run["name"], run.name, explorer.cards(self.study, run.name))
+
+    def _overview(self) -> str:
+        """All runs, a ring around the one that is shown; this one and BL on each generator."""
+        rows, run, cost = self.study.rows, self.run, self.cost.value
+        front = plots.pareto(rows, cost)
+        ring = {"color": plots.INK, "markersize": 16, "fillstyle": "none"}
+        front.gca().plot(run[cost] / plots.COSTS[cost][1], run["auroc"], "o", **ring)
+        both = rows.loc[[*dict.fromkeys((self.study.base["run_id"], run.name))]]
+        what = f"AUROC of all runs against {plots.COSTS[cost][0]}"
+        again = HTML.note("This run again; for another rate, change --rates:", run["command"])
+        return _drawings((what, front), ("AUROC by generator", plots.forest(both))) + again
 
     def _test_images(self) -> str:
         study, run = self.study, self.run
