@@ -119,13 +119,13 @@ def study(
 
 def _told(plan: tuple, outcomes: dict) -> int:
     """The table and the report at a study's end; the exit status."""
-    from dflib.show import report, static, terminal
+    from dflib.show import explorer, report, terminal
     from dflib.study import runs
 
     rows = runs.results()
     terminal.results(rows[rows["run_id"].isin(outcomes)] if len(rows) else rows)
     try:
-        typer.echo(f"explorer: {static.write()}\nreport: {report.write()}")
+        typer.echo(f"explorer: {explorer.write()}\nreport: {report.write()}")
     except OSError as error:  # a full disk, say: the runs and the table stand
         typer.echo(f"no report: {error}")
     terminal.advice(outcomes)
@@ -323,14 +323,13 @@ def leak(
     from dflib.study.grid import entries
 
     how = {"size": size, "recipe": train.Recipe(epochs=epochs)}
-    runs, gaps = leaks.leak(dataset, seeds=entries(seeds, "seeds"), **how)
+    _, gaps = leaks.leak(dataset, seeds=entries(seeds, "seeds"), **how)
     rows = [
         {"gap": f"{gap}: {' minus '.join(leaks.GAPS[gap])}"}
         | {metric: words.interval(x["mean"], x["ci95"]) for metric, x in found.items()}
         for gap, found in gaps.items()
     ]
     terminal.show(rows, title=f"{dataset}: mean over seeds [95 % interval]")
-    typer.echo(f"written to {leaks.write(dataset, runs, gaps)}")
 
 
 @app.command()

@@ -20,7 +20,7 @@ from dflib.data import Part
 from dflib.models import Detector, fused
 from dflib.train import Forward, logits
 
-MARK = "written_by_dflib_export"  # in each file: such a one may be replaced (edge.place)
+MARK = "written_by_dflib_export"  # in each file: such a one may be replaced (edge.files)
 MOST = 2**28  # numbers in a tensor: the first layer of BL at 2,048 pixels
 SAME_SCORE = 1e-5  # of a probability: on the threshold itself, rounding alone decides
 SAME_LOGITS = 1e-3  # that a float file may differ by, in units of the largest logit or of 1

@@ -36,9 +36,7 @@ result |= {{"run_id": s.run_id, "method": method, "seed": seed, "dataset": datas
 result |= {{"parents": [p.run_id for p in s.parents], "command": s.command()}}
 result |= {{"params": methods.relevant(method, s.settings)}}
 result |= {{"code": methods.versions(method), "files": {{}}}}
-(s.folder / "result.json").write_text(json.dumps(result))
-if method in os.environ.get("LIGHT_RAISES_LATER", "").split(","):
-    raise ValueError(f"{{method}} is drawn wrongly")"""
+(s.folder / "result.json").write_text(json.dumps(result))"""
 
 
 def project(folder: Path, template: dict) -> Path:

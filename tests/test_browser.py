@@ -1,7 +1,4 @@
-"""The explorer and a slider in a real browser, served as `make lab` and `make explorer` do it; and
-what their ports refuse."""
-
-from __future__ import annotations
+"""The explorer and a slider in a real browser; and what their ports refuse."""
 
 import os
 import re

@@ -1,7 +1,5 @@
 """Chains of techniques for real: what each step leaves, and what an interruption costs."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

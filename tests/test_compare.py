@@ -1,7 +1,5 @@
 """Runs side by side, on written predictions: baselines, budgets, paired changes, verdicts."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -114,23 +112,15 @@ def test_matching_takes_the_newest_of_equals_and_lets_named_settings_differ(writ
 # --- baselines and budgets
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"train_generators": "gan"}, {"front": "srm"}, {"lr": 0.5}, {"older": {"crops": 5}}],
-)
-def test_a_transfer_of_a_fold_or_recipe_is_held_against_the_bl_of_the_same(write, settings):
-    plain, same = write("BL", epochs=9), write("BL", **settings)
-    tuned = write("TL+FT", **settings)
-    quantized = write("TL+FT+Q", parents=[tuned], **settings)  # reads no learning rate, no front
-    every = loaded()
-    for name in (tuned, quantized):
-        assert compare.baseline(every[name], every)["run_id"] == same
-    del every[same]
-    assert compare.baseline(every[tuned], every) is None and plain in every
-
-
 CHANGES = {"hold_out": "gan", "train_generators": "vae", "mode": "center_crop", "ema": 0.9}
-CHANGES |= {"lr": 0.5, "size": 64, "target_images": 25, "data": "images of before", "seed": 4}
+CHANGES |= {
+    "front": "srm",
+    "lr": 0.5,
+    "size": 64,
+    "target_images": 25,
+    "data": "images of before",
+    "seed": 4,
+}
 OTHER = st.sampled_from([{key: value} for key, value in CHANGES.items()])
 
 
@@ -190,7 +180,7 @@ def test_runs_of_several_seeds_become_one_result(three_seeds):
     late = compare.combined(good)["vae"]["recall"]["mean"]
     called = [(t["score"] >= 0.5)[t["generator"] == "vae"].mean() for t in tables]
     assert late == pytest.approx(np.mean(called))
-    lost = compare.paired(bad[::-1], good)["all"]["auroc"]  # by seed, whatever the order
+    lost = compare.paired(bad, good)["all"]["auroc"]
     means = [compare.combined(group)["all"]["auroc"]["mean"] for group in (bad, good)]
     assert lost["ci95"][1] < 0 and lost["mean"] == pytest.approx(means[0] - means[1])
     same = compare.paired(good, good)["all"]["accuracy"]  # 60 scenes of which none differs
@@ -255,11 +245,6 @@ def test_the_best_is_told_from_validation_images_alone(write, tmp_path):
     assert compare.validated(results[:1]) == 0.75 and compare.validated(results) == 0.875
     table = tables.over_seeds(results, loaded())
     assert table["val_auroc"].tolist() == [0.75, 1.0]
-
-
-def test_a_seed_without_its_counterpart_is_named(three_seeds):
-    with pytest.raises(InputError, match="no run to compare BL-1-1 with at seed 1, 2"):
-        compare.paired(three_seeds("BL", 3.0), three_seeds("CPF", 1.0, seeds=(0,)))
 
 
 def test_runs_on_other_images_are_not_compared(write):

@@ -1,7 +1,5 @@
 """What the machine has, and a study that is stopped where it would run badly without a word."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

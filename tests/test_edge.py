@@ -1,7 +1,5 @@
 """Exported files compute what the run does, or are refused; `predict.py` decides like dflib."""
 
-from __future__ import annotations
-
 import copy
 import os
 import re
@@ -23,7 +21,7 @@ from hypothesis import strategies as st
 from data_prep.errors import InputError
 from data_prep.paths import PROJECT, images_root
 from dflib import adapters, data, models, prune, quantize, train
-from dflib.edge import files, place
+from dflib.edge import files
 from dflib.edge.predict import Predictor
 from dflib.study import runs
 
@@ -110,10 +108,8 @@ def test_predict_py_decides_like_dflib_and_needs_nothing_of_it(finished, tmp_pat
 
 KINDS = {  # a run of its own each: method, settings
     "delta": ("BL", {"weight_decay": 0.2}),
-    "chain": ("chain", {"steps": "prune:0.5,finetune"}),
     "chain-int8": ("chain", {"steps": "prune:0.5,int8"}),
     "resnet18": ("BL", {"backbone": "timm/resnet18"}),
-    "mobilenet_v3_small": ("BL", {"backbone": "torchvision/mobilenet_v3_small"}),
 }
 
 
@@ -183,13 +179,13 @@ def test_a_file_of_the_users_is_not_replaced(finished, with_page, tmp_path, name
     USERS[users](folder / name)
     before = listing(folder)
     message = f"{re.escape(name)} is there, and is not .*--force"
-    with pytest.raises(InputError, match=message), place.replacing(folder, NAMES):
+    with pytest.raises(InputError, match=message), files.replacing(folder, NAMES):
         pytest.fail("it began to work")
     request = {"format": "onnx", "out": folder / "detector.onnx", "page": True}
     with pytest.raises(InputError, match=message):
         files.export_run(finished["resize"].folder, **request)
     assert listing(folder) == before
-    with place.replacing(folder, [name], force=True) as new:
+    with files.replacing(folder, [name], force=True) as new:
         (new / name).write_text("new")
     assert listing(folder) == before | {name: b"new"}
 
@@ -213,10 +209,10 @@ TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 @given(TEXTS, TEXTS, TEXTS.filter(bool))
 def test_a_stamped_text_is_ours_until_it_is_edited(before, after, more):
-    text = place.stamped(f"{before}<MARK>{after}")
-    assert place.is_ours(text.encode())
+    text = files.stamped(f"{before}<MARK>{after}")
+    assert files.is_ours(text.encode())
     for edited in (text + more, more + text, text.replace("export ", "export  ", 1), before, after):
-        assert not place.is_ours(edited.encode())
+        assert not files.is_ours(edited.encode())
 
 
 def test_where_nothing_can_be_written_is_said_before_the_work(finished, tmp_path, monkeypatch):

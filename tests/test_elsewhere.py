@@ -1,7 +1,5 @@
 """Finished detectors on other images: their own scores again at home, one class, records."""
 
-from __future__ import annotations
-
 import json
 import re
 

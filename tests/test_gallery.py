@@ -1,7 +1,5 @@
 """The gallery's records of real photographs: readable today, of no machine, as its page says."""
 
-from __future__ import annotations
-
 import tarfile
 from pathlib import Path
 

@@ -1,16 +1,11 @@
 """The leak report where labels follow scenes: a random split remembers, a grouped one cannot."""
 
-from __future__ import annotations
-
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 from statsmodels.stats.weightstats import DescrStatsW
 
 from data_prep import folder, protocol
-from data_prep.errors import InputError
 from dflib import data, train
 from dflib.study import leak
 
@@ -75,11 +70,3 @@ def test_the_arms_are_what_they_are_called(tiny_dataset):
         != data.open(tiny_dataset, size=32).test.table["path"].tolist()
     )
     assert set(leak.ARMS) >= set(protocol.PROTOCOLS)
-
-
-def test_the_report_is_written_and_no_seeds_are_refused(found, outputs_root):
-    path = leak.write("scenes", *found)
-    assert path == outputs_root / "leak-scenes.json"
-    assert json.loads(path.read_text())["gaps"]["scenes"]["auroc"] == found[1]["scenes"]["auroc"]
-    with pytest.raises(InputError, match="no seeds"):
-        leak.leak("scenes", seeds=())

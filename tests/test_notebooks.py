@@ -10,7 +10,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import badges
 import nbformat
@@ -243,10 +242,10 @@ for control in list(widget._instances.values()):
 def execute(book: Path, out: Path | None, parameters: dict) -> None:
     """With a kernel as the engine starts it: others may wait for ever for the reply to a cell whose
     widgets talk meanwhile."""
-    with book.with_suffix(".log").open("w") as log, TemporaryDirectory(prefix="dflib-") as sockets:
+    with book.with_suffix(".log").open("w") as log:
         kernel = {
             "kernel_name": "python3",
-            "kernel_manager_class": kernel_manager(log, sockets),
+            "kernel_manager_class": kernel_manager(log),
         }
         papermill.execute_notebook(
             str(book), out and str(out), parameters, cwd=str(FOLDER), progress_bar=False, **kernel

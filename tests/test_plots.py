@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 from sklearn import metrics as sk
 
@@ -42,7 +41,7 @@ def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"),
     numbers = NUMBERS | {"peak_rss_mb": 90.0, "p50": 2.0} | cost
     latency = {"p50": numbers.pop("p50")} | LATENCY
     took = {"train_s": 60.0, "compress_s": 0.0} if method == "BL" else {"compress_s": 7.0}
-    name = f"{plots.run_label(method, rate)}-s{seed}".replace(" ", "-r").replace("%", "")
+    name = f"{words.run_label(method, rate)}-s{seed}".replace(" ", "-r").replace("%", "")
     return ABOUT | {
         "run_id": name,
         "method": method,
@@ -299,11 +298,6 @@ def test_images_share_the_limits_that_they_are_given():
 def test_nothing_to_draw_says_so(draw):
     (ax,) = draw(pd.DataFrame()).axes
     assert ax.texts[0].get_text() == "no finished runs to draw"
-
-
-def test_pyplot_knows_no_figure():
-    plots.layer_bars({"a": 1})
-    assert plt.get_fignums() == []  # a notebook would show it once more
 
 
 def test_svg_takes_the_colours_of_its_page_and_has_ids_of_its_own():

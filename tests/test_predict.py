@@ -1,7 +1,5 @@
 """Single images through a run or a file: the numbers of the test set; bad ones are said to be."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,4 @@
-"""Damaged run folders: whatever is in one, every reader names it, leaves it out and goes on with
-the others."""
-
-from __future__ import annotations
+"""Damaged run folders: every reader names one, leaves it out and goes on."""
 
 import copy
 import json

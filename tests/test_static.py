@@ -1,7 +1,5 @@
 """The explorer as one file, in a real browser: what is turned shows what Python says, offline."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, recall_score
 from test_webpage import CHROMIUM, FLAGS, NO_BROWSER
 
-from dflib.show import explorer, static
+from dflib.show import explorer
 from dflib.study import runs
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
@@ -19,7 +17,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
 def written(explorer_outputs, tmp_path_factory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(explorer_outputs))
-        yield static.write(tmp_path_factory.mktemp("page") / "explorer.html")
+        yield explorer.write(tmp_path_factory.mktemp("page") / "explorer.html")
 
 
 @pytest.fixture(scope="module")
@@ -107,4 +105,4 @@ def test_thumbnails_are_the_images_that_flipped(page):
 def test_without_runs_the_page_says_how_to_make_some(tmp_path, monkeypatch):
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
     assert not len(runs.results())
-    assert '"studies": []' in static.write().read_text()
+    assert '"studies": []' in explorer.write().read_text()

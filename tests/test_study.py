@@ -1,12 +1,8 @@
-"""The engine with its real parts: papermill, kernels, Dask workers; and when each of them
-breaks."""
-
-from __future__ import annotations
+"""The engine with its real parts, and when each of them breaks."""
 
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -104,21 +100,6 @@ def test_study_ends_with_every_run_and_the_same_command_finds_them(tiny_dataset,
     assert [p.stat().st_mtime_ns for p in results] == stamps
 
 
-def test_a_failed_run_is_a_record_and_blocks_its_children(tiny_dataset, outputs):
-    plan = tiny(tiny_dataset, "BL", "CQ", lr=1e30)
-    outcomes = engine.run(plan)
-    baseline, quantized = plan
-    assert outcomes[baseline.run_id]["status"] == "failed"
-    assert "training loss" in outcomes[baseline.run_id]["error"]
-    assert outcomes[quantized.run_id]["status"] == "blocked"
-    assert baseline.failure()["kind"] == "error"
-    assert not baseline.finished()
-    again = engine.execute(baseline, retry_failed=False)
-    assert again["status"] == "failed"
-    assert again["seconds"] == 0
-    assert "--retry-failed" in again["error"]
-
-
 def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
     more = ("--methods", "BL,CPF", "--rates", "0.9", "--set", "finetune_epochs=3")
     driver = subprocess.Popen(
@@ -173,15 +154,11 @@ def test_an_interrupted_study_leaves_nothing_and_says_how_it_goes_on(
     wait_for(lambda: not any(map(alive, family)), 60)
     assert study.returncode == (-number if sign == "SIGKILL" else 130)
     if sign != "SIGKILL":
-        assert said == "interrupted: finished runs are kept, and the same command goes on\n"
+        *told, last = said.splitlines()  # no traceback
+        assert last == "interrupted: finished runs are kept, and the same command goes on"
+        assert [line.split()[0] for line in told] == ["running"]
         assert not list(outputs.glob(".study-*"))
     assert list(place.rglob("*")) == []
-    if sign == "SIGKILL":  # the next study removes what could not be
-        again = subprocess.run(
-            [*words[:-1], "epochs=1"], env=os.environ | env, **streams, check=False
-        )
-        assert again.returncode == 0 and not list(outputs.glob(".study-*")), again.stdout
-        assert {p.name[:13] for p in place.rglob("*")} <= {"dflib-timing-"}  # of the machine, kept
 
 
 def test_a_study_needs_no_network_and_no_name_of_the_machine(tiny_dataset, outputs):
@@ -239,17 +216,6 @@ def test_outputs_that_cannot_be_written_to_are_named_before_the_work(
         engine.run(tiny(tiny_dataset, "BL"))
 
 
-def test_a_study_in_the_background_ends_with_all_it_started(tiny_dataset, outputs):
-    words = command(tiny_dataset, "--methods", "BL", "--set", "epochs=500")
-    job = engine.background(shlex.join(["python", *words[1:]]), outputs / "study.log")
-    family = wait_for(lambda: kernels_below(job.pid) and psutil.Process(job.pid).children(True))
-    job.terminate()
-    assert job.wait() == 130
-    wait_for(lambda: not any(map(alive, family)), 60)
-    refused = engine.background("python -m dflib study --rates 95", outputs / "study.log")
-    assert refused.wait() == 2 and "did you mean 0.95" in (outputs / "study.log").read_text()
-
-
 def _scores(outputs: Path, method: str) -> list[float]:
     import pandas as pd
 
@@ -279,13 +245,23 @@ def test_no_scheduler_at_the_address(tiny_dataset, outputs):
     assert done.stderr.startswith("error: no Dask scheduler answers at tcp://127.0.0.1:9")
 
 
-def test_runs_go_to_an_existing_cluster(tiny_dataset, outputs):
-    from distributed import LocalCluster
+def test_runs_go_to_an_existing_cluster_whose_workers_are_like_this_machine(
+    tiny_dataset, outputs, tmp_path
+):
+    from distributed import Client, LocalCluster
 
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, dashboard_address=":0", memory_limit=0
-    ) as cluster:
-        plan = tiny(tiny_dataset, "BL")
+    how = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": ":0"}
+    plan = tiny(tiny_dataset, "BL")
+    others = {"DFLIB_DATA": (tmp_path / "no-data", f"unknown dataset '{tiny_dataset}'")}
+    others["DFLIB_OUTPUTS"] = tmp_path / "other", "outputs in .*other, another folder"
+    with LocalCluster(**how) as cluster, Client(cluster) as client:
+        (worker,) = client.nthreads()
+        for key, (wrong, message) in others.items():
+            as_here = {key: os.environ[key]}
+            client.run(lambda values: os.environ.update(values), {key: str(wrong)})
+            with pytest.raises(InputError, match=f"worker {worker}: {message}"):
+                engine.run(plan, scheduler=cluster.scheduler_address)
+            client.run(lambda values: os.environ.update(values), as_here)
         outcomes = engine.run(plan, scheduler=cluster.scheduler_address)
     assert [o["status"] for o in outcomes.values()] == ["done"]
 
@@ -302,7 +278,7 @@ book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "lang
 path = sys.argv[1] + "/widgets.ipynb"
 nbformat.write(book, path)
 with open(sys.argv[1] + "/log.txt", "w") as log:
-    manager = kernel.kernel_manager(log, sys.argv[1] + "/kernel")
+    manager = kernel.kernel_manager(log)
     how = {"kernel_name": "python3", "kernel_manager_class": manager}
     papermill.execute_notebook(path, path, {}, progress_bar=False, **how)
 """

@@ -1,7 +1,5 @@
 """The same runs, the same words: report, explorer and notebooks 13 and 14 side by side."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,4 @@
-"""The exported page in a real browser: it prepares images as Pillow does, decides like Python, and
-asks no other server."""
-
-from __future__ import annotations
+"""The exported page in a real browser: it decides like Python, and asks no other server."""
 
 import shutil
 import threading

@@ -4,8 +4,6 @@ It keeps its own threshold. What it scores there is a record in its run's folder
 with `tests/NAME.parquet`, which the matrix "trained on, tested on" is made of.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,16 +18,22 @@ from data_prep.paths import write_text, written
 from dflib import data, metrics, train
 from dflib.edge.predict import Predictor
 from dflib.study import records, runs
+from dflib.study.tables import interval
 
 DRAWS = 1000  # of the bootstrap over scenes
+FIGURES = {  # of a record: its title
+    "auroc": "AUROC",
+    "balanced_accuracy": "balanced accuracy",
+    "false_alarms": "false alarms",  # of real images alone
+    "found": "fakes found",  # of fakes alone
+}
 
 
 def test(run: str, dataset: str, *, split: str | None = None) -> dict:
     """Score a run, or a model file, on a part of a prepared dataset; writes and returns the record.
 
-    split: test | val | train | all; None: the test part where the dataset gives one, or is the one
-    that the run was made from, else every image. The record: run_id, trained_on, dataset, part,
-    threshold, n, metrics (`metrics.evaluate`), or, of images of one class, `one_class`. Raises
+    split: test | val | train | all; None: test where the dataset gives it, or is the run's own,
+    else all. The record holds `metrics.evaluate`, or, of images of one class, `one_class`. Raises
     `InputError` for an unknown run or set, and for images that it may have trained on.
 
     >>> test("BL-s0-32px-4a29162b", "unseen-faces")["metrics"]["all"]["auroc"]  # doctest: +SKIP
@@ -46,16 +50,9 @@ def test(run: str, dataset: str, *, split: str | None = None) -> dict:
     scores = train.predict(detector.forward, part)  # as `predict` gives it
     columns = {"generator": part.generators, "label": part.labels, "score": scores}
     columns |= {"group": part.groups, "testset": part.testsets}
-    record = {
-        "run_id": detector.name,
-        "trained_on": home["dataset"],
-        "dataset": dataset,
-        "part": split,
-        "data_fingerprint": manifest.fingerprint(table),
-        "threshold": detector.threshold,
-        "n": len(part),
-        "commit": runs.commit(),
-    }
+    record = {"run_id": detector.name, "trained_on": home["dataset"], "dataset": dataset}
+    record |= {"part": split, "n": len(part), "threshold": detector.threshold}
+    record |= {"data_fingerprint": manifest.fingerprint(table), "commit": runs.commit()}
     at = {"threshold": detector.threshold, "groups": part.groups}
     if len(set(part.labels)) == 2:
         at |= {"testsets": part.testsets, "draws": DRAWS}
@@ -70,10 +67,8 @@ def test(run: str, dataset: str, *, split: str | None = None) -> dict:
 
 
 def one_class(labels, scores, *, threshold: float, groups) -> dict:
-    """What images of one class can tell: the share that is called fake, with its 95 % interval.
-
-    {"false_alarms": {value, ci95, scenes}} of reals, {"found": …} of fakes. Scenes count as wholes
-    (Student's t over their shares); where all are alike, the bound is Clopper and Pearson's (1934).
+    """What images of one class can tell, {"false_alarms" | "found": {value, ci95, scenes}}: the
+    share called fake, by scene (Student's t); Clopper and Pearson's bound where all are alike.
 
     >>> one_class([0] * 20, [0.1] * 20, threshold=0.5, groups=range(20))["false_alarms"]["ci95"]
     [0.0, 0.1684...]
@@ -93,36 +88,31 @@ def one_class(labels, scores, *, threshold: float, groups) -> dict:
 
 
 def every(results: Iterable[dict]) -> pd.DataFrame:
-    """All records of finished runs as a table, a row for each run, set and generator.
-
-    Columns: run_id, method, rate, seed, trained_on, dataset, generator ("all", too), n, auroc with
-    _low and _high, balanced_accuracy likewise, false_alarms likewise.
-    """
-    rows = []
+    """All records of finished runs: their `rows`, with method, rate and seed."""
+    found = []
     for result in results:
+        about = {key: result[key] for key in ("method", "rate", "seed")}
         for file in sorted((Path(result["folder"]) / "tests").glob("*.json")):
             record = json.loads(file.read_text(encoding="utf-8"))
-            about = {key: result[key] for key in ("run_id", "method", "rate", "seed")}
-            about |= {key: record[key] for key in ("trained_on", "dataset")}
-            for generator, found in record.get("metrics", {"all": record}).items():
-                rows.append(about | {"generator": generator, "n": found["n"]} | _ends(found))
-    return pd.DataFrame(rows)
+            found += [about | row for row in rows(record)]
+    return pd.DataFrame(found)
 
 
-def _ends(found: dict) -> dict:
-    row = {}
-    for name in ("auroc", "balanced_accuracy"):
-        if name in found:
-            row |= _interval(name, found[name], found["ci95"][name])
-    for name in ("false_alarms", "found"):
-        if name in found:
-            row |= _interval(name, found[name]["value"], found[name]["ci95"])
-    return row
-
-
-def _interval(name: str, value: float, bounds: list | None) -> dict:
-    low, high = bounds or (None, None)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
+def rows(record: dict) -> list[dict]:
+    """A record as rows, one a generator ("all", too): run_id, trained_on, dataset, part, generator,
+    n, and of FIGURES what is there, each with _low and _high."""
+    about = {key: record[key] for key in ("run_id", "trained_on", "dataset", "part")}
+    found = []
+    for generator, numbers in record.get("metrics", {"all": record}).items():
+        row = about | {"generator": generator, "n": numbers["n"]}
+        for name in FIGURES:
+            value = numbers.get(name)
+            if isinstance(value, dict):
+                row |= interval(name, {"mean": value["value"], "ci95": value["ci95"]})
+            elif name in numbers:
+                row |= interval(name, {"mean": value, "ci95": numbers["ci95"][name]})
+        found.append(row)
+    return found
 
 
 def _made_for(run: str) -> tuple[dict, Path]:

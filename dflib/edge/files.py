@@ -2,15 +2,17 @@
 and a script that needs no dflib.
 """
 
-from __future__ import annotations
-
+import hashlib
 import inspect
+import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -20,10 +22,10 @@ from data_prep.errors import InputError, choose
 from data_prep.paths import write_text
 from dflib import data, export, models, quantize
 from dflib.edge import page as pages
-from dflib.edge import place
 from dflib.study import runs
 from dflib.study.settings import DEFAULTS
 
+STAMP = re.compile(rf"{export.MARK} [0-9a-f]{{64}}")
 FORMATS = {"onnx": ".onnx", "onnx-int8": ".onnx", "executorch": ".pte"}
 
 
@@ -39,10 +41,8 @@ def export_run(
 
     format: onnx | onnx-int8 (static; the run's own file where it has one) | executorch (XNNPACK).
     page: and a page for the browser (`edge.page`). force: also over files that are not ours.
-    Returns {"file", "bytes", "parity", "flag"}; parity: with the run's float model, on the whole
-    test set; `export.judged` says when a float file is refused, an int8 file flagged.
-    Nothing is written when something fails. Raises `InputError` for an unknown run or format,
-    another suffix, a missing ExecuTorch, and where `place.replacing` or `page.check` does.
+    Returns {"file", "bytes", "parity", "flag"}: parity with the run's float model on the whole test
+    set, as `export.judged` takes it. Raises `InputError` where something fails: nothing is written.
 
     >>> export_run("CKD-r90-s0-32px-1f0c9a2b", format="onnx", out="edge/it.onnx")  # doctest: +SKIP
     """
@@ -57,14 +57,14 @@ def export_run(
     if page:
         pages.check(result)
     beside = ["predict.py"] * (suffix == ".onnx") + (pages.names(out.parent) if page else [])
-    with place.replacing(out.parent, [out.name, *beside], force=force) as new:
+    with replacing(out.parent, [out.name, *beside], force=force) as new:
         same = _made(folder, result, format, file := new / out.name)
         flag = export.judged(same, exact=format != "onnx-int8")
         size = file.stat().st_size
         if suffix == ".onnx":
             write_text(new / "predict.py", script(out.name, result))
         if page:
-            pages.make(new, out.name, result)
+            write_text(new / "index.html", stamped(pages.make(new, out.name, result)))
     return {"file": str(out), "bytes": size, "parity": same, "flag": flag}
 
 
@@ -128,7 +128,7 @@ def script(name: str, result: dict) -> str:
     functions = "\n\n".join(map(inspect.getsource, used)).rstrip()
     text = (files("dflib.edge") / "templates" / "predict.txt").read_text(encoding="utf-8")
     text = text.replace("<RUN>", result["run_id"]).replace("<FACTS>", facts)
-    return place.stamped(text.replace("<FUNCTIONS>", functions))
+    return stamped(text.replace("<FUNCTIONS>", functions))
 
 
 def _called(*functions: Callable) -> tuple[list[Callable], dict[str, object]]:
@@ -141,3 +141,49 @@ def _called(*functions: Callable) -> tuple[list[Callable], dict[str, object]]:
         own = (x for x in used.values() if inspect.isfunction(x) or inspect.isclass(x))
         found += [x for x in own if x.__module__.startswith("data_prep") and x not in found]
     return found, constants
+
+
+# --- only over what was written here, all or nothing
+
+
+def stamped(text: str) -> str:
+    """A text with its own hash in the place of <MARK>: whoever edits it makes it his own.
+
+    >>> is_ours(stamped("# <MARK>").encode()), is_ours(stamped("# <MARK>").encode() + b"!")
+    (True, False)
+    """
+    return text.replace("<MARK>", f"{export.MARK} {hashlib.sha256(text.encode()).hexdigest()}")
+
+
+def is_ours(content: bytes) -> bool:
+    """Whether a file was written here: a stamped text, or a binary file that holds the mark."""
+    if found := STAMP.search(text := content.decode("utf-8", "replace")):
+        return stamped(text.replace(found[0], "<MARK>")) == text
+    return b"\0" in content and export.MARK.encode() in content
+
+
+@contextmanager
+def replacing(folder: Path, names: Sequence[str], *, force: bool = False) -> Iterator[Path]:
+    """A new folder to write files of these names in; they go to `folder` when all went well.
+
+    Raises `InputError` where `folder` cannot be written to, or a file of such a name is there and
+    not ours (unless `force`).
+
+    >>> with replacing(Path("edge"), ["detector.onnx"]) as new:  # doctest: +SKIP
+    ...     to_onnx(model, new / "detector.onnx")
+    """
+    for path in (Path(folder) / name for name in names):
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give another --out")
+        taken = path.exists() or path.is_symlink()
+        if taken and not force and not (path.is_file() and is_ours(path.read_bytes())):
+            what = "is there, and is not as `python -m dflib export` wrote it"
+            raise InputError(f"{path} {what}: give another --out, or --force to replace it")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".export-", dir=folder) as new:
+            yield Path(new)
+            for name in names:
+                (Path(new) / name).replace(Path(folder) / name)
+    except OSError as error:
+        raise InputError(f"nothing was written to {folder}: {error}") from error

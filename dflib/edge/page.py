@@ -1,7 +1,5 @@
 """A page that runs an exported ONNX file in the browser, with onnxruntime-web beside it."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io
@@ -13,8 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from data_prep.errors import InputError
-from data_prep.paths import write_text
-from dflib.edge import place
 
 VERSION = "1.22.0"
 CHECKSUM = (  # SHA-512, npm's own
@@ -26,8 +22,7 @@ NEEDED = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threa
 
 def check(result: dict) -> None:
     """Raise `InputError` for a run of mode texture_crop, which the page cannot prepare, or when
-    onnxruntime-web is neither in the cache nor to be had: before anything is made.
-    """
+    onnxruntime-web is not to be had."""
     if (mode := result["params"]["mode"]) == "texture_crop":
         name = result["run_id"]
         raise InputError(f"{name}: the page cannot prepare images by {mode}; use predict.py")
@@ -36,25 +31,21 @@ def check(result: dict) -> None:
 
 def names(folder: Path) -> list[str]:
     """The page's files that are to be written to a folder: not those that are there, the same."""
-    same = lambda path: (
-        path.is_file() and path.read_bytes() == (_runtime() / path.name).read_bytes()
-    )
-    return ["index.html", *(name for name in NEEDED if not same(folder / name))]
+    runtime = _runtime()
+    there = {name for name in NEEDED if (folder / name).is_file()}
+    same = {n for n in there if (folder / n).read_bytes() == (runtime / n).read_bytes()}
+    return ["index.html", *(name for name in NEEDED if name not in same)]
 
 
-def make(folder: Path, model: str, result: dict) -> None:
-    """Write a page that runs the ONNX file `model` of a run, which stands beside it, and its files.
-
-    It decodes and resizes as Pillow does. Serve the folder: python -m http.server.
-    """
+def make(folder: Path, model: str, result: dict) -> str:
+    """The text of a page that runs a run's ONNX file; what it needs is copied to `folder`."""
     facts = {key: result["params"][key] for key in ("size", "mode")}
     facts |= {"model": model, "run": result["run_id"]}
     facts |= {key: result[key] for key in ("threshold", "classes")}
     page = (files("dflib.edge") / "templates" / "edge.html").read_text(encoding="utf-8")
-    page = page.replace("/*FACTS*/", json.dumps(facts).replace("<", "\\u003c"))
-    write_text(folder / "index.html", place.stamped(page))
     for name in NEEDED:
         shutil.copyfile(_runtime() / name, folder / name)
+    return page.replace("/*FACTS*/", json.dumps(facts).replace("<", "\\u003c"))
 
 
 def _runtime() -> Path:

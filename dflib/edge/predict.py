@@ -1,7 +1,5 @@
 """One image or a folder of images through any finished run or model file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,7 +20,6 @@ class Predictor:
 
     run: a run id, a run folder, or a `.safetensors` or `.onnx` file (then with a threshold of 0.5,
     and images squashed to the square); else `InputError`. A bad image is answered with its error.
-    Images are taken as they are: to make classes alike (protocol strict) takes a whole set.
 
     >>> Predictor("outputs/demo/strict/BL/…")(Path("photo.jpg"))  # doctest: +SKIP
     """

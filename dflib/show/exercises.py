@@ -1,7 +1,5 @@
 """Exercises that answer back (`notebooks/exercises.toml`) and quizzes (`notebooks/quiz/`)."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 import traceback
@@ -10,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from IPython.display import HTML, Markdown
-from jinja2 import Environment, PackageLoader
 
 from data_prep.paths import PROJECT
+from dflib.show import words
 
 FOLDER = PROJECT / "notebooks"
 
@@ -62,6 +60,4 @@ def _where(error: Exception) -> str:
 def quiz(number: str) -> HTML:
     """A notebook's questions. The page itself answers: no kernel, no script, no other server."""
     questions = json.loads((FOLDER / "quiz" / f"{number}.json").read_text(encoding="utf-8"))
-    templates = Environment(loader=PackageLoader("dflib.show"), autoescape=True)
-    page = templates.get_template("quiz.html.j2")
-    return HTML(page.render(number=number, questions=questions))
+    return HTML(words.filled("quiz.html.j2", number=number, questions=questions))

@@ -1,7 +1,11 @@
-"""What the explorer shows, as data: studies, cards, flips, one's own image."""
+"""What the explorer shows, as data: studies, cards, flips, one's own image; and what of it needs no
+kernel as one file, `explorer.html`, which itself only counts decisions at another threshold.
+"""
 
-from __future__ import annotations
-
+import base64
+import io
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,22 +14,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from markupsafe import Markup
 from matplotlib import colormaps
+from matplotlib.markers import MarkerStyle
 from PIL import Image
 
 from data_prep.cache import fit
 from data_prep.errors import InputError
 from data_prep.integrity import BadImage, open_image, to_rgb
+from data_prep.paths import outputs_root, write_text
 from data_prep.transform import FORMATS
 from dflib import data, explain, measure, models
 from dflib.edge.predict import Predictor
-from dflib.show.plots import in_order
-from dflib.show.words import interval, spoken_speed
-from dflib.study import compare, runs, tables
-from dflib.study.methods import fold
+from dflib.show import plots
+from dflib.show.words import filled, interval, spoken_speed
+from dflib.study import compare, records, runs, tables
+from dflib.study.methods import METHODS, fold
 from dflib.study.records import OLDER, older
 from dflib.study.settings import DEFAULTS
 
+log = logging.getLogger(__name__)
 COSTS = {  # title of a card: column, divisor, form
     "Parameters": ("params", 1, "{:,.0f}"),
     "Not zero": ("nonzero", 1, "{:,.0f}"),
@@ -34,6 +42,7 @@ COSTS = {  # title of a card: column, divisor, form
 }
 CHOICES = ["flipped to wrong", "flipped to right", "wrong under both", "right under both"]
 UPLOAD_MB, UPLOAD_MEGAPIXELS = 8, 40
+PICTURES, SIDE, COLUMNS = 240, 64, 16  # thumbnails of a study at most, their pixels, in a row
 UPLOADS = f"{', '.join(FORMATS)}; at most {UPLOAD_MB} MB, {UPLOAD_MEGAPIXELS} megapixels"
 
 
@@ -58,20 +67,9 @@ class Study:
     def rows(self) -> pd.DataFrame:
         """As `runs.results`, by run id; `name`: "CPF 90%", with a hash where several have it."""
         flat = [runs.flat(r) | {"folder": r["folder"]} for r in self.results.values()]
-        table = in_order(pd.DataFrame(flat)).set_index("run_id")
+        table = plots.in_order(pd.DataFrame(flat)).set_index("run_id")
         twice, hashes = table["run"].duplicated(keep=False), " · " + table.index.str[-8:]
         return table.assign(name=table["run"].where(~twice, table["run"] + hashes))
-
-    def spec(self, method: str, rate: float | None) -> runs.Spec:
-        """The request for such a run with the settings of the others; BL's win.
-
-        Raises `InputError` as `runs.spec` does, and for a setting that only older code knew.
-        """
-        every = [*self.results.values(), self.base]
-        settings = {k: v for r in every for k, v in r["params"].items() if k in DEFAULTS or v}
-        source = next((r["source"] for r in every if r["source"]), None)
-        same = {key: self.base[key] for key in ("preset", "dataset", "protocol", "seed")}
-        return runs.spec(method, rate=rate, source=source, settings=settings, **same)
 
     @cached_property
     def data(self) -> data.Dataset:
@@ -97,9 +95,7 @@ def studies(dataset: str = "", protocol: str = "") -> list[Study]:
 def cards(study: Study, run_id: str) -> pd.DataFrame:
     """What a run has, a row each: value, against (BL, in words), shown (gain | loss | none shown).
 
-    Sizes are exact; times have a spread (`measure.speed`); differences of AUROC and balanced
-    accuracy are paired, and the verdict is `compare.verdict`'s: of these weights, and where there
-    are runs of other seeds, of the method.
+    The verdict is `compare.verdict`'s: of these weights, and with other seeds of the method.
     """
     result, run = study.results[run_id], study.rows.loc[run_id]
     base, found = study.rows.loc[study.base["run_id"]], {}
@@ -120,21 +116,15 @@ def cards(study: Study, run_id: str) -> pd.DataFrame:
     if run_id == base.name:
         found = {title: (value, "", "none shown") for title, (value, *_) in found.items()}
     else:
-        for title, verdict in _verdicts(study, result, change).items():
+        verdicts = {"Verdict": compare.verdict(change)}
+        alike = tables.with_seeds(result, study.every.values())
+        if len(alike) > 1:
+            over = compare.against_baselines(alike, study.every)["all"]
+            verdicts["Verdict over seeds"] = compare.verdict(over)
+        for title, verdict in verdicts.items():
             shown = {"better": "gain", "worse": "loss"}.get(verdict.word, "none shown")
             found[title] = (verdict.says, "against BL", shown)
     return pd.DataFrame.from_dict(found, orient="index", columns=["value", "against", "shown"])
-
-
-def _verdicts(study: Study, result: dict, change: dict) -> dict[str, compare.Verdict]:
-    """Of these weights, and of the method where runs of other seeds are there."""
-    found = {"Verdict": compare.verdict(change)}
-    alike = next(g for g in tables.by_seed(study.every.values()) if result in g)
-    pairs = [(r, b) for r in alike if (b := compare.baseline(r, study.every))]
-    if len(pairs) > 1:
-        over = compare.paired(*zip(*pairs, strict=True))["all"]
-        found["Verdict over seeds"] = compare.verdict(over)
-    return found
 
 
 def compared(study: Study, run_id: str) -> pd.DataFrame:
@@ -198,3 +188,94 @@ def answer(content: bytes, study: Study, run_ids: Sequence[str]) -> tuple[pd.Dat
         raise InputError(error)
     array = fit(image, size=study.base["params"]["size"], mode=study.base["params"]["mode"])
     return found.set_axis(study.rows["name"][run_ids]), looks(array[None], folders)[0]
+
+
+# --- as one file, for a browser without a kernel
+
+
+def write(path: Path | None = None) -> Path:
+    """Write the page of all finished runs that have a BL; returns its path, by default
+    `explorer.html` in the outputs root."""
+    path = Path(path or outputs_root() / "explorer.html")
+    found = list(filter(None, map(_on_page, studies())))
+    about = {"studies": found, "titles": {row.code: row.title for row in METHODS.values()}}
+    text = json.dumps(about | {"axes": plots.COSTS}, allow_nan=False).replace("<", "\\u003c")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, filled("static.html.j2", data=Markup(text)))
+    return path
+
+
+def _on_page(study: Study) -> dict | None:
+    """A study as the page takes it; None where its BL has no scores to hold others against."""
+    of_runs, left_out = {}, []
+    for run_id in study.rows.index:
+        try:
+            of_runs[run_id] = compared(study, run_id)
+        except InputError as error:
+            left_out.append(str(error))
+    if study.base["run_id"] not in of_runs:
+        return None
+    test = of_runs[study.base["run_id"]]
+    names = sorted(set(test["generator"]) - {"real"})
+    shown = _telling(of_runs)
+    return {
+        "title": study.title,
+        "left_out": left_out,
+        "base": study.base["run_id"],
+        "best": records.best(study.results[i] for i in of_runs)["run_id"],
+        "runs": [_run(study, run_id, table) for run_id, table in of_runs.items()],
+        "labels": test["label"].tolist(),
+        "generators": [names.index(g) if g in names else -1 for g in test["generator"]],
+        "names": names,
+        "unseen": sorted({*study.rows.loc[study.base["run_id"], "unseen"].split(",")} - {""}),
+        "pictures": _pictures(study, shown),
+        "pictured": shown,
+    }
+
+
+def _run(study: Study, run_id: str, table: pd.DataFrame) -> dict:
+    """One run: what its card says, its scores (float64, base64), where it stands in the figure."""
+    row, rate = study.rows.loc[run_id], study.results[run_id]["rate"]
+    told = cards(study, run_id).reset_index(names="title").astype(str)
+    colour, marker = plots.appearance(row["method"])
+    shape = MarkerStyle(marker)
+    outline = shape.get_path().transformed(shape.get_transform()).to_polygons()[0]
+    known = {"auroc": row["auroc"], "low": row.get("auroc_low"), "high": row.get("auroc_high")}
+    costs = {column: row[column] / unit for column, (_, unit) in plots.COSTS.items()}
+    numbers = {key: None if pd.isna(x) else float(x) for key, x in (known | costs).items()}
+    return numbers | {
+        "id": run_id,
+        "name": row["name"],
+        "method": row["method"],
+        "rate": rate,
+        "threshold": study.results[run_id]["threshold"],
+        "cards": told.to_dict("records"),
+        "scores": base64.b64encode(table["score"].to_numpy("<f8").tobytes()).decode(),
+        "colour": colour,
+        "marker": (5 * outline).round(2).tolist(),
+    }
+
+
+def _telling(of_runs: dict[str, pd.DataFrame]) -> list[int]:
+    """Positions of the test images that most runs decide unlike BL, then of BL's worst errors."""
+    flips = sum(table["flip"].to_numpy(int) for table in of_runs.values())
+    first = next(iter(of_runs.values()))
+    error = (first["label"] - first["base_score"]).abs().to_numpy()
+    return np.lexsort((-error, -flips))[:PICTURES].tolist()
+
+
+def _pictures(study: Study, shown: list[int]) -> str:
+    """Those test images on one sheet, `COLUMNS` in a row, as a data address; "" if they are
+    gone."""
+    try:
+        test = study.data.test
+        images = [Image.fromarray(test.image(i)).resize((SIDE, SIDE)) for i in shown]
+    except (InputError, IndexError) as error:
+        log.warning("no thumbnails of %s: %s", study.title, error)
+        return ""
+    sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(images) // COLUMNS) * SIDE))
+    for k, image in enumerate(images):
+        sheet.paste(image, (k % COLUMNS * SIDE, k // COLUMNS * SIDE))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

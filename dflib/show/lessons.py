@@ -3,8 +3,6 @@
 Figures are in `plots`; which baseline, which difference and which words is `study.compare`'s.
 """
 
-from __future__ import annotations
-
 import platform
 import sys
 from collections.abc import Iterable
@@ -72,7 +70,7 @@ def differences(run: Run, base: Run) -> pd.DataFrame:
 
     Raises `InputError` when they were tested on other images.
     """
-    paired, rows = compare.paired(record(run), record(base))["all"], {}
+    paired, rows = compare.paired(run.result, base.result)["all"], {}
     for metric, title in compare.JUDGED.items():
         values = {name(r): round(r.result["metrics"]["all"][metric], 3) for r in (base, run)}
         rows[title] = values | {"difference": compare.spoken(paired[metric])}
@@ -81,7 +79,7 @@ def differences(run: Run, base: Run) -> pd.DataFrame:
 
 def verdict(run: Run, base: Run) -> str:
     """What the paired differences of two finished runs show, in words (`study.compare`)."""
-    change = compare.paired(record(run), record(base))["all"]
+    change = compare.paired(run.result, base.result)["all"]
     return f"{name(run)}: {compare.verdict(change, than=name(base)).text}"
 
 
@@ -106,17 +104,7 @@ def score_pairs(run: Run, base: Run) -> Figure:
 
 def name(run: Run) -> str:
     """A run's short name: "CKD 90%"."""
-    return plots.run_label(run.spec.method, run.spec.rate)
-
-
-def record(run: Run) -> dict:
-    """A finished run's result with its folder, as `study.compare` takes it."""
-    return run.result | {"folder": run.folder}
-
-
-def names(rows: pd.DataFrame) -> list[str]:
-    """The short name of each row's run, from its method and rate."""
-    return [plots.run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)]
+    return words.run_label(run.spec.method, run.spec.rate)
 
 
 def intervals(rows: pd.DataFrame, shown: dict[str, str], **plain: str) -> pd.DataFrame:
@@ -128,7 +116,7 @@ def intervals(rows: pd.DataFrame, shown: dict[str, str], **plain: str) -> pd.Dat
         return rows
     table = {title: words.intervals(rows, column) for title, column in shown.items()}
     table |= {title: rows[column].to_numpy() for title, column in plain.items()}
-    return pd.DataFrame(table, index=names(rows))
+    return pd.DataFrame(table, index=words.names(rows))
 
 
 def recap(run: Run, base: Run | None = None, *, more: Iterable[str] = ()) -> Markdown:

@@ -5,8 +5,6 @@ colour-blind). A column's 95 % interval stands in `COLUMN_low` and `COLUMN_high`
 `pareto(runs.results(), "file_bytes")`, or `layer_bars({"conv": 1728, "head": 64})`.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import re
@@ -20,7 +18,7 @@ import seaborn as sns
 from IPython.display import DisplayHandle
 from matplotlib import markers, ticker
 
-from dflib.show.words import TRIVIAL, interval, marked, run_label, spoken_trivial, trivial
+from dflib.show.words import TRIVIAL, interval, marked, names, spoken_trivial, trivial
 from dflib.study.methods import METHODS
 from dflib.study.records import comparable
 
@@ -103,15 +101,13 @@ def _log(axis, values: pd.Series) -> None:
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows by method (unknown ones last) and rate, with their names in column `run`."""
     order = [*METHODS, *sorted(set(rows["method"]) - set(METHODS))]
-    names = [run_label(m, r) for m, r in zip(rows["method"], rows["rate"], strict=True)]
-    rows = rows.assign(run=names, rate=rows["rate"].astype(float))
+    rows = rows.assign(run=names(rows), rate=rows["rate"].astype(float))
     place = np.lexsort([rows["rate"].fillna(0), rows["method"].map(order.index)])
     return rows.iloc[place].reset_index(drop=True)
 
 
 def metric_table(result: dict) -> pd.DataFrame:
-    """A result's metrics for reading: a row each generator (unseen in training: marked), "all"
-    last,
+    """A result's metrics for reading: a row each generator (unseen ones are marked), "all" last,
     intervals in brackets; the last column is what one answer for all images scores."""
     found = result["metrics"]
     order = sorted(found, key=lambda name: (name == "all", name == "macro", name))
@@ -239,10 +235,8 @@ def _baseline(ax, rows: pd.DataFrame, metric: str, side: str = "h") -> None:
 @_figure
 def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, transfers=False):
     """The paper's Figures 1 and 2 (`transfers`: 3): accuracy and F1 on each generator's fakes, and
-    the time that the method took. A box over rates and seeds for each method, single runs as dots,
-    the more violet the more is removed; BL as a red line (among the times: its training); dotted:
-    what one answer for all images scores, the better of "fake" and "real".
-    """
+    the time that the method took. Boxes over rates and seeds, single runs as dots; BL as a red line
+    (among the times: its training); dotted: what one answer for all images scores."""
     panels = {}
     for name in generators:
         of = "" if name == "all" else f", {marked(rows, name)}"
@@ -278,9 +272,8 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
 
 @_figure
 def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms"):
-    """Each run's AUROC (with its 95 % interval) against what it costs (a column of COSTS); the line
-    joins those that no other beats in both, with their names above. Beaten runs are pale. Grey:
-    intervals, and spreads over processes."""
+    """Each run's AUROC against what it costs (a column of COSTS), with intervals and spreads in
+    grey; the line joins those that no other beats in both, and names them. Beaten runs are pale."""
     title, unit = COSTS[x]
     rows = in_order(rows)
     rows = _ends(rows, "auroc", cost=rows[x].astype(float).replace(0, np.nan) / unit)
@@ -307,11 +300,9 @@ def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms"):
 
 @_figure
 def against(rows: pd.DataFrame, at: str = "rate", value: str = "auroc", *, title: str = "AUROC"):
-    """A value against the share of parameters removed (`at` "rate"), the number of target images to
-    train on ("train_images"; of rated methods the highest rate), or what was done to the test
-    images
-    ("perturbation", as `robustness.drops` gives it): means over runs, with their 95 % intervals
-    averaged; BL as a red line among the rates."""
+    """A value against the share of parameters removed (`at` "rate"; BL as a red line), the number
+    of target images ("train_images"; the highest rate), or what was done to the test images
+    ("perturbation"): means over runs, with their 95 % intervals averaged."""
     rows = _ends(in_order(rows), value, panel="").fillna({"rate": 0}).dropna(subset=[at])
     key, below, write = "method", "parameters removed (by CPF: set to zero)", "{:.0%}".format
     if at == "train_images":
@@ -332,8 +323,7 @@ def against(rows: pd.DataFrame, at: str = "rate", value: str = "auroc", *, title
 def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Sequence[float] = ()):
     """A line each run with its value and interval, a panel a column {column: its title}; by default
     the AUROC on each test generator's fakes. Runs of one name (column `name`; else their method and
-    rate) are averaged. lines: where to draw some, the first solid, the others dashed; else BL's.
-    """
+    rate) are averaged. lines: where to draw some, the first solid, the others dashed; else BL's."""
     if columns is None:
         found = rows.filter(regex=r"^(?!macro/).+/auroc$")
         columns = {column: f"AUROC, {marked(rows, column.split('/')[0])}" for column in found}

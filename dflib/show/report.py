@@ -1,18 +1,15 @@
 """The table of finished runs, and `report.html`: one self-contained page, computed from the runs.
 
-What is compared with what, and the verdict, is `study.compare`'s; the words around it stand in
-`templates/report.html.j2`.
+The words around the numbers stand in `templates/report.html.j2`.
 """
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
@@ -23,7 +20,7 @@ from data_prep.paths import HOW_TO_GET, PUBLISHED, write_text
 from dflib import measure
 from dflib.edge import elsewhere
 from dflib.show import plots, words
-from dflib.study import compare, runs, tables
+from dflib.study import compare, records, runs, tables
 from dflib.study.methods import METHODS
 from dflib.study.records import OLDER, comparable
 
@@ -45,6 +42,7 @@ NUMBERS = {  # title: (column, divisor, how it is written)
     "trained": ("trainable_params", 1, "{:,.0f}"),
     "to ship MB": ("shipped_bytes", 1e6, "{:.2f}"),
 }
+FAKES = ["real", "fake"]
 MAIN = ["AUROC", "balanced accuracy", "params", "file MB", "p50 ms"]  # a row unfolds the rest
 FIGURES = {  # title, as the template knows it: how it is drawn
     "Accuracy, F1 and compression time": plots.paper_figure,
@@ -57,16 +55,13 @@ FIGURES = {  # title, as the template knows it: how it is drawn
 
 
 def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Runs (of `runs.results`) for reading, all text, by method, rate and seed.
-
-    95 % intervals stand in brackets; a dash is no value; busy: others used the machine meanwhile.
-    """
+    """Runs (of `runs.results`) for reading, all text, by method, rate and seed; 95 % intervals in
+    brackets; a dash is no value; busy: others used the machine meanwhile."""
     rows = _sorted(rows)
     table = {"run": rows["run_id"] + np.where(rows["older"], f" ({OLDER})", "")}
     shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "accuracy": "accuracy"}
     table |= {title: words.intervals(rows, column) for title, column in shown.items()}
-    shares = rows.get("fake_share", pd.Series(np.nan, rows.index))
-    table[words.TRIVIAL] = [words.spoken_trivial(share) for share in shares]
+    table[words.TRIVIAL] = rows["fake_share"].map(words.spoken_trivial)
     rows, seconds = comparable(rows)
     for title, (column, unit, form) in NUMBERS.items():
         values = rows[column].astype(float) / unit
@@ -74,74 +69,77 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
         table[title] = ["–" if pd.isna(value) else form.format(value) for value in values]
     if seconds != "s":
         table["threads"] = rows["threads"].replace("", "unknown")
-    busy = rows.get("latency_busy", pd.Series(False, rows.index)).eq(True)
-    table["p50 ms"] += np.where(busy, " (busy)", "")
+    table["p50 ms"] += np.where(rows["latency_busy"].eq(True), " (busy)", "")
     return pd.DataFrame(table)
 
 
 def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Path:
-    """Write the report of all finished runs, or of the run ids in `only`; returns its path.
-
-    path: where to; by default `report.html` in the outputs root.
+    """Write the report of all finished runs, or of the run ids in `only`; returns its path, by
+    default `report.html` in the outputs root.
 
     >>> write(only=["BL-s0-32px-4a29162b"])  # doctest: +SKIP
     """
-    path, rows, failures = Path(path or runs.outputs_root() / "report.html"), runs.results(), []
-    for file in sorted(runs.outputs_root().glob("*/*/*/*/failed.json")):
-        record = runs.failure(file.parent)
-        failures += [record] if record and not (file.parent / "result.json").exists() else []
-    if only is not None:
-        only = set(only)
-        failures = [record for record in failures if record["run_id"] in only]
-        rows = rows[rows["run_id"].isin(only)] if len(rows) else rows
-    sections, known = [], compare.load()
+    path = Path(path or runs.outputs_root() / "report.html")
+    only = None if only is None else set(only)
+    wanted = [r for i, r in compare.load().items() if only is None or i in only]
+    # a transfer's source may hold cats and dogs
+    wanted = [r for r in wanted if r.get("classes", FAKES) == FAKES]
+    rows = pd.DataFrame([records.flat(r) | {"record": r} for r in wanted])
+    sections = []
     if len(rows):
-        rows = rows[[i in known and _of_fakes(known[i]) for i in rows["run_id"]]]
-    if len(rows):
-        rows = rows.assign(record=[known[i] for i in rows["run_id"]])
-        recipes = [compare.recipe(record["params"]) for record in rows["record"]]
+        recipes = [compare.recipe(r["params"]) for r in wanted]
         rows["recipe"] = [how.replace("plain", "") for how in recipes]  # which comes first
         counts = ["limit", "target_images"]
         rows[counts] = rows[counts].astype(float).fillna(0).astype(int)
         groups = enumerate(rows.groupby(SECTION))
         sections = [_section(i, *key, rows=_sorted(group)) for i, (key, group) in groups]
-    methods = [METHODS[code] for code in METHODS if len(rows) and code in set(rows["method"])]
-    page = {"sections": sections, "methods": methods, "failures": failures, "runs": len(rows)}
-    page["explorer"] = path.with_name("explorer.html").exists()
-    loader = jinja2.PackageLoader("dflib.show")
-    look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    template = jinja2.Environment(loader=loader, **look).get_template("report.html.j2")
+    used = {r["method"] for r in wanted}
+    page = {
+        "sections": sections,
+        "methods": [row for code, row in METHODS.items() if code in used],
+        "codes": {code: row.title for code, row in METHODS.items()},
+        "failures": [f for f in _failures() if only is None or f["run_id"] in only],
+        "runs": len(rows),
+        "explorer": path.with_name("explorer.html").exists(),
+        "made": datetime.now().astimezone(),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, template.render(page, made=datetime.now().astimezone()))
+    write_text(path, words.filled("report.html.j2", **page))
     return path
 
 
-def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
-    """Trained on against tested on: a row a run, a column a set (`python -m dflib test`).
+def _failures() -> list[dict]:
+    """The records of what failed, and was not made since."""
+    folders = [file.parent for file in sorted(runs.outputs_root().glob("*/*/*/*/failed.json"))]
+    found = (runs.failure(f) for f in folders if not (f / "result.json").exists())
+    return [record for record in found if record]
 
-    AUROC of all fakes there; false alarms, or fakes found, where the set has one class alone.
+
+def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
+    """Trained on against tested on: a row a run, a column a set (`python -m dflib test`): AUROC, or
+    false alarms or fakes found, where the set has one class alone.
 
     >>> tested_elsewhere(records.every())  # doctest: +SKIP
     """
     table = elsewhere.every(results)
     if table.empty:
         return table
-    table = table[table["generator"] == "all"].copy()
-    names = table[["method", "rate", "run_id"]].itertuples(index=False)
-    table["run"] = [f"{plots.run_label(method, rate)}, {run}" for method, rate, run in names]
+    table = table[table["generator"] == "all"].reset_index(drop=True)
+    table["run"] = pd.Series(words.names(table)) + ", " + table["run_id"]
     table["text"] = words.intervals(table, "auroc")
-    for key, title in {"false_alarms": "false alarms", "found": "fakes found"}.items():
-        if key in table:
-            alone = table[key].notna()
-            table.loc[alone, "text"] = [f"{title} {t}" for t in words.intervals(table[alone], key)]
+    for name in {"false_alarms", "found"} & {*table}:
+        text = elsewhere.FIGURES[name] + " " + pd.Series(words.intervals(table, name))
+        table["text"] = text.where(table[name].notna(), table["text"])
     order = ["run", "trained_on"]
     wide = table.pivot(index=order, columns="dataset", values="text").fillna("–").reset_index()
     return wide.rename(columns={"trained_on": "trained on"}).rename_axis(columns=None)
 
 
-def _of_fakes(record: dict) -> bool:
-    """Whether a run tells real from fake: a transfer's source may hold cats and dogs."""
-    return record.get("classes", ["real", "fake"]) == ["real", "fake"]
+def _answer(every: dict[str, dict]) -> dict:
+    try:
+        return answer([*every.values()], every)
+    except InputError as error:
+        return {"unknown": str(error)}
 
 
 def _section(i: int, *key, rows: pd.DataFrame) -> dict:
@@ -149,8 +147,10 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     about = dict(zip(SECTION, key, strict=True))
     rows = rows.loc[:, rows.notna().any() | ~rows.columns.str.contains("/")]  # its own generators
     every = {record["run_id"]: record for record in rows["record"]}
-    means, texts, names = _compared(every), table_rows(rows), _names(every)
-    more = texts.drop(columns=MAIN).replace("–", None).to_dict("records")
+    texts, names = table_rows(rows), _names(every)
+    timed = ["{cpu}, {runtime}".format(**r["cost"]["latency_ms"]) for r in rows["record"]]
+    more = texts.drop(columns=MAIN).assign(device=rows["device"], **{"timed on": timed})
+    more = more.replace("–", None).to_dict("records")
     tested = rows.filter(regex="/auroc$").columns
     moved = any(code in METHODS and METHODS[code].transfers for code in rows["method"])
     left_out = {"AUROC by generator": len(tested) < 2, "Accuracy, F1 and transfer time": not moved}
@@ -162,68 +162,52 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     name = about["dataset"]
     return about | {
         "id": f"section-{i}",
-        "answer": answer(rows, means),
+        "answer": _answer(every),
         "runs": texts[MAIN].assign(run=names)[["run", *MAIN]],
         "more": list(zip(more, rows["command"], strict=True)),
-        "over_seeds": _over_seeds(means),
+        "over_seeds": _verdicts(every),
         "elsewhere": tested_elsewhere(rows["record"]),
         "figures": figures,
         "data": _data(name, rows),
-        "environment": _environment(rows["record"]),
         "get_data": HOW_TO_GET.get(name, f"python -m data_prep folder PATH --name {name}"),
         "audit": audit.last(name),
     }
 
 
-def answer(rows: pd.DataFrame, means: pd.DataFrame) -> dict:
-    """What comparable runs say; the template puts it in words.
+def answer(results: Sequence[dict], every: Mapping[str, dict]) -> dict:
+    """Which of comparable runs to take (`records.best`): its method over its seeds, against BL.
 
-    rows: as `runs.results`, with `record`; means: `tables.over_seeds` of those with predictions.
-    Of the highest rate the method that is best on validation: its AUROC, its verdict against BL,
-    and what its file and its time are beside those of its own baseline.
+    Raises `InputError` where nothing tells it.
     """
-    every = {record["run_id"]: record for record in rows["record"]}
-    alone = rows.assign(val_auroc=[compare.validated([r]) for r in rows["record"]])
-    known, metric = (means, "all/auroc") if len(means) else (alone, "auroc")
-    known = known.dropna(subset=metric)
-    base, rated = known[known["method"] == "BL"], known[known["rate"].notna()]
-    top = rated[rated["rate"] == rated["rate"].max()] if len(base) else known
-    found = {"base": len(base), "best": None, "among": len(top)}
-    found["bl"] = _spoken_auroc(base, metric) if len(base) == 1 else ""
-    if len(top) != 1 and top["val_auroc"].isna().all():
-        return found
-    best = top.loc[top["val_auroc"].idxmax()] if len(top) > 1 else top.iloc[0]
-    title = METHODS[best["method"]].title if best["method"] in METHODS else "of other code"
-    name = f"{plots.run_label(best['method'], best['rate'])} ({title})"
-    found["best"] = {"seeds": 1, "told": ""} | best.fillna("").to_dict() | {"name": name}
-    found["best"]["auroc_text"] = _spoken_auroc(top.loc[[best.name]], metric)
-    record = every[best["run_id"]]
-    if own := compare.baseline(record, every):
-        costs, theirs = record["cost"], own["cost"]
+    best = records.best(results)
+    if math.isnan(records.validated(best["folder"])):
+        raise InputError("validation scores are not kept, and the test must not choose")
+    alike, base = tables.with_seeds(best, results), compare.baseline(best, every)
+    name, mb = words.run_label(best["method"], best["rate"]), best["cost"]["file_bytes"] / 1e6
+    found = {"run_id": best["run_id"], "name": name, "method": best["method"], "mb": mb}
+    found |= {"seeds": len(alike), "auroc": _auroc(alike), "base": base}
+    if base:
+        costs, theirs = best["cost"], base["cost"]
+        change = compare.against_baselines(alike, every)["all"]
         speed = measure.speed(costs["latency_ms"], theirs["latency_ms"])
-        found["cost"] = {"mb": costs["file_bytes"] / 1e6, "base_mb": theirs["file_bytes"] / 1e6}
-        found["cost"]["speed"] = words.spoken_speed(speed, "its BL")
-        lower = own["metrics"]["all"]["ci95"].get("auroc")
+        found |= {"base_auroc": _auroc([base]), "base_mb": theirs["file_bytes"] / 1e6}
+        found |= {"smaller": theirs["file_bytes"] / costs["file_bytes"]}
+        found |= {"told": compare.verdict(change).text}
+        found |= {"speed": words.spoken_speed(speed, "its BL")}
+        lower = base["metrics"]["all"]["ci95"].get("auroc")
         found["guesses"] = bool(lower) and lower[0] <= 0.5
     return found
 
 
-def _spoken_auroc(rows: pd.DataFrame, metric: str) -> str:
-    """The AUROC of one row, apart for generators seen in training and unseen ones."""
-    if "unseen/auroc" not in rows:
-        return words.intervals(rows, metric)[0]
-    seen, unseen = (words.intervals(rows, f"{part}/auroc")[0] for part in ("seen", "unseen"))
-    return f"{seen} on generators seen in training, {unseen} on unseen ones"
-
-
-def _compared(every: dict[str, dict]) -> pd.DataFrame:
-    """`tables.over_seeds` of the runs with predictions."""
-    kept = {i: r for i, r in every.items() if (r["folder"] / "predictions.parquet").exists()}
-    try:
-        return tables.over_seeds(kept.values(), kept)
-    except InputError as error:
-        log.warning("seeds are not combined: %s", error)
-        return pd.DataFrame()
+def _auroc(group: Sequence[dict]) -> str:
+    """The AUROC over seeds, apart for generators seen in training and unseen ones."""
+    quality = compare.combined(group)
+    parts = {"seen": " on generators seen in training", "unseen": " on unseen ones"}
+    if "unseen" not in quality:
+        parts = {"all": ""}
+    values = {part: quality[part]["auroc"] for part in parts}
+    texts = [words.interval(x["mean"], x["ci95"]) + parts[part] for part, x in values.items()]
+    return ", ".join(texts)
 
 
 def _names(every: dict[str, dict]) -> list[str]:
@@ -234,8 +218,14 @@ def _names(every: dict[str, dict]) -> list[str]:
     return [f"{label(r)}, seed {r['seed']}" for r in every.values()]
 
 
-def _over_seeds(means: pd.DataFrame) -> pd.DataFrame | None:
+def _verdicts(every: dict[str, dict]) -> pd.DataFrame | None:
     """Means over seeds and verdicts for reading; None where no run has predictions."""
+    kept = {i: r for i, r in every.items() if (r["folder"] / "predictions.parquet").exists()}
+    try:
+        means = tables.over_seeds(kept.values(), kept)
+    except InputError as error:
+        log.warning("seeds are not combined: %s", error)
+        return None
     if means.empty:
         return None
     labels = means[["method", "rate", "settings"]].itertuples(index=False)
@@ -264,17 +254,6 @@ def _data(name: str, rows: pd.DataFrame) -> dict:
         "share": share,
         "trivial": words.spoken_trivial(share),
     }
-
-
-def _environment(records: Iterable[dict]) -> dict[str, list[str]]:
-    """Each fact's values over the runs: one where all agree."""
-    latency = "{cpu}, {threads} thread(s), {runtime}"
-    table = pd.DataFrame(
-        {"trained on": r["device"], "latency on": latency.format(**r["cost"]["latency_ms"])}
-        | r["versions"]
-        for r in records
-    )
-    return {fact: sorted(set(values.fillna("unknown"))) for fact, values in table.items()}
 
 
 def _sorted(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,30 +1,19 @@
 """What a terminal shows: tables, and a study as it runs, at its end, from elsewhere."""
 
-from __future__ import annotations
-
-import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 
 import pandas as pd
 from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.text import Text
 
 from data_prep.errors import InputError, shown
-from dflib.show.words import interval, run_label
-from dflib.study import compare, engine, records, runs
+from dflib.show.words import intervals
+from dflib.study import compare, engine, runs
 from dflib.study.progress import Progress, spoken
 
 # names are data: no markup, no emoji
 _PLAIN = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True}
 console = Console(width=None if sys.stdout.isatty() else 160, **_PLAIN)
-# a notebook's `!python …` has a terminal, too
-LIVE = sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
-SHOWN = 8  # runs in the live view
-COLOURS = {"done": "green", "failed": "red", "blocked": "yellow", "left": "yellow"}
 
 
 def show(rows: pd.DataFrame | list[dict], title: str) -> None:
@@ -60,31 +49,30 @@ def plan(p: engine.Plan) -> None:
 
 
 def study(p: engine.Plan, **options) -> dict[str, dict]:
-    """Make a study (options: of `engine.run`) and tell of each run as it ends; the outcomes."""
+    """Make a study (options: of `engine.run`) and tell of each run as it starts and ends; the
+    outcomes."""
     engine.prepare_data(p)
     progress = Progress(p)
     found = list(progress.state.values()).count("done")
 
+    def start(s: runs.Spec) -> None:
+        progress.start(s)
+        console.print(f"running {s.run_id}  {s.folder / 'log.txt'}  ({progress.summary()})")
+
     def end(s: runs.Spec, outcome: dict) -> None:
         progress.end(s, outcome)
         if outcome["seconds"] or outcome["status"] != "done":
-            console.print(_line(s, outcome), markup=True)
+            console.print(_line(s, outcome))
 
-    with _live(progress, transient=True):
-        tell = {"on_start": progress.start, "on_outcome": end}
-        outcomes = engine.run(p, **tell, **options)
+    outcomes = engine.run(p, on_start=start, on_outcome=end, **options)
     took = spoken(time.time() - progress.began)
     console.print(f"{len(p)} runs in {took}: {progress.summary()} ({found} found finished)")
     return outcomes
 
 
 def watch(p: engine.Plan) -> None:
-    """Show a study that runs elsewhere, until it is over; once, where nobody looks."""
+    """Print how far a study is that runs elsewhere."""
     progress = Progress(p).look()
-    with _live(progress):
-        while LIVE and not progress.over:
-            time.sleep(2)
-            progress.look()
     console.print(progress.summary())
     for run in progress.running:
         console.print(f"running {run}  log: {progress.specs[run].folder / 'log.txt'}")
@@ -107,79 +95,48 @@ def unfinished(p: engine.Plan, outcomes: dict[str, dict]) -> set[str]:
 
 
 def _line(s: runs.Spec, outcome: dict) -> str:
-    status = outcome["status"]
-    text = f"[{COLOURS[status]}]{status:7}[/] {s.run_id}  "
-    if status != "done":
-        return text + escape(outcome["error"])
+    text = f"{outcome['status']:7} {s.run_id}  "
+    if outcome["status"] != "done":
+        return text + outcome["error"]
     values = runs.read(s.folder)["metrics"]["all"]
-    scores = f"AUROC {values['auroc']:.3f}  "
-    scores += f"balanced accuracy {values['balanced_accuracy']:.3f}"
-    note = f"  ({escape(outcome['error'])})" if outcome["error"] else ""
+    scores = f"AUROC {values['auroc']:.3f}  balanced accuracy {values['balanced_accuracy']:.3f}"
+    note = f"  ({outcome['error']})" if outcome["error"] else ""
     return f"{text}{spoken(outcome['seconds'])}  {scores}{note}"
-
-
-def _live(progress: Progress, *, transient: bool = False) -> AbstractContextManager:
-    options = {"console": console, "refresh_per_second": 1, "transient": transient}
-    return Live(get_renderable=lambda: _view(progress), **options) if LIVE else nullcontext()
-
-
-def _view(progress: Progress) -> Text:
-    """The counts and the time left, then each run that goes on, with its log."""
-    now, left = time.time(), progress.seconds()
-    lines = [f"{progress.summary()} (after {spoken(now - progress.began)})"]
-    for run in progress.running[:SHOWN]:
-        rest = "" if left[run] is None else f", about {spoken(left[run])} left"
-        path = progress.specs[run].folder / "log.txt"
-        lines.append(f"{run}  {spoken(now - progress.since[run])}{rest}  {path}")
-    return Text("\n".join(lines))
 
 
 def tested(records: list[dict]) -> pd.DataFrame:
     """Records of `elsewhere.test` for reading, a row for each generator."""
-    rows = []
-    for record in records:
-        about = {"run": record["run_id"], "trained on": record["trained_on"] or "unknown"}
-        about |= {"tested on": f"{record['dataset']} ({record['part']})"}
-        for name, found in record.get("metrics", {}).items():
-            if name != "macro":
-                text = lambda key, m=found: interval(m[key], m["ci95"][key])
-                row = {"images": found["n"], "AUROC": text("auroc")}
-                row["balanced accuracy"] = text("balanced_accuracy")
-                rows.append(about | {"generator": name} | row)
-        for key, title in {"false_alarms": "false alarms", "found": "fakes found"}.items():
-            if key in record:
-                share = interval(record[key]["value"], record[key]["ci95"])
-                rows.append(about | {"images": record["n"], title: share})
-    return pd.DataFrame(rows).fillna("")
+    from dflib.edge import elsewhere
+
+    rows = pd.DataFrame([row for record in records for row in elsewhere.rows(record)])
+    rows = rows[rows["generator"] != "macro"]
+    table = {"run": rows["run_id"], "trained on": rows["trained_on"].replace("", "unknown")}
+    table |= {"tested on": rows["dataset"] + " (" + rows["part"] + ")"}
+    table |= {"generator": rows["generator"], "images": rows["n"]}
+    figures = {title: name for name, title in elsewhere.FIGURES.items() if name in rows}
+    table |= {title: intervals(rows, name) for title, name in figures.items()}
+    return pd.DataFrame(table)
 
 
 def advice(outcomes: dict[str, dict]) -> None:
     """Which of a study's runs to take, how sure that is, how to run it; what its images tell."""
     from data_prep.audit import verdict_of  # slow to import, and needed here alone
+    from dflib.show.report import answer
 
     every = compare.load()
     made = [every[run] for run in outcomes if run in every]
     for dataset, protocol in sorted({(r["dataset"], r["protocol"]) for r in made}):
-        best = records.best(r for r in made if (r["dataset"], r["protocol"]) == (dataset, protocol))
+        these = [r for r in made if (r["dataset"], r["protocol"]) == (dataset, protocol)]
         try:
-            told = _told(best, compare.baseline(best, every))
-        except InputError as error:  # its scores are not there, say
+            best = answer(these, every)
+        except InputError as error:
             console.print(f"{dataset}: which run to take cannot be told: {error}")
             continue
-        name = run_label(best["method"], best["rate"])
-        console.print(f"{dataset}: take {name} ({told}), best on validation of the small files")
+        told = f"AUROC {best['auroc']}"
+        if best["base"]:
+            told += f"; {best['smaller']:.1f} times smaller than BL; {best['told']}"
+        console.print(
+            f"{dataset}: take {best['name']} ({told}), best on validation of the small files"
+        )
         console.print(f"  python -m dflib predict IMAGE --run {best['run_id']}")
         console.print(f"  audit: {verdict_of(dataset)}")
-
-
-def _told(best: dict, base: dict | None) -> str:
-    """A run's AUROC on seen and unseen generators, and what it is beside its BL."""
-    quality = compare.combined([best])
-    parts = [part for part in ("seen", "unseen") if part in quality] or ["all"]
-    values = [(part, quality[part]["auroc"]) for part in parts]
-    told = ", ".join(f"AUROC {part} {interval(x['mean'], x['ci95'])}" for part, x in values)
-    if not base:
-        return told
-    smaller = base["cost"]["file_bytes"] / best["cost"]["file_bytes"]
-    verdict = compare.verdict(compare.paired(best, base)["all"]).text
-    return f"{told}, {smaller:.1f} times smaller than BL; {verdict}"

@@ -1,7 +1,5 @@
 """Widgets: `slide` for notebooks, and the explorer, whose HTML is in `templates/`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import ipywidgets as w
@@ -13,7 +11,6 @@ from matplotlib import pyplot
 
 from data_prep.errors import InputError
 from dflib.show import explorer, plots
-from dflib.study import engine, progress
 from dflib.study.methods import METHODS
 
 TEMPLATES = Environment(loader=PackageLoader("dflib.show"), autoescape=True)
@@ -25,11 +22,10 @@ SHOWN, RESIDUAL = 8, "noise residual x 8"  # test images; a title
 def slide(draw: Callable[..., object], **controls: w.Widget) -> None:
     """Controls, and below them the figure `draw(name=value, …)`, drawn again when one is moved.
 
-    The figure is an output of the cell, so papermill, nbconvert and readers without a kernel have
-    it too, once. draw: returns what `display` shows (no `plt.show()`). A control without a
-    description is labelled with its name. After a reload of the page, run the cell again.
+    The figure is an output of the cell: readers without a kernel have it, too, once. draw: returns
+    what `display` shows. A control without a description is labelled with its name.
 
-    >>> slide(lambda bits: plots.quantization_grid([0.1, 0.3], bits), bits=w.IntSlider(4, 2, 8))
+    >>> slide(lambda width: plots.layer_bars({"conv": 27 * width}), width=w.IntSlider(8, 1, 64))
     """
 
     def drawn() -> object:
@@ -73,23 +69,19 @@ class Explorer:
     """All controls and views of the studies; `box` is what is shown, first those of `dataset`."""
 
     def __init__(self, dataset: str = "", protocol: str = "") -> None:
-        self.first, self.quiet, self.uploaded, self.running = (dataset, protocol), False, None, None
-        self.which = _control(w.Dropdown, "Study:")
+        self.studies = {s.title: s for s in explorer.studies(dataset, protocol)}
+        self.quiet, self.uploaded = False, None
+        self.which = _control(w.Dropdown, "Study:", options=[*self.studies])
         self.method = _control(w.Dropdown, "Method:")
         self.rate = _control(w.SelectionSlider, "Rate:", options=["-"], continuous_update=False)
         costs = {title: column for column, (title, _) in plots.COSTS.items()}
         self.cost = _control(w.Dropdown, "Against:", options=costs)
         self.choice = _control(w.Dropdown, "Show:", options=explorer.CHOICES)
         self.upload = w.FileUpload(accept="image/*", description="Choose a file")
-        codes = [(f"{code} – {row.title}", code) for code, row in METHODS.items()]
-        self.code = _control(w.Dropdown, "New run of:", options=codes, value="CPF-S")
-        self.percent = _control(w.BoundedFloatText, "Rate, %:", 160, value=75, min=1, max=99.9)
-        self.make = w.Button(description="Make it")
         self.views = {  # name: who draws it, its controls
             "Overview": (self._overview, self.cost),
             "Test images": (self._test_images, self.choice),
             "Your image": (self._your_image, self.upload),
-            "New rate": (self._new_rate, self.code, self.percent, self.make),
         }
         self.view = _control(w.ToggleButtons, "View:", 900, options=[*self.views])
         self.cards, self.shown = w.HTML(), w.HTML()
@@ -98,8 +90,7 @@ class Explorer:
         self.box = w.VBox([w.HTML(HTML.style()), w.Box(top, layout=ROW), *below]).add_class("dfx")
         for control in (*top, self.view, *(c for _, *each in self.views.values() for c in each)):
             control.observe(lambda change: self.quiet or self._follow(change["owner"]), "value")
-        self.make.on_click(lambda _: self.start())
-        self.load()
+        self._follow(self.which)
 
     @property
     def study(self) -> explorer.Study:
@@ -114,26 +105,17 @@ class Explorer:
     def result(self) -> dict:
         return self.study.results[self.run.name]
 
-    def load(self, run_id: str = "") -> None:
-        """Read the finished runs, and show that one."""
-        self.studies = {s.title: s for s in explorer.studies(*self.first)}
-        its = [title for title, study in self.studies.items() if run_id in study.results]
-        self.quiet = True  # until all controls are set
-        self.which.options = [*self.studies]
-        self.which.value = (its or self.which.options)[0]
-        self._follow(self.which, run_id if its else "")
-
-    def _follow(self, moved: w.Widget, run_id: str = "") -> None:
+    def _follow(self, moved: w.Widget) -> None:
         """Set the controls that depend on the one that was moved, then draw."""
         self.quiet, rows = True, self.study.rows
         if moved is self.which:
             named = {f"{m} – {METHODS[m].title}" if m in METHODS else m: m for m in rows["method"]}
             self.method.options = named
-            self.method.value = rows["method"].get(run_id, [*named.values()][:2][-1])
+            self.method.value = [*named.values()][:2][-1]  # the first behind BL
         if moved in (self.which, self.method):
             mine = rows[rows["method"] == self.method.value]
             self.rate.options = [*zip(mine["name"], mine.index, strict=True)]
-            self.rate.value, self.rate.disabled = run_id or mine.index[-1], len(mine) < 2
+            self.rate.value, self.rate.disabled = mine.index[-1], len(mine) < 2
         if moved is self.upload and self.upload.value:
             self.uploaded = bytes(self.upload.value[0]["content"])
             self.upload.value = ()  # not to be saved with the notebook's widgets
@@ -162,7 +144,8 @@ class Explorer:
         front.gca().plot(run[cost] / plots.COSTS[cost][1], run["auroc"], "o", **ring)
         both = rows.loc[[*dict.fromkeys((self.study.base["run_id"], run.name))]]
         what = f"AUROC of all runs against {plots.COSTS[cost][0]}"
-        return _drawings((what, front), ("AUROC by generator", plots.forest(both)))
+        again = HTML.note("This run again; for another rate, change --rates:", run["command"])
+        return _drawings((what, front), ("AUROC by generator", plots.forest(both))) + again
 
     def _test_images(self) -> str:
         study, run = self.study, self.run
@@ -189,27 +172,3 @@ class Explorer:
         said = [f"{n}: {a['label']}, P(fake) {a['probability']:.3f}" for n, a in answers.iterrows()]
         fig = plots.image_grid([*looks], ["your image", RESIDUAL, *said], columns=2)
         return HTML.answer("; ".join(said)) + _drawings(("Where each looks (Grad-CAM)", fig))
-
-    def _spec(self) -> engine.Spec:
-        rate = self.percent.value / 100 if METHODS[self.code.value].rated else None
-        return self.study.spec(self.code.value, rate)
-
-    def _new_rate(self) -> str:
-        """The wanted run's command and state, and its BL, where that is not the one shown."""
-        self.make.disabled = True  # until the request is found good
-        spec, base = self._spec(), self.study.base["run_id"]
-        self.make.disabled = spec.finished()
-        own = [p.run_id for p in spec.parents if (p.method, p.dataset) == ("BL", spec.dataset)]
-        state = progress.Progress(engine.Plan((*spec.parents, spec))).look().summary()
-        state = (spec.failure() or {"error": state})["error"]
-        return HTML.new_run(spec.run_id, spec.finished(), base, own, spec.command(), state)
-
-    def start(self) -> None:
-        """Begin to make the wanted run; again, later: show how far it is, and at last the run."""
-        spec, running = self._spec(), self.running and self.running.poll() is None
-        if not (running or spec.finished()):
-            command = f"{spec.command()} --retry-failed"
-            self.running = engine.background(command, spec.folder / "study.txt")
-        if spec.finished():
-            self.load(spec.run_id)
-        self._show()

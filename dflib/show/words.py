@@ -1,7 +1,5 @@
 """How numbers are written, in figures, tables and pages: values, intervals, speeds, names."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,10 +8,24 @@ import pandas as pd
 TRIVIAL = "one answer: accuracy, F1"  # a column's title
 
 
+def filled(template: str, **content) -> str:
+    """A page of `templates/`."""
+    import jinja2  # not for tables in a terminal
+
+    look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    pages = jinja2.Environment(loader=jinja2.PackageLoader("dflib.show"), **look)
+    return pages.get_template(template).render(content)
+
+
 def run_label(method: str, rate: float | None, settings: str = "") -> str:
     """A run's short name in figures and sentences: "CKD 90%", "BL (epochs 9)"."""
     label = method if rate is None or pd.isna(rate) else f"{method} {100 * rate:g}%"
     return f"{label} ({settings})" if settings else label
+
+
+def names(rows: pd.DataFrame) -> list[str]:
+    """The short name of each row's run, from its method and rate."""
+    return [run_label(*each) for each in zip(rows["method"], rows["rate"], strict=True)]
 
 
 def interval(value: float | None, bounds: Sequence[float] | None) -> str:

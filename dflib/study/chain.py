@@ -1,7 +1,5 @@
 """Techniques one after the other: prune, distill, int8 (CPKDQ), or any order of `parse_steps`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -23,9 +21,7 @@ def steps(run: Run) -> tuple[tuple[str, float | None], ...]:
 
 def make(run: Run, *, on_epoch: Callable | None = None) -> tuple[Detector, Path | None]:
     """Do all steps, starting from BL; returns the last float model, and the int8 file or None.
-
-    What each step made stays in the run's folder (`1-prune.safetensors`, …): after an interruption
-    the next step goes on from it.
+    What each step made stays in the run's folder, as `1-prune.safetensors`, ….
 
     >>> model, deployed = make(engine.start("CPKDQ", rate=0.9))  # doctest: +SKIP
     """
@@ -46,9 +42,7 @@ def make(run: Run, *, on_epoch: Callable | None = None) -> tuple[Detector, Path 
 
 def prune_in_steps(run: Run, model: Detector, rate: float) -> Detector:
     """`prune.gradually` as the run's settings say, fine-tuned shortly after each step but the last.
-
-    rate: share of BL's parameters that are gone in the end; a smaller model gives up the rest.
-    """
+    rate: the share of BL's parameters that is gone in the end."""
     s, seed = run.settings, run.spec.seed
     options = {key: s[key] for key in ("importance", "scope", "round_to")}
     if s["importance"] == "taylor":

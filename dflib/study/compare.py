@@ -1,11 +1,8 @@
 """Finished runs side by side: a run's baseline, paired differences, means over seeds and folds.
 
 A result is the dict of a `result.json` with its `folder`; `every` holds all of them by run id, as
-`load` gives them. A change is a dict of `metrics.combine`, of differences. `verdict` is the only
-judge: report, explorer and notebooks say its words. Makes no run.
+`load` gives them. A change is a dict of `metrics.combine`, of differences. `verdict` alone judges.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,11 +27,8 @@ MARGIN = 0.02  # the loss of either that one would still call none
 def load(
     dataset: str | None = None, *, protocol: str = "strict", source: str | None = None
 ) -> dict[str, dict]:
-    """A dataset's finished runs by run id, the oldest first; of transfers those from `source`.
-
-    Without a dataset: all runs of all datasets. What a run does not read itself, `params` has from
-    the runs that it was made from. What is damaged is named in a warning and left out.
-    """
+    """A dataset's finished runs (without one, all) by run id, the oldest first; of transfers those
+    from `source`. What a run does not read itself, `params` has from the runs it was made from."""
     by_age = sorted(records.every(), key=lambda r: records.age(r["folder"]))
     known = {r["run_id"]: r for r in by_age}
     found = {}
@@ -46,10 +40,8 @@ def load(
 
 
 def recipe(params: dict) -> str:
-    """What a run did against unseen generators: "front srm", say; "plain" for nothing.
-
-    Settings that only older code knew are named as well, unless they were off.
-    """
+    """What a run did against unseen generators, "front srm", say, settings that only older code
+    knew included; "plain" for nothing."""
     known = decides(params)
     names = (*RECIPE, *(k for k in known if k not in DEFAULTS))
     return ", ".join(f"{k} {known[k]}" for k in names if known[k] != DEFAULTS.get(k)) or "plain"
@@ -62,32 +54,27 @@ def decides(params: dict, but: Iterable[str] = ()) -> dict:
 
 
 def baseline(result: dict, every: Mapping[str, dict]) -> dict | None:
-    """The BL to hold a run against: the one it was made from, on the same images.
-
-    For a transfer the longest trained BL of its seed, images, code and settings, defaults included.
-    None where there is none, and for a BL.
-    """
+    """The BL to hold a run against: the one it was made from, on the same images; for a transfer
+    the longest trained BL of its seed, images, code and settings. None for a BL, or without one."""
     if result["method"] == "BL":
         return None
-    of = lambda r: (r["dataset"], r.get("data_fingerprint"))
-    made_from = [every[i] for i in result["parents"] if i in every]
-    own = [b for b in made_from if b["method"] == "BL" and of(b) == of(result)]
-    if own:
-        return own[0]
-    wanted = _as_a_baseline(result, every)
-    alike = [b for b in every.values() if b["method"] == "BL" and _as_a_baseline(b, {}) == wanted]
+    for b in (every[i] for i in result["parents"] if i in every):
+        same = ("dataset", "data_fingerprint")
+        if b["method"] == "BL" and all(b.get(key) == result.get(key) for key in same):
+            return b
+    wanted = _as_a_baseline(result)
+    alike = [b for b in every.values() if b["method"] == "BL" and _as_a_baseline(b) == wanted]
     alike.sort(key=lambda b: b["params"].get("epochs", DEFAULTS["epochs"]))
     return alike[-1] if alike else None
 
 
-def _as_a_baseline(result: dict, every: Mapping[str, dict]) -> tuple:
+def _as_a_baseline(result: dict) -> tuple:
     """What a BL shares with the runs that are held against it."""
     ignored = {*DEFAULTS} - {*METHODS["BL"].keys} | {"epochs"}
     same = ("dataset", "protocol", "seed", "data_fingerprint")
     code = result.get("code", {})  # as far as a BL has it
     code = [(name, code[name]) for name in versions("BL") if name in code]
-    asked = decides(_inherited(result, every), ignored)
-    return [result.get(key) for key in same], code, asked
+    return [result.get(key) for key in same], code, decides(result["params"], ignored)
 
 
 def _inherited(result: dict, every: Mapping[str, dict]) -> dict:
@@ -110,7 +97,7 @@ def resampled(
     """`metrics.resample` of a finished run's test images, by scene, at its threshold.
 
     sets: generators whose fakes count together, {"unseen": ["gan"]}; None: {"all": every fake}.
-    scores: others than the run's, of the same images (`robustness`).
+    scores: others than the run's, of the same images.
     """
     table = records.predictions(folder)
     generators, fake = table["generator"], table["label"] == 1
@@ -123,43 +110,38 @@ def resampled(
 
 
 def combined(group: Sequence[dict]) -> dict[str, dict]:
-    """Results of several seeds as one: {generator | "all": {metric: `combine`'s dict}}.
-
-    Where some generators were not in training there are "seen", "unseen" and their difference,
-    "gap". Folds: their mean within each seed.
-    """
+    """Results of several seeds as one: {generator | "all": {metric: `combine`'s dict}}; "seen",
+    "unseen" and their "gap", too, where both are. Folds: their mean within each seed."""
     return _joined(group, *_drawn(group))
 
 
 def paired(mine, theirs) -> dict[str, dict]:
     """Mine minus theirs on the same images: {generator | "all" | "seen" …: {metric: change}}.
 
-    mine, theirs: one result each, or one per seed and fold, each then to its counterpart. What is
-    hard for both cancels, as the draws are shared. Raises `InputError` where a counterpart is
-    missing, or for other test images.
+    mine, theirs: one result each, or as many in the same order. What is hard for both cancels, as
+    the draws are shared. Raises `InputError` for other test images.
 
     >>> verdict(paired(run, baseline(run, every))["all"]).says      # doctest: +SKIP
     'undecided, these weights'
     """
     mine, theirs = ([each] if isinstance(each, dict) else list(each) for each in (mine, theirs))
-    if len(mine) > 1 or len(theirs) > 1:
-        mine, known = sorted(mine, key=_place), {_place(r): r for r in theirs}
-        if lonely := [r for r in mine if _place(r) not in known]:
-            at = ", ".join(str(r["seed"]) for r in lonely)
-            text = f"no run to compare {lonely[0]['run_id']} with at seed {at}"
-            raise InputError(f"{text}: make it, or leave the seed out")
-        theirs = [known[_place(r)] for r in mine]
     drawn, bounds = _drawn([*mine, *theirs])
     lost = {name: np.subtract(*np.split(x, 2)) for name, x in drawn.items()}
     return _joined(mine, lost, bounds)
 
 
-def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str, dict]:
-    """What `combined` tells of generators that a run was trained on, of the others, and the gap.
+def against_baselines(group: Iterable[dict], every: Mapping[str, dict]) -> dict[str, dict]:
+    """`paired` of runs of several seeds with the `baseline` of each; {} where none has one."""
+    pairs = [(r, b) for r in group if (b := baseline(r, every))]
+    return paired(*zip(*pairs, strict=True)) if pairs else {}
 
-    {"seen" | "unseen" | "gap": {metric: `combine`'s dict, "folds": how many}}: the mean over folds,
-    then over seeds. Folds that not all seeds have, and runs that saw every generator, are left out.
-    reference: other runs: differences to that of the same fold and seed. {} where nothing is left.
+
+def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str, dict]:
+    """`combined` of generators that a run was trained on, of the others, and their gap: {"seen" |
+    "unseen" | "gap": {metric: `combine`'s dict, "folds": how many}}.
+
+    Left out are folds that not all seeds have, and runs that saw every generator; {} if none is
+    left. reference: other runs: differences to the one of the same fold and seed.
     """
     sides = [group, reference] if reference else [group]
     chosen = matched(*([r for r in s if tested(r, r["train_generators"])] for s in sides))
@@ -189,8 +171,8 @@ def tested(result: dict, but: Iterable[str] = ()) -> list[str]:
 
 
 def _drawn(results: Sequence[dict]) -> tuple[dict, dict]:
-    """`resampled` of each, same draws of the same images: {set: (results, metrics, 1 + draws)}, and
-    the largest of their bounds: {set: {metric: float}}."""
+    """`resampled` of each on the same draws: {set: (results, metrics, 1 + draws)}, and the largest
+    of their bounds, {set: {metric: float}}."""
     first, every = results[0], tested(results[0])
     draws = min(r["params"].get("draws", DEFAULTS["draws"]) for r in results)
     unseen = [tested(r, but=r.get("train_generators", every)) for r in results]
@@ -266,9 +248,8 @@ def verdict(change: Mapping[str, dict], than: str = "BL", *, margin: float = MAR
     """What a paired comparison shows, no stronger than its intervals.
 
     change: {metric: change} of one set of generators, as `paired` gives it, with JUDGED among them.
-    kept: over several seeds both intervals lie above -margin (non-inferior), and no gain is shown.
-    better, worse: one lies on one side of zero; mixed: the other on the other side. Of one seed it
-    speaks of these weights, not of the method, and bounds no loss.
+    better, worse: one interval lies on one side of zero; mixed: the other on the other side; kept:
+    over several seeds both lie above -margin. Of one seed it speaks of these weights alone.
 
     >>> change = {"mean": -0.012, "ci95": [-0.031, -0.007], "seeds": 1}
     >>> verdict({"auroc": change, "balanced_accuracy": change}).says

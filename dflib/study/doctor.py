@@ -1,7 +1,5 @@
 """Whether this machine runs a study well: `python -m dflib doctor`; what stops one at once."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil
@@ -36,10 +34,8 @@ def _row(check: str, found: str, todo: str = "", wrong: str = FAULT) -> dict[str
 
 
 def need_machine(*, batch: bool = True) -> None:
-    """Raises `InputError` where runs would train badly without a word: see `idle_gpu`.
-
-    batch: runs that papermill executes; on Windows only those that are stepped through by hand are.
-    """
+    """Raises `InputError` where runs would train badly without a word: see `idle_gpu`; for a
+    batch on Windows, too."""
     if batch and platform.system() == "Windows":
         what = "a study (papermill over local sockets, Dask) does not run on Windows"
         raise InputError(f"{what}: use WSL. Notebooks by hand, predict and export do run")
@@ -50,10 +46,8 @@ def need_machine(*, batch: bool = True) -> None:
 
 
 def idle_gpu() -> str | None:
-    """Why torch cannot use an NVIDIA card that is there; None where it can, or none is wanted.
-
-    `CUDA_VISIBLE_DEVICES` set to nothing or -1 says that none is wanted.
-    """
+    """Why torch cannot use an NVIDIA card that is there; None where it can, or where
+    `CUDA_VISIBLE_DEVICES` says that none is wanted."""
     import torch
 
     names = nvidia_cards()
@@ -63,16 +57,14 @@ def idle_gpu() -> str | None:
     if torch.version.cuda is None:
         return f"{names[0]} is there, and {build} is built without CUDA: install a CUDA build"
     if not torch.cuda.is_available():
-        driver = names[0].split(", driver ")[-1]
         try:
             torch.cuda.init()
+            why = "no card is visible"
         except Exception as error:  # of many kinds: old driver, no driver, no right to the device
             why = str(error).split(". ")[0].splitlines()[0]
-        else:
-            why = "no card is visible"
         return (
             f"{names[0]} is there, and {build} (CUDA {torch.version.cuda}) cannot use it: {why}. "
-            f"Update the driver ({driver}), or install a torch that is built for an older CUDA"
+            "Update the driver, or install a torch that is built for an older CUDA"
         )
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
@@ -85,15 +77,14 @@ def idle_gpu() -> str | None:
 
 def nvidia_cards() -> list[str]:
     """What the driver, not torch, knows: "Tesla T4, 15360 MiB, driver 550.54" of each card."""
-    if tool := shutil.which("nvidia-smi"):
-        query = "--query-gpu=name,memory.total,driver_version"
-        try:
-            command = [tool, query, "--format=csv,noheader"]
-            found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-            rows = [line.rsplit(",", 1) for line in found.stdout.splitlines() if "," in line]
-            return [f"{name}, driver {driver.strip()}" for name, driver in rows]
-        except (OSError, subprocess.SubprocessError):
-            pass  # a tool without a card or a driver
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version"]
+    command += ["--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        rows = [line.rsplit(",", 1) for line in found.stdout.splitlines() if "," in line]
+        return [f"{name}, driver {driver.strip()}" for name, driver in rows]
+    except (OSError, subprocess.SubprocessError):
+        pass  # no such tool, or one without a card or a driver
     nodes = sorted(Path("/dev").glob("nvidia[0-9]*"))
     return [f"a card at {node}, driver unknown" for node in nodes]
 
@@ -117,8 +108,8 @@ def _programs() -> Iterator[dict]:
         except PackageNotFoundError:
             yield _row(name, "missing", "pip install -r requirements.txt")
     for name, package in (("torch", "torch"), ("numpy", "numpy"), ("PIL", "pillow")):
-        loaded = sys.modules[name].__version__ if name in sys.modules else None
-        if loaded and version(package).split("+")[0] != loaded.split("+")[0]:
+        loaded = getattr(sys.modules.get(name), "__version__", "").split("+")[0]
+        if loaded and version(package).split("+")[0] != loaded:
             found = f"{loaded} is loaded, {version(package)} is installed"
             yield _row(f"{package} in this process", found, "restart the kernel")
     command = [sys.executable, "-m", "ipykernel", "--version"]

@@ -3,14 +3,10 @@
 A failed run is a record, not an exception: its children are `blocked`, everything else goes on.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import math
 import os
-import shlex
-import shutil
 import sys
 import time
 from collections import Counter
@@ -19,13 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from subprocess import DEVNULL, STDOUT, Popen
 from tempfile import TemporaryDirectory
 
-from filelock import Timeout
-
 from data_prep.errors import InputError, check_rate, choose
-from data_prep.paths import PROJECT, lock, outputs_root, usable
+from data_prep.paths import outputs_root, usable
 from dflib.study import doctor, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome
 from dflib.study.runs import Run, Spec, spec
@@ -50,9 +43,8 @@ def plan(
 ) -> Plan:
     """The study's runs: methods x rates x seeds (x folds), and the parents that they need.
 
-    What is not given comes from the preset. request: preset, dataset, source, protocol, for `spec`.
+    What is not given comes from the preset. request: as for `runs.spec`, which may raise.
     folds: "leave-one-out" trains without each generator in turn, "one-to-all" on each alone.
-    Raises `InputError` as `runs.spec` does, or for a setting that no method of the study reads.
 
     >>> [s.run_id for s in plan(methods_=("BL", "CQ"))]              # doctest: +SKIP
     ['BL-s0-32px-3c1f9b2a', 'CQ-s0-32px-2753b0d5']
@@ -88,7 +80,7 @@ def plan(
 def start(method: str, **request) -> Run:
     """Begin (or find) the run that a notebook asks for; a missing parent is made first, and told.
 
-    request: as for `spec`. Raises `InputError` as `spec` does, or when a parent fails.
+    request: as for `runs.spec`, which may raise; `InputError` when a parent fails, too.
 
     >>> run = start("CPF", dataset="demo", rate=0.9)                # doctest: +SKIP
     """
@@ -105,20 +97,6 @@ def start(method: str, **request) -> Run:
     return Run(wanted)
 
 
-def background(command: str, log: Path) -> Popen:
-    """A study as a process that outlives this one; what it says goes to the file `log`.
-
-    command: as `Spec.command` gives it, "python -m dflib study …". Stop it with `terminate()`:
-    finished runs stay, and the same command goes on.
-    """
-    words = [sys.executable, *shlex.split(command)[1:]]
-    env = os.environ | {"PYTHONPATH": f"{PROJECT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        streams = {"stdin": DEVNULL, "stdout": file, "stderr": STDOUT}
-        return Popen(words, env=env, start_new_session=True, **streams)
-
-
 def run(
     p: Plan,
     *,
@@ -128,12 +106,11 @@ def run(
     on_start: Callable[[Spec], None] = lambda s: None,
     on_outcome: Callable[[Spec, dict], None] = lambda s, o: None,
 ) -> dict[str, dict]:
-    """Make every run of the plan on Dask; the outcome of each by id (done, failed, blocked, left).
+    """Make every run of the plan on Dask; the `outcome` of each by its id.
 
-    scheduler: the address of a cluster; None starts one here: a worker per GPU, or per core.
-    budget: seconds from now; what still runs then is stopped, and left for the same command.
-    on_start, on_outcome: called in this process as each run starts and ends. Raises `InputError`
-    for a worker that has other data, other notebooks or other outputs than this process.
+    scheduler: a cluster's address; None starts one here, with a worker per GPU, or per core.
+    budget: seconds; what still runs then is stopped, and left. on_start, on_outcome: called as
+    each run starts and ends. Raises `InputError` for a worker with other data or notebooks.
     """
     ends = time.time() + (math.inf if budget is None else budget)
     todo = {s.run_id: s for s in p if not s.finished()}
@@ -150,9 +127,13 @@ def run(
         return outcomes
     usable(outputs_root())
     events: SimpleQueue = SimpleQueue()
-    with _scratch() as place, _client(scheduler, place, most=len(todo)) as client:
+    scratch = {"prefix": ".study-", "dir": outputs_root(), "ignore_cleanup_errors": True}
+    with (
+        TemporaryDirectory(**scratch) as place,  # for what workers write beside their runs
+        _client(scheduler, place, most=len(todo)) as client,
+    ):
         client.subscribe_topic("dflib", lambda event: events.put((event[1], None)))
-        _submit(client, todo, events, sign=place.name, ends=ends, retry_failed=retry_failed)
+        _submit(client, todo, events, sign=Path(place).name, ends=ends, retry_failed=retry_failed)
         while len(outcomes) < len(p) and time.time() < ends + GRACE:
             with suppress(Empty):
                 run_id, future = events.get(timeout=1)
@@ -167,11 +148,7 @@ def run(
 
 
 def behind(p: Plan) -> dict[str, int]:
-    """Of each run by its id, how many runs the longest chain of its children has.
-
-    >>> behind(plan(methods_=("TL+FT+Q",))).values()                # doctest: +SKIP
-    dict_values([2, 1, 0])
-    """
+    """Of each run by its id, how many runs the longest chain of its children has."""
     found = Counter()
     for s in reversed(p):
         for parent in s.parents:
@@ -205,7 +182,7 @@ def _node(s: Spec, parents: list[dict], *, run_id: str, sign: str, ends: float, 
         text = f"worker {worker.address}: {why}. Make it like this machine, or leave it out"
         raise InputError(text)
     worker.log_event("dflib", s.run_id)
-    return execute(s, budget=None if math.isinf(rest) else rest, **options)
+    return execute(s, budget=rest, **options)
 
 
 def _unlike(s: Spec, run_id: str, sign: str, threads: int) -> str:
@@ -238,7 +215,7 @@ def _result(s: Spec, future) -> dict:
 
 
 @contextmanager
-def _client(scheduler: str | None, scratch: Path, *, most: int) -> Iterator:
+def _client(scheduler: str | None, scratch: str, *, most: int) -> Iterator:
     """Dask's client: of the cluster at that address, or of one that is started here."""
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
@@ -261,10 +238,10 @@ def _client(scheduler: str | None, scratch: Path, *, most: int) -> Iterator:
         "nanny.pre-spawn-environ": {},  # would be set in this process, too, and stay
     }
     dask.config.set({f"distributed.{key}": value for key, value in settings.items()})
-    dask.config.set({"temporary-directory": str(scratch)})
+    dask.config.set({"temporary-directory": scratch})
     hush("distributed")
     each = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
-    each |= {"local_directory": str(scratch), "preload": ["dflib.study.kernel"]}
+    each |= {"local_directory": scratch, "preload": ["dflib.study.kernel"]}
     environments = enumerate(worker_environments(most))
     workers = {i: {"cls": Nanny, "options": each | {"env": env}} for i, env in environments}
     place = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
@@ -276,25 +253,10 @@ def _client(scheduler: str | None, scratch: Path, *, most: int) -> Iterator:
         yield client
 
 
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder for what workers write beside their runs; those of killed studies are removed."""
-    for old in outputs_root().glob(".study-*"):
-        with suppress(OSError, Timeout):
-            lock(old / "lock", timeout=0).release()
-            shutil.rmtree(old, ignore_errors=True)
-    options = {"prefix": ".study-", "ignore_cleanup_errors": True}
-    with TemporaryDirectory(dir=outputs_root(), **options) as name:
-        held = lock(Path(name, "lock"))  # while this process lives
-        yield Path(name)
-        held.release()
-
-
 def worker_environments(most: int) -> list[dict[str, str]]:
     """Environment of each local worker, for `most` runs at a time: a GPU, or a share of the cores.
 
-    On the CPU many workers of one thread waste less than one of many (loading and drawing use one),
-    but each needs its memory. `OMP_NUM_THREADS` counts more.
+    On the CPU many workers of one thread waste less than one of many; `OMP_NUM_THREADS` overrules.
     """
     import psutil
     import torch

@@ -1,7 +1,5 @@
 """A study as options: those of `python -m dflib study`, in a YAML file that can be kept."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import yaml
@@ -10,7 +8,7 @@ from data_prep.errors import InputError, choose, short
 from dflib.study import engine
 
 LISTS = {"dataset": str, "methods": str, "rates": float, "seeds": int}
-MOST, DEPTH = 1_000_000, 4  # bytes of a grid file, and mappings or lists inside each other
+MOST = 1_000_000  # bytes of a grid file
 KEYS = ("preset", "source", "protocol", "folds", *LISTS, "set")
 
 
@@ -31,31 +29,23 @@ def parse(text: str | bytes, path: Path | str = "text") -> dict:
     >>> parse("methods: [BL, CPF]")
     {'methods': ('BL', 'CPF')}
     """
+    if len(text) > MOST:
+        raise InputError(f"grid {path}: more than {MOST:,} bytes, which is no grid")
     try:
-        _check_shape(text, path)
         found = yaml.load(text, yaml.BaseLoader)  # all is text: a generator may be called 01 or on
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         why = short(" ".join(str(error).split()), 300)[1:-1]
         raise InputError(f"grid {path} is no YAML: {why}") from error
     if not isinstance(found, dict):
         raise InputError(f"grid {path} holds no `key: value` lines; keys: {', '.join(KEYS)}")
-    for key in found:
+    for key, value in found.items():
         choose(f"key of {path}", str(key), KEYS)
-    if not isinstance(found.get("set", {}), dict):
-        raise InputError(f"grid {path}: set: expected settings, each a `key: value` line")
+        words = [value] if isinstance(value, str) else value
+        if isinstance(value, dict) != (key == "set"):
+            raise InputError(f"grid {path}: {key}: expected settings below `set` and nowhere else")
+        if not all(isinstance(word, str) for word in (value.values() if key == "set" else words)):
+            raise InputError(f"grid {path}: {key}: write each value out, without lists in lists")
     return {k: entries(v, k, f"grid {path}: ") if k in LISTS else v for k, v in found.items()}
-
-
-def _check_shape(text: str | bytes, path: Path | str) -> None:
-    """Raise `InputError` for what a grid never is, and what would take all memory or the stack."""
-    if len(text) > MOST:
-        raise InputError(f"grid {path}: more than {MOST:,} bytes, which is no grid")
-    depth = 0
-    for event in yaml.parse(text):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEPTH or isinstance(event, yaml.AliasEvent):
-            raise InputError(f"grid {path}: write each value out, without &, * and deep lists")
 
 
 def entries(value: str | list, key: str, place: str = "--") -> tuple:

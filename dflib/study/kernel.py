@@ -1,7 +1,5 @@
 """One run made here: papermill executes its notebook in a kernel. Which run, and when: `engine`."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -12,11 +10,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty
-from tempfile import TemporaryDirectory, gettempdir
 from typing import TextIO
 from uuid import uuid4
 
@@ -24,8 +20,8 @@ from data_prep.paths import PROJECT, lock, write_text
 from dflib.study import records
 from dflib.study.runs import HELD, Spec
 
-# to glibc: freed blocks of up to 100 MB are kept for the next step; to ask for them again took 9 %
-# of training at 64 px, and twice the time with the threshold that Dask sets for its workers
+# to glibc: freed blocks of up to 100 MB are kept for the next step; with the threshold that Dask
+# sets for its workers, training took twice the time
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_THRESHOLD_": "100000000"}
 STOPPED = "stopped at the end of the budget; it goes on from its last epoch"
 SHORT_OF = re.compile(  # memory or disk, in the words of Python, torch, pyarrow, ONNX Runtime, …
@@ -39,20 +35,19 @@ def outcome(s: Spec, status: str = "done", error: str | None = None, seconds: fl
     return {"run_id": s.run_id, "status": status, "error": error, "seconds": seconds}
 
 
-def execute(s: Spec, *, retry_failed: bool = True, budget: float | None = None) -> dict:
-    """Execute one run's notebook, here; {"run_id", "status", "error", "seconds"}.
+def execute(s: Spec, *, retry_failed: bool = True, budget: float = math.inf) -> dict:
+    """Execute one run's notebook, here; its `outcome`.
 
-    status: done (in 0 seconds if it was before), or failed, with a record in `failed.json`. Kind
-    `error` (the notebook raised) is only reported next time unless `retry_failed`, `died` (killed,
-    or short of memory or disk) is tried again. After `budget` seconds the run is stopped without a
-    record, and left. Of two processes that ask for one run the second waits, and finds it done.
+    status: done; failed, with a record in `failed.json`; left, when `budget` seconds are over. A
+    failure of kind `error` (the notebook raised) is tried again with `retry_failed` alone, of kind
+    `died` (killed, or short of memory or disk) always. A second process waits for the first.
     """
     if s.finished():
         return outcome(s)
     try:
         s.folder.mkdir(parents=True, exist_ok=True)
         with lock(s.folder / "lock"):
-            return _attempt(s, retry_failed, math.inf if budget is None else budget)
+            return _attempt(s, retry_failed, budget)
     except OSError as error:  # not even the record can be written: the run is tried again
         return outcome(s, "failed", f"{type(error).__name__}: {error}")
 
@@ -104,7 +99,7 @@ def _run_notebook(s: Spec, ends: float) -> dict | None:
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        with (s.folder / "log.txt").open("a") as text, sockets() as place:
+        with (s.folder / "log.txt").open("a") as text:
             papermill.execute_notebook(
                 str(_without_asides(s.notebook, scratch)),
                 str(new),
@@ -115,7 +110,7 @@ def _run_notebook(s: Spec, ends: float) -> dict | None:
                 stderr_file=text,
                 kernel_name="python3",
                 language="python",  # whatever cleaners have left of the metadata
-                kernel_manager_class=kernel_manager(text, place, s.folder),
+                kernel_manager_class=kernel_manager(text, s.folder),
                 timeout_func=lambda cell: ends < math.inf and max(0.1, ends - time.monotonic()),
             )
     except (PapermillException, OSError, RuntimeError, ValidationError) as error:
@@ -131,10 +126,8 @@ def _run_notebook(s: Spec, ends: float) -> dict | None:
 
 
 def _without_asides(notebook: Path, place: Path) -> Path:
-    """A copy of the notebook, in a folder, in which a sentence stands for each cell tagged `aside`.
-
-    Those are experiments for who steps through it: they train again, and decide no result.
-    """
+    """A copy of the notebook in which a sentence stands for each cell tagged `aside`: experiments
+    for who steps through it, that decide no result."""
     import nbformat
 
     book = nbformat.read(notebook, as_version=4)
@@ -158,25 +151,10 @@ def _record(error: Exception) -> dict:
     return {"kind": kind, "error": text.splitlines()[0][:500]}
 
 
-@contextmanager
-def sockets() -> Iterator[str]:
-    """How the ipc sockets of a kernel begin (TCP ports race among many).
+def kernel_manager(log_file: TextIO, folder: Path | None = None) -> type:
+    """A kernel manager of this very Python; `log_file` takes what the process itself says.
 
-    Linux has names that are no files: nothing is left behind, and no path is too long (107 bytes).
-    """
-    if sys.platform == "linux":
-        yield f"@dflib-{uuid4().hex}"
-    else:
-        base = min("/tmp", gettempdir(), key=lambda b: (not os.access(b, os.W_OK), len(b)))
-        with TemporaryDirectory(prefix="dflib-", dir=base) as folder:
-            yield f"{folder}/kernel"
-
-
-def kernel_manager(log_file: TextIO, place: str, folder: Path | None = None) -> type:
-    """A kernel manager of this very Python, over the `sockets` that begin with `place`.
-
-    folder: of the run whose lock this process has for the kernel. What the kernel process itself
-    says on its way out goes to `log_file`.
+    folder: of the run whose lock this process has for the kernel.
     """
     from jupyter_client.asynchronous.client import AsyncKernelClient
     from jupyter_client.channels import AsyncZMQSocketChannel
@@ -199,7 +177,9 @@ def kernel_manager(log_file: TextIO, place: str, folder: Path | None = None) -> 
     class KernelManager(AsyncKernelManager):
         def __init__(self, **options) -> None:
             super().__init__(**options)
-            self.transport, self.ip, self.client_factory = "ipc", place, Client
+            self.client_factory = Client
+            if sys.platform == "linux":  # names that are no files; TCP ports race among many
+                self.transport, self.ip = "ipc", f"@dflib-{uuid4().hex}"
 
         @property
         def kernel_spec(self) -> KernelSpec:
@@ -229,10 +209,7 @@ def _environment(folder: Path | None) -> dict[str, str]:
 
 
 def die_with_parent(parent: int) -> None:
-    """End this process when its parent (a process id) ends, however: none trains on beside another.
-
-    Linux does it at once; a kernel that looks itself does so only while it runs Python code.
-    """
+    """End this process when its parent (a process id) ends, however: at once, on Linux."""
     if sys.platform == "linux":
         import ctypes
 

@@ -1,7 +1,5 @@
 """How far a study is: told by the engine, or seen in its folder of outputs. Draws nothing."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -50,7 +48,7 @@ class Estimates:
 
     def learn(self, s: Spec, seconds: float) -> None:
         """Take in that a run took so long."""
-        self._learn(s.method, s.dataset, methods.relevant(s.method, s.settings), seconds)
+        self._learn(s.method, s.dataset, _params(s), seconds)
 
     def _learn(self, method: str, dataset: str, params: dict, seconds: float) -> None:
         for kind in (method, "any") if seconds else ():
@@ -58,12 +56,14 @@ class Estimates:
 
     def __call__(self, s: Spec) -> float | None:
         """None where nothing is known yet."""
-        known = (
-            self.paces.get((kind, s.dataset, s.settings["limit"])) for kind in (s.method, "any")
-        )
-        paces = next(filter(None, known), None)
-        work = _work(methods.relevant(s.method, s.settings))
-        return statistics.median(paces) * work if paces else None
+        for kind in (s.method, "any"):
+            if paces := self.paces.get((kind, s.dataset, s.settings["limit"])):
+                return statistics.median(paces) * _work(_params(s))
+        return None
+
+
+def _params(s: Spec) -> dict:
+    return methods.relevant(s.method, s.settings)
 
 
 def _work(params: dict) -> int:
@@ -81,11 +81,10 @@ class Progress:
         self.guess, self.began = Estimates(), time.time()
         self.specs = {s.run_id: s for s in p}
         self.state = {s.run_id: "done" if s.finished() else "waiting" for s in p}
-        self.since: dict[str, float] = {}  # of what runs
 
     def start(self, s: Spec) -> None:
         """A run has started."""
-        self.state[s.run_id], self.since[s.run_id] = "running", time.time()
+        self.state[s.run_id] = "running"
 
     def end(self, s: Spec, outcome: dict) -> None:
         """A run has ended, as `engine.run` tells it; what it took is learned."""
@@ -93,14 +92,13 @@ class Progress:
         if outcome["status"] == "done":
             self.guess.learn(s, outcome["seconds"])
 
-    def look(self) -> Progress:
+    def look(self) -> "Progress":
         """Find the states in the outputs folder, whoever runs the study."""
         for run, s in self.specs.items():
             if self.state[run] == "done" or s.finished():
                 self.state[run] = "done"
             elif _locked(s):
                 self.state[run] = "running"
-                self.since.setdefault(run, _started(s))
             else:
                 lost = any(self.state[q.run_id] in ("failed", "blocked") for q in s.parents)
                 self.state[run] = "failed" if s.failure() else "blocked" if lost else "waiting"
@@ -116,14 +114,9 @@ class Progress:
         return not {"running", "waiting"} & set(self.state.values())
 
     def seconds(self) -> dict[str, float | None]:
-        """What each run that goes on or waits still takes; None where no run tells how long."""
-        left = {}
-        for run, s in self.specs.items():
-            if self.state[run] in ("running", "waiting"):
-                gone = time.time() - self.since[run] if self.state[run] == "running" else 0.0
-                takes = self.guess(s)
-                left[run] = None if takes is None else max(0.0, takes - gone)
-        return left
+        """What each run that goes on or waits takes in all; None where no run tells how long."""
+        unfinished = (run for run, state in self.state.items() if state in ("running", "waiting"))
+        return {run: self.guess(self.specs[run]) for run in unfinished}
 
     def summary(self, devices: int | None = None) -> str:
         """One line: the counts, and the time left: on `devices`, or at as many runs as go on."""
@@ -137,7 +130,7 @@ class Progress:
         return f"{text}; about {spoken(sum(takes) / (devices or len(self.running) or 1))} left{on}"
 
     def rows(self) -> list[dict[str, str]]:
-        """The plan for reading: each run, what it starts from, its state, what it still takes."""
+        """The plan for reading: each run, what it starts from, its state, what it takes."""
         takes = {run: spoken(seconds) for run, seconds in self.seconds().items()}
         found = []
         for run, s in self.specs.items():
@@ -156,10 +149,3 @@ def _locked(s: Spec) -> bool:
         except Timeout:
             return True
     return False
-
-
-def _started(s: Spec) -> float:
-    """When the present attempt began: its kernel's file; now, where that cannot be read."""
-    with suppress(OSError):
-        return (s.folder / "scratch" / "kernel.json").stat().st_mtime
-    return time.time()

@@ -1,7 +1,5 @@
 """Finished runs as they lie on disk: one schema of `result.json`, checked wherever one is read."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math
@@ -29,11 +27,7 @@ OLDER = "made by older code"
 
 
 def cpu(timing: str) -> str:
-    """The name of the CPU seconds beside a timing's.
-
-    >>> cpu("train_s")
-    'train_cpu_s'
-    """
+    """The name of the CPU seconds beside a timing's: "train_s" -> "train_cpu_s"."""
     return timing.replace("_s", "_cpu_s")
 
 
@@ -79,8 +73,6 @@ class Latency(Record):
 
 
 class Cost(Record):
-    """What `measure.cost` finds."""
-
     params: Count
     macs: Count
     file_bytes: Count
@@ -93,8 +85,6 @@ class Cost(Record):
 
 
 class Scores(Record):
-    """What `metrics.evaluate` finds, of a generator or of all."""
-
     n: Count
     n_real: Size
     n_fake: Size
@@ -163,10 +153,8 @@ def _why(error: OSError | ValidationError) -> str:
 
 
 def every(dataset: str | None = None) -> Iterator[dict]:
-    """All finished runs as `read` gives them; what is damaged is named in a warning, and left out.
-
-    Damaged are also predictions that cannot be read: all that compares runs reads them.
-    """
+    """All finished runs as `read` gives them; where result or predictions are damaged, a warning
+    names the run, and it is left out."""
     for folder in folders():
         try:
             found, table = read(folder), folder / "predictions.parquet"
@@ -207,14 +195,11 @@ def older(result: dict) -> bool:
 
 
 def stamp(file: Path) -> str:
-    """Tells whether a file is there as it was written: its size, and a hash of its two ends.
-
-    A file that was emptied, cut, or filled with zeros by a power cut has another one; "" for none.
-    """
+    """A file's size and a hash of its two ends, which a power cut changes; "" for no file."""
     try:
         with file.open("rb") as content:
-            size = os.fstat(content.fileno()).st_size
             ends = content.read(ENDS)
+            size = content.seek(0, os.SEEK_END)
             content.seek(max(0, size - ENDS))
             ends += content.read(ENDS)
     except OSError:
@@ -254,19 +239,15 @@ def failure(folder: Path) -> dict | None:
 
 
 def find(name: str) -> Path:
-    """The folder of a finished run, by its path, its id or how that begins, `best` or `latest`.
-
-    best: `best` of the dataset and protocol that were worked on last. Raises `InputError` with the
-    nearest id, or for a beginning that several have.
-    """
+    """The folder of a finished run, by its path, its id or how that begins, `latest`, or `best`: of
+    the dataset and protocol that were worked on last. Raises `InputError` for any other name."""
     if name and (Path(name) / "result.json").exists():
         return Path(name)
-    runs = list(every()) if name in ("best", "latest") else []
-    if runs:
+    if name in ("best", "latest") and (runs := list(every())):
         found = max(runs, key=lambda r: age(r["folder"]))
         if name == "best":
-            place = lambda r: (r["dataset"], r["protocol"])
-            found = best(r for r in runs if place(r) == place(found))
+            place = found["dataset"], found["protocol"]
+            found = best(r for r in runs if (r["dataset"], r["protocol"]) == place)
         folder = found["folder"]
         log.warning("%s: %s (validation AUROC %.3f)", name, folder.name, validated(folder))
         return folder
@@ -280,10 +261,8 @@ def find(name: str) -> Path:
 
 
 def best(results: Iterable[dict]) -> dict:
-    """The run to take: of files at most a quarter as large as BL's the best on validation images.
-
-    Of all runs, where none is so small or BL is not there; at least one is needed.
-    """
+    """The run to take: of files at most a quarter as large as BL's the best on validation images;
+    of all runs, where none is so small or BL is not there."""
     results = list(results)
     sizes = [r["cost"]["file_bytes"] for r in results if r["method"] == "BL"]
     most = max(sizes, default=math.inf) / 4
@@ -331,20 +310,16 @@ def own(folder: Path) -> Path:
 
 
 def results(dataset: str | None = None) -> pd.DataFrame:
-    """All finished runs (`every`), a row each (`flat`, and folder), by dataset, protocol and
-    seed."""
+    """All finished runs, a row each (`flat`, and folder), by dataset, protocol and seed."""
     rows = [flat(result) | {"folder": str(result["folder"])} for result in every(dataset)]
     table, by = pd.DataFrame(rows), ["dataset", "protocol", "seed"]
     return table if table.empty else table.sort_values(by, kind="stable", ignore_index=True)
 
 
 def comparable(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Rows of `results` whose times can be held against each other, and the times' unit.
-
-    Wall clock where all had as many threads, else CPU seconds; where these are not known, or a GPU
-    was used by some alone, the unit says that the threads differ.
-    """
-    if rows["threads"].nunique() <= 1 or not rows["on_cpu"].any():
+    """Rows of `results` whose times can be held against each other, and the times' unit: seconds
+    where all had as many threads, else CPU seconds, where all were made on a CPU that told them."""
+    if rows["threads"].nunique() <= 1:
         return rows, "s"
     times = rows.reindex(columns=[*map(cpu, TIMINGS)]).set_axis(TIMINGS, axis=1)
     if times.isna().any(axis=None) or not rows["on_cpu"].all():

@@ -4,8 +4,6 @@ Beside each run, in `robustness.parquet`: a row a test image (as in `predictions
 of P(fake) a perturbation (`data_prep.transform.GRID`).
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -30,11 +28,10 @@ BLOCK = 64  # images whose perturbed versions are in memory at once
 
 
 def measure(folders: Iterable[Path], grid: Sequence[str] = GRID) -> None:
-    """Score every test image of finished runs under each perturbation that they lack.
+    """Score every test image of finished runs under each perturbation that they lack: after real
+    and fake were made alike, before the crop. Each file is decoded once for all.
 
-    A perturbation comes after real and fake were made alike, before the crop. Each file is
-    decoded once for the whole grid and all runs on the same images. Raises `InputError` for a
-    dataset that changed since a run.
+    Raises `InputError` for a dataset that changed since a run.
 
     >>> measure(runs.folders(), grid=("jpeg-50", "blur-2"))  # doctest: +SKIP
     """
@@ -57,53 +54,47 @@ def measured(folder: Path, grid: Sequence[str] = GRID) -> bool:
 
 def drops(
     folders: Sequence[Path],
-    against: Sequence[Path] = (),
+    against: Sequence[Path],
     *,
-    metric: str = "auroc",
     grid: Sequence[str] = GRID,
     draws: int = 1000,
 ) -> pd.DataFrame:
-    """What one method's runs (several seeds) score and lose under each perturbation.
+    """One method's AUROC (over seeds) under each perturbation, and what it loses more than BL.
 
-    A row a perturbation, "" first: value, drop, and with `against` (BL's runs of the same seeds, in
-    the same order) more: the drop minus theirs, paired; above zero is more brittle. Each with _low
-    and _high (95 %). Raises `InputError` where a perturbation was not measured.
+    against: BL's runs of the same seeds, in the same order. A row a perturbation, "" first: value,
+    and more, paired: above zero is more brittle; each with _low and _high (95 %).
     """
-    mine, theirs = ([_drawn(f, grid, metric, draws) for f in group] for group in (folders, against))
+    mine, theirs = ([_drawn(f, grid, draws) for f in group] for group in (folders, against))
     _, bounds = compare.resampled(folders[0], draws=draws)
     rows = []
     for how in ("", *grid):
-        value = np.array([each[how] for each in mine])
-        values = {"value": value, "drop": np.array([each[""] for each in mine]) - value}
-        if theirs:
-            values["more"] = values["drop"] - np.array([each[""] - each[how] for each in theirs])
+        lost = [np.array([each[""] - each[how] for each in side]) for side in (mine, theirs)]
+        values = {"value": np.array([each[how] for each in mine]), "more": lost[0] - lost[1]}
         row = {"perturbation": how}
         for name, arrays in values.items():
-            same = not how and name != "value"  # from itself it does not differ
-            wider = metrics.beyond({metric: arrays.mean(axis=0)}, bounds["all"])[metric]
-            row |= tables.interval(name, metrics.combine(arrays, 0 if same else wider))
+            wider = metrics.beyond({"auroc": arrays.mean(axis=0)}, bounds["all"])["auroc"]
+            if name == "more" and not how:
+                wider = 0  # by construction it is exactly zero
+            row |= tables.interval(name, metrics.combine(arrays, wider))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _drawn(folder: Path, grid: Sequence[str], metric: str, draws: int) -> dict[str, np.ndarray]:
-    """A metric's value and draws on the images as they are (""), and under each perturbation."""
+def _drawn(folder: Path, grid: Sequence[str], draws: int) -> dict[str, np.ndarray]:
+    """The AUROC and its draws on the images as they are (""), and under each perturbation."""
     known, found = _known(folder), {}
     for how in ("", *grid):
         if how and how not in known:
             mend = "robustness.measure does it, in notebook 14"
             raise InputError(f"{Path(folder).name} was not measured under {how}: {mend}")
-        scores = known[how] if how else None
-        values, _ = compare.resampled(folder, scores=scores, draws=draws)
-        found[how] = values["all"][metric]
+        values, _ = compare.resampled(folder, scores=known[how] if how else None, draws=draws)
+        found[how] = values["all"]["auroc"]
     return found
 
 
 def _known(folder: Path) -> pd.DataFrame:
-    paths, file = runs.predictions(folder)[["path"]], Path(folder) / FILE
-    if not file.exists():
-        return paths
-    return paths.merge(pd.read_parquet(file), on="path", how="left", validate="1:1")
+    file = Path(folder) / FILE
+    return pd.read_parquet(file) if file.exists() else runs.predictions(folder)[["path"]]
 
 
 def _images(folder: Path) -> tuple:

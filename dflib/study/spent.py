@@ -1,7 +1,5 @@
 """What an unfinished run has made, and how long it took, over all sessions that it took."""
 
-from __future__ import annotations
-
 import json
 import time
 from contextlib import suppress
@@ -20,15 +18,11 @@ def clocks() -> tuple[float, float]:
 
 @dataclass
 class Spent:
-    """Noted in `file` after each epoch and each step, so that an interruption loses none of it.
-
-    made: {step: (timing, seconds, CPU seconds, `records.stamp` of its file)}; a step that is made
-    again replaces itself. total: seconds and CPU seconds of earlier sessions. threads: of them all.
-    """
+    """Noted in `file` after each epoch and each step, so that an interruption loses none of it."""
 
     file: Path
-    made: dict = field(default_factory=dict)
-    total: tuple[float, float] = (0.0, 0.0)
+    made: dict = field(default_factory=dict)  # step: (timing, seconds, CPU seconds, file's stamp)
+    total: tuple[float, float] = (0.0, 0.0)  # seconds and CPU seconds of earlier sessions
     threads: list = field(default_factory=list)
     began: tuple[float, float] = field(default_factory=clocks)
 
@@ -47,7 +41,7 @@ class Spent:
         return [sum(step[i] for step in self.made.values()) for i in (1, 2)]
 
     def timings(self) -> dict[str, float]:
-        """Of each kind and in total, in seconds, and in CPU seconds beside them."""
+        """`timings` of a result: of each kind and in total, CPU seconds beside seconds."""
         found = dict.fromkeys((*TIMINGS, *map(cpu, TIMINGS)), 0.0)
         for kind, wall, busy, _ in self.made.values():
             found[kind] += wall

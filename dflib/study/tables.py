@@ -1,11 +1,7 @@
 """Finished runs as tables: a row each method, rate and recipe, over seeds and folds, with verdicts.
 
-What is compared with what, and the words, is `compare`'s; how it is written or drawn,
-`dflib.show`'s.
-Numbers stand with their interval: NAME, NAME_low and NAME_high.
+What is compared, and the words, is `compare`'s. Intervals stand in NAME_low and NAME_high.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +25,11 @@ def by_seed(results: Iterable[dict]) -> list[list[dict]]:
     return [[group[seed] for seed in sorted(group)] for _, group in in_order]
 
 
+def with_seeds(result: dict, results: Iterable[dict]) -> list[dict]:
+    """A run and those among the others that differ from it in their seed alone."""
+    return next(group for group in by_seed(results) if result in group)
+
+
 def _key(result: dict) -> tuple:
     method, params = result["method"], result["params"]
     order = [*METHODS, method].index(method)  # behind the table where it is not in it
@@ -40,11 +41,8 @@ def _key(result: dict) -> tuple:
 
 
 def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) -> list[dict]:
-    """Those made with the settings `wanted`, but for the named ones; of equals the newest.
-
-    Only those on the newest one's images. but: with all of RECIPE, what only older code knew may
-    differ as well.
-    """
+    """Those made with the settings `wanted`, but for the named ones, on the newest one's images; of
+    equals the newest. but: with all of RECIPE, what only older code knew may differ, too."""
     results = list(results)
     if {*compare.RECIPE} <= {*but}:
         but = [*but, *({k for r in results for k in r["params"]} - {*DEFAULTS})]
@@ -77,10 +75,9 @@ def over_seeds(
 ) -> pd.DataFrame:
     """A row a method, rate and number of target images: means over seeds, differences from BL.
 
-    Columns: those of `about`, seeds, run_id (of the first), val_auroc (`compare.validated`), COSTS;
-    for each generator and "all" (and "seen", "unseen") NAME/auroc and /balanced_accuracy, and with
-    -BL behind minus `baseline`, paired. NAME/verdict and NAME/word against BL (`verdict`), and of
-    all together the whole text, "told".
+    Columns: `about`'s, seeds, run_id (of the first), val_auroc, COSTS; for each generator, "all",
+    "seen" and "unseen" NAME/auroc and /balanced_accuracy, with -BL behind minus `baseline`, paired;
+    NAME/verdict and /word against BL; of all together the whole text, "told".
     """
     rows, groups = [], by_seed(results)
     for group in groups:
@@ -91,9 +88,7 @@ def over_seeds(
         for name, each in compare.combined(group).items():
             for metric in compare.JUDGED:
                 row |= interval(f"{name}/{metric}", each[metric], inside=True)
-        pairs = [(r, b) for r in group if (b := compare.baseline(r, every))]
-        changes = compare.paired(*zip(*pairs, strict=True)) if pairs else {}
-        for name, each in changes.items():
+        for name, each in compare.against_baselines(group, every).items():
             for metric in compare.JUDGED:
                 row |= interval(f"{name}/{metric}-BL", each[metric])
             word, says, text = compare.verdict(each, margin=margin)
@@ -123,9 +118,9 @@ def matrix(results: Iterable[dict]) -> pd.DataFrame:
 def gaps(results: Iterable[dict], *, margin: float = compare.MARGIN) -> pd.DataFrame:
     """What each method, rate and recipe loses from seen to unseen generators, a row each.
 
-    Columns: method, rate, recipe, folds, seeds, val_auroc (`compare.validated`); AUROC seen, unseen
-    and gap of `contrast`; with -BL behind minus BL of the same recipe, with -plain minus the plain
-    recipe, those of seen and unseen also with _verdict.
+    Columns: method, rate, recipe, folds, seeds, val_auroc; AUROC seen, unseen and gap of
+    `contrast`; with -BL behind minus BL of the same recipe, with -plain minus the plain recipe,
+    each also with _verdict.
     """
     groups: dict[tuple, list[dict]] = {}
     for group in by_seed(results):
@@ -150,16 +145,12 @@ def gaps(results: Iterable[dict], *, margin: float = compare.MARGIN) -> pd.DataF
 
 
 def duels(
-    results: Iterable[dict],
-    rivals: Mapping[str, Sequence[str]],
-    *,
-    margin: float = compare.MARGIN,
+    results: Iterable[dict], rivals: Mapping[str, Sequence[str]], *, margin: float = compare.MARGIN
 ) -> pd.DataFrame:
     """Which of two methods is better at the same rate: paired over the folds and seeds of both.
 
-    rivals: {method: others}. A row each rate, pair and where (seen | unseen generators; all seen
-    where no run has unseen ones). Columns: method, rival, rate, where, seeds, difference (AUROC),
-    verdict, word.
+    rivals: {method: others}. A row each rate, pair and where (seen | unseen generators): method,
+    rival, rate, where, seeds, difference (AUROC), verdict, word.
 
     >>> duels(every.values(), {"CKD": ["CPF", "CPF-S"]})            # doctest: +SKIP
     """
@@ -174,12 +165,10 @@ def duels(
                 continue
             found = compare.contrast(*both) or {"seen": compare.paired(*both)["all"]}
             for where in [name for name in found if name != "gap"]:
-                change, says = (
-                    found[where]["auroc"],
-                    compare.verdict(found[where], rival, margin=margin),
-                )
+                change = found[where]["auroc"]
+                verdict = compare.verdict(found[where], rival, margin=margin)
                 row = {"method": method, "rival": rival, "rate": rate, "where": where}
-                row |= {"seeds": change["seeds"], "verdict": says.says, "word": says.word}
+                row |= {"seeds": change["seeds"], "verdict": verdict.says, "word": verdict.word}
                 rows.append(row | interval("difference", change))
     return pd.DataFrame(rows)
 
