@@ -1,4 +1,4 @@
-"""The explorer: its numbers against independent ones, its controls, uploads."""
+"""The explorer: its numbers against independent ones, its controls, uploads, a new run."""
 
 import io
 import json
@@ -19,6 +19,7 @@ from data_prep.errors import InputError
 from data_prep.paths import images_root
 from dflib.edge.predict import Predictor
 from dflib.show import explorer, widgets
+from dflib.study import runs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,7 +117,6 @@ def test_controls_move_the_cards_and_the_views(page):
     shown = page.shown.value
     page.cost.value = "file_bytes"
     assert "file, MB" in page.shown.value and page.shown.value != shown
-    assert page.run["command"] in page.shown.value
     page.view.value = "Test images"
     found = explorer.compared(page.study, page.run.name)["became"].value_counts()
     page.choice.value = found.index[0]
@@ -158,11 +158,45 @@ def test_a_wrong_upload_is_refused_with_its_reason(content, message, page):
     assert 'role="alert"' in page.shown.value and message in page.shown.value
 
 
-def test_runs_of_older_code_are_shown(copy):
+def test_a_new_rate_is_made_as_a_run_like_all_others(copy):
+    page = widgets.Explorer()
+    page.view.value, page.percent.value = "New rate", 75
+    command = page.study.spec("CPF-S", 0.75).command()
+    assert command in page.shown.value and "--set weight_decay=0.3" in command
+    page.start()
+    process = page.running
+    page.start()  # how far is it?
+    assert page.running is process and "0 of 2 done" not in page.shown.value
+    assert process.wait() == 0
+    page.start()
+    assert page.run["name"] == "CPF-S 75%" and page.make.disabled
+    assert "is finished" in page.shown.value
+    assert page.run["params"] / page.study.base["cost"]["params"] == pytest.approx(0.25, rel=0.01)
+    found = runs.read(runs.find(page.run.name))
+    assert found["parents"] == [page.study.base["run_id"]] and found["folder"].is_relative_to(copy)
+
+
+def test_a_run_that_starts_from_another_bl_says_so(study, monkeypatch):
+    monkeypatch.setattr(runs, "code_hash", lambda notebook: "other code")
+    page = widgets.Explorer()
+    page.view.value = "New rate"
+    (own,) = page.study.spec("CPF-S", 0.75).parents
+    assert own.run_id != study.base["run_id"]
+    for text in ("does not start from the BL shown", study.base["run_id"], own.run_id):
+        assert text in page.shown.value
+
+
+@pytest.mark.parametrize(("setting", "works"), [({"attention": 0.0}, True), ({"crops": 4}, False)])
+def test_runs_of_older_code_are_shown_and_their_settings_named(setting, works, copy):
     for path in copy.glob("*/*/*/*/result.json"):
         result = json.loads(path.read_text())
-        path.write_text(json.dumps(result | {"params": result["params"] | {"crops": 4}}))
-    assert len(widgets.Explorer().study.results) == 4
+        path.write_text(json.dumps(result | {"params": result["params"] | setting}))
+    page = widgets.Explorer()
+    assert len(page.study.results) == 4
+    page.view.value = "New rate"
+    (name,) = setting
+    assert ("python -m dflib study" in page.shown.value) == works
+    assert (name in page.shown.value) != works and page.make.disabled != works
 
 
 def test_names_from_outside_are_escaped(study):

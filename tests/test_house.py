@@ -15,8 +15,8 @@ from data_prep.paths import PROJECT
 FLOORS = {"data_prep": 0, "dflib": 1, "dflib.study": 2, "dflib.edge": 3, "dflib.show": 4}
 DETECTOR = {"models", "data", "train", "augment", "metrics", "measure"}  # know no technique
 TECHNIQUES = {"prune", "distill", "quantize", "lowrank", "adapters", "export", "explain"}
-# reached so far; the aim is 2,600 and 6,000 lines
-LINES = {"dflib/*.py": 2830, "dflib/**/*.py": 7835, "data_prep/**/*.py": 2830}
+# reached so far; the aim is 2,600 and 6,000 lines, 7,000 with networks of others
+LINES = {"dflib/*.py": 3320, "dflib/**/*.py": 8700, "data_prep/**/*.py": 2830}
 FILE, FUNCTION = 450, 60
 
 

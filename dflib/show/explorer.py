@@ -71,6 +71,17 @@ class Study:
         twice, hashes = table["run"].duplicated(keep=False), " · " + table.index.str[-8:]
         return table.assign(name=table["run"].where(~twice, table["run"] + hashes))
 
+    def spec(self, method: str, rate: float | None) -> runs.Spec:
+        """The request for such a run with the settings of the others; BL's win.
+
+        Raises `InputError` as `runs.spec` does, and for a setting that only older code knew.
+        """
+        every = [*self.results.values(), self.base]
+        settings = {k: v for r in every for k, v in r["params"].items() if k in DEFAULTS or v}
+        source = next((r["source"] for r in every if r["source"]), None)
+        same = {key: self.base[key] for key in ("preset", "dataset", "protocol", "seed")}
+        return runs.spec(method, rate=rate, source=source, settings=settings, **same)
+
     @cached_property
     def data(self) -> data.Dataset:
         """The images as its runs saw them; raises `InputError` where they are gone."""

@@ -1,6 +1,9 @@
 """Widgets: `slide` for notebooks, and the explorer, whose HTML is in `templates/`."""
 
+import shlex
+import sys
 from collections.abc import Callable
+from subprocess import Popen
 
 import ipywidgets as w
 import numpy as np
@@ -11,6 +14,7 @@ from matplotlib import pyplot
 
 from data_prep.errors import InputError
 from dflib.show import explorer, plots
+from dflib.study import progress, runs
 from dflib.study.methods import METHODS
 
 TEMPLATES = Environment(loader=PackageLoader("dflib.show"), autoescape=True)
@@ -69,19 +73,23 @@ class Explorer:
     """All controls and views of the studies; `box` is what is shown, first those of `dataset`."""
 
     def __init__(self, dataset: str = "", protocol: str = "") -> None:
-        self.studies = {s.title: s for s in explorer.studies(dataset, protocol)}
-        self.quiet, self.uploaded = False, None
-        self.which = _control(w.Dropdown, "Study:", options=[*self.studies])
+        self.first, self.quiet, self.uploaded, self.running = (dataset, protocol), False, None, None
+        self.which = _control(w.Dropdown, "Study:")
         self.method = _control(w.Dropdown, "Method:")
         self.rate = _control(w.SelectionSlider, "Rate:", options=["-"], continuous_update=False)
         costs = {title: column for column, (title, _) in plots.COSTS.items()}
         self.cost = _control(w.Dropdown, "Against:", options=costs)
         self.choice = _control(w.Dropdown, "Show:", options=explorer.CHOICES)
         self.upload = w.FileUpload(accept="image/*", description="Choose a file")
+        codes = [(f"{code} – {row.title}", code) for code, row in METHODS.items()]
+        self.code = _control(w.Dropdown, "New run of:", options=codes, value="CPF-S")
+        self.percent = _control(w.BoundedFloatText, "Rate, %:", 160, value=75, min=1, max=99.9)
+        self.make = w.Button(description="Make it")
         self.views = {  # name: who draws it, its controls
             "Overview": (self._overview, self.cost),
             "Test images": (self._test_images, self.choice),
             "Your image": (self._your_image, self.upload),
+            "New rate": (self._new_rate, self.code, self.percent, self.make),
         }
         self.view = _control(w.ToggleButtons, "View:", 900, options=[*self.views])
         self.cards, self.shown = w.HTML(), w.HTML()
@@ -90,7 +98,8 @@ class Explorer:
         self.box = w.VBox([w.HTML(HTML.style()), w.Box(top, layout=ROW), *below]).add_class("dfx")
         for control in (*top, self.view, *(c for _, *each in self.views.values() for c in each)):
             control.observe(lambda change: self.quiet or self._follow(change["owner"]), "value")
-        self._follow(self.which)
+        self.make.on_click(lambda _: self.start())
+        self.load()
 
     @property
     def study(self) -> explorer.Study:
@@ -105,17 +114,26 @@ class Explorer:
     def result(self) -> dict:
         return self.study.results[self.run.name]
 
-    def _follow(self, moved: w.Widget) -> None:
+    def load(self, run_id: str = "") -> None:
+        """Read the finished runs, and show that one."""
+        self.studies = {s.title: s for s in explorer.studies(*self.first)}
+        its = [title for title, study in self.studies.items() if run_id in study.results]
+        self.quiet = True  # until all controls are set
+        self.which.options = [*self.studies]
+        self.which.value = (its or self.which.options)[0]
+        self._follow(self.which, run_id if its else "")
+
+    def _follow(self, moved: w.Widget, run_id: str = "") -> None:
         """Set the controls that depend on the one that was moved, then draw."""
         self.quiet, rows = True, self.study.rows
         if moved is self.which:
             named = {f"{m} – {METHODS[m].title}" if m in METHODS else m: m for m in rows["method"]}
             self.method.options = named
-            self.method.value = [*named.values()][:2][-1]  # the first behind BL
+            self.method.value = rows["method"].get(run_id, [*named.values()][:2][-1])
         if moved in (self.which, self.method):
             mine = rows[rows["method"] == self.method.value]
             self.rate.options = [*zip(mine["name"], mine.index, strict=True)]
-            self.rate.value, self.rate.disabled = mine.index[-1], len(mine) < 2
+            self.rate.value, self.rate.disabled = run_id or mine.index[-1], len(mine) < 2
         if moved is self.upload and self.upload.value:
             self.uploaded = bytes(self.upload.value[0]["content"])
             self.upload.value = ()  # not to be saved with the notebook's widgets
@@ -144,8 +162,7 @@ class Explorer:
         front.gca().plot(run[cost] / plots.COSTS[cost][1], run["auroc"], "o", **ring)
         both = rows.loc[[*dict.fromkeys((self.study.base["run_id"], run.name))]]
         what = f"AUROC of all runs against {plots.COSTS[cost][0]}"
-        again = HTML.note("This run again; for another rate, change --rates:", run["command"])
-        return _drawings((what, front), ("AUROC by generator", plots.forest(both))) + again
+        return _drawings((what, front), ("AUROC by generator", plots.forest(both)))
 
     def _test_images(self) -> str:
         study, run = self.study, self.run
@@ -172,3 +189,27 @@ class Explorer:
         said = [f"{n}: {a['label']}, P(fake) {a['probability']:.3f}" for n, a in answers.iterrows()]
         fig = plots.image_grid([*looks], ["your image", RESIDUAL, *said], columns=2)
         return HTML.answer("; ".join(said)) + _drawings(("Where each looks (Grad-CAM)", fig))
+
+    def _spec(self) -> runs.Spec:
+        rate = self.percent.value / 100 if METHODS[self.code.value].rated else None
+        return self.study.spec(self.code.value, rate)
+
+    def _new_rate(self) -> str:
+        """The wanted run's command and state, and its BL, where that is not the one shown."""
+        self.make.disabled = True  # until the request is found good
+        spec, base = self._spec(), self.study.base["run_id"]
+        self.make.disabled = spec.finished()
+        own = [p.run_id for p in spec.parents if (p.method, p.dataset) == ("BL", spec.dataset)]
+        state = progress.Progress((*spec.parents, spec)).look().summary()
+        state = (spec.failure() or {"error": state})["error"]
+        return HTML.new_run(spec.run_id, spec.finished(), base, own, spec.command(), state)
+
+    def start(self) -> None:
+        """Begin to make the wanted run; again, later: show how far it is, and at last the run."""
+        spec, running = self._spec(), self.running and self.running.poll() is None
+        if not (running or spec.finished()):
+            words = [*shlex.split(spec.command())[1:], "--retry-failed"]
+            self.running = Popen([sys.executable, *words], start_new_session=True)
+        if spec.finished():
+            self.load(spec.run_id)
+        self._show()
