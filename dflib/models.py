@@ -186,7 +186,9 @@ def fused(model: Detector) -> nn.Module:
     plain = backbones.plain(model.eval())
     with suppress(torch.fx.proxy.TraceError):  # the exporter folds what it can
         plain = fuse(plain)
-    return plain.to(memory_format=torch.channels_last)
+    with suppress(RuntimeError):  # it has a tensor of five dimensions
+        plain.to(memory_format=torch.channels_last)
+    return plain
 
 
 def _stack(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -172,7 +173,9 @@ def _groups(model: Detector, importance: str, batches: Batches) -> list[Group]:
     names = {layer: name for name, layer in twin.named_modules()}
     device = next(twin.parameters()).device
     image = torch.rand(2, 3, model.arch.size, model.arch.size, device=device)
-    graph = tp.DependencyGraph().build_dependency(twin, example_inputs=image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of parameters outside of layers, which stay whole or fail
+        graph = tp.DependencyGraph().build_dependency(twin, example_inputs=image)
     score = {
         "l1": tp.importance.GroupMagnitudeImportance(p=1),
         "taylor": tp.importance.GroupTaylorImportance(),

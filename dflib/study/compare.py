@@ -19,7 +19,8 @@ from dflib.study.methods import METHODS, fold, versions
 from dflib.study.settings import DEFAULTS, MEASURES
 
 FOLD = ("train_generators", "hold_out")
-RECIPE = ("blur_jpeg", "ema", "front", "mode")  # against unseen generators
+# which network, and what was done against unseen generators
+RECIPE = ("backbone", "pretrained", "blur_jpeg", "ema", "front", "mode")
 JUDGED = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # no share of fakes in them
 MARGIN = 0.02  # the loss of either that one would still call none
 
@@ -40,8 +41,8 @@ def load(
 
 
 def recipe(params: dict) -> str:
-    """What a run did against unseen generators, "front srm", say, settings that only older code
-    knew included; "plain" for nothing."""
+    """Which other network a run has, and what it did against unseen generators, "front srm", say;
+    settings that only older code knew; "plain" for nothing."""
     known = decides(params)
     names = (*RECIPE, *(k for k in known if k not in DEFAULTS))
     return ", ".join(f"{k} {known[k]}" for k in names if known[k] != DEFAULTS.get(k)) or "plain"
