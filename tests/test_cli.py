@@ -52,7 +52,7 @@ KNOWN = "Get it with: python -m data_prep"
 SET = {  # --set: what is said of it
     "epoch=3": "unknown setting 'epoch', did you mean 'epochs'?",
     "epochs": "--set 'epochs': expected KEY=VALUE",
-    "epochs=1.5": "setting epochs='1.5': expected a whole number from 1",
+    "epochs=1.5": "setting epochs='1.5': expected a whole number from 0",
     "limit=1": "setting limit='1': expected a whole number from 8",
     "target_images=3": "setting target_images='3': expected a whole number from 8",
     "hold_out=1": "unknown generator '1'",
