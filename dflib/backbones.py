@@ -135,7 +135,7 @@ def split(backbone: str, size: int, pretrained: str = "") -> tuple[nn.Module, nn
             net.load_state_dict(_filtered(net, state))
     except InputError:
         raise
-    except Exception as error:  # a user's function, and all that timm, hubs and torch may raise
+    except (Exception, SystemExit) as error:  # a user's function, timm, hubs, torch
         if pretrained == "true":
             where = {"timm": f"huggingface.co/timm/{name}"}.get(kind, "download.pytorch.org")
             why = f"cannot be had from {where} ({short(str(error), 200)})"
@@ -143,6 +143,8 @@ def split(backbone: str, size: int, pretrained: str = "") -> tuple[nn.Module, nn
             raise InputError(f"weights of {backbone} {why}: {bring}") from error
         what = f"{type(error).__name__}: {short(str(error), 300)}"
         raise InputError(f"{backbone} cannot be made: {what}") from error
+    if not isinstance(net, nn.Module):
+        raise InputError(f"{backbone} gives {type(net).__name__}: expected an nn.Module, {WANTED}")
     return _cut(net, backbone, size, keep=kind == "own" or classes is not None)
 
 

@@ -56,6 +56,17 @@ def three():
 def image():
     return nn.Conv2d(3, 2, 1)
 
+def nothing():
+    return None
+
+def pair():
+    net = Net(2)
+    net.forward = lambda x: (x, x)
+    return net
+
+def stops():
+    raise SystemExit(3)
+
 def broken():
     raise OSError("no such thing")
 """
@@ -277,6 +288,9 @@ def test_what_cannot_be_done_is_said_at_once(ask, message, own, tiny_dataset, ti
         ("three", r"3 outputs for an image; wanted is N x 3 x H x W in \[0, 1\] -> logits"),
         ("image", r"two images give \(2, 2, 64, 64\); wanted is"),
         ("broken", "cannot be made: OSError: 'no such thing'"),
+        ("nothing", "gives NoneType: expected an nn.Module"),
+        ("pair", "two images give tuple; wanted is"),
+        ("stops", "cannot be made: SystemExit: '3'"),
         ("missing", "unknown function of theirs-.*.py 'missing'"),
     ],
 )
