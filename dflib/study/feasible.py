@@ -89,9 +89,19 @@ def _applies(row: methods.Method, rate: float | None, values: dict, does: set[st
     if values["backbone"].endswith(".onnx") and trains:
         can = "BL, CQ, CQ-S, and CKD from it"
         raise InputError(f"{row.code}: an ONNX file cannot be trained or cut; it can be {can}")
+    which = values["backbone"], values["size"]
+    of_file = values["pretrained"].startswith("own/")
+    _made(*which, values["pretrained"] if of_file else "")
     if rate and "structured" in does:
-        keys = ("backbone", "size", "round_to")
-        _cut_on_trial(rate, *(values[key] for key in keys), values["scope"] == "layer")
+        _cut_on_trial(rate, *which, values["round_to"], values["scope"] == "layer")
+
+
+@lru_cache(maxsize=256)
+def _made(backbone: str, size: int, pretrained: str) -> None:
+    """Build the network once, with its file of weights."""
+    from dflib import models
+
+    models.Detector(models.architecture("BL", size=size, backbone=backbone), pretrained)
 
 
 @lru_cache(maxsize=256)
