@@ -178,7 +178,6 @@ def cached_teacher() -> Iterator[Record]:
         online / kept,
         "x",
         ">= 3",
-        online / kept >= 3,
         f"a step of 32 images: {1e3 * kept:.0f} ms against {1e3 * online:.0f} ms; teacher of 0.38 "
         f"GMACs (EfficientNet-Lite0), student of 0.18 (S90), {torch.get_num_threads()} threads",
     )
