@@ -284,6 +284,14 @@ def test_what_cannot_be_done_is_said_at_once(ask, message, own, tiny_dataset, ti
         runs.spec(method, **request, settings=ask)
 
 
+def test_the_transferred_teacher_is_for_transfers_alone(tiny_dataset, tiny_source):
+    request = {"dataset": tiny_dataset, "preset": "tiny", "rate": 0.5}
+    request["settings"] = {"teacher": "transferred"}
+    assert runs.spec("CKD", **request).settings["teacher"] == ""
+    chosen = runs.spec("TL+KD", source=tiny_source, **request).settings
+    assert chosen["teacher"] == "transferred"
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [

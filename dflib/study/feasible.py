@@ -25,6 +25,8 @@ def settled(values: dict, source: str = "") -> dict:
     changed = {}
     if values["backbone"] != "vgg" and values["trainable"] == DEFAULTS["trainable"]:
         changed["trainable"] = "all"  # the default names layers of the vgg
+    if values["teacher"] == "transferred" and not source:
+        values = values | {"teacher": ""}  # a word for the transfers of a study alone
     if source == WEIGHTS and not values["teacher"]:
         changed["teacher"] = "transferred"  # ImageNet has no word for fakes
     if values["backbone"] != "vgg" or values["pretrained"]:
