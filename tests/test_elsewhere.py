@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,10 @@ from dflib.study import records
 
 
 @pytest.fixture(scope="module", autouse=True)
-def outputs(explorer_outputs):
+def outputs(explorer_outputs, tmp_path_factory):
+    own = shutil.copytree(explorer_outputs, tmp_path_factory.mktemp("elsewhere") / "outputs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DFLIB_OUTPUTS", str(explorer_outputs))
+        patch.setenv("DFLIB_OUTPUTS", str(own))
         yield
 
 
@@ -119,6 +121,14 @@ def test_records_are_a_table_of_trained_on_and_tested_on(run, another, tiny_data
     assert set(table["generator"][table["dataset"] == another]) == {"gan", "vae", "all", "macro"}
     shown = report.tested_elsewhere(records.every()).iloc[0]
     assert shown["run"].startswith("BL, ") and re.match(r"0\.\d{3} \[", shown[another])
+
+
+def test_a_damaged_record_is_named_and_the_others_are_shown(run, another, caplog):
+    elsewhere.test(run["run_id"], another)
+    for i, text in enumerate(("", "[]", '{"run_id": 1}', "\0")):
+        (run["folder"] / "tests" / f"{i}.json").write_text(text)
+    assert another in set(elsewhere.every(records.every())["dataset"])
+    assert all(f"{i}.json is damaged" in caplog.text for i in range(4))
 
 
 def test_the_command_prints_every_run_on_every_set(run, another, tiny_dataset):

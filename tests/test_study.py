@@ -248,13 +248,15 @@ def test_no_scheduler_at_the_address(tiny_dataset, outputs):
 def test_runs_go_to_an_existing_cluster_whose_workers_are_like_this_machine(
     tiny_dataset, outputs, tmp_path
 ):
+    import dask
     from distributed import Client, LocalCluster
 
     how = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": 0, "dashboard_address": ":0"}
     plan = tiny(tiny_dataset, "BL")
     others = {"DFLIB_DATA": (tmp_path / "no-data", f"unknown dataset '{tiny_dataset}'")}
     others["DFLIB_OUTPUTS"] = tmp_path / "other", "outputs in .*other, another folder"
-    with LocalCluster(**how) as cluster, Client(cluster) as client:
+    alone = {"distributed.nanny.pre-spawn-environ": {}}  # it would stay in this process, too
+    with dask.config.set(alone), LocalCluster(**how) as cluster, Client(cluster) as client:
         (worker,) = client.nthreads()
         for key, (wrong, message) in others.items():
             as_here = {key: os.environ[key]}

@@ -5,6 +5,7 @@ with `tests/NAME.parquet`, which the matrix "trained on, tested on" is made of.
 """
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dflib.edge.predict import Predictor
 from dflib.study import records, runs
 from dflib.study.tables import interval
 
+log = logging.getLogger(__name__)
 DRAWS = 1000  # of the bootstrap over scenes
 FIGURES = {  # of a record: its title
     "auroc": "AUROC",
@@ -91,10 +93,14 @@ def every(results: Iterable[dict]) -> pd.DataFrame:
     """All records of finished runs: their `rows`, with method, rate and seed."""
     found = []
     for result in results:
-        about = {key: result[key] for key in ("method", "rate", "seed")}
+        about = {key: result[key] for key in ("run_id", "method", "rate", "seed")}
         for file in sorted((Path(result["folder"]) / "tests").glob("*.json")):
-            record = json.loads(file.read_text(encoding="utf-8"))
-            found += [about | row for row in rows(record)]
+            try:
+                made = rows(json.loads(file.read_text(encoding="utf-8")))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                log.warning("%s is damaged: delete it, and test again", file)
+                continue
+            found += [row | about for row in made]
     return pd.DataFrame(found)
 
 
