@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -36,18 +36,26 @@ def prepare(
     """
     if not images.is_dir():
         raise InputError(f"{images} is not a folder: give the one that the list's paths start from")
-    table = _read(file, columns or {})
-    twice = table.loc[table["path"].duplicated(), "path"]
-    if len(twice):
-        what = f"{len(twice)} path(s) stand in it twice (e.g. {short(twice.iloc[0])})"
-        raise InputError(f"{file}: {what}")
+    table = read(file, columns)
     rows = [_row(row, file) for row in table.to_dict("records")]
     rows = rows if "scene" in table else scenes.grouped(rows, scene)
     return manifest.make(name, images, rows, force=force)
 
 
-def _read(file: Path, columns: dict[str, str]) -> pd.DataFrame:
-    """The list as text, its columns under our names."""
+def read(
+    file: Path,
+    columns: dict[str, str] | None = None,
+    *,
+    needed: Sequence[str] = COLUMNS[:2],
+    known: Sequence[str] = COLUMNS[2:],
+) -> pd.DataFrame:
+    """A CSV or parquet file as text, the needed columns and the known ones that it has.
+
+    columns: what the file calls them, where not so. Raises `InputError` for a file that cannot be
+    read, a column that is not there, and a path that stands in it twice.
+
+    >>> read(Path("labels.csv"), {"path": "file"})                   # doctest: +SKIP
+    """
     try:
         if file.suffix.lower() == ".parquet":
             table = pd.read_parquet(file).astype("str")
@@ -55,22 +63,31 @@ def _read(file: Path, columns: dict[str, str]) -> pd.DataFrame:
             table = pd.read_csv(file, dtype="str", keep_default_na=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as CSV or parquet: {error}") from error
-    names = {ours: columns.get(ours, ours) for ours in COLUMNS}
+    names = {ours: (columns or {}).get(ours, ours) for ours in (*needed, *known)}
     for ours, name in names.items():
-        if name not in table and (ours in COLUMNS[:2] or name != ours):
+        if name not in table and (ours in needed or name != ours):
             hint = f"Say which it is: --{ours}-column NAME."
             choose(f"column for the {ours}", name, list(table.columns), hint=hint)
     names = {name: ours for ours, name in names.items() if name in table}
-    return table[list(names)].rename(columns=names)
+    table = table[list(names)].rename(columns=names)
+    twice = table.loc[table["path"].duplicated(), "path"]
+    if len(twice):
+        what = f"{len(twice)} path(s) stand in it twice (e.g. {short(twice.iloc[0])})"
+        raise InputError(f"{file}: {what}")
+    return table
+
+
+def split_of(word: str, file: Path) -> str:
+    """train, val or test for a word that means one, "" for none; else `InputError`."""
+    hint = f"In {file}."
+    return folder.SPLITS[choose("split", word.lower(), folder.SPLITS, hint=hint)][0] if word else ""
 
 
 def _row(row: dict, file: Path) -> dict:
     label, path = label_of(row["label"], f"In {file}."), PurePosixPath(row["path"])
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"{file}: path {short(row['path'])} is not one below --images")
-    split = row.get("split", "").lower()
-    if split:
-        split = folder.SPLITS[choose("split", split, folder.SPLITS, hint=f"In {file}.")][0]
+    split = split_of(row.get("split", ""), file)
     generator = row.get("generator") or "fake"
     known = {"path": str(path), "label": label, "split": split, "group": row.get("scene", "")}
     return known | {"generator": generator if label else "real", "folder": path.parent.name}

@@ -77,6 +77,9 @@ def study(
     budget: Annotated[str | None, Option(help="stop after 8.5h, 90m; goes on next time")] = None,
     scheduler: Annotated[str | None, Option(help="an existing Dask cluster, tcp://…")] = None,
     device: Annotated[str | None, Option(help="cpu: leave the GPUs of this machine alone")] = None,
+    test_on: Annotated[
+        str | None, Option(help="then test each run on these sets, too: a,b")
+    ] = None,
 ) -> None:
     """Make every run of a grid that is not there yet; then the table and outputs/report.html.
 
@@ -98,6 +101,7 @@ def study(
         if value is not None:
             options[key] = grids.entries(value, key) if key in grids.LISTS else value
     options["set"] = options.get("set", {}) | _settings(set_ or [])
+    others = _there(test_on)
     plan = grids.plan(options) if dry_run or watch else _planned(options)
     from dflib.show import terminal
 
@@ -111,10 +115,22 @@ def study(
         outcomes = terminal.study(plan, **how)
         made = [run for run, o in outcomes.items() if o["status"] == "done" and o["seconds"]]
         _time_in_turns(made)
+        _test_elsewhere(outcomes, others)
     except KeyboardInterrupt:
         typer.echo("interrupted: finished runs are kept, and the same command goes on", err=True)
         raise typer.Exit(130) from None
     raise typer.Exit(_told(plan, outcomes))
+
+
+def _there(datasets: str | None) -> tuple[str, ...]:
+    """The named datasets; raises `InputError` for one that is not prepared: before any training."""
+    from data_prep import manifest
+    from dflib.study import grid
+
+    names = grid.entries(datasets, "test-on") if datasets is not None else ()
+    for name in names:
+        manifest.load(name)
+    return names
 
 
 def _told(plan: tuple, outcomes: dict) -> int:
@@ -143,6 +159,25 @@ def _time_in_turns(made: list[str]) -> None:
             timing.again(made)
         except InputError as error:  # the runs stand, with the times from when they were made
             typer.echo(f"not timed again: {error}")
+
+
+def _test_elsewhere(outcomes: dict[str, dict], others: tuple[str, ...]) -> None:
+    """Finished runs that tell real from fake, on other sets; what is there already is kept."""
+    if not others:
+        return
+    from dflib.edge import elsewhere
+    from dflib.show import terminal
+    from dflib.study import compare
+
+    every, records = compare.load(), []
+    made = [i for i in outcomes if i in every and every[i].get("classes") == ["real", "fake"]]
+    for run, name in ((run, name) for run in made for name in others):
+        try:
+            records.append(elsewhere.known(run, name) or elsewhere.test(run, name))
+        except InputError as error:
+            typer.echo(f"{run} was not tested on {name}: {error}")
+    if records:
+        terminal.show(terminal.tested(records), title="at the threshold of each run's own dataset")
 
 
 def _planned(options: dict) -> tuple:
@@ -261,9 +296,9 @@ def test(
 
 @app.command()
 def adopt(
-    detector: Annotated[str, Argument(help="FILE.py:function, or FILE.onnx")],
+    detector: Annotated[str, Argument(help="FILE.py:function, FILE.onnx, or scores: FILE.csv")],
     dataset: Annotated[str, Option(help="a prepared dataset: sets the threshold, and tests")],
-    weights: Annotated[str, Option(help="of FILE.py:function, safetensors or a state dict")] = "",
+    weights: Annotated[str, Option(help="of FILE.py:function; of scores: for its size")] = "",
     name: Annotated[str, Option(help="what it is called; else as its file")] = "",
     size: Annotated[int, Option(help="pixels a side")] = 224,
     mode: Annotated[str, Option(help="resize | center_crop | texture_crop")] = "resize",
@@ -273,16 +308,22 @@ def adopt(
 ) -> None:
     """A detector that is there already, as a finished run that every method can start from."""
     from dflib import backbones
+    from dflib.edge import scores
     from dflib.edge.adopt import onnx_file
     from dflib.study.grid import entries
 
     file, _, function = detector.rpartition(":")
+    if detector.endswith((".csv", ".parquet")):
+        model = Path(weights) if weights else None
+        typer.echo(scores.adopt(Path(detector), dataset=dataset, name=name, model=model))
+        return
     if detector.endswith(".onnx"):
         how = {"mean": entries(mean, "rates"), "std": entries(std, "rates"), "name": name}
         backbone = onnx_file(Path(detector), size=size, fake_index=fake_index, **how)
     else:
         if not file.endswith(".py"):
-            raise InputError(f"{short(detector)}: expected FILE.py:function, or FILE.onnx")
+            expected = "FILE.py:function, FILE.onnx, or scores in FILE.csv or .parquet"
+            raise InputError(f"{short(detector)}: expected {expected}")
         backbone = f"{backbones.kept(Path(file), name)}:{function}"
     chosen = {"backbone": backbone, "size": size, "mode": mode, "epochs": 0}
     if weights:

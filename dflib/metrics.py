@@ -17,6 +17,7 @@ DECIDED = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr") 
 INTERVALS = (*DECIDED, "ap", "auroc", "eer", "brier", "ece")
 RATES = ("0.01", "0.05", "0.10")  # false positive rates of tpr_at_fpr
 BINS = 15  # of the reliability diagram behind the ECE
+FEW = 10  # scenes of a class: fewer tell nothing of scenes
 CELLS = 400_000  # images x draws at once: 3 MB an array stays near the core's cache
 
 
@@ -66,6 +67,36 @@ def evaluate(
         counts = {"n": n, "n_real": n - n_fake, "n_fake": n_fake}
         entries[name] = entry | counts | {"ci95": span}
     return entries
+
+
+def per_scene(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    generators: ArrayLike,
+    groups: ArrayLike,
+    testsets: ArrayLike | None = None,
+    **options,
+) -> dict | None:
+    """`evaluate`'s "all" of whole scenes, videos say: of the mean score of a scene's images, apart
+    for each generator. None where no scene has two such images, or under 10 scenes a class.
+
+    >>> fake = [0, 1] * 20  # ten videos of each class, two frames each
+    >>> videos = [f"{i // 4}-{i % 2}" for i in range(40)]
+    >>> found = per_scene(fake, fake, ["real", "gan"] * 20, videos, threshold=0.5)
+    >>> found["auroc"], found["n"]
+    (1.0, 20)
+    """
+    import pandas as pd
+
+    table = {"label": labels, "score": scores, "generator": generators, "group": groups}
+    table["testset"] = "" if testsets is None else testsets
+    each = pd.DataFrame(table).groupby(["label", "generator", "group", "testset"], as_index=False)
+    means = each["score"].mean()
+    if len(means) == len(labels) or means["label"].value_counts().min() < FEW:
+        return None
+    parts = [means[k] for k in ("label", "score", "generator")]
+    own = None if testsets is None else means["testset"]
+    return evaluate(*parts, groups=means["group"], testsets=own, **options)["all"]
 
 
 def best_threshold(labels: ArrayLike, scores: ArrayLike) -> float:

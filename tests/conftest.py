@@ -1,6 +1,7 @@
 """What test files share: temporary roots, a small real-or-fake dataset, makers of image files."""
 
 import os
+import shutil
 
 # before torch: two files are tested at a time, and more threads than cores wait for one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -223,3 +224,10 @@ def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
         prune.apply_masks(base, prune.magnitude_masks(base, rate=0.6))
         runs.Run(runs.spec("CPF", rate=0.6, **request)).finish(base)
     return folder_
+
+
+@pytest.fixture
+def own_outputs(explorer_outputs, tmp_path, monkeypatch) -> Path:
+    """A copy of `explorer_outputs` that a test may change or damage, as the outputs root."""
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
+    return Path(shutil.copytree(explorer_outputs, tmp_path / "outputs"))

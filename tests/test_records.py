@@ -29,16 +29,9 @@ REASON = {  # what happened to the folder: what is said of it
 }
 
 
-@pytest.fixture(scope="module")
-def origin(explorer_outputs, tmp_path_factory) -> Path:
-    return Path(shutil.copytree(explorer_outputs, tmp_path_factory.mktemp("damaged") / "outputs"))
-
-
 @pytest.fixture
-def outputs(origin, tmp_path, monkeypatch) -> Path:
-    """Four finished runs that a test may damage."""
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
-    return Path(shutil.copytree(origin, tmp_path / "outputs"))
+def outputs(own_outputs) -> Path:
+    return own_outputs
 
 
 def victim(outputs: Path) -> Path:

@@ -26,6 +26,7 @@ DRAWS = 1000  # of the bootstrap over scenes
 FIGURES = {  # of a record: its title
     "auroc": "AUROC",
     "balanced_accuracy": "balanced accuracy",
+    "per_scene": "AUROC per scene",
     "false_alarms": "false alarms",  # of real images alone
     "found": "fakes found",  # of fakes alone
 }
@@ -58,7 +59,11 @@ def test(run: str, dataset: str, *, split: str | None = None) -> dict:
     at = {"threshold": detector.threshold, "groups": part.groups}
     if len(set(part.labels)) == 2:
         at |= {"testsets": part.testsets, "draws": DRAWS}
-        record["metrics"] = metrics.evaluate(part.labels, scores, part.generators, **at)
+        scored = part.labels, scores, part.generators
+        record["metrics"] = metrics.evaluate(*scored, **at)
+        if scenes := metrics.per_scene(*scored, **at):
+            found = {"value": scenes["auroc"], "ci95": scenes["ci95"]["auroc"]}
+            record["metrics"]["all"]["per_scene"] = found
     else:
         record |= one_class(part.labels, scores, **at)
     folder.mkdir(exist_ok=True)
@@ -66,6 +71,18 @@ def test(run: str, dataset: str, *, split: str | None = None) -> dict:
         part.table[["path"]].assign(**columns).to_parquet(new, index=False)
     write_text(folder / f"{dataset}.json", json.dumps(record, indent=1))
     return record
+
+
+def known(run: str, dataset: str) -> dict | None:
+    """The record of a run on a dataset as it is today; None where `test` has to make it.
+
+    >>> known("BL-s0-32px-4a29162b", "unseen-faces")  # doctest: +SKIP
+    """
+    try:
+        record = json.loads((_made_for(run)[1] / f"{dataset}.json").read_text(encoding="utf-8"))
+        return record if record["data_fingerprint"] == manifest.fingerprint_of(dataset) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def one_class(labels, scores, *, threshold: float, groups) -> dict:

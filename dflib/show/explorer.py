@@ -111,6 +111,8 @@ def cards(study: Study, run_id: str) -> pd.DataFrame:
     result, run = study.results[run_id], study.rows.loc[run_id]
     base, found = study.rows.loc[study.base["run_id"]], {}
     for title, (column, unit, form) in COSTS.items():
+        if pd.isna(run[column]):  # of a detector that is not here
+            continue
         share = run[column] / base[column]
         shown = "gain" if share < 1 else "loss" if share > 1 else "none shown"
         found[title] = (form.format(run[column] / unit), f"{100 * share:.3g} % of BL's", shown)

@@ -60,6 +60,8 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     rows = _sorted(rows)
     table = {"run": rows["run_id"] + np.where(rows["older"], f" ({OLDER})", "")}
     shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "accuracy": "accuracy"}
+    if "auroc_per_scene" in rows:
+        shown["AUROC per scene"] = "auroc_per_scene"
     table |= {title: words.intervals(rows, column) for title, column in shown.items()}
     table[words.TRIVIAL] = rows["fake_share"].map(words.spoken_trivial)
     rows, seconds = comparable(rows)
@@ -230,8 +232,10 @@ def _verdicts(every: dict[str, dict]) -> pd.DataFrame | None:
         return None
     labels = means[["method", "rate", "settings"]].itertuples(index=False)
     parts = ["seen", "unseen"] if "unseen/auroc" in means else []
+    shown = {} if parts else {"AUROC": "all/auroc"}
+    parts += compare.in_families(next(iter(kept.values())))
     table = {"runs": [words.run_label(*label) for label in labels], "seeds": means["seeds"]}
-    shown = {f"AUROC, {part}": f"{part}/auroc" for part in parts} or {"AUROC": "all/auroc"}
+    shown |= {f"AUROC, {part}": f"{part}/auroc" for part in parts}
     shown["balanced accuracy"] = "all/balanced_accuracy"
     table |= {title: words.intervals(means, column) for title, column in shown.items()}
     for part in ("all", *parts):

@@ -76,5 +76,6 @@ def spoken_speed(speed: dict, than: str = "BL") -> str:
 
 def marked(rows: pd.DataFrame, name: str) -> str:
     """A generator's name, with "(unseen)" where none of the runs was trained on it."""
-    told = rows["unseen"] if "unseen" in rows else pd.Series("", rows.index)
-    return f"{name} (unseen)" if all(name in each.split(",") for each in told) else name
+    told = rows["unseen"].dropna() if "unseen" in rows else pd.Series("", rows.index)
+    unseen = len(told) and all(name in each.split(",") for each in told)
+    return f"{name} (unseen)" if unseen else name

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep import families
 from data_prep.errors import InputError
 from dflib import metrics
 from dflib.study import records
@@ -112,7 +113,7 @@ def resampled(
 
 def combined(group: Sequence[dict]) -> dict[str, dict]:
     """Results of several seeds as one: {generator | "all": {metric: `combine`'s dict}}; "seen",
-    "unseen" and their "gap", too, where both are. Folds: their mean within each seed."""
+    "unseen" and their "gap", too, where both are; `in_families`. Folds: their mean in each seed."""
     return _joined(group, *_drawn(group))
 
 
@@ -145,7 +146,8 @@ def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str,
     left. reference: other runs: differences to the one of the same fold and seed.
     """
     sides = [group, reference] if reference else [group]
-    chosen = matched(*([r for r in s if tested(r, r["train_generators"])] for s in sides))
+    unseen = lambda r: tested(r, but=r.get("train_generators", tested(r)))
+    chosen = matched(*([r for r in side if unseen(r)] for side in sides))
     if not chosen[0]:
         return {}
     found = paired(*chosen) if reference else combined(*chosen)
@@ -171,15 +173,23 @@ def tested(result: dict, but: Iterable[str] = ()) -> list[str]:
     return [g for g in result["metrics"] if g not in ("all", "macro", *but)]
 
 
+def in_families(result: dict) -> dict[str, list[str]]:
+    """The generators of a run's test part by family, {"all GAN": …}: those of two or more, where
+    there are two families; {} otherwise."""
+    known = families.of(tested(result))
+    several = {f"all {name}": of for name, of in known.items() if len(of) > 1}
+    return several if len(known) > 1 else {}
+
+
 def _drawn(results: Sequence[dict]) -> tuple[dict, dict]:
     """`resampled` of each on the same draws: {set: (results, metrics, 1 + draws)}, and the largest
     of their bounds, {set: {metric: float}}."""
     first, every = results[0], tested(results[0])
     draws = min(r["params"].get("draws", DEFAULTS["draws"]) for r in results)
     unseen = [tested(r, but=r.get("train_generators", every)) for r in results]
-    found, bounds = [], []
+    grouped, found, bounds = in_families(first), [], []
     for r, others in zip(results, unseen, strict=True):
-        sets = {g: [g] for g in every} | {"all": every}
+        sets = {g: [g] for g in every} | {"all": every} | grouped
         if all(unseen):
             sets |= {"seen": r["train_generators"], "unseen": others}
         same_data = r.get("data_fingerprint") == first.get("data_fingerprint")

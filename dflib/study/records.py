@@ -43,7 +43,14 @@ def _with_all(found: dict) -> dict:
     return found
 
 
+def _unknown(found: float) -> float:
+    if not math.isnan(found):
+        raise ValueError("a whole number is expected")
+    return found
+
+
 Size, Count = (Annotated[int, Field(ge=least, lt=2**62)] for least in (0, 1))
+Known = Count | Annotated[float, AfterValidator(_unknown)]  # NaN: of a detector not here
 Time = Annotated[float, AfterValidator(_a_time)]
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)] | None
 
@@ -73,9 +80,9 @@ class Latency(Record):
 
 
 class Cost(Record):
-    params: Count
-    macs: Count
-    file_bytes: Count
+    params: Known
+    macs: Known
+    file_bytes: Known
     latency_ms: Latency
     nonzero: Size | None = None
     trainable_params: Size | None = None
@@ -112,6 +119,7 @@ class Result(Record):
     timings: dict[str, float]
     cost: Cost
     metrics: Annotated[dict[str, Scores], AfterValidator(_with_all)]
+    per_scene: Scores | None = None  # `metrics.per_scene`
     train_images: Size | None = None
     train_generators: list[str] = []
     classes: Annotated[list[str], Field(min_length=2)] = ["real", "fake"]
@@ -122,6 +130,7 @@ class Result(Record):
     code: dict[str, int] = {}  # `methods.versions`
     commit: str = ""
     files: dict[str, str] = {}  # `stamp` of what others start from
+    imported: str = ""  # the file of another detector's scores
 
 
 class Failure(Record):
@@ -190,6 +199,8 @@ def predictions(folder: Path) -> pd.DataFrame:
 
 def older(result: dict) -> bool:
     """Whether code of other versions made a result: then it counts among its like alone."""
+    if result.get("imported"):
+        return False
     known = result["method"] in methods.METHODS
     return not known or result.get("code") != methods.versions(result["method"])
 
@@ -264,6 +275,7 @@ def best(results: Iterable[dict]) -> dict:
     """The run to take: of files at most a quarter as large as BL's the best on validation images;
     of all runs, where none is so small or BL is not there."""
     results = list(results)
+    results = [r for r in results if not math.isnan(r["cost"]["file_bytes"])] or results
     sizes = [r["cost"]["file_bytes"] for r in results if r["method"] == "BL"]
     most = max(sizes, default=math.inf) / 4
     small = [r for r in results if r["cost"]["file_bytes"] <= most] or results
@@ -344,7 +356,12 @@ def flat(result: dict) -> dict:
     row |= {f"latency_{key}_ms": latency.get(key) for key in ("p50", "p95", "low", "high")}
     row["latency_busy"] = latency.get("busy")
     known = result.get("train_generators", result["metrics"])
-    row["unseen"] = ",".join(sorted({*result["metrics"]} - {"all", "macro", *known}))
+    unseen = ",".join(sorted({*result["metrics"]} - {"all", "macro", *known}))
+    row["unseen"] = None if result.get("imported") else unseen
+    if scenes := result.get("per_scene"):
+        row["auroc_per_scene"] = scenes["auroc"]
+        ends = scenes["ci95"].get("auroc") or (None, None)
+        row["auroc_per_scene_low"], row["auroc_per_scene_high"] = ends
     for generator, values in result["metrics"].items():
         prefix = "" if generator == "all" else f"{generator}/"
         others = [metric for metric, value in values.items() if isinstance(value, float)]

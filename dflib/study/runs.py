@@ -374,8 +374,10 @@ class Run:
         shipped = adapters.save_delta(model, base, here / "delta.safetensors") if base else file
         cost = measure.cost(model, file, runs=s.settings["latency_runs"])
         cost |= {"trainable_params": self.trainable, "shipped_bytes": shipped.stat().st_size}
+        scored = test.labels, scores, test.generators
         return {
-            "metrics": metrics.evaluate(test.labels, scores, test.generators, **options),
+            "metrics": metrics.evaluate(*scored, **options),
+            "per_scene": metrics.per_scene(*scored, **options),
             "threshold": threshold,
             "deployed": file.name,
             "parity": same,

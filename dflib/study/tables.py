@@ -48,6 +48,8 @@ def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) 
         but = [*but, *({k for r in results for k in r["params"]} - {*DEFAULTS})]
 
     def same(r: dict) -> bool:
+        if r.get("imported"):
+            return True
         read = {key for code in lineage(r["method"]) for key in METHODS[code].keys}
         held = {*r["params"], *METHODS[r["method"]].keys}  # where no parent is there, its own
         asked = {key: wanted[key] for key in read & held}
@@ -109,8 +111,8 @@ def matrix(results: Iterable[dict]) -> pd.DataFrame:
         row = {key: first[key] for key in ("method", "rate")} | {"seeds": len(group)}
         row["recipe"] = compare.recipe(first["params"])
         row["train"] = fold(first["params"]).removeprefix("on ").removesuffix(" alone") or "all"
-        for test in compare.tested(first):
-            cell = {"test": test, "seen": test in first["train_generators"]}
+        for test in (*compare.tested(first), *compare.in_families(first)):
+            cell = {"test": test, "seen": test in first.get("train_generators", ())}
             rows.append(row | cell | interval("auroc", found[test]["auroc"], inside=True))
     return pd.DataFrame(rows)
 

@@ -1,0 +1,39 @@
+"""Families of generators (GAN, diffusion, commercial, …): families.toml, which can be added to."""
+
+import re
+import tomllib
+from collections.abc import Iterable
+from importlib.resources import files
+
+from data_prep.errors import InputError
+from data_prep.paths import data_root
+
+
+def of(generators: Iterable[str]) -> dict[str, list[str]]:
+    """{family: its generators}, of those that have one.
+
+    Raises `InputError` where the data root's own `families.toml` cannot be read.
+
+    >>> of(["StyleGAN2", "progan", "SDXL-1.0", "mine"])
+    {'GAN': ['StyleGAN2', 'progan'], 'diffusion': ['SDXL-1.0']}
+    """
+    known = _known()
+    found: dict[str, list[str]] = {}
+    for generator in generators:
+        name = re.sub(r"[^a-z0-9]", "", generator.lower())
+        if fits := [start for start in known if name.startswith(start)]:
+            found.setdefault(known[max(fits, key=len)], []).append(generator)
+    return found
+
+
+def _known() -> dict[str, str]:
+    """How a name begins: the family."""
+    own = data_root() / "families.toml"
+    try:
+        listed = tomllib.loads(own.read_text(encoding="utf-8")) if own.exists() else {}
+        pairs = [(str(start), family) for family, starts in listed.items() for start in starts]
+    except (OSError, ValueError, TypeError) as error:
+        example = 'expected lines such as diffusion = ["mymodel"]'
+        raise InputError(f"{own} cannot be read ({error}): {example}") from error
+    ours = tomllib.loads((files("data_prep") / "families.toml").read_text(encoding="utf-8"))
+    return {start: family for family, starts in ours.items() for start in starts} | dict(pairs)
