@@ -9,51 +9,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made import result
 from matplotlib.colors import to_hex
 from sklearn import metrics as sk
 
-from dflib import metrics
 from dflib.show import plots, words
 from dflib.study import methods, runs
-
-LATENCY = {"p95": 9.0, "runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
-ABOUT = {
-    "dataset": "faces",
-    "protocol": "strict",
-    "preset": "tiny",
-    "device": "a CPU",
-    "threshold": 0.5,
-    "parents": [],
-    "data_fingerprint": "0",
-    "params": {"size": 32, "mode": "resize", "limit": None, "target_images": None},
-    "versions": {"python": "3.11", "torch": "2"},
-}
-NUMBERS = {"params": 1000, "nonzero": 500, "macs": 10**6, "file_bytes": 4 * 10**6}
-
-
-def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"), draws=30, **cost):
-    """A `result.json` of random scores, with the real metrics."""
-    rng = np.random.default_rng(int(100 * skill) + seed)
-    fakes = [generators[i % len(generators)] for i in range(40)]
-    names = np.array(["real"] * 40 + fakes, dtype=object)
-    labels = (names != "real").astype(int)
-    scores = 1 / (1 + np.exp(-rng.normal(skill * (2 * labels - 1), 1)))
-    numbers = NUMBERS | {"peak_rss_mb": 90.0, "p50": 2.0} | cost
-    latency = {"p50": numbers.pop("p50")} | LATENCY
-    took = {"train_s": 60.0, "compress_s": 0.0} if method == "BL" else {"compress_s": 7.0}
-    name = f"{words.run_label(method, rate)}-s{seed}".replace(" ", "-r").replace("%", "")
-    return ABOUT | {
-        "run_id": name,
-        "method": method,
-        "rate": rate,
-        "seed": seed,
-        "command": f"python -m dflib study --methods {method}",
-        "train_images": 200 + 100 * seed,
-        "code": methods.versions(method) if method in methods.METHODS else {},
-        "timings": {"train_s": 0.0, "transfer_s": 0.0, "total_s": 70.0} | took,
-        "cost": numbers | {"latency_ms": latency},
-        "metrics": metrics.evaluate(labels, scores, names, threshold=0.5, draws=draws),
-    }
 
 
 def table(*results):
@@ -74,7 +35,6 @@ TABLES = {
     "transfers": table(BL, result("TL+FT"), result("TL+KD", 0.6), result("TL+KD", 0.9)),
     "no intervals": table(result(draws=0), result("CPF", 0.9, draws=0)),
     "an unknown method": table(BL, result("NEW", 0.5)),
-    "nothing": pd.DataFrame(),
 }
 OF_RUNS = {
     "figure 1": plots.paper_figure,
@@ -106,6 +66,8 @@ def red(ax):
 def test_figures_of_runs_draw(draw):
     for rows in TABLES.values():
         draw(rows).draw_without_rendering()
+    (ax,) = draw(pd.DataFrame()).axes
+    assert ax.texts[0].get_text() == "no finished runs to draw"
 
 
 def test_bars_of_layers_are_as_long_as_they_have_parameters():
@@ -292,12 +254,6 @@ def test_images_share_the_limits_that_they_are_given():
     assert [ax.get_title() for ax in axes] == titles
     assert {ax.images[0].get_clim() for ax in axes} == {(-2, 2)}
     assert all((ax.images[0].get_array() == s).all() for ax, s in zip(axes, spectra, strict=True))
-
-
-@pytest.mark.parametrize("draw", OF_RUNS.values())
-def test_nothing_to_draw_says_so(draw):
-    (ax,) = draw(pd.DataFrame()).axes
-    assert ax.texts[0].get_text() == "no finished runs to draw"
 
 
 def test_svg_takes_the_colours_of_its_page_and_has_ids_of_its_own():
