@@ -24,11 +24,10 @@ SIZES = {"params": 1000, "nonzero": 500, "macs": 10**6, "file_bytes": 4 * 10**6}
 SIZES |= {"gzip_bytes": 1, "trainable_params": 10, "shipped_bytes": 5, "peak_rss_mb": 90.0}
 
 
-def python(*words: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess:
-    """`python WORDS` as a process of its own; its output as text."""
-    how = {"cwd": cwd, "env": os.environ | env, "timeout": 900, "check": False}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, **how)
+def python(*words: object, text: bool = True, **env: str) -> subprocess.CompletedProcess:
+    """`python WORDS` as a process of its own."""
+    how = {"env": os.environ | env, "text": text, "timeout": 900, "check": False}
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, **how)
 
 
 def lived_in(arch: models.Architecture, seed: int = 0) -> models.Detector:

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import call
+from made import python
 
 from data_prep.errors import InputError
 from data_prep.paths import PROJECT
@@ -80,11 +80,11 @@ def test_a_grid_is_planned_as_it_stands_and_options_beside_it_count_more(tmp_pat
         f"preset: tiny\ndataset: {tiny_dataset}\nmethods: [BL, CPF]\nrates: [0.5, 0.9]\n"
         "seeds: 3\nset: {epochs: 1}\n"
     )
-    planned = call("dflib", "study", "--grid", str(file), "--dry-run")
+    planned = python("-m", "dflib", "study", "--grid", str(file), "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert all(word in planned.stdout for word in ("BL-s3-32px", "CPF-r50-s3", "CPF-r90-s3"))
     beside = ("--rates", "0.7", "--seeds", "4", "--dry-run")
-    narrowed = call("dflib", "study", "--grid", str(file), *beside)
+    narrowed = python("-m", "dflib", "study", "--grid", str(file), *beside)
     assert "CPF-r70-s4" in narrowed.stdout
     assert "CPF-r50" not in narrowed.stdout
 

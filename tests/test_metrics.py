@@ -2,8 +2,6 @@
 
 import doctest
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -401,7 +399,7 @@ def test_seeds_alone_are_students_and_images_alone_are_normal(values):
     assert images["ci95"] == pytest.approx(stats.norm.interval(0.95, values[0], spread))
 
 
-# --- bad input, documentation, weight of the import
+# --- bad input, documentation
 
 
 @pytest.mark.parametrize(
@@ -427,10 +425,3 @@ def test_bad_input_is_named(bad, message):
 def test_examples_in_the_docstrings_are_true():
     done = doctest.testmod(metrics)
     assert done.attempted >= 6 and not done.failed
-
-
-def test_import_is_light():
-    heavy = "torch", "matplotlib", "scipy", "sklearn"
-    code = f"import sys, dflib.metrics; print(*set({heavy}) & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("\n", "")
