@@ -24,9 +24,9 @@ SIZES = {"params": 1000, "nonzero": 500, "macs": 10**6, "file_bytes": 4 * 10**6}
 SIZES |= {"gzip_bytes": 1, "trainable_params": 10, "shipped_bytes": 5, "peak_rss_mb": 90.0}
 
 
-def python(*words: object, text: bool = True, **env: str) -> subprocess.CompletedProcess:
+def python(*words: object, text=True, timeout=900, **env: str) -> subprocess.CompletedProcess:
     """`python WORDS` as a process of its own."""
-    how = {"env": os.environ | env, "text": text, "timeout": 900, "check": False}
+    how = {"env": os.environ | env, "text": text, "timeout": timeout, "check": False}
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, **how)
 
 
