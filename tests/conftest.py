@@ -179,20 +179,16 @@ def toy() -> Callable[..., object]:
 def exported(tmp_path_factory) -> dict:
     """A small detector with lived-in BatchNorm statistics: {"model", "checkpoint", "onnx"} (its two
     files)."""
-    import torch
+    from made import lived_in
 
-    from dflib import export, models, train
+    from dflib import export, models
 
     folder_ = tmp_path_factory.mktemp("exported")
     blocks = [models.Block(8, pool=True)]
     blocks += [models.Block(16, pool=True, separable=True, mid=16, groups=8), models.Block(16)]
     head = (models.Dense(256, 0.5), models.Dense(32, 0.5))
     arch = models.Architecture("t", 32, tuple(blocks), head)
-    with train.seeded(0):
-        model = models.Detector(arch)
-        for _ in range(5):
-            model(torch.rand(16, 3, 32, 32))
-    model.eval()
+    model = lived_in(arch)
     return {
         "model": model,
         "checkpoint": models.save(model, folder_ / "model.safetensors"),
@@ -204,9 +200,9 @@ def exported(tmp_path_factory) -> dict:
 def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
     """An outputs root with finished runs of a network that was not trained: BL, CPF at one rate,
     CPF-S at two."""
-    import torch
+    from made import lived_in
 
-    from dflib import models, prune, train
+    from dflib import models, prune
     from dflib.study import runs
 
     folder_ = tmp_path_factory.mktemp("explorer-outputs")
@@ -214,9 +210,7 @@ def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
     request = {"preset": "tiny", "dataset": tiny_dataset, "settings": settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(folder_))
-        with train.seeded(0):
-            base = models.Detector(models.architecture("BL", size=32)).train()
-            base(torch.rand(16, 3, 32, 32))
+        base = lived_in(models.architecture("BL", size=32))
         runs.Run(runs.spec("BL", **request)).finish(base)
         for rate in (0.6, 0.9):
             small = prune.structured(base, rate=rate)

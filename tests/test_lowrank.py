@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made import lived_in
 from torch import nn
 
 from data_prep.errors import InputError
@@ -14,10 +15,7 @@ from dflib.models import Detector, architecture
 
 @pytest.fixture(scope="module")
 def baseline():
-    with train.seeded(0):
-        model = Detector(architecture("BL", size=32)).train()
-        model(torch.rand(8, 3, 32, 32))  # lived-in BatchNorm statistics
-    return model.eval()
+    return lived_in(architecture("BL", size=32))
 
 
 def error(product, layer, x) -> float:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import lived_in
 from torch import nn
 
 from data_prep.errors import InputError
@@ -149,18 +150,6 @@ def test_a_rate_that_cannot_be_met_says_which_can():
 
 
 # ---- structured
-
-
-def lived_in(arch: Architecture, seed: int = 0) -> Detector:
-    """BatchNorm statistics and scales of its own, as after a training."""
-    with train.seeded(seed):
-        model = Detector(arch)
-        model.train()(torch.rand(8, 3, arch.size, arch.size))
-        for layer in model.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                nn.init.uniform_(layer.weight, 0.5, 1.5)
-                nn.init.normal_(layer.bias, std=0.1)
-    return model.eval()
 
 
 THEIRS = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")

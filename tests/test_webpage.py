@@ -9,11 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
+from made import lived_in
 
 from data_prep.errors import InputError
 from data_prep.paths import images_root
-from dflib import models, train
+from dflib import models
 from dflib.edge import files
 from dflib.edge import page as edge_page
 from dflib.edge.predict import Predictor
@@ -42,10 +42,7 @@ def finished(dataset: str, mode: str) -> runs.Run:
     """A run of untrained weights: its scores lie near the threshold, where a wrong pixel shows."""
     settings = {"mode": mode, "latency_runs": 1, "weight_decay": 0.4}
     run = runs.Run(runs.spec("BL", preset="tiny", dataset=dataset, settings=settings))
-    with train.seeded(0):
-        model = models.Detector(models.student(0.9, size=32)).train()
-        model(torch.rand(16, 3, 32, 32))
-    run.finish(model)
+    run.finish(lived_in(models.student(0.9, size=32)))
     return run
 
 
