@@ -98,12 +98,6 @@ def test_spectrum_is_the_audits(picture, tmp_path):
     np.testing.assert_allclose(explain.spectrum(batch), expected, atol=1e-2)
 
 
-def test_doubled_pixels_show_in_the_spectrum():
-    doubled = images(8, 16).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    plain, peaked = explain.spectrum(images(8, 32)), explain.spectrum(doubled)
-    assert peaked[16, 0] < plain[16, 0] - 2  # sinc: nothing at their Nyquist frequency
-
-
 def test_the_shape_is_checked():
     with pytest.raises(InputError, match=r"shape \(2, 32, 32\): expected N x 3 x H x W"):
         explain.residual(np.zeros((2, 32, 32)))

@@ -311,22 +311,6 @@ def test_parameters_and_the_command_line_lead_back_to_the_same_run(
     assert spec(asked.pop("methods"), **asked).run_id == wanted.run_id
 
 
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        ({"method": "bl"}, "unknown method 'bl', did you mean 'BL'"),
-        ({"rate": None}, r"CPF needs a rate: .*0\.9"),
-        ({"rate": 1.0}, "rate 1 is outside"),
-        ({"method": "CKD", "rate": 0.99999}, "rate 0.99999 cannot be met within 1 % at 32 px"),
-        ({"settings": {"hold_out": "gan"}}, "unknown generator 'gan'"),
-    ],
-)
-def test_a_request_that_cannot_be_met_says_why(tiny_dataset, outputs_root, request_, message):
-    with pytest.raises(InputError, match=message):
-        spec(**({"method": "CPF", "dataset": tiny_dataset, "rate": 0.9} | request_))
-    assert not outputs_root.exists()
-
-
 # ---- finished runs
 
 

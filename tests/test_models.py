@@ -67,12 +67,6 @@ def test_any_size_that_is_a_multiple_of_32(name):
             Detector(architecture(name, size=size))
 
 
-def test_unknown_model():
-    valid = r"unknown model 'S95', did you mean 'S90'\? Valid: BL, S60, S70, S80, S90"
-    with pytest.raises(InputError, match=valid):
-        architecture("S95")
-
-
 def test_normalisation_is_inside():
     model = Detector(architecture("S90", size=32)).eval()
     x = torch.rand(2, 3, 32, 32)
@@ -163,15 +157,6 @@ def test_a_checkpoint_rebuilds_a_scaled_student_bit_by_bit(saved):
     x = torch.rand(3, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(model.to(memory_format=torch.contiguous_format)(x), again(x))
-
-
-@pytest.mark.parametrize("name", PAPER)
-def test_every_architecture_survives_json(name):
-    blocks = (Block(5, pool=True, kernel=5),)
-    scale = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}
-    other = Architecture("x", 32, blocks, (Dense(3, 0.1),), **scale)
-    for arch in (architecture(name, size=64), other):
-        assert Architecture.from_json(arch.to_json()) == arch
 
 
 def test_a_save_that_fails_leaves_the_old_checkpoint(saved, monkeypatch):

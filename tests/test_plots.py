@@ -248,14 +248,6 @@ def test_perturbations_stand_in_the_given_order_a_line_each_run():
     assert ax.get_ylabel() == "lost"
 
 
-def test_images_share_the_limits_that_they_are_given():
-    spectra, titles = [np.eye(8) * (i + 1) for i in range(3)], ["gan", "b\nb", "gan"]
-    axes = plots.image_grid(spectra, titles, 2, cmap="PuOr", vmin=-2, vmax=2).axes[:3]
-    assert [ax.get_title() for ax in axes] == titles
-    assert {ax.images[0].get_clim() for ax in axes} == {(-2, 2)}
-    assert all((ax.images[0].get_array() == s).all() for ax, s in zip(axes, spectra, strict=True))
-
-
 def test_svg_takes_the_colours_of_its_page_and_has_ids_of_its_own():
     svg = plots.inline_svg(plots.pareto(TABLES["grid"]), "p1-")
     assert all(themed in svg for themed in ("currentColor", "var(--paper)", "var(--grid)"))

@@ -201,29 +201,6 @@ def test_runs_go_to_an_existing_cluster_whose_workers_are_like_this_machine(
     assert [o["status"] for o in outcomes.values()] == ["done"]
 
 
-MANY_WIDGETS = """
-import sys, nbformat, papermill
-from dflib.study import kernel
-
-cell = '''from ipywidgets import FloatSlider, VBox, interactive_output
-slider = FloatSlider(0.5, min=0, max=1)
-VBox([slider, interactive_output(lambda x: print("a", x), {"x": slider})])'''
-book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for _ in range(50)])
-book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-path = sys.argv[1] + "/widgets.ipynb"
-nbformat.write(book, path)
-with open(sys.argv[1] + "/log.txt", "w") as log:
-    manager = kernel.kernel_manager(log)
-    how = {"kernel_name": "python3", "kernel_manager_class": manager}
-    papermill.execute_notebook(path, path, {}, progress_bar=False, **how)
-"""
-
-
-def test_a_notebook_of_many_widgets_ends(tmp_path):
-    """With jupyter_client's own channels about every second one waits for a reply for ever."""
-    assert python("-W", "ignore", "-c", MANY_WIDGETS, tmp_path, timeout=180).returncode == 0
-
-
 def test_folds_train_without_each_generator_or_on_each_alone(tiny_dataset, tiny_source):
     request = {"preset": "tiny", "dataset": tiny_dataset, "seeds": (0, 1)}
     request |= {"methods_": ("BL", "CPF")}
