@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from local_server import Server, serving
+from made import lived_in, noise
 from PIL import Image, ImageFilter
 
 from data_prep import folder, sources
@@ -124,9 +125,8 @@ def server(monkeypatch) -> Iterator[Server]:
 def _picture(
     path: Path, *, seed: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB", **options
 ) -> Path:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).convert(mode).save(path, **options)
+    noise(*size, seed).convert(mode).save(path, **options)
     return path
 
 
@@ -179,8 +179,6 @@ def toy() -> Callable[..., object]:
 def exported(tmp_path_factory) -> dict:
     """A small detector with lived-in BatchNorm statistics: {"model", "checkpoint", "onnx"} (its two
     files)."""
-    from made import lived_in
-
     from dflib import export, models
 
     folder_ = tmp_path_factory.mktemp("exported")
@@ -200,8 +198,6 @@ def exported(tmp_path_factory) -> dict:
 def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
     """An outputs root with finished runs of a network that was not trained: BL, CPF at one rate,
     CPF-S at two."""
-    from made import lived_in
-
     from dflib import models, prune
     from dflib.study import runs
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import nn
 
 from dflib import metrics, models, train
@@ -28,6 +29,11 @@ def python(*words: object, text=True, timeout=900, **env: str) -> subprocess.Com
     """`python WORDS` as a process of its own."""
     how = {"env": os.environ | env, "text": text, "timeout": timeout, "check": False}
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, **how)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
 
 
 def lived_in(arch: models.Architecture, seed: int = 0) -> models.Detector:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
-import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import python, result, store
 
 from data_prep import folder, paths
 from data_prep.errors import InputError
@@ -122,14 +120,7 @@ def test_equal_requests_have_equal_ids(tiny_dataset):
     assert spec("CPF", **request, settings=tiny).run_id == first
     code = "from dflib.study.runs import spec; "
     code += f"print(spec('CPF', preset='tiny', dataset={tiny_dataset!r}, rate=0.9).run_id)"
-    elsewhere = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONHASHSEED": "7"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert elsewhere.stdout.strip() == first
+    assert python("-c", code, PYTHONHASHSEED="7").stdout.strip() == first
 
 
 def test_everything_that_decides_a_result_changes_the_id(tiny_dataset):
@@ -181,9 +172,8 @@ def test_the_cells_tagged_result_count_and_no_others(tiny_dataset, tmp_path, mon
     assert with_cell("code", "plt.plot(x)") == first
     assert with_cell("code", "x = 1", ("result",)) != first
     (tmp_path / "03_prune.ipynb").write_text(json.dumps({"cells": []}))
-    with pytest.raises(
-        InputError, match=r"lost its cell tags \(parameters, result\).*git checkout"
-    ):
+    tagless = r"lost its cell tags \(parameters, result\).*git checkout"
+    with pytest.raises(InputError, match=tagless):
         run_id(tiny_dataset)
     (tmp_path / "03_prune.ipynb").unlink()
     with pytest.raises(InputError, match=r"03_prune\.ipynb is not there"):
@@ -314,40 +304,40 @@ def test_parameters_and_the_command_line_lead_back_to_the_same_run(
 # ---- finished runs
 
 
-def test_a_run_folder_without_a_whole_result_is_named(tmp_path):
+def test_a_folder_without_a_result_is_named_and_a_damaged_failure_is_none(tmp_path):
     with pytest.raises(InputError, match=r"is no finished run: it has no result\.json"):
         runs.read(tmp_path)
-    for contents in (b"", b'{"schema": 1', b"\xff\xfe"):
-        (tmp_path / "result.json").write_bytes(contents)
-        with pytest.raises(InputError, match=r"result\.json is damaged"):
-            runs.read(tmp_path)
     for contents in ("", "[]", '{"kind": "died"}'):
         (tmp_path / "failed.json").write_text(contents)
         assert runs.failure(tmp_path) is None
 
 
 def test_a_finished_run_is_one_row_and_what_is_damaged_is_told(outputs_root, caplog):
-    request = {"run_id": "CPF-1", "method": "CPF", "rate": 0.9, "seed": 0, "dataset": "set"}
-    request |= {"protocol": "strict", "preset": "demo", "device": "cpu", "command": "python"}
     auroc = {"auroc": 0.9, "n": 4, "n_real": 2, "n_fake": 2, "ci95": {"auroc": [0.8, 0.95]}}
-    times = {"p50": 1.0, "p95": 2.0, "runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
-    record = request | {
-        "params": methods.relevant("CPF", methods.settings("demo", {"hold_out": "b,a"})),
-        "parents": ["BL-1", "BL-2"],
-        "threshold": 0.5,
-        "timings": {"total_s": 3.0},
-        "cost": {"params": 9, "macs": 9, "file_bytes": 9, "latency_ms": times},
-        "metrics": {"all": auroc, "gan": auroc | {"accuracy": 0.7, "recall": 0.6}},
-    }
-    for name, text in (("CPF-1", json.dumps(record)), ("CPF-2", "{"), ("CPF-3", '{"params": {}}')):
-        place = outputs_root / "set" / "strict" / "CPF" / name
-        place.mkdir(parents=True)
-        (place / "result.json").write_text(text)
-    (row,) = runs.results("set").to_dict("records")
+    asked = {"hold_out": "b,a"}
+    record = result("CPF", 0.9, p50=1.0) | {"run_id": "CPF-1", "parents": ["BL-1", "BL-2"]}
+    record["params"] = methods.relevant("CPF", methods.settings("demo", asked))
+    record["metrics"] = {"all": auroc, "gan": auroc | {"accuracy": 0.7, "recall": 0.6}}
+    place = store(outputs_root, record)
+    for name, text in (("CPF-2", "{"), ("CPF-3", '{"params": {}}')):
+        place.with_name(name).mkdir()
+        (place.with_name(name) / "result.json").write_text(text)
+    (row,) = runs.results("faces").to_dict("records")
     assert runs.results("other").empty
-    assert request.items() <= row.items()
+    told = (
+        "run_id",
+        "method",
+        "rate",
+        "seed",
+        "dataset",
+        "protocol",
+        "preset",
+        "device",
+        "command",
+    )
+    assert all(row[key] == record[key] for key in told)
     assert (row["fold"], row["parents"]) == ("without a, b", "BL-1,BL-2")
-    assert (row["latency_p50_ms"], row["latency_p95_ms"], row["total_s"]) == (1.0, 2.0, 3.0)
+    assert (row["latency_p50_ms"], row["latency_p95_ms"], row["total_s"]) == (1.0, 9.0, 70.0)
     assert [row[k] for k in ("auroc", "auroc_low", "auroc_high")] == [0.9, 0.8, 0.95]
     assert (row["gan/auroc"], row["gan/accuracy"], row["size"]) == (0.9, 0.7, 32)
     assert not {"n", "gan/recall", "ci95"} & row.keys()
@@ -355,12 +345,9 @@ def test_a_finished_run_is_one_row_and_what_is_damaged_is_told(outputs_root, cap
         assert f"{name}: result.json is damaged" in caplog.text
     caplog.clear()
     for name, scores in (("CPF-4", [0.1, 0.6, 0.4, 0.9]), ("CPF-5", [0.1, 0.2, 0.8, 0.9])):
-        place = outputs_root / "set" / "strict" / "CPF" / name
-        place.mkdir()
-        (place / "result.json").write_text(json.dumps(record | {"run_id": name}))
+        known = {"label": [0, 0, 1, 1], "score": scores}
+        place = store(outputs_root, record | {"run_id": name}, known=known)
         os.utime(place / "result.json", (0, 1000 - int(name[-1])))
-        table = pd.DataFrame({"label": [0, 0, 1, 1], "score": scores})
-        table.to_parquet(place / "validation.parquet")
     assert runs.find("best") == place  # by validation, and without those that have none
     assert "best: CPF-5 (validation AUROC 1.000)" in caplog.text
     assert runs.find("latest").name == "CPF-1"
