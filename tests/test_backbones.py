@@ -161,26 +161,6 @@ def test_the_whole_way(name, toy, tmp_path):
     assert train.predict(export.OnnxModel(int8), data.test).shape == (len(data.test),)
 
 
-@pytest.mark.parametrize("name", ["timm/resnet18", "timm/mobilenetv2_100"])
-def test_a_cut_network_is_the_whole_one_without_the_channels(name):
-    """Where the lost channels are zero in the whole network, both compute the same."""
-    with train.seeded(0):
-        model = lived_in(Detector(architecture("BL", size=64, backbone=name)))
-    groups = [g for g in prune._groups(model, "l1", ()) if len(g.scores) > 8]
-    widths = [max(8, len(g.scores) // 2) for g in groups]
-    small = prune._cut(model, groups, widths, "-half").eval()
-    with torch.no_grad():
-        for group, width in zip(groups, widths, strict=True):
-            gone = torch.ones(len(group.scores), dtype=torch.bool)
-            gone[group.scores.topk(width).indices] = False
-            for (layer, side), follows in group.members.items():
-                for key, tensor in model.get_submodule(layer).state_dict().items():
-                    if tensor.ndim > side and key != "running_var":
-                        tensor.transpose(0, side)[gone[follows]] = 0
-        x = torch.rand(2, 3, 64, 64)
-        torch.testing.assert_close(small(x), model(x), atol=1e-5, rtol=1e-4)
-
-
 def test_a_transformer_is_taught_from_and_made_small_where_it_can_be(tmp_path):
     name = "timm/vit_tiny_patch16_224"
     with train.seeded(0):

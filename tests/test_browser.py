@@ -1,4 +1,4 @@
-"""The explorer and a slider in a real browser; and what their ports refuse."""
+"""The explorer in a real browser; and what its ports and JupyterLab's refuse."""
 
 import os
 import re
@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import nbformat
 import psutil
 import pytest
 from PIL import Image
-from test_explorer import SLIDE
 from test_webpage import CHROMIUM, FLAGS
 
 from data_prep.paths import PROJECT, images_root
@@ -56,9 +54,6 @@ def made(target: str, folder: Path) -> Iterator[Server]:
     for name in CHECKOUT:
         copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
         copy(PROJECT / name, folder / name)
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SLIDE)])
-    book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
-    nbformat.write(book, folder / "notebooks" / "slide.ipynb")
     (folder / "tmp").mkdir()
     (folder / ".ready").touch()  # as after `make setup`
     with socket.socket() as free:
@@ -233,21 +228,6 @@ def refuses_code(page, server: Server) -> None:
     marker = server.folder / "escaped"
     seen = page.evaluate(SEND, [url, f"open({str(marker)!r}, 'w').close()"])
     assert "execute_reply" not in seen and not marker.exists()
-
-
-def test_a_slider_moves_its_one_figure(lab):
-    from playwright.sync_api import expect
-
-    with opened(lab, "lab/workspaces/slide/tree/notebooks/slide.ipynb", "slide") as page:
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-        page.locator(".jp-CodeCell .cm-content").first.click()
-        page.keyboard.press("Shift+Enter")
-        image = page.locator(".jp-CodeCell img")
-        before = image.get_attribute("src")
-        page.locator(".noUi-handle").press("ArrowRight")
-        expect(image).not_to_have_attribute("src", before)
-        expect(image).to_have_count(1)
-        expect(page.locator(".widget-label", has_text="rank")).to_be_visible()
 
 
 @pytest.mark.parametrize("name", ["lab", "voila"])

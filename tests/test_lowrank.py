@@ -23,18 +23,11 @@ def error(product, layer, x) -> float:
         return ((product(x) - layer(x)).norm() / layer(x).norm()).item()
 
 
-@given(
-    inputs=st.integers(2, 12),
-    outputs=st.integers(2, 12),
-    kernel=st.sampled_from([1, 3]),
-    seed=st.integers(0, 99),
-)
+@given(st.integers(2, 12), st.integers(2, 12), st.sampled_from([1, 3]), st.integers(0, 99))
 def test_full_rank_computes_the_same(inputs, outputs, kernel, seed):
     with train.seeded(seed):
-        linear, conv = (
-            nn.Linear(inputs, outputs),
-            nn.Conv2d(inputs, outputs, kernel, padding="same"),
-        )
+        linear = nn.Linear(inputs, outputs)
+        conv = nn.Conv2d(inputs, outputs, kernel, padding="same")
         x, image = torch.randn(5, inputs), torch.randn(2, inputs, 6, 6)
     assert error(lowrank.decompose(linear, (min(inputs, outputs),)), linear, x) < 1e-4
     full = (min(inputs, outputs * kernel**2), min(outputs, inputs * kernel**2))
@@ -127,11 +120,6 @@ def test_the_model_stays_as_it_is_and_the_product_is_close(baseline):
 def test_ranks_that_cannot_be_are_named(baseline, ranks, message):
     with pytest.raises(InputError, match=message):
         lowrank.factorise(baseline, ranks)
-
-
-@pytest.mark.parametrize(
-    ("rate", "message"), [(1.5, "outside"), (0.9999, r"rates up to about 0\.99\d+ can")]
-)
-def test_rates_that_cannot_be_met_are_told(baseline, rate, message):
-    with pytest.raises(InputError, match=message):
-        lowrank.choose_ranks(baseline, rate=rate)
+    for rate, told in ((1.5, "outside"), (0.9999, r"rates up to about 0\.99\d+ can")):
+        with pytest.raises(InputError, match=told):
+            lowrank.choose_ranks(baseline, rate=rate)

@@ -67,14 +67,6 @@ def test_any_size_that_is_a_multiple_of_32(name):
             Detector(architecture(name, size=size))
 
 
-def test_normalisation_is_inside():
-    model = Detector(architecture("S90", size=32)).eval()
-    x = torch.rand(2, 3, 32, 32)
-    plain = Detector(replace(model.arch, mean=(0.0,) * 3, std=(1.0,) * 3)).eval()
-    plain.load_state_dict(model.state_dict())
-    torch.testing.assert_close(model(x), plain((x - 0.5) / 0.5))
-
-
 def test_the_papers_own_students_at_its_rates():
     for rate in RATES:
         assert student(rate) == architecture(f"S{100 * rate:.0f}")
@@ -92,12 +84,6 @@ def test_a_student_for_any_rate_meets_it_within_a_percent(rate, size):
     kinds = [[(b.pool, b.kernel, b.separable) for b in a.blocks] for a in (arch, like)]
     assert kinds[0] == kinds[1]
     assert [d.dropout for d in arch.head] == [d.dropout for d in like.head]
-
-
-@pytest.mark.parametrize("rate", [0.6, 0.75, 0.9])
-@pytest.mark.parametrize("size", [32, 64, 224])
-def test_a_students_channels_come_in_sixteens(rate, size):
-    assert all(b.width % 16 == 0 and b.mid % 16 == 0 for b in student(rate, size=size).blocks)
 
 
 @settings(max_examples=10)
@@ -118,15 +104,6 @@ def test_a_rate_that_no_width_meets_says_which_can_be_met(rate, size):
 def test_a_rate_outside_0_and_1_is_refused(rate):
     with pytest.raises(InputError, match=rf"rate {rate} is outside"):
         student(rate)
-
-
-def test_nonzero_counts_exact_zeros_only():
-    model = Detector(architecture("S90", size=32))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.fill_(1e-30)
-        model.head[1].weight[:, :3] = 0
-    assert models.nonzero(model) == models.parameters(model) - 3 * model.head[1].out_features
 
 
 # ---- checkpoints
@@ -267,8 +244,7 @@ LEAVES = (
 
 @st.composite
 def mutated(draw, text: str) -> str:
-    """JSON with some of its values replaced, repeated, swapped or gone; or with other
-    characters."""
+    """JSON with some of its values replaced, repeated or gone; or with other characters."""
     if draw(st.integers(0, 4)) == 0:
         at, what = draw(st.integers(0, len(text))), draw(st.text(max_size=4) | st.just("[" * 5000))
         return text[:at] + what + text[at + draw(st.integers(0, 8)) :]
@@ -297,8 +273,7 @@ def peak_mb() -> float:
 
 
 def loads_or_is_named(path: Path, original: Detector) -> None:
-    """What loads has the original's tensors, and answers; all else is one line of ours, and
-    cheap."""
+    """What loads has the original's tensors, and answers; all else is one line, and cheap."""
     peak_mb()
     before = peak_mb()
     try:
@@ -311,12 +286,6 @@ def loads_or_is_named(path: Path, original: Detector) -> None:
         if model.arch.size < 128:
             assert model(torch.rand(1, 3, model.arch.size, model.arch.size)).shape == (1, 2)
     assert peak_mb() - before < 200
-
-
-def head_and_rest(path: Path) -> tuple[dict, bytes]:
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + size]), data[8 + size :]
 
 
 @pytest.mark.parametrize("arch", [SMALL, RESNET], ids=["vgg", "torchvision"])
@@ -338,10 +307,11 @@ def test_a_mutated_description_is_an_input_error_or_the_same_model(tmp_path_fact
 def test_a_mutated_header_is_an_input_error_or_the_same_model(tmp_path_factory):
     model = Detector(SMALL).eval()
     path = models.save(model, tmp_path_factory.mktemp("m") / "m.safetensors")
-    header, rest = head_and_rest(path)
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    header, rest = path.read_bytes()[8 : 8 + size].decode(), path.read_bytes()[8 + size :]
 
     @settings(max_examples=150)
-    @given(mutated(json.dumps(header)), st.sampled_from([0, 0, 0, 1, -1, 2**30, 2**63]))
+    @given(mutated(header), st.sampled_from([0, 0, 0, 1, -1, 2**30, 2**63]))
     def check(text: str, off: int) -> None:
         head = text.encode("utf-8", "replace")
         path.write_bytes(((len(head) + off) % 2**64).to_bytes(8, "little") + head + rest)

@@ -152,12 +152,12 @@ def test_a_rate_that_cannot_be_met_says_which_can():
 # ---- structured
 
 
-THEIRS = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
+THEIRS = ("timm/resnet18", "torchvision/mobilenet_v3_small", "timm/mobilenetv2_100")
 SHAPES = {
     "BL": architecture("BL", size=32),
     "S60": architecture("S60", size=64),
     "S90": architecture("S90", size=32),
-    **{name: architecture("BL", size=32, backbone=f"torchvision/{name}") for name in THEIRS},
+    **{name: architecture("BL", size=32, backbone=name) for name in THEIRS},
 }
 
 
