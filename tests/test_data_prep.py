@@ -245,22 +245,6 @@ def test_no_file_whatever_its_bytes_breaks_a_scan(tmp_path_factory, data, edits)
         assert len(facts["status"].splitlines()) == 1
 
 
-def test_a_name_that_is_not_utf8_is_quarantined_by_name(tmp_path, data_root, tree, caplog):
-    root = tree(tmp_path / "set", {"real": 20, "fake/gan": 20})
-    odd = root / "real" / os.fsdecode(b"caf\xe9.png")
-    shutil.copy(root / "real" / "real-000.png", odd)
-    for _ in range(2):  # the scan goes on, and knows it again
-        table = folder.prepare(root, name="mine").set_index("path")
-        assert table.loc["real/caf\\udce9.png", "status"] == "name is not UTF-8: rename it"
-        assert (table["status"] == "ok").sum() == 40
-    assert (
-        "1 file(s) of real quarantined: name is not UTF-8: rename it (e.g. real/caf" in caplog.text
-    )
-    assert manifest.load("mine")["path"].tolist() == table.index.tolist()
-    odd.rename(root / "real" / "café.png")
-    assert (folder.prepare(root, name="mine")["status"] == "ok").all()
-
-
 # as a file system takes them: no slash, no NUL, at most 255 bytes, whatever else
 ANY_NAME = st.one_of(
     st.text(st.characters(exclude_characters="/\0", exclude_categories=()), min_size=1),
@@ -492,18 +476,6 @@ def joined(*tables: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-@settings(max_examples=30)
-@given(
-    sizes=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=40, max_size=80),
-    seed=st.integers(0, 5),
-)
-def test_strict_always_finds_a_split_of_many_scenes_near_60_10_30(sizes, seed):
-    share = protocol.assign(scenes(sizes), "strict", seed=seed).value_counts(normalize=True)
-    assert share.to_dict() == pytest.approx(
-        {"train": 0.6, "val": 0.1, "test": 0.3}, abs=0.1
-    )  # scikit-learn before 1.9
-
-
 @settings(max_examples=20)
 @given(pairs=st.integers(20, 300), seed=st.integers(0, 5))
 def test_paper_takes_40_percent_of_single_images_and_a_tenth_of_the_rest(pairs, seed):
@@ -550,11 +522,6 @@ def test_strict_never_parts_a_file_from_its_copy(sizes, copies, seed):
         assume(False)
     for column in ("group", "sha256"):
         assert (split.groupby(table[column]).nunique() == 1).all()
-
-
-def test_scenes_that_share_files_in_a_chain_are_one():
-    table = scenes([(1, 1)] * 4).assign(sha256=list("abbccdxy"))
-    assert protocol.scenes(table).tolist() == ["g0"] * 6 + ["g3"] * 2
 
 
 def given_splits(root: Path, tree) -> Path:

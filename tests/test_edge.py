@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from made import lived_in, python
 
 from data_prep.errors import InputError
-from data_prep.paths import PROJECT, images_root
+from data_prep.paths import images_root
 from dflib import adapters, data, models, prune, quantize, train
 from dflib.edge import files
 from dflib.edge.predict import Predictor
@@ -92,7 +92,6 @@ def test_predict_py_decides_like_dflib_and_needs_nothing_of_it(finished, tmp_pat
 KINDS = {  # a run of its own each: method, settings
     "delta": ("BL", {"weight_decay": 0.2}),
     "chain-int8": ("chain", {"steps": "prune:0.5,int8"}),
-    "resnet18": ("BL", {"backbone": "timm/resnet18"}),
 }
 
 
@@ -101,8 +100,7 @@ def test_every_kind_of_run_is_exported(tiny_dataset, tmp_path, kind):
     method, settings = KINDS[kind]
     settings = {"latency_runs": 1, "weight_decay": 0.3} | settings
     run = runs.Run(runs.spec(method, preset="tiny", dataset=tiny_dataset, settings=settings))
-    backbone = settings.get("backbone", "vgg")
-    model = lived_in(models.architecture("BL", size=32, backbone=backbone))
+    model = lived_in(models.architecture("BL", size=32))
     deployed, base = None, None
     if kind == "delta":
         base, model = model, adapters.insert(model)
@@ -232,25 +230,6 @@ def test_a_failure_leaves_no_file_behind(finished, tmp_path, monkeypatch):
 
 
 # ---- what is in the files
-
-
-def test_the_bytes_of_a_file_do_not_depend_on_where_the_code_lies(tmp_path):
-    code = """if True:
-        import torch
-        from dflib import export, models
-        torch.manual_seed(0)
-        export.to_onnx(models.Detector(models.student(0.9, size=32)), "{}")
-    """
-    made = []
-    for folder in (tmp_path / "here", tmp_path / "somewhere" / "else"):
-        for package in ("dflib", "data_prep"):
-            shutil.copytree(PROJECT / package, folder / package)
-        done = python("-c", code.format(folder / "detector.onnx"), PYTHONPATH=str(folder))
-        assert done.returncode == 0, done.stderr
-        made.append((folder / "detector.onnx").read_bytes())
-    assert made[0] == made[1]
-    for path in (tmp_path, PROJECT, Path(torch.__file__).parent, "site-packages", ".py"):
-        assert str(path).encode() not in made[0]
 
 
 def test_int8_is_calibrated_with_what_the_run_was_trained_on(tiny_dataset, tmp_path):

@@ -48,22 +48,6 @@ def test_gradcam_is_what_its_definition_gives(name):
     assert np.max(found) == 1  # not all of it zero
 
 
-def test_gradcam_finds_what_decides():
-    """A detector whose last convolution fires on bright pixels of the left half alone."""
-    model = models.Detector(models.Architecture("t", 32, (models.Block(1),), ())).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.zero_()
-        model.features[0].conv.weight[0, :, 1, 1] = 1
-        model.features[0].norm.weight[:] = 1
-        model.head[0].weight[1] = 1
-    x = torch.zeros(2, 3, 32, 32)
-    x[0, :, :, :16] = 1
-    maps = explain.gradcam(model, x)
-    assert maps[0, :, :16].min() == 1 and maps[0, :, 16:].max() == 0
-    assert not maps[1].any()  # nothing speaks for it: no division by zero
-
-
 def test_gradcam_leaves_the_model_as_it_was():
     model = detector("S90").train().requires_grad_(False)
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import InputError
+from data_prep.paths import PROJECT
 from dflib import export, measure, models, train
 from dflib.models import Architecture, Block, Dense, Detector
 
@@ -32,6 +34,8 @@ def test_the_file_computes_what_the_model_does_at_any_batch_with_batchnorm_folde
     assert [i.name for i in graph.input] == ["pixels"]
     assert [o.name for o in graph.output] == ["logits"]
     assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    for path in (PROJECT, Path(torch.__file__).parent, "site-packages", ".py"):  # of this machine
+        assert str(path).encode() not in exported["onnx"].read_bytes()
 
 
 def test_export_leaves_the_model_as_it_was(tmp_path):

@@ -75,12 +75,8 @@ def table(root: Path) -> pd.DataFrame:
 def stamps(root: Path) -> dict[str, int]:
     """When each file of the baseline was last written, where it is finished."""
     finished = [p.parent for p in root.glob("*/*/BL/*/result.json")]
-    return {
-        p.name: p.stat().st_mtime_ns
-        for folder in finished
-        for p in folder.iterdir()
-        if p.name != "lock"
-    }
+    files = [p for folder in finished for p in folder.iterdir() if p.name != "lock"]
+    return {p.name: p.stat().st_mtime_ns for p in files}
 
 
 def completes(name: str, outputs: Path, undisturbed: Path, **options) -> None:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from made import noise
 from PIL import Image
-from statsmodels.stats.weightstats import DescrStatsW
 
 from data_prep import folder, protocol
 from dflib import data, train
@@ -36,18 +35,7 @@ def test_a_random_split_of_repeated_scenes_leaks_and_the_report_says_so(found):
     means = runs.groupby("arm")["auroc"].mean()
     assert means["paper"] > 0.95 and means["grouped"] < 0.8
     assert gaps["scenes"]["auroc"]["mean"] == pytest.approx(means["paper"] - means["grouped"])
-    assert gaps["scenes"]["auroc"]["mean"] > 0.2
-
-
-def test_gaps_are_differences_within_each_seed_with_an_interval(found):
-    runs, gaps = found
-    wide = runs.pivot(index="seed", columns="arm", values="balanced_accuracy")
-    for gap, (a, b) in leak.GAPS.items():
-        expected, given = DescrStatsW(wide[a] - wide[b]), gaps[gap]["balanced_accuracy"]
-        assert (given["mean"], given["seeds"]) == (pytest.approx(expected.mean), 2)
-        assert given["std_seeds"] == pytest.approx((wide[a] - wide[b]).std())
-        known = expected.var > 0  # of seeds that all agree no interval is told: it would be a point
-        assert given["ci95"] == (pytest.approx(expected.tconfint_mean(0.05)) if known else None)
+    assert gaps["scenes"]["auroc"]["mean"] > 0.2 and gaps["scenes"]["auroc"]["seeds"] == 2
 
 
 def test_the_arms_are_what_they_are_called(tiny_dataset):

@@ -216,12 +216,6 @@ def test_methods_differ_in_colour_or_marker():
     assert len(looks) == len(methods.METHODS) and plots.appearance("BL") == (plots.RED, "*")
 
 
-def test_rows_are_put_in_the_order_of_the_methods_whatever_their_index():
-    rows = pd.DataFrame({"method": ["NEW", "CKD", "CKD", "BL"], "rate": [0.5, 0.9, 0.6, None]})
-    found = plots.in_order(rows.set_axis([0, 0, 1, 1]))
-    assert found["run"].to_list() == ["BL", "CKD 60%", "CKD 90%", "NEW 50%"]
-
-
 def test_metric_table_has_a_row_for_each_generator_and_all_last():
     shown, auroc = plots.metric_table(BL), BL["metrics"]["all"]
     assert list(shown.index) == ["gan", "vae", "macro", "all"]

@@ -82,13 +82,8 @@ def test_the_command_predicts_the_good_ones_and_reports_the_bad(run, exported, t
 
 def test_the_command_tells_of_odd_names_whole(exported, tmp_path, picture):
     names = ["Icon\r.png", "[red].png", "[/b].png", ":smile:.png", "a\nb.png", "-x.png"]
-    names += [
-        "\x1b[2J.png",
-        'q"u,o;te.png',
-        240 * "x" + ".png",
-        os.fsdecode(b"caf\xe9.png"),
-        "\u202egnp.png",
-    ]
+    names += ["\x1b[2J.png", 'q"u,o;te.png', 240 * "x" + ".png", "\u202egnp.png"]
+    names += [os.fsdecode(b"caf\xe9.png")]
     for name in names:
         picture(tmp_path / "images" / name, format="PNG", size=(40, 40))
     table = tmp_path / "out.csv"

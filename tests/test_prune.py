@@ -97,18 +97,6 @@ def test_global_empties_no_layer_and_masks_are_read_back_from_the_zeros():
     assert all(torch.equal(read[name], mask) for name, mask in together.items())
 
 
-@pytest.mark.parametrize("scope", prune.SCOPES)
-def test_the_classifier_biases_and_norms_are_left_alone(scope):
-    model = detector()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    masks = prune.magnitude_masks(model, rate=0.9, scope=scope)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # only looks
-    prune.apply_masks(model, masks)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key] * masks.get(key, 1))
-    assert "head.6.weight" in before.keys() - masks.keys()
-
-
 def test_equal_magnitudes_are_cut_in_exact_number():
     model = detector()
     with torch.no_grad():
@@ -215,22 +203,6 @@ def test_the_target_is_met_and_the_shape_rebuilds_itself(
     with torch.no_grad():
         assert torch.equal(again(x), small(x))
     assert again.arch == small.arch
-
-
-def test_magnitude_removes_the_filters_with_the_smallest_sums():
-    blocks = (Block(32, pool=True), Block(16, pool=True))
-    model = lived_in(Architecture("t", 32, blocks, (Dense(16),)))
-    first = "features.0.conv.weight"
-    with torch.no_grad():  # everything but the first block is alike
-        for name, p in model.named_parameters():
-            if not name.startswith("features.0.conv"):
-                p.fill_(0.01)
-    small = prune.structured(model, rate=0.3, round_to=1, least=1)
-    kept = small.arch.blocks[0].width
-    assert 1 < kept < 32
-    filters = model.get_parameter(first).detach()
-    best = filters.abs().sum((1, 2, 3)).argsort(descending=True)[:kept].sort().values
-    torch.testing.assert_close(small.get_parameter(first).detach(), filters[best])
 
 
 def test_in_steps_the_same_target_with_tuning_between(trained):

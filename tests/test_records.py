@@ -1,6 +1,5 @@
 """Damaged run folders: every reader names one, leaves it out and goes on."""
 
-import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -136,19 +135,16 @@ def test_a_run_whose_files_are_damaged_is_not_done(own_outputs, name, how):
 def test_older_runs_are_named_and_never_combined_with_newer_ones(own_outputs, monkeypatch):
     monkeypatch.setattr(report, "FIGURES", {})
     base = runs.read(next(own_outputs.glob("*/*/BL/*")))
-    for seed, code in ((1, base["code"]), (2, None), (3, base["code"] | {"train": 0})):
+    codes = {"code": base["code"]}, {"schema": 1}, {"code": base["code"] | {"train": 0}}
+    for seed, code in enumerate(codes, 1):
         folder = base["folder"].with_name(f"BL-s{seed}-32px-{seed:08d}")
         shutil.copytree(base["folder"], folder)
-        changed = copy.deepcopy({k: v for k, v in base.items() if k not in ("folder", "code")})
-        changed |= {"seed": seed, "run_id": folder.name} | (
-            {"code": code} if code else {"schema": 1}
-        )
+        changed = {k: v for k, v in base.items() if k not in ("folder", "code")}
+        changed |= {"seed": seed, "run_id": folder.name} | code
         (folder / "result.json").write_text(json.dumps(changed))
     every = compare.load()
-    groups = [
-        [r["seed"] for r in g] for g in tables.by_seed(every.values()) if g[0]["method"] == "BL"
-    ]
-    assert sorted(groups) == [[0, 1], [2], [3]]
+    groups = tables.by_seed(r for r in every.values() if r["method"] == "BL")
+    assert sorted([r["seed"] for r in group] for group in groups) == [[0, 1], [2], [3]]
     older = {r["seed"] for r in every.values() if records.older(r)}
     assert older == {2, 3}
     child = next(r for r in every.values() if r["method"] == "CPF")

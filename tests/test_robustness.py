@@ -65,9 +65,8 @@ def test_scores_are_those_of_each_image_made_worse_by_hand(two, tiny_dataset):
 
 def test_each_file_is_decoded_once_for_all_runs_and_the_whole_grid(two, monkeypatch):
     opened = []
-    monkeypatch.setattr(
-        robustness, "open_image", lambda data: opened.append(data) or cache.open_image(data)
-    )
+    count = lambda data: opened.append(data) or cache.open_image(data)
+    monkeypatch.setattr(robustness, "open_image", count)
     monkeypatch.setattr(manifest, "cores", lambda: 1)  # in this process, where it can be counted
     robustness.measure(two, GRID)
     assert len(opened) == len(pd.read_parquet(two[0] / "predictions.parquet"))
@@ -75,9 +74,8 @@ def test_each_file_is_decoded_once_for_all_runs_and_the_whole_grid(two, monkeypa
     assert len(opened) == len(pd.read_parquet(two[0] / "predictions.parquet"))
     robustness.measure(two[:1], ("blur-1",))  # another one is added, those that are known stay
     assert list(pd.read_parquet(two[0] / "robustness.parquet"))[1:] == [*GRID, "blur-1"]
-    assert robustness.measured(two[0], ("blur-1", *GRID)) and not robustness.measured(
-        two[1], ("blur-1",)
-    )
+    assert robustness.measured(two[0], ("blur-1", *GRID))
+    assert not robustness.measured(two[1], ("blur-1",))
 
 
 def test_drops_are_paired_differences_by_scene(two):

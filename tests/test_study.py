@@ -94,11 +94,8 @@ def test_an_interrupted_study_leaves_nothing_and_says_how_it_goes_on(
     broken = {"argv": ["/nowhere/python", "{connection_file}"], "language": "python"}
     (spec_ / "kernel.json").write_text(json.dumps(broken | {"display_name": "x"}))
     env = {"TMPDIR": str(place), "JUPYTER_PATH": str(tmp_path / "jupyter")}
-    env |= {
-        "JUPYTER_PREFER_ENV_PATH": "0",
-        "http_proxy": "http://127.0.0.1:9",
-        "HTTPS_PROXY": "http://127.0.0.1:9",
-    }
+    env |= dict.fromkeys(("http_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    env["JUPYTER_PREFER_ENV_PATH"] = "0"
     words = [sys.executable, *command(tiny_dataset, "--methods", "BL", "--set", "epochs=500")]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     study = subprocess.Popen(words, env=os.environ | env, start_new_session=True, **streams)
