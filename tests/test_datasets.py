@@ -187,9 +187,8 @@ def test_kaggle_sets_are_found_by_structure_and_only_read(mounts, mount, data_ro
     for place in folders:
         place.chmod(0o555)
     try:
-        made = {
-            n: labels(sources.prepare(n)) for n in ("faces-140k", "deepfake-real", "dogs-vs-cats")
-        }
+        names = ("faces-140k", "deepfake-real", "dogs-vs-cats")
+        made = {name: labels(sources.prepare(name)) for name in names}
         assert sorted(mounts.rglob("*")) == before
     finally:
         for place in folders:

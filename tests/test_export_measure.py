@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from data_prep.errors import InputError
 from data_prep.paths import PROJECT
-from dflib import export, measure, models, train
+from dflib import export, measure, models
 from dflib.models import Architecture, Block, Dense, Detector
 
 
@@ -45,21 +45,6 @@ def test_export_leaves_the_model_as_it_was(tmp_path):
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
-
-
-def test_parity_tells_a_file_from_another_models(exported, toy):
-    part, session = toy(100).train, export.OnnxModel(exported["onnx"])
-    same = export.parity(exported["model"], session, part, limit=50)
-    assert same["max_logit_difference"] < 1e-4
-    assert (same["same_decisions"], same["images"]) == (1.0, 50)
-    other = models.load(exported["checkpoint"])
-    with torch.no_grad():
-        other.head[-1].bias += torch.tensor([0.0, 1e3])
-    different = export.parity(other, session, part)
-    assert different["max_logit_difference"] == pytest.approx(1e3, rel=1e-3)
-    fakes = (train.logits(exported["model"], part).argmax(1) == 1).float().mean().item()
-    assert different["same_decisions"] == pytest.approx(fakes)
-    assert different["images"] == 60
 
 
 def test_rounding_on_the_threshold_is_no_other_decision(toy):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import mutated
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -53,18 +54,6 @@ def test_the_papers_counts_and_operations_at_224(name, expected):
     model = Detector(arch)
     assert models.parameters(model) == count(arch) == by_hand(arch) == expected[0]
     assert round(measure.macs(model) / 1e9, 2) == expected[1]
-
-
-@pytest.mark.parametrize("name", PAPER)
-def test_any_size_that_is_a_multiple_of_32(name):
-    for size in (32, 96):
-        arch = architecture(name, size=size)
-        model = Detector(arch).eval()
-        assert model(torch.rand(2, 3, size, size)).shape == (2, 2)
-        assert models.parameters(model) == by_hand(arch)
-    for size in (0, 16, 48, 225, -32):
-        with pytest.raises(InputError, match=f"image size {size} is not a multiple of 32"):
-            Detector(architecture(name, size=size))
 
 
 def test_the_papers_own_students_at_its_rates():
@@ -242,29 +231,6 @@ LEAVES = (
 )
 
 
-@st.composite
-def mutated(draw, text: str) -> str:
-    """JSON with some of its values replaced, repeated or gone; or with other characters."""
-    if draw(st.integers(0, 4)) == 0:
-        at, what = draw(st.integers(0, len(text))), draw(st.text(max_size=4) | st.just("[" * 5000))
-        return text[:at] + what + text[at + draw(st.integers(0, 8)) :]
-    whole = [json.loads(text)]
-    for _ in range(draw(st.integers(1, 3))):
-        places, todo = [], [whole]
-        for node in todo:  # grows meanwhile
-            keys = range(len(node)) if isinstance(node, list) else list(node)
-            places += [(node, key) for key in keys]
-            todo += [node[key] for key in keys if isinstance(node[key], list | dict)]
-        node, key = places[draw(st.integers(0, len(places) - 1))]
-        if draw(st.booleans()) and isinstance(node, list) and node is not whole:
-            node.insert(key, node[key])
-        elif draw(st.integers(0, 5)) == 0 and node is not whole:
-            del node[key]
-        else:
-            node[key] = draw(LEAVES)
-    return json.dumps(whole[0])
-
-
 def peak_mb() -> float:
     """Largest resident memory since the last call, in 10^6 bytes (Linux)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -296,7 +262,7 @@ def test_a_mutated_description_is_an_input_error_or_the_same_model(tmp_path_fact
     loads_or_is_named(path, model)
 
     @settings(max_examples=150)
-    @given(mutated(arch.to_json()))
+    @given(mutated(arch.to_json(), LEAVES))
     def check(text: str) -> None:
         save_file(tensors, path, metadata={"format": models.FORMAT, "architecture": text})
         loads_or_is_named(path, model)

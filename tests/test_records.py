@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import python
+from made import mutated, python
 
 from data_prep.errors import InputError
 from dflib.show import explorer, report, terminal
@@ -61,15 +60,6 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(own_outputs, kind, capl
     assert said and all(reason in m and len(m) < len(str(folder)) + 250 for m in said)
 
 
-def places(node: object, path: tuple = ()) -> Iterator[tuple]:
-    """Where something can be changed in a JSON value."""
-    if path:
-        yield path
-    pairs = node.items() if isinstance(node, dict) else ()
-    for key, value in enumerate(node) if isinstance(node, list) else pairs:
-        yield from places(value, (*path, key))
-
-
 NUMBERS = [None, True, -1, 0, 1.5, 10**30]
 JUNK = st.sampled_from([*NUMBERS, "", "x", "1e999", "<b>", "a" * 9999, [], [None], {}, {"x": None}])
 
@@ -81,17 +71,8 @@ def test_whatever_changes_in_a_result_no_reader_falls(
 ):
     monkeypatch.setattr(report, "FIGURES", {})
     file = victim(own_outputs) / "result.json"
-    result = json.loads((victim(explorer_outputs) / "result.json").read_text())
-    for _ in range(draw.draw(st.integers(1, 3))):
-        *above, last = draw.draw(st.sampled_from(list(places(result))))
-        node = result
-        for key in above:
-            node = node[key]
-        if isinstance(node, dict) and draw.draw(st.booleans()):
-            del node[last]
-        else:
-            node[last] = draw.draw(JUNK)
-    file.write_text(json.dumps(result))
+    whole = (victim(explorer_outputs) / "result.json").read_text()
+    file.write_text(draw.draw(mutated(whole, JUNK)))
     every_reader(own_outputs)
 
 
