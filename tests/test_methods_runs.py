@@ -162,15 +162,6 @@ def test_the_cells_tagged_result_count_and_no_others(tiny_dataset, tmp_path, mon
         run_id(tiny_dataset)
 
 
-def test_parents_share_all_but_method_and_rate(tiny_dataset):
-    request = {"preset": "tiny", "dataset": tiny_dataset, "seed": 4, "protocol": "paper"}
-    child = spec("CKD", rate=0.6, settings={"lr": 0.01}, **request)
-    parent, control = child.parents
-    assert (control.method, control.rate, control.settings) == ("CKD-0", 0.6, child.settings)
-    assert parent == spec("BL", settings={"lr": 0.01}, **request)
-    assert (parent.rate, parent.parents) == (None, ())
-
-
 # ---- transfers
 
 

@@ -147,19 +147,6 @@ def test_against_rate_draws_means_over_seeds_with_the_given_intervals():
         assert any(bar == pytest.approx(ends) for bar in bars)
 
 
-def test_against_images_means_over_seeds_at_each_number_of_images():
-    few = [result("TL+FT", seed=seed, skill=skill) for seed, skill in ((0, 0.5), (1, 1.0))]
-    few = [r | {"train_images": 50} for r in few]
-    more = result("TL+FT", skill=1.5) | {"train_images": 800}
-    rated = [result("TL+KD", rate) | {"train_images": 50} for rate in (0.6, 0.9)]
-    (ax,) = plots.against(table(*few, more, *rated), "train_images").axes
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["50", "800"]
-    auroc = lambda r: r["metrics"]["all"]["auroc"]
-    found = drawn(ax, of=("TL+FT", "TL+KD"))
-    assert found["TL+FT"] == pytest.approx([np.mean([*map(auroc, few)]), auroc(more)])
-    assert found["TL+KD"] == pytest.approx([auroc(rated[1])])  # of rated methods the highest rate
-
-
 def test_forest_draws_each_row_once_in_each_panel():
     known = {"method": ["BL", "CPF"], "rate": [None, 0.9], "a": [0.8, 0.7], "b": [0.1, -0.2]}
     rows = pd.DataFrame(known | {"a_low": [0.7, np.nan], "a_high": [0.9, np.nan]})

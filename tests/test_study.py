@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -17,13 +16,6 @@ from made import python
 from data_prep.errors import InputError
 from dflib.study import engine, methods, runs
 from dflib.study.runs import spec
-
-
-@pytest.fixture
-def outputs(tiny_dataset, tmp_path, monkeypatch) -> Path:
-    """An empty outputs root of its own."""
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
-    return tmp_path / "outputs"
 
 
 def tiny(name: str, *methods: str, **settings) -> engine.Plan:
@@ -85,7 +77,7 @@ def test_a_setting_of_any_ancestor_is_taken(tiny_dataset, tiny_source):
 
 @pytest.mark.parametrize("sign", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_an_interrupted_study_leaves_nothing_and_says_how_it_goes_on(
-    tiny_dataset, outputs, tmp_path, sign
+    tiny_dataset, outputs_root, tmp_path, sign
 ):
     """In a temporary folder with a path too long for sockets; "python3" is another kernel."""
     place = tmp_path / ("t" * 100)
@@ -99,7 +91,7 @@ def test_an_interrupted_study_leaves_nothing_and_says_how_it_goes_on(
     words = [sys.executable, *command(tiny_dataset, "--methods", "BL", "--set", "epochs=500")]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     study = subprocess.Popen(words, env=os.environ | env, start_new_session=True, **streams)
-    (checkpoint,) = wait_for(lambda: list(outputs.rglob("checkpoint.pt")))
+    (checkpoint,) = wait_for(lambda: list(outputs_root.rglob("checkpoint.pt")))
     (kernel,) = kernels_below(study.pid)  # with Dask's value training took twice the time
     assert int(kernel.environ()["MALLOC_TRIM_THRESHOLD_"]) > 1e9
     family = psutil.Process(study.pid).children(recursive=True)
@@ -112,13 +104,13 @@ def test_an_interrupted_study_leaves_nothing_and_says_how_it_goes_on(
         *told, last = said.splitlines()  # no traceback
         assert last == "interrupted: finished runs are kept, and the same command goes on"
         assert [line.split()[0] for line in told] == ["running"]
-        assert not list(outputs.glob(".study-*"))
+        assert not list(outputs_root.glob(".study-*"))
     assert list(place.rglob("*")) == []
     with FileLock(checkpoint.with_name("lock"), timeout=0):  # the same command can go on
         assert torch.load(checkpoint, weights_only=True)["recipe"]
 
 
-def test_a_study_needs_no_network_and_no_name_of_the_machine(tiny_dataset, outputs):
+def test_a_study_needs_no_network_and_no_name_of_the_machine(tiny_dataset, outputs_root):
     shell = 'hostname nobody.invalid && ip link set lo up && exec "$@"'
     words = ["unshare", "--net", "--uts", "sh", "-c", shell, "sh"]
     words += [sys.executable, *command(tiny_dataset, "--methods", "BL", "--set", "epochs=1")]
@@ -129,7 +121,7 @@ def test_a_study_needs_no_network_and_no_name_of_the_machine(tiny_dataset, outpu
     assert "1 of 1 done" in done.stdout
 
 
-def test_a_run_by_hand_has_the_lock_until_it_is_finished(tiny_dataset, outputs):
+def test_a_run_by_hand_has_the_lock_until_it_is_finished(tiny_dataset, outputs_root):
     (s,) = tiny(tiny_dataset, "BL", epochs=1)
     mine = runs.Run(s)
     made = mine.once("x.txt", lambda path: path.write_text("mine"))
@@ -145,7 +137,7 @@ def test_a_run_by_hand_has_the_lock_until_it_is_finished(tiny_dataset, outputs):
     assert (s.folder / "y.txt").read_text() == "theirs" and made.exists()
 
 
-def test_a_file_system_without_locks_is_named_at_once(tiny_dataset, outputs, monkeypatch):
+def test_a_file_system_without_locks_is_named_at_once(tiny_dataset, outputs_root, monkeypatch):
     """As FUSE and some NFS answer; with what filelock makes of it a run would wait for ever."""
     import errno
     import fcntl
@@ -168,7 +160,7 @@ def test_outputs_that_cannot_be_written_to_are_named_before_the_work(
         engine.run(tiny(tiny_dataset, "BL"))
 
 
-def test_no_scheduler_at_the_address(tiny_dataset, outputs):
+def test_no_scheduler_at_the_address(tiny_dataset, outputs_root):
     nobody = ("--methods", "BL", "--scheduler", "tcp://127.0.0.1:9")
     done = python(*command(tiny_dataset, *nobody))
     assert done.returncode == 2
@@ -176,7 +168,7 @@ def test_no_scheduler_at_the_address(tiny_dataset, outputs):
 
 
 def test_runs_go_to_an_existing_cluster_whose_workers_are_like_this_machine(
-    tiny_dataset, outputs, tmp_path
+    tiny_dataset, outputs_root, tmp_path
 ):
     import dask
     from distributed import Client, LocalCluster
