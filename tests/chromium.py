@@ -15,16 +15,16 @@ FITS = "document.documentElement.scrollWidth <= window.innerWidth"
 
 
 @contextmanager
-def opened(address: str = "", *, ours: str = "", errors=True, wait: int = 30_000) -> Iterator:
-    """A page of a telephone's size. At its end it must fit, must have asked nobody but `ours`, and
-    with `errors` have none on its console. wait: milliseconds."""
+def opened(address="", *, ours="", errors=True, width: int = 390, wait: int = 30_000) -> Iterator:
+    """A page, as wide as a telephone. At its end it must fit, must have asked nobody but `ours`
+    and, with `errors`, have none on its console. width: pixels; wait: milliseconds."""
     from playwright.sync_api import sync_playwright
 
     bad: list[str] = []
     allowed = ("blob:", "data:", *filter(None, [ours or address]))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page = browser.new_page(viewport={"width": width, "height": 800})
         page.set_default_timeout(wait)
         page.on("request", lambda r: r.url.startswith(allowed) or bad.append(f"asked {r.url}"))
         if errors:

@@ -164,9 +164,8 @@ def files(*roots: Path) -> dict[Path, tuple[int, int]]:
 
 def test_the_page_follows_the_controls_and_stores_no_upload(voila, own, roots, explorer_outputs):
     SHOTS.mkdir(parents=True, exist_ok=True)
-    how = {"ours": voila.address, "wait": WAIT}
+    how = {"ours": voila.address, "wait": WAIT, "width": 1280}
     with chromium.opened(voila.url(), **how) as page:
-        page.set_viewport_size({"width": 1280, "height": 1000})
         page.wait_for_selector(".dfx .card")
         before = files(voila.folder, explorer_outputs, roots)
         play(page, "voila", own)

@@ -149,13 +149,11 @@ def test_preparing_a_folder_shows_what_was_found(place):
     assert found["other"] == ["yes", "80"]
 
 
-@pytest.mark.parametrize(
-    ("modules", "heavy"),
-    [
-        ("dflib.__main__, data_prep", "torch pandas pydantic matplotlib onnxruntime distributed"),
-        ("dflib.metrics", "torch matplotlib scipy sklearn"),
-    ],
-)
+HEAVY = "torch pandas pydantic matplotlib onnxruntime distributed papermill"
+IMPORTS = {"dflib.__main__, data_prep": HEAVY, "dflib.metrics": "torch matplotlib scipy sklearn"}
+
+
+@pytest.mark.parametrize(("modules", "heavy"), IMPORTS.items())
 def test_importing_is_light(modules, heavy):
     done = python("-c", f"import sys, {modules}; print({set(heavy.split())} & set(sys.modules))")
     assert (done.stdout, done.stderr) == ("set()\n", "")
