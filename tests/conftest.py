@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from local_server import Server, serving
+from made import lived_in, noise
 from PIL import Image, ImageFilter
 
 from data_prep import folder, sources
@@ -124,9 +125,8 @@ def server(monkeypatch) -> Iterator[Server]:
 def _picture(
     path: Path, *, seed: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB", **options
 ) -> Path:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).convert(mode).save(path, **options)
+    noise(*size, seed).convert(mode).save(path, **options)
     return path
 
 
@@ -179,20 +179,14 @@ def toy() -> Callable[..., object]:
 def exported(tmp_path_factory) -> dict:
     """A small detector with lived-in BatchNorm statistics: {"model", "checkpoint", "onnx"} (its two
     files)."""
-    import torch
-
-    from dflib import export, models, train
+    from dflib import export, models
 
     folder_ = tmp_path_factory.mktemp("exported")
     blocks = [models.Block(8, pool=True)]
     blocks += [models.Block(16, pool=True, separable=True, mid=16, groups=8), models.Block(16)]
     head = (models.Dense(256, 0.5), models.Dense(32, 0.5))
     arch = models.Architecture("t", 32, tuple(blocks), head)
-    with train.seeded(0):
-        model = models.Detector(arch)
-        for _ in range(5):
-            model(torch.rand(16, 3, 32, 32))
-    model.eval()
+    model = lived_in(arch)
     return {
         "model": model,
         "checkpoint": models.save(model, folder_ / "model.safetensors"),
@@ -204,9 +198,7 @@ def exported(tmp_path_factory) -> dict:
 def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
     """An outputs root with finished runs of a network that was not trained: BL, CPF at one rate,
     CPF-S at two."""
-    import torch
-
-    from dflib import models, prune, train
+    from dflib import models, prune
     from dflib.study import runs
 
     folder_ = tmp_path_factory.mktemp("explorer-outputs")
@@ -214,9 +206,7 @@ def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
     request = {"preset": "tiny", "dataset": tiny_dataset, "settings": settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(folder_))
-        with train.seeded(0):
-            base = models.Detector(models.architecture("BL", size=32)).train()
-            base(torch.rand(16, 3, 32, 32))
+        base = lived_in(models.architecture("BL", size=32))
         runs.Run(runs.spec("BL", **request)).finish(base)
         for rate in (0.6, 0.9):
             small = prune.structured(base, rate=rate)

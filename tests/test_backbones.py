@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 QUICK = train.Recipe(epochs=1, batch=18)
 THEIRS = ("torchvision/efficientnet_b0", "timm/mobilenetv3_small_100", "timm/tf_efficientnet_lite0")
 OWN = """
-import torch
+from functools import partial
 from torch import nn
 
 class Net(nn.Module):
@@ -41,20 +41,8 @@ class Net(nn.Module):
         z = self.classifier(self.body(x))
         return z[:, 0] if self.flat else z
 
-def two():
-    return Net(2)
-
-def one():
-    return Net(1)
-
-def flat():
-    return Net(1, flat=True)
-
-def three():
-    return Net(3)
-
-def image():
-    return nn.Conv2d(3, 2, 1)
+two, one, three = partial(Net, 2), partial(Net, 1), partial(Net, 3)
+flat, image = partial(Net, 1, flat=True), partial(nn.Conv2d, 3, 2, 1)
 
 def nothing():
     return None
@@ -159,26 +147,6 @@ def test_the_whole_way(name, toy, tmp_path):
     integers = [math.prod(t.dims) for t in tensors if t.data_type == onnx_.TensorProto.INT8]
     assert sum(integers) > 0.85 * models.parameters(small)
     assert train.predict(export.OnnxModel(int8), data.test).shape == (len(data.test),)
-
-
-@pytest.mark.parametrize("name", ["timm/resnet18", "timm/mobilenetv2_100"])
-def test_a_cut_network_is_the_whole_one_without_the_channels(name):
-    """Where the lost channels are zero in the whole network, both compute the same."""
-    with train.seeded(0):
-        model = lived_in(Detector(architecture("BL", size=64, backbone=name)))
-    groups = [g for g in prune._groups(model, "l1", ()) if len(g.scores) > 8]
-    widths = [max(8, len(g.scores) // 2) for g in groups]
-    small = prune._cut(model, groups, widths, "-half").eval()
-    with torch.no_grad():
-        for group, width in zip(groups, widths, strict=True):
-            gone = torch.ones(len(group.scores), dtype=torch.bool)
-            gone[group.scores.topk(width).indices] = False
-            for (layer, side), follows in group.members.items():
-                for key, tensor in model.get_submodule(layer).state_dict().items():
-                    if tensor.ndim > side and key != "running_var":
-                        tensor.transpose(0, side)[gone[follows]] = 0
-        x = torch.rand(2, 3, 64, 64)
-        torch.testing.assert_close(small(x), model(x), atol=1e-5, rtol=1e-4)
 
 
 def test_a_transformer_is_taught_from_and_made_small_where_it_can_be(tmp_path):

@@ -1,4 +1,4 @@
-"""The explorer and a slider in a real browser; and what their ports refuse."""
+"""The explorer in a real browser; and what its ports and JupyterLab's refuse."""
 
 import os
 import re
@@ -13,13 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import chromium
 import httpx
-import nbformat
 import psutil
 import pytest
 from PIL import Image
-from test_explorer import SLIDE
-from test_webpage import CHROMIUM, FLAGS
 
 from data_prep.paths import PROJECT, images_root
 from dflib.edge.predict import Predictor
@@ -32,7 +30,7 @@ WAIT = 120_000  # ms; on a busy machine the first answer takes its time
 REFUSED = (403, 404, 405)
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
+    chromium.needed,
     pytest.mark.skipif(shutil.which("make") is None, reason="no make: it starts the servers"),
 ]
 
@@ -56,9 +54,6 @@ def made(target: str, folder: Path) -> Iterator[Server]:
     for name in CHECKOUT:
         copy = shutil.copytree if (PROJECT / name).is_dir() else shutil.copy
         copy(PROJECT / name, folder / name)
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SLIDE)])
-    book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
-    nbformat.write(book, folder / "notebooks" / "slide.ipynb")
     (folder / "tmp").mkdir()
     (folder / ".ready").touch()  # as after `make setup`
     with socket.socket() as free:
@@ -114,32 +109,6 @@ def voila(tmp_path_factory) -> Iterator[Server]:
         yield server
 
 
-@contextmanager
-def opened(server: Server, path: str, name: str) -> Iterator:
-    """A page of the server; at its end it must have said no error and asked nobody else."""
-    from playwright.sync_api import expect, sync_playwright
-
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    expect.set_options(timeout=WAIT)
-    bad: list[str] = []
-    ours = (server.address, "data:", "blob:")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(WAIT)
-        page.on("console", lambda m: m.type == "error" and bad.append(f"{m.text} {m.location}"))
-        page.on("pageerror", lambda e: bad.append(str(e)))
-        page.on("request", lambda r: r.url.startswith(ours) or bad.append(f"asked {r.url}"))
-        page.on("response", lambda r: r.status >= 400 and bad.append(f"{r.status} {r.url}"))
-        page.goto(server.url(path))
-        try:
-            yield page
-            assert not bad
-        finally:
-            page.screenshot(path=SHOTS / f"{name}-end.png")
-            browser.close()
-
-
 def choose_file(page, path: Path) -> None:
     with page.expect_file_chooser() as chooser:
         page.locator(".dfx .widget-upload").click()
@@ -150,6 +119,7 @@ def play(page, name: str, own: Path) -> None:
     """Move the slider with the keyboard, upload an image and a wrong file; the page must follow."""
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=WAIT)
     study = explorer.studies()[0]
     run = study.rows[study.rows["name"] == "CPF-S 60%"].iloc[0]
     page.wait_for_selector(".dfx .card")
@@ -193,7 +163,9 @@ def files(*roots: Path) -> dict[Path, tuple[int, int]]:
 
 
 def test_the_page_follows_the_controls_and_stores_no_upload(voila, own, roots, explorer_outputs):
-    with opened(voila, "", "voila") as page:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    how = {"ours": voila.address, "wait": WAIT, "width": 1280}
+    with chromium.opened(voila.url(), **how) as page:
         page.wait_for_selector(".dfx .card")
         before = files(voila.folder, explorer_outputs, roots)
         play(page, "voila", own)
@@ -202,7 +174,6 @@ def test_the_page_follows_the_controls_and_stores_no_upload(voila, own, roots, e
         assert page.locator(".jp-InputArea").count() == 0  # no code
         refuses_code(page, voila)
         page.set_viewport_size({"width": 390, "height": 800})  # a phone's
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.screenshot(path=SHOTS / "voila-phone.png", full_page=True)
 
 
@@ -233,21 +204,6 @@ def refuses_code(page, server: Server) -> None:
     marker = server.folder / "escaped"
     seen = page.evaluate(SEND, [url, f"open({str(marker)!r}, 'w').close()"])
     assert "execute_reply" not in seen and not marker.exists()
-
-
-def test_a_slider_moves_its_one_figure(lab):
-    from playwright.sync_api import expect
-
-    with opened(lab, "lab/workspaces/slide/tree/notebooks/slide.ipynb", "slide") as page:
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-        page.locator(".jp-CodeCell .cm-content").first.click()
-        page.keyboard.press("Shift+Enter")
-        image = page.locator(".jp-CodeCell img")
-        before = image.get_attribute("src")
-        page.locator(".noUi-handle").press("ArrowRight")
-        expect(image).not_to_have_attribute("src", before)
-        expect(image).to_have_count(1)
-        expect(page.locator(".widget-label", has_text="rank")).to_be_visible()
 
 
 @pytest.mark.parametrize("name", ["lab", "voila"])

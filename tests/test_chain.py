@@ -96,12 +96,3 @@ def test_a_finished_run_refuses_a_model_of_another_shape(start):
     finished = start("int8").parent("BL")
     with pytest.raises(InputError, match="of another shape: take run.model()"):
         finished.fit(models.Detector(models.student(0.9, size=32)), finished.recipe())
-
-
-def test_pruning_by_gradients_in_a_run(start, tiny_dataset):
-    run = start("prune:0.7")
-    run.settings["importance"] = "taylor"
-    first, again = (chain.prune_in_steps(run, run.parent("BL").model(), 0.7) for _ in range(2))
-    full = models.parameters(run.parent("BL").model())
-    assert models.parameters(first) == pytest.approx(0.3 * full, rel=0.01)
-    assert all(torch.equal(v, again.state_dict()[k]) for k, v in first.state_dict().items())

@@ -1,41 +1,36 @@
-"""Both command lines as a user meets them: real processes, one line for an error."""
+"""Both command lines as a user meets them: one line for an error, and nothing written."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from made import python
 
 from data_prep import folder
+from data_prep.__main__ import app as data_prep_app
+from data_prep.errors import command_line
 from data_prep.paths import HOW_TO_GET
-
-
-def call(*words: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | environment,
-        timeout=120,
-    )
+from dflib.__main__ import app as dflib_app
 
 
 def everything(root: Path) -> list[str]:
     return sorted(str(p.relative_to(root)) for p in root.rglob("*"))
 
 
-def refused(*words: str) -> str:
+DOORS = {"dflib": dflib_app, "data_prep": data_prep_app}
+
+
+def refused(monkeypatch, capsys, module: str, *words: str) -> str:
     """The one line on stderr of a command that must refuse (exit status 2), without its "error:
     "."""
-    done = call(*words)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout.strip() == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.endswith("\n")
-    assert done.stderr.count("\n") == 1
-    return done.stderr.removeprefix("error: ").rstrip("\n")
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    with pytest.raises(SystemExit) as ended:
+        command_line(DOORS[module])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.out == ""
+    assert said.err.startswith("error: ") and said.err.endswith("\n")
+    assert said.err.count("\n") == 1
+    return said.err.removeprefix("error: ").rstrip("\n")
 
 
 @pytest.fixture
@@ -104,17 +99,23 @@ BAD += [(("dflib", *STUDY, *words), said) for words, said in OPTIONS.items()]
 
 
 @pytest.mark.parametrize(("words", "message"), [*BAD, *OTHERS.items()])
-def test_bad_input_is_one_line_and_nothing_is_written(place, words, message):
+def test_bad_input_is_one_line_and_nothing_is_written(place, monkeypatch, capsys, words, message):
     before = everything(place)
-    assert message in refused(*words)
+    assert message in refused(monkeypatch, capsys, *words)
     assert everything(place) == before
+
+
+@pytest.mark.parametrize("module", DOORS)
+def test_both_commands_end_so_in_a_process_of_their_own(module):
+    done = python("-m", module, "")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: '' is empty: give a value, or leave it out\n"
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(place):
     before = everything(place)
-    done = call(
-        "dflib", *STUDY, "--methods", "CPF,CKD", "--rates", "0.6,0.9", "--seeds", "0,1", "--dry-run"
-    )
+    grid = ("--methods", "CPF,CKD", "--rates", "0.6,0.9", "--seeds", "0,1")
+    done = python("-m", "dflib", *STUDY, *grid, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     # two BL, and three methods (CKD brings CKD-0) x two rates x two seeds
     assert "14 runs" in done.stdout and done.stdout.count("to do") == 14
@@ -125,7 +126,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(place):
 
 def test_results_without_runs(place):
     before = everything(place)
-    done = call("dflib", "results")
+    done = python("-m", "dflib", "results")
     assert (done.returncode, done.stderr) == (0, "")
     assert "no finished runs yet: python -m dflib study --preset demo" in done.stdout
     assert everything(place) == before
@@ -133,13 +134,13 @@ def test_results_without_runs(place):
 
 def test_preparing_a_folder_shows_what_was_found(place):
     (place / "images" / "real" / "broken.png").write_bytes(b"")
-    done = call("data_prep", "folder", str(place / "images"), "--name", "other")
+    done = python("-m", "data_prep", "folder", str(place / "images"), "--name", "other")
     assert done.returncode == 0, done.stderr
     assert "81 files: 81 read, 0 unchanged" in done.stderr
     assert "1 file(s) of real quarantined: zero-byte (e.g. real/broken.png)" in done.stderr
     table = [line.replace("│", "").split() for line in done.stdout.splitlines() if "│" in line]
     assert table == [["0", "real", "40", "1"], ["1", "gan", "40", "0"]]
-    listed = call("data_prep", "list", COLUMNS="200")
+    listed = python("-m", "data_prep", "list", COLUMNS="200")
     assert listed.returncode == 0, listed.stderr
     words = [line.split("│")[1:4] for line in listed.stdout.splitlines() if "│" in line]
     found = {name.strip(): [w.strip() for w in rest] for name, *rest in words if name.strip()}
@@ -148,9 +149,11 @@ def test_preparing_a_folder_shows_what_was_found(place):
     assert found["other"] == ["yes", "80"]
 
 
-def test_importing_is_light():
-    heavy = {"torch", "pandas", "pydantic", "matplotlib", "onnxruntime", "distributed", "papermill"}
-    code = "import sys, dflib, data_prep, dflib.__main__; "
-    code += f"sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+HEAVY = "torch pandas pydantic matplotlib onnxruntime distributed papermill"
+IMPORTS = {"dflib.__main__, data_prep": HEAVY, "dflib.metrics": "torch matplotlib scipy sklearn"}
+
+
+@pytest.mark.parametrize(("modules", "heavy"), IMPORTS.items())
+def test_importing_is_light(modules, heavy):
+    done = python("-c", f"import sys, {modules}; print({set(heavy.split())} & set(sys.modules))")
+    assert (done.stdout, done.stderr) == ("set()\n", "")

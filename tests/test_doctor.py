@@ -1,12 +1,12 @@
 """What the machine has, and a study that is stopped where it would run badly without a word."""
 
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from made import python
 from typer.testing import CliRunner
 
 from data_prep.errors import InputError
@@ -53,10 +53,7 @@ def test_the_command_prints_the_page_and_exits_by_it(tmp_path, monkeypatch):
 def test_a_card_that_torch_cannot_use_stops_a_study(driver, tmp_path, command, monkeypatch):
     driver(T4)
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
-    env = dict(os.environ, COLUMNS="1000")
-    done = subprocess.run(
-        [sys.executable, "-m", "dflib", *command], env=env, capture_output=True, text=True
-    )
+    done = python("-m", "dflib", *command, COLUMNS="1000")
     said = done.stdout + done.stderr
     assert done.returncode == (2 if command[0] == "study" else 1)
     for part in ("Tesla T4", "470.82.01", torch.__version__, "--device cpu"):

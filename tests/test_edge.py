@@ -4,7 +4,6 @@ import copy
 import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -17,23 +16,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import lived_in, python
 
 from data_prep.errors import InputError
-from data_prep.paths import PROJECT, images_root
+from data_prep.paths import images_root
 from dflib import adapters, data, models, prune, quantize, train
 from dflib.edge import files
 from dflib.edge.predict import Predictor
 from dflib.study import runs
 
 MODES = ("resize", "center_crop", "texture_crop")
-
-
-def lived_in(arch: models.Architecture) -> models.Detector:
-    """Untrained weights with BatchNorm statistics of its own."""
-    with train.seeded(0):
-        model = models.Detector(arch).train()
-        model(torch.rand(16, 3, 32, 32))
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -76,31 +68,22 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def answers(command: list, folder) -> list[list[str]]:
+def answers(*words: object) -> list[list[str]]:
     """What `predict.py` prints: path, probability and label of each image."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = python("-c", RUNNER, *words)
     assert done.returncode == 0, done.stderr
     return [line.split("\t") for line in done.stdout.splitlines()]
-
-
-def some_images(run: runs.Run) -> list:
-    return [images_root(run.spec.dataset) / p for p in run.data.test.table["path"].iloc[:4]]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_predict_py_decides_like_dflib_and_needs_nothing_of_it(finished, tmp_path, mode, picture):
     run = finished[mode]
     files.export_run(run.folder, format="onnx", out=tmp_path / "detector.onnx")
-    odd = {
-        "grey.png": ("L", (90, 61)),
-        "cmyk.jpg": ("CMYK", (40, 70)),
-        "alpha.png": ("RGBA", (50, 50)),
-    }
-    made = [picture(tmp_path / name, mode=m, size=size) for name, (m, size) in odd.items()]
-    images = some_images(run) + made
-    command = [sys.executable, "-c", RUNNER, str(tmp_path / "predict.py"), *map(str, images)]
-    predictor = Predictor(run.folder)
-    for (name, probability, label), path in zip(answers(command, tmp_path), images, strict=True):
+    odd = {"grey.png": "L", "cmyk.jpg": "CMYK", "alpha.png": "RGBA"}
+    images = [images_root(run.spec.dataset) / p for p in run.data.test.table["path"].iloc[:4]]
+    images += [picture(tmp_path / name, mode=m, size=(90, 61)) for name, m in odd.items()]
+    predictor, told = Predictor(run.folder), answers(tmp_path / "predict.py", *images)
+    for (name, probability, label), path in zip(told, images, strict=True):
         ours = predictor(path)
         assert (name, label) == (str(path), ours["label"])
         assert float(probability) == pytest.approx(ours["probability"], abs=1e-5)
@@ -109,7 +92,6 @@ def test_predict_py_decides_like_dflib_and_needs_nothing_of_it(finished, tmp_pat
 KINDS = {  # a run of its own each: method, settings
     "delta": ("BL", {"weight_decay": 0.2}),
     "chain-int8": ("chain", {"steps": "prune:0.5,int8"}),
-    "resnet18": ("BL", {"backbone": "timm/resnet18"}),
 }
 
 
@@ -118,8 +100,7 @@ def test_every_kind_of_run_is_exported(tiny_dataset, tmp_path, kind):
     method, settings = KINDS[kind]
     settings = {"latency_runs": 1, "weight_decay": 0.3} | settings
     run = runs.Run(runs.spec(method, preset="tiny", dataset=tiny_dataset, settings=settings))
-    backbone = settings.get("backbone", "vgg")
-    model = lived_in(models.architecture("BL", size=32, backbone=backbone))
+    model = lived_in(models.architecture("BL", size=32))
     deployed, base = None, None
     if kind == "delta":
         base, model = model, adapters.insert(model)
@@ -215,8 +196,13 @@ def test_a_stamped_text_is_ours_until_it_is_edited(before, after, more):
         assert not files.is_ours(edited.encode())
 
 
-def test_where_nothing_can_be_written_is_said_before_the_work(finished, tmp_path, monkeypatch):
+@pytest.fixture
+def idle(monkeypatch) -> None:
+    """Whoever begins to work fails the test."""
     monkeypatch.setattr(files.export, "to_onnx", lambda *_: pytest.fail("it began to work"))
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(finished, tmp_path, idle):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "detector.onnx").mkdir()
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere"), tmp_path):
@@ -225,9 +211,7 @@ def test_where_nothing_can_be_written_is_said_before_the_work(finished, tmp_path
     assert [*(tmp_path / "detector.onnx").iterdir()] == []
 
 
-def test_a_page_that_cannot_be_made_is_said_before_the_work(finished, tmp_path, monkeypatch):
-    """It leaves nothing: no model without its page either."""
-    monkeypatch.setattr(files.export, "to_onnx", lambda *_: pytest.fail("it began to work"))
+def test_a_page_that_cannot_be_made_is_said_before_the_work(finished, tmp_path, idle, monkeypatch):
     request = {"out": tmp_path / "new" / "detector.onnx", "page": True}
     with pytest.raises(InputError, match="cannot prepare images by texture_crop"):
         files.export_run(finished["texture_crop"].folder, format="onnx", **request)
@@ -246,25 +230,6 @@ def test_a_failure_leaves_no_file_behind(finished, tmp_path, monkeypatch):
 
 
 # ---- what is in the files
-
-
-def test_the_bytes_of_a_file_do_not_depend_on_where_the_code_lies(tmp_path):
-    code = """if True:
-        import torch
-        from dflib import export, models
-        torch.manual_seed(0)
-        export.to_onnx(models.Detector(models.student(0.9, size=32)), "detector.onnx")
-    """
-    made = []
-    for folder in (tmp_path / "here", tmp_path / "somewhere" / "else"):
-        for package in ("dflib", "data_prep"):
-            shutil.copytree(PROJECT / package, folder / package)
-        env = os.environ | {"PYTHONPATH": str(folder)}
-        subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True)
-        made.append((folder / "detector.onnx").read_bytes())
-    assert made[0] == made[1]
-    for path in (tmp_path, PROJECT, Path(torch.__file__).parent, "site-packages", ".py"):
-        assert str(path).encode() not in made[0]
 
 
 def test_int8_is_calibrated_with_what_the_run_was_trained_on(tiny_dataset, tmp_path):
@@ -292,12 +257,7 @@ def test_finished_runs_are_timed_again_in_turns(finished, tmp_path):
     some = [finished[mode] for mode in ("resize", "center_crop")]
     before = [run.result for run in some]
     names = [str(some[0].folder), some[1].spec.run_id]
-    call = lambda *words: subprocess.run(
-        [sys.executable, "-m", "dflib", "measure", "--run", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    call = lambda names: python("-m", "dflib", "measure", "--run", names)
     wrong = call(f"{names[0]},BL-s0-32px-nothing")
     assert wrong.returncode == 2 and "unknown run 'BL-s0-32px-nothing'" in wrong.stderr
     assert [run.result for run in some] == before

@@ -5,9 +5,9 @@ import re
 import tomllib
 from pathlib import Path
 
+import chromium
 import nbformat
 import pytest
-from test_webpage import CHROMIUM, FLAGS, NO_BROWSER
 
 from dflib.show import exercises
 
@@ -127,16 +127,9 @@ def test_a_quiz_has_four_questions_with_one_right_answer_each(path: Path):
         assert all(a["answer"] and a["feedback"] for a in answers)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
+@chromium.needed
 def test_the_page_itself_says_what_is_right_or_wrong_about_an_answer():
-    from playwright.sync_api import sync_playwright
-
-    asked, heard = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        page.on("console", lambda message: heard.append(message.text))
-        page.on("request", lambda request: asked.append(request.url))
+    with chromium.opened() as page:
         page.set_content("".join(exercises.quiz(path.stem).data for path in QUIZZES))
         shown = lambda: [s.inner_text() for s in page.locator(".quiz span:visible").all()]
         assert shown() == []
@@ -148,6 +141,3 @@ def test_the_page_itself_says_what_is_right_or_wrong_about_an_answer():
                     label.click()
                     word = "Right." if answer["correct"] else "No."
                     assert shown()[4 * i + k :] == [f"{word} {answer['feedback']}"]
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        browser.close()
-    assert not asked and not heard

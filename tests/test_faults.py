@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import nbformat
 import pandas as pd
 import psutil
 import pytest
+from made import python
 from test_study import command, kernels_below, tiny, wait_for
 
 from dflib.show import report
@@ -73,12 +75,8 @@ def table(root: Path) -> pd.DataFrame:
 def stamps(root: Path) -> dict[str, int]:
     """When each file of the baseline was last written, where it is finished."""
     finished = [p.parent for p in root.glob("*/*/BL/*/result.json")]
-    return {
-        p.name: p.stat().st_mtime_ns
-        for folder in finished
-        for p in folder.iterdir()
-        if p.name != "lock"
-    }
+    files = [p for folder in finished for p in folder.iterdir() if p.name != "lock"]
+    return {p.name: p.stat().st_mtime_ns for p in files}
 
 
 def completes(name: str, outputs: Path, undisturbed: Path, **options) -> None:
@@ -90,6 +88,13 @@ def completes(name: str, outputs: Path, undisturbed: Path, **options) -> None:
     assert not [
         p for p in outputs.rglob("*") if p.suffix in (".new", ".pt") or p.name == "failed.json"
     ]
+
+
+def study(name: str) -> subprocess.Popen:
+    """The command, at work."""
+    words = [sys.executable, *command(name, "--methods", "BL,CQ")]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(words, text=True, **streams)
 
 
 def running(s: runs.Spec) -> bool:
@@ -120,26 +125,15 @@ def test_a_killed_kernel(tiny_dataset, undisturbed, outputs):
     completes(tiny_dataset, outputs, undisturbed)
 
 
-def test_a_notebook_that_hangs_is_stopped_at_the_end_of_the_budget(
-    tiny_dataset, undisturbed, outputs
-):
+def test_a_notebook_that_hangs_is_stopped_at_the_end_of_the_budget(tiny_dataset, outputs):
     s = tiny(tiny_dataset, *CODES)[-1]
-    outcome = broken(s, psutil.Process.suspend, when=lambda: running(s), budget=15)
+    outcome = broken(s, psutil.Process.suspend, when=lambda: running(s), budget=12)
     assert outcome["status"] == "left" and s.failure() is None
     assert not kernels_below(os.getpid())
-    completes(tiny_dataset, outputs, undisturbed)
 
 
 def test_two_studies_at_once_on_the_same_outputs(tiny_dataset, undisturbed, outputs):
-    both = [
-        subprocess.Popen(
-            command(tiny_dataset, "--methods", "BL,CQ"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    both = [study(tiny_dataset) for _ in range(2)]
     said = [study_.communicate(timeout=900)[0] for study_ in both]
     assert [study_.returncode for study_ in both] == [0, 0], said
     assert all("2 of 2 done" in text for text in said)
@@ -148,7 +142,7 @@ def test_two_studies_at_once_on_the_same_outputs(tiny_dataset, undisturbed, outp
 
 def test_times_are_those_of_all_sessions(tiny_dataset, outputs, monkeypatch):
     request = {"preset": "tiny", "dataset": tiny_dataset, "methods_": ("CPF-S",), "rates": (0.9,)}
-    s = engine.plan(**request, settings={"finetune_epochs": 40, "step_epochs": 4})[-1]
+    s = engine.plan(**request, settings={"finetune_epochs": 20, "step_epochs": 2})[-1]
     broken(s, psutil.Process.kill, when=lambda: (s.folder / "checkpoint.pt").exists())
     before = json.loads((s.folder / "unfinished.json").read_text())
     assert before["total"][0] > sum(step[1] for step in before["made"].values()) > 0
@@ -159,7 +153,7 @@ def test_times_are_those_of_all_sessions(tiny_dataset, outputs, monkeypatch):
     assert (s.folder / "pruned.safetensors").stat().st_mtime_ns == pruned
     histories = pd.concat(map(pd.read_csv, s.folder.glob("history*.csv")))
     trained = histories["seconds"].sum()
-    assert len(histories) == 40 + 2 * 4  # of both sessions
+    assert len(histories) == 20 + 2 * 2  # of both sessions
     times, of_pruning = result["timings"], before["made"]["pruned.safetensors"]
     assert times["compress_s"] == pytest.approx(trained + of_pruning[1])
     earlier = sum(step[2] for step in before["made"].values())
@@ -207,9 +201,7 @@ def test_a_full_disk(tiny_dataset, undisturbed, outputs, mounted, monkeypatch):
     disk = mounted("-t", "tmpfs", "-o", f"size={used + 2_000_000}", "tmpfs")
     shutil.copytree(outputs, disk, dirs_exist_ok=True)
     monkeypatch.setenv("DFLIB_OUTPUTS", str(disk))
-    full = subprocess.run(
-        command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False
-    )
+    full = python(*command(tiny_dataset, "--methods", "BL,CQ"))
     assert full.returncode == 1 and full.stderr == ""
     assert "No space left on device" in full.stdout
     assert table(disk).index.tolist() == table(outputs).index.tolist()
@@ -220,12 +212,7 @@ def test_a_full_disk(tiny_dataset, undisturbed, outputs, mounted, monkeypatch):
 def test_a_killed_worker_takes_its_kernel_with_it_and_the_run_is_made_elsewhere(
     tiny_dataset, undisturbed, outputs, request
 ):
-    driver = subprocess.Popen(
-        command(tiny_dataset, "--methods", "BL,CQ"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    driver = study(tiny_dataset)
     request.addfinalizer(driver.kill)
     (kernel,) = wait_for(lambda: kernels_below(driver.pid), 900)
 

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import call
+from made import python
 
 from data_prep.errors import InputError
 from data_prep.paths import PROJECT
@@ -59,32 +59,24 @@ def test_a_hostile_grid_is_refused_at_once_in_a_short_line(text):
 
 
 def test_text_settings_of_a_grid_stay_text():
-    text = (
-        "dataset: 007\nset: "
-        "{hold_out: 01, keep_float: on, train_generators: 1e3, epochs: 05, limit: null}"
-    )
-    found = grid.parse(text)
+    odd = "hold_out: 01, keep_float: on, train_generators: 1e3, epochs: 05, limit: null"
+    found = grid.parse(f"dataset: 007\nset: {{{odd}}}", "g.yaml")
     assert found["dataset"] == ("007",)
     read = methods.settings("demo", found["set"])
-    assert [read[key] for key in ("hold_out", "keep_float", "train_generators")] == [
-        "01",
-        "on",
-        "1e3",
-    ]
+    kept = [read[key] for key in ("hold_out", "keep_float", "train_generators")]
+    assert kept == ["01", "on", "1e3"]
     assert (read["epochs"], read["limit"]) == (5, None)
 
 
 def test_a_grid_is_planned_as_it_stands_and_options_beside_it_count_more(tmp_path, tiny_dataset):
     file = tmp_path / "g.yaml"
-    file.write_text(
-        f"preset: tiny\ndataset: {tiny_dataset}\nmethods: [BL, CPF]\nrates: [0.5, 0.9]\n"
-        "seeds: 3\nset: {epochs: 1}\n"
-    )
-    planned = call("dflib", "study", "--grid", str(file), "--dry-run")
+    text = f"preset: tiny\ndataset: {tiny_dataset}\nmethods: [BL, CPF]\nrates: [0.5, 0.9]\n"
+    file.write_text(text + "seeds: 3\nset: {epochs: 1}\n")
+    planned = python("-m", "dflib", "study", "--grid", str(file), "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert all(word in planned.stdout for word in ("BL-s3-32px", "CPF-r50-s3", "CPF-r90-s3"))
     beside = ("--rates", "0.7", "--seeds", "4", "--dry-run")
-    narrowed = call("dflib", "study", "--grid", str(file), *beside)
+    narrowed = python("-m", "dflib", "study", "--grid", str(file), *beside)
     assert "CPF-r70-s4" in narrowed.stdout
     assert "CPF-r50" not in narrowed.stdout
 

@@ -69,12 +69,6 @@ def test_a_layout_is_recognised_and_told(tmp_path, data_root, picture, caplog, t
     assert {path.removeprefix(above): about for path, about in found.items()} == LAYOUTS[title]
 
 
-def test_a_set_with_a_validation_part_alone_trains_on_it(tmp_path, data_root, tree, caplog):
-    root = tree(tmp_path / "set", dict.fromkeys(("val/real", "val/fake", "test/real"), 2))
-    found = folder.prepare(root, name="mine")["split"].value_counts().to_dict()
-    assert found == {"train": 4, "test": 2} and "no train part: val trains instead" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("folders", "message"),
     [

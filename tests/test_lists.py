@@ -2,21 +2,15 @@
 
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from made import noise
 from typer.testing import CliRunner
 
 from data_prep import lists, manifest
 from data_prep.__main__ import app
 from data_prep.errors import InputError
 from data_prep.transform import coded
-
-
-def noise_png(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    return coded(Image.fromarray(pixels), "PNG")
 
 
 @pytest.fixture
@@ -89,7 +83,9 @@ def hub(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason='pip install -e ".[datasets]"')
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-cache"))
     rows = {
-        "picture": [{"bytes": noise_png(i), "path": f"{i}.png"} for i in range(12)],
+        "picture": [
+            {"bytes": coded(noise(12, 9, i), "PNG"), "path": f"{i}.png"} for i in range(12)
+        ],
         "kind": ["real"] * 6 + ["fake"] * 6,
         "model": [""] * 6 + ["sd/xl", "flux"] * 3,
     }
@@ -111,7 +107,7 @@ def test_a_set_of_the_hub_is_streamed_and_sampled(hub, data_root):
         assert found.groupby("generator").size().to_dict() == {"real": 4, "sd_xl": 2, "flux": 2}
         assert (found["label"] == (found["generator"] != "real")).all()
     first = data_root / "mine" / "files" / "real" / "00000000.png"
-    assert first.read_bytes() == noise_png(0)
+    assert first.read_bytes() == coded(noise(12, 9, 0), "PNG")
     for column, message in (("--label-column", "unknown column 'x'"), ("--split", "cannot be")):
         with pytest.raises(InputError, match=message):
             CliRunner().invoke(app, [*words, "--force", column, "x"], catch_exceptions=False)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import mutated
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -55,32 +56,6 @@ def test_the_papers_counts_and_operations_at_224(name, expected):
     assert round(measure.macs(model) / 1e9, 2) == expected[1]
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_any_size_that_is_a_multiple_of_32(name):
-    for size in (32, 96):
-        arch = architecture(name, size=size)
-        model = Detector(arch).eval()
-        assert model(torch.rand(2, 3, size, size)).shape == (2, 2)
-        assert models.parameters(model) == by_hand(arch)
-    for size in (0, 16, 48, 225, -32):
-        with pytest.raises(InputError, match=f"image size {size} is not a multiple of 32"):
-            Detector(architecture(name, size=size))
-
-
-def test_unknown_model():
-    valid = r"unknown model 'S95', did you mean 'S90'\? Valid: BL, S60, S70, S80, S90"
-    with pytest.raises(InputError, match=valid):
-        architecture("S95")
-
-
-def test_normalisation_is_inside():
-    model = Detector(architecture("S90", size=32)).eval()
-    x = torch.rand(2, 3, 32, 32)
-    plain = Detector(replace(model.arch, mean=(0.0,) * 3, std=(1.0,) * 3)).eval()
-    plain.load_state_dict(model.state_dict())
-    torch.testing.assert_close(model(x), plain((x - 0.5) / 0.5))
-
-
 def test_the_papers_own_students_at_its_rates():
     for rate in RATES:
         assert student(rate) == architecture(f"S{100 * rate:.0f}")
@@ -98,12 +73,6 @@ def test_a_student_for_any_rate_meets_it_within_a_percent(rate, size):
     kinds = [[(b.pool, b.kernel, b.separable) for b in a.blocks] for a in (arch, like)]
     assert kinds[0] == kinds[1]
     assert [d.dropout for d in arch.head] == [d.dropout for d in like.head]
-
-
-@pytest.mark.parametrize("rate", [0.6, 0.75, 0.9])
-@pytest.mark.parametrize("size", [32, 64, 224])
-def test_a_students_channels_come_in_sixteens(rate, size):
-    assert all(b.width % 16 == 0 and b.mid % 16 == 0 for b in student(rate, size=size).blocks)
 
 
 @settings(max_examples=10)
@@ -124,15 +93,6 @@ def test_a_rate_that_no_width_meets_says_which_can_be_met(rate, size):
 def test_a_rate_outside_0_and_1_is_refused(rate):
     with pytest.raises(InputError, match=rf"rate {rate} is outside"):
         student(rate)
-
-
-def test_nonzero_counts_exact_zeros_only():
-    model = Detector(architecture("S90", size=32))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.fill_(1e-30)
-        model.head[1].weight[:, :3] = 0
-    assert models.nonzero(model) == models.parameters(model) - 3 * model.head[1].out_features
 
 
 # ---- checkpoints
@@ -163,15 +123,6 @@ def test_a_checkpoint_rebuilds_a_scaled_student_bit_by_bit(saved):
     x = torch.rand(3, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(model.to(memory_format=torch.contiguous_format)(x), again(x))
-
-
-@pytest.mark.parametrize("name", PAPER)
-def test_every_architecture_survives_json(name):
-    blocks = (Block(5, pool=True, kernel=5),)
-    scale = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}
-    other = Architecture("x", 32, blocks, (Dense(3, 0.1),), **scale)
-    for arch in (architecture(name, size=64), other):
-        assert Architecture.from_json(arch.to_json()) == arch
 
 
 def test_a_save_that_fails_leaves_the_old_checkpoint(saved, monkeypatch):
@@ -280,30 +231,6 @@ LEAVES = (
 )
 
 
-@st.composite
-def mutated(draw, text: str) -> str:
-    """JSON with some of its values replaced, repeated, swapped or gone; or with other
-    characters."""
-    if draw(st.integers(0, 4)) == 0:
-        at, what = draw(st.integers(0, len(text))), draw(st.text(max_size=4) | st.just("[" * 5000))
-        return text[:at] + what + text[at + draw(st.integers(0, 8)) :]
-    whole = [json.loads(text)]
-    for _ in range(draw(st.integers(1, 3))):
-        places, todo = [], [whole]
-        for node in todo:  # grows meanwhile
-            keys = range(len(node)) if isinstance(node, list) else list(node)
-            places += [(node, key) for key in keys]
-            todo += [node[key] for key in keys if isinstance(node[key], list | dict)]
-        node, key = places[draw(st.integers(0, len(places) - 1))]
-        if draw(st.booleans()) and isinstance(node, list) and node is not whole:
-            node.insert(key, node[key])
-        elif draw(st.integers(0, 5)) == 0 and node is not whole:
-            del node[key]
-        else:
-            node[key] = draw(LEAVES)
-    return json.dumps(whole[0])
-
-
 def peak_mb() -> float:
     """Largest resident memory since the last call, in 10^6 bytes (Linux)."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -312,8 +239,7 @@ def peak_mb() -> float:
 
 
 def loads_or_is_named(path: Path, original: Detector) -> None:
-    """What loads has the original's tensors, and answers; all else is one line of ours, and
-    cheap."""
+    """What loads has the original's tensors, and answers; all else is one line, and cheap."""
     peak_mb()
     before = peak_mb()
     try:
@@ -328,12 +254,6 @@ def loads_or_is_named(path: Path, original: Detector) -> None:
     assert peak_mb() - before < 200
 
 
-def head_and_rest(path: Path) -> tuple[dict, bytes]:
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + size]), data[8 + size :]
-
-
 @pytest.mark.parametrize("arch", [SMALL, RESNET], ids=["vgg", "torchvision"])
 def test_a_mutated_description_is_an_input_error_or_the_same_model(tmp_path_factory, arch):
     model = Detector(arch).eval()
@@ -342,24 +262,9 @@ def test_a_mutated_description_is_an_input_error_or_the_same_model(tmp_path_fact
     loads_or_is_named(path, model)
 
     @settings(max_examples=150)
-    @given(mutated(arch.to_json()))
+    @given(mutated(arch.to_json(), LEAVES))
     def check(text: str) -> None:
         save_file(tensors, path, metadata={"format": models.FORMAT, "architecture": text})
-        loads_or_is_named(path, model)
-
-    check()
-
-
-def test_a_mutated_header_is_an_input_error_or_the_same_model(tmp_path_factory):
-    model = Detector(SMALL).eval()
-    path = models.save(model, tmp_path_factory.mktemp("m") / "m.safetensors")
-    header, rest = head_and_rest(path)
-
-    @settings(max_examples=150)
-    @given(mutated(json.dumps(header)), st.sampled_from([0, 0, 0, 1, -1, 2**30, 2**63]))
-    def check(text: str, off: int) -> None:
-        head = text.encode("utf-8", "replace")
-        path.write_bytes(((len(head) + off) % 2**64).to_bytes(8, "little") + head + rest)
         loads_or_is_named(path, model)
 
     check()

@@ -9,51 +9,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made import result
 from matplotlib.colors import to_hex
 from sklearn import metrics as sk
 
-from dflib import metrics
 from dflib.show import plots, words
 from dflib.study import methods, runs
-
-LATENCY = {"p95": 9.0, "runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
-ABOUT = {
-    "dataset": "faces",
-    "protocol": "strict",
-    "preset": "tiny",
-    "device": "a CPU",
-    "threshold": 0.5,
-    "parents": [],
-    "data_fingerprint": "0",
-    "params": {"size": 32, "mode": "resize", "limit": None, "target_images": None},
-    "versions": {"python": "3.11", "torch": "2"},
-}
-NUMBERS = {"params": 1000, "nonzero": 500, "macs": 10**6, "file_bytes": 4 * 10**6}
-
-
-def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"), draws=30, **cost):
-    """A `result.json` of random scores, with the real metrics."""
-    rng = np.random.default_rng(int(100 * skill) + seed)
-    fakes = [generators[i % len(generators)] for i in range(40)]
-    names = np.array(["real"] * 40 + fakes, dtype=object)
-    labels = (names != "real").astype(int)
-    scores = 1 / (1 + np.exp(-rng.normal(skill * (2 * labels - 1), 1)))
-    numbers = NUMBERS | {"peak_rss_mb": 90.0, "p50": 2.0} | cost
-    latency = {"p50": numbers.pop("p50")} | LATENCY
-    took = {"train_s": 60.0, "compress_s": 0.0} if method == "BL" else {"compress_s": 7.0}
-    name = f"{words.run_label(method, rate)}-s{seed}".replace(" ", "-r").replace("%", "")
-    return ABOUT | {
-        "run_id": name,
-        "method": method,
-        "rate": rate,
-        "seed": seed,
-        "command": f"python -m dflib study --methods {method}",
-        "train_images": 200 + 100 * seed,
-        "code": methods.versions(method) if method in methods.METHODS else {},
-        "timings": {"train_s": 0.0, "transfer_s": 0.0, "total_s": 70.0} | took,
-        "cost": numbers | {"latency_ms": latency},
-        "metrics": metrics.evaluate(labels, scores, names, threshold=0.5, draws=draws),
-    }
 
 
 def table(*results):
@@ -74,7 +35,6 @@ TABLES = {
     "transfers": table(BL, result("TL+FT"), result("TL+KD", 0.6), result("TL+KD", 0.9)),
     "no intervals": table(result(draws=0), result("CPF", 0.9, draws=0)),
     "an unknown method": table(BL, result("NEW", 0.5)),
-    "nothing": pd.DataFrame(),
 }
 OF_RUNS = {
     "figure 1": plots.paper_figure,
@@ -106,6 +66,8 @@ def red(ax):
 def test_figures_of_runs_draw(draw):
     for rows in TABLES.values():
         draw(rows).draw_without_rendering()
+    (ax,) = draw(pd.DataFrame()).axes
+    assert ax.texts[0].get_text() == "no finished runs to draw"
 
 
 def test_bars_of_layers_are_as_long_as_they_have_parameters():
@@ -185,19 +147,6 @@ def test_against_rate_draws_means_over_seeds_with_the_given_intervals():
         assert any(bar == pytest.approx(ends) for bar in bars)
 
 
-def test_against_images_means_over_seeds_at_each_number_of_images():
-    few = [result("TL+FT", seed=seed, skill=skill) for seed, skill in ((0, 0.5), (1, 1.0))]
-    few = [r | {"train_images": 50} for r in few]
-    more = result("TL+FT", skill=1.5) | {"train_images": 800}
-    rated = [result("TL+KD", rate) | {"train_images": 50} for rate in (0.6, 0.9)]
-    (ax,) = plots.against(table(*few, more, *rated), "train_images").axes
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["50", "800"]
-    auroc = lambda r: r["metrics"]["all"]["auroc"]
-    found = drawn(ax, of=("TL+FT", "TL+KD"))
-    assert found["TL+FT"] == pytest.approx([np.mean([*map(auroc, few)]), auroc(more)])
-    assert found["TL+KD"] == pytest.approx([auroc(rated[1])])  # of rated methods the highest rate
-
-
 def test_forest_draws_each_row_once_in_each_panel():
     known = {"method": ["BL", "CPF"], "rate": [None, 0.9], "a": [0.8, 0.7], "b": [0.1, -0.2]}
     rows = pd.DataFrame(known | {"a_low": [0.7, np.nan], "a_high": [0.9, np.nan]})
@@ -254,12 +203,6 @@ def test_methods_differ_in_colour_or_marker():
     assert len(looks) == len(methods.METHODS) and plots.appearance("BL") == (plots.RED, "*")
 
 
-def test_rows_are_put_in_the_order_of_the_methods_whatever_their_index():
-    rows = pd.DataFrame({"method": ["NEW", "CKD", "CKD", "BL"], "rate": [0.5, 0.9, 0.6, None]})
-    found = plots.in_order(rows.set_axis([0, 0, 1, 1]))
-    assert found["run"].to_list() == ["BL", "CKD 60%", "CKD 90%", "NEW 50%"]
-
-
 def test_metric_table_has_a_row_for_each_generator_and_all_last():
     shown, auroc = plots.metric_table(BL), BL["metrics"]["all"]
     assert list(shown.index) == ["gan", "vae", "macro", "all"]
@@ -284,20 +227,6 @@ def test_perturbations_stand_in_the_given_order_a_line_each_run():
     assert [t.get_text() for t in ax.get_xticklabels()] == ["as is", "jpeg-50", "blur-2"]
     assert drawn(ax) == {"CKD": [0.9, 0.8, 0.7], "BL": [0.8, 0.6, 0.5]}
     assert ax.get_ylabel() == "lost"
-
-
-def test_images_share_the_limits_that_they_are_given():
-    spectra, titles = [np.eye(8) * (i + 1) for i in range(3)], ["gan", "b\nb", "gan"]
-    axes = plots.image_grid(spectra, titles, 2, cmap="PuOr", vmin=-2, vmax=2).axes[:3]
-    assert [ax.get_title() for ax in axes] == titles
-    assert {ax.images[0].get_clim() for ax in axes} == {(-2, 2)}
-    assert all((ax.images[0].get_array() == s).all() for ax, s in zip(axes, spectra, strict=True))
-
-
-@pytest.mark.parametrize("draw", OF_RUNS.values())
-def test_nothing_to_draw_says_so(draw):
-    (ax,) = draw(pd.DataFrame()).axes
-    assert ax.texts[0].get_text() == "no finished runs to draw"
 
 
 def test_svg_takes_the_colours_of_its_page_and_has_ids_of_its_own():

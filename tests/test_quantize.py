@@ -66,10 +66,7 @@ def test_the_three_linear_layers_become_int8_and_the_convolutions_stay_float(exp
     used = [i for n in onnx.load(int8).graph.node if n.op_type == "Conv" for i in n.input]
     assert {tensors[i].dtype for i in used if i in tensors} == {np.dtype(np.float32)}
     assert [t.dtype for t in tensors.values() if t.size == 1024 * 256] == [np.int8]
-
-
-def test_the_weights_are_rounded_to_half_a_step_per_channel(exported, files):
-    (q,) = (t.astype(float) for t in stored(files["dynamic"]).values() if t.shape == (1024, 256))
+    (q,) = (t.astype(float) for t in tensors.values() if t.shape == (1024, 256))
     ours = exported["model"].head[1].weight.detach().double().numpy().T
     scale = np.abs(ours).max(0) / 127
     assert np.abs(q * scale - ours).max() <= scale.max() * 0.51
@@ -105,9 +102,7 @@ def test_every_layer_but_the_last_becomes_int8(files, exported, toy, tmp_path):
     table = quantize.signal_to_noise(exported["onnx"], path, part)
     assert np.isnan(table.loc["features.0.conv", "weights"])  # it loses nothing itself
     assert table.loc["head.4"].notna().all()
-
-
-def test_weights_have_a_symmetric_scale_for_each_channel(files, exported):
+    # a symmetric scale for each channel
     tensors, name = stored(files["static"]), "features.2.conv.weight"
     exact = stored(exported["onnx"])[name]
     q, scale = tensors[f"{name}_quantized"], tensors[f"{name}_scale"]
@@ -132,20 +127,6 @@ def test_the_deployed_logits_stay_close_however_calibrated(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_range_of_an_activation_is_that_of_the_calibration_images(exported, toy, tmp_path):
-    """minmax: the first activation's scale spans exactly what the chosen images give."""
-    part = toy().train
-    path = quantize.static_int8(exported["onnx"], tmp_path / "q.onnx", part, images=20)
-    x = torch.from_numpy(quantize.calibration_images(part, 20))
-    with torch.no_grad():
-        block = exported["model"].features[0]
-        top = block.relu(block.norm(block.conv((x - 0.5) / 0.5))).max().item()
-    graph = onnx.load(path).graph.node
-    first = next(n for n in graph if n.op_type == "Conv").output[0]
-    scale = next(n for n in graph if n.op_type == "QuantizeLinear" and n.input[0] == first).input[1]
-    assert float(stored(path)[scale]) == pytest.approx(top / 255, rel=1e-3)  # from 0 (ReLU) on
-
-
 def test_calibration_takes_as_many_of_each_class_and_always_the_same(toy):
     part = toy(100).train
     chosen = quantize.calibration_images(part, 20)
@@ -156,6 +137,9 @@ def test_calibration_takes_as_many_of_each_class_and_always_the_same(toy):
     arrays = np.rint(255 * chosen.transpose(0, 2, 3, 1)).astype(np.uint8)
     assert sum(label[image.tobytes()] for image in arrays) == 10
     assert len(quantize.calibration_images(part, 10_000)) == 60
+    one = replace(part, table=part.table[part.table["label"] == 1])
+    with pytest.raises(InputError, match="0 real and 30 fake images to calibrate with"):
+        quantize.calibration_images(one, 128)
 
 
 def test_the_noise_of_each_layer_is_that_of_its_arithmetic(files, exported, toy):
@@ -186,13 +170,6 @@ def test_a_request_that_cannot_be_met_leaves_nothing(exported, toy, tmp_path, op
     with pytest.raises(InputError, match=message):
         quantize.static_int8(exported["onnx"], tmp_path / "q.onnx", toy().train, **options)
     assert not list(tmp_path.iterdir())
-
-
-def test_calibration_images_of_one_class_are_refused(toy):
-    part = toy().train
-    one = replace(part, table=part.table[part.table["label"] == 1])
-    with pytest.raises(InputError, match="0 real and 18 fake images to calibrate with"):
-        quantize.calibration_images(one, 128)
 
 
 @pytest.mark.parametrize(

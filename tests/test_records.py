@@ -1,15 +1,13 @@
 """Damaged run folders: every reader names one, leaves it out and goes on."""
 
-import copy
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cli import call
+from made import mutated, python
 
 from data_prep.errors import InputError
 from dflib.show import explorer, report, terminal
@@ -27,11 +25,6 @@ REASON = {  # what happened to the folder: what is said of it
     "empty parquet": ("predictions.parquet", b"", "predictions.parquet is damaged"),
     "parquet as a folder": ("predictions.parquet", None, "predictions.parquet is damaged"),
 }
-
-
-@pytest.fixture
-def outputs(own_outputs) -> Path:
-    return own_outputs
 
 
 def victim(outputs: Path) -> Path:
@@ -57,23 +50,14 @@ def every_reader(outputs: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", REASON)
-def test_a_damaged_run_is_named_and_the_others_are_shown(outputs, kind, caplog, monkeypatch):
+def test_a_damaged_run_is_named_and_the_others_are_shown(own_outputs, kind, caplog, monkeypatch):
     monkeypatch.setattr(report, "FIGURES", {})
-    folder, (name, contents, reason) = victim(outputs), REASON[kind]
+    folder, (name, contents, reason) = victim(own_outputs), REASON[kind]
     damage(folder / name, contents)
-    page = every_reader(outputs)
+    page = every_reader(own_outputs)
     assert folder.name not in page and "4 finished" not in page and "3 finished runs" in page
     said = [m for m in caplog.messages if m.startswith(f"left out: {folder}: ")]
     assert said and all(reason in m and len(m) < len(str(folder)) + 250 for m in said)
-
-
-def places(node: object, path: tuple = ()) -> Iterator[tuple]:
-    """Where something can be changed in a JSON value."""
-    if path:
-        yield path
-    pairs = node.items() if isinstance(node, dict) else ()
-    for key, value in enumerate(node) if isinstance(node, list) else pairs:
-        yield from places(value, (*path, key))
 
 
 NUMBERS = [None, True, -1, 0, 1.5, 10**30]
@@ -82,41 +66,34 @@ JUNK = st.sampled_from([*NUMBERS, "", "x", "1e999", "<b>", "a" * 9999, [], [None
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(draw=st.data())
-def test_whatever_changes_in_a_result_no_reader_falls(origin, outputs, draw, monkeypatch):
+def test_whatever_changes_in_a_result_no_reader_falls(
+    explorer_outputs, own_outputs, draw, monkeypatch
+):
     monkeypatch.setattr(report, "FIGURES", {})
-    file = victim(outputs) / "result.json"
-    result = json.loads((victim(origin) / "result.json").read_text())
-    for _ in range(draw.draw(st.integers(1, 3))):
-        *above, last = draw.draw(st.sampled_from(list(places(result))))
-        node = result
-        for key in above:
-            node = node[key]
-        if isinstance(node, dict) and draw.draw(st.booleans()):
-            del node[last]
-        else:
-            node[last] = draw.draw(JUNK)
-    file.write_text(json.dumps(result))
-    every_reader(outputs)
+    file = victim(own_outputs) / "result.json"
+    whole = (victim(explorer_outputs) / "result.json").read_text()
+    file.write_text(draw.draw(mutated(whole, JUNK)))
+    every_reader(own_outputs)
 
 
-def test_figures_are_drawn_of_odd_but_possible_numbers(outputs):
-    file = victim(outputs) / "result.json"
+def test_figures_are_drawn_of_odd_but_possible_numbers(own_outputs):
+    file = victim(own_outputs) / "result.json"
     result = json.loads(file.read_text())
     cost = result["cost"] | {"file_bytes": 1, "macs": 1, "peak_rss_mb": None}
     cost["latency_ms"] |= {"p50": 1e-9, "p95": 1e8}
     result["metrics"]["all"] |= {"auroc": None, "f1": None}
     file.write_text(json.dumps(result | {"cost": cost}))
-    assert "4 finished runs" in every_reader(outputs)
+    assert "4 finished runs" in every_reader(own_outputs)
 
 
-def test_a_damaged_run_is_refused_in_one_line_where_it_is_asked_for(outputs, tmp_path):
-    folder = victim(outputs)
+def test_a_damaged_run_is_refused_in_one_line_where_it_is_asked_for(own_outputs, tmp_path):
+    folder = victim(own_outputs)
     damage(folder / "result.json", b'{"threshold": "high"}')
     for words in (
         ("predict", "x.png", "--run", folder.name),
         ("export", "--run", str(folder), "--format", "onnx", "--out", str(tmp_path / "m.onnx")),
     ):
-        done = call("dflib", *words)
+        done = python("-m", "dflib", *words)
         assert done.returncode == 2 and done.stdout == "", done
         assert done.stderr.count("\n") == 1 and "result.json is damaged" in done.stderr
     assert [Path(r["folder"]).name for r in records.every() if r["method"] == "CPF"] == []
@@ -125,8 +102,8 @@ def test_a_damaged_run_is_refused_in_one_line_where_it_is_asked_for(outputs, tmp
 
 @pytest.mark.parametrize("name", ["model.safetensors", "predictions.parquet", "model.onnx"])
 @pytest.mark.parametrize("how", ["missing", "empty", "cut", "zeros", "garbage"])
-def test_a_run_whose_files_are_damaged_is_not_done(outputs, name, how):
-    folder = victim(outputs)
+def test_a_run_whose_files_are_damaged_is_not_done(own_outputs, name, how):
+    folder = victim(own_outputs)
     assert records.whole(folder)
     whole = (folder / name).read_bytes()
     contents = {"empty": b"", "cut": whole[:-100], "zeros": bytes(len(whole)), "garbage": b"x" * 99}
@@ -136,22 +113,19 @@ def test_a_run_whose_files_are_damaged_is_not_done(outputs, name, how):
     assert [p.name for p in folder.iterdir() if p.name not in ("lock", "log.txt")] == []
 
 
-def test_older_runs_are_named_and_never_combined_with_newer_ones(outputs, monkeypatch):
+def test_older_runs_are_named_and_never_combined_with_newer_ones(own_outputs, monkeypatch):
     monkeypatch.setattr(report, "FIGURES", {})
-    base = runs.read(next(outputs.glob("*/*/BL/*")))
-    for seed, code in ((1, base["code"]), (2, None), (3, base["code"] | {"train": 0})):
+    base = runs.read(next(own_outputs.glob("*/*/BL/*")))
+    codes = {"code": base["code"]}, {"schema": 1}, {"code": base["code"] | {"train": 0}}
+    for seed, code in enumerate(codes, 1):
         folder = base["folder"].with_name(f"BL-s{seed}-32px-{seed:08d}")
         shutil.copytree(base["folder"], folder)
-        changed = copy.deepcopy({k: v for k, v in base.items() if k not in ("folder", "code")})
-        changed |= {"seed": seed, "run_id": folder.name} | (
-            {"code": code} if code else {"schema": 1}
-        )
+        changed = {k: v for k, v in base.items() if k not in ("folder", "code")}
+        changed |= {"seed": seed, "run_id": folder.name} | code
         (folder / "result.json").write_text(json.dumps(changed))
     every = compare.load()
-    groups = [
-        [r["seed"] for r in g] for g in tables.by_seed(every.values()) if g[0]["method"] == "BL"
-    ]
-    assert sorted(groups) == [[0, 1], [2], [3]]
+    groups = tables.by_seed(r for r in every.values() if r["method"] == "BL")
+    assert sorted([r["seed"] for r in group] for group in groups) == [[0, 1], [2], [3]]
     older = {r["seed"] for r in every.values() if records.older(r)}
     assert older == {2, 3}
     child = next(r for r in every.values() if r["method"] == "CPF")
@@ -162,7 +136,7 @@ def test_older_runs_are_named_and_never_combined_with_newer_ones(outputs, monkey
     rows = runs.results()
     table = report.table_rows(rows)["run"].tolist()
     assert sum("made by older code" in name for name in table) == 2
-    page = report.write(outputs / "r.html").read_text()
+    page = report.write(own_outputs / "r.html").read_text()
     assert page.count("made by older code") >= 2
     titles = [study.title for study in explorer.studies()]
     assert sum(title.endswith("made by older code") for title in titles) == 2
@@ -170,8 +144,8 @@ def test_older_runs_are_named_and_never_combined_with_newer_ones(outputs, monkey
     assert (means["settings"] == "made by older code").sum() == 2
 
 
-def test_a_result_tells_the_code_that_made_it(outputs):
-    result = runs.read(victim(outputs))
+def test_a_result_tells_the_code_that_made_it(own_outputs):
+    result = runs.read(victim(own_outputs))
     assert result["schema"] == 2 and result["code"] == methods.versions("CPF")
     assert result["commit"] == "unknown" or len(result["commit"]) >= 7
     assert set(result["files"]) == {"model.safetensors", "predictions.parquet", "model.onnx"}
@@ -187,8 +161,8 @@ def test_the_commit_is_unknown_outside_git_and_without_it(tmp_path, monkeypatch)
     assert commit() == "unknown"  # no git
 
 
-def test_predictions_with_impossible_scores_are_refused(outputs):
-    folder = victim(outputs)
+def test_predictions_with_impossible_scores_are_refused(own_outputs):
+    folder = victim(own_outputs)
     table = runs.predictions(folder)
     table.assign(score=table["score"] + 5).to_parquet(folder / "predictions.parquet")
     with pytest.raises(
@@ -196,4 +170,4 @@ def test_predictions_with_impossible_scores_are_refused(outputs):
     ):
         runs.predictions(folder)
 
-    assert folder.name not in every_reader(outputs)
+    assert folder.name not in every_reader(own_outputs)

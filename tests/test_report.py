@@ -2,13 +2,13 @@
 
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
-import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
+from made import result, store
 from sklearn.metrics import roc_auc_score
-from test_plots import BL, GRID, result, table
+from test_plots import BL, GRID, table
 from typer.testing import CliRunner
 
 from dflib.__main__ import app
@@ -25,34 +25,20 @@ def outputs(tmp_path, monkeypatch):
     return tmp_path
 
 
-def store(root, *results, **changes):
+def put(root, *results, **changes):
     for r in results:
-        r = r | changes
-        folder = root / r["dataset"] / r["protocol"] / r["method"] / r["run_id"]
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text(json.dumps(r))
+        store(root, r | changes)
 
 
-class Page(HTMLParser):
-    """What a browser would load, the text it would show, and the attributes of each tag."""
+class Page:
+    """A page's tags with their attributes, and the text that a browser would show."""
 
     def __init__(self, html):
-        super().__init__()
-        self.tags, self.words, self.open = [], [], []
-        self.feed(html)
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        while self.open and self.open.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if not {"style", "script"} & set(self.open):
-            self.words.append(data)
+        soup = BeautifulSoup(html, "html.parser", multi_valued_attributes=None)
+        self.tags = [(tag.name, tag.attrs) for tag in soup.find_all(True)]
+        for tag in soup.find_all(["style", "script"]):
+            tag.clear()
+        self.text = " ".join(soup.get_text(" ").split())
 
 
 @pytest.fixture
@@ -65,28 +51,24 @@ def page(**options):
     return Page(report.write(**options).read_text())
 
 
-def test_report_stands_alone(outputs):
-    store(outputs, BL, *GRID)
+def test_report_stands_alone_and_every_figure_has_its_caption(outputs):
+    put(outputs, BL, *GRID, result("TL+FT"))
     html = report.write().read_text()
-    named = [item for _, a in Page(html).tags for item in a.items()]
+    tags = Page(html).tags
+    named = [item for _, a in tags for item in a.items()]
     sources = [v for k, v in named if k in ("src", "href", "xlink:href", "srcset", "data")]
     assert all(v.startswith("#") for v in sources)
     assert not re.search(r"@import|url\(\s*['\"]?(?!#)|fetch\(|XMLHttpRequest", html)
     ids = [v for k, v in named if k == "id"]
     assert len(ids) == len(set(ids))
     assert not list(outputs.glob("*.new"))
-
-
-def test_every_figure_has_its_caption(outputs):
-    store(outputs, BL, *GRID, result("TL+FT"))
-    shown = page()
-    labels = [a["aria-label"] for _, a in shown.tags if a.get("role") == "img"]
+    labels = [a["aria-label"] for _, a in tags if a.get("role") == "img"]
     assert [label.partition(". ")[0] for label in labels] == list(report.FIGURES)
     assert all(len(label.partition(". ")[2]) > 20 for label in labels)
 
 
 def test_every_run_has_its_row_command_and_sorting(outputs, undrawn):
-    store(outputs, BL, *GRID)
+    put(outputs, BL, *GRID)
     shown = page()
     assert all(r["run_id"] in shown.text and r["command"] in shown.text for r in (BL, *GRID))
     heads = [a for tag, a in shown.tags if tag == "th" and "aria-sort" in a]
@@ -101,9 +83,9 @@ def test_every_run_has_its_row_command_and_sorting(outputs, undrawn):
 
 
 def test_a_command_writes_the_report_of_one_dataset(outputs, tmp_path):
-    store(outputs, BL)
+    put(outputs, BL)
     other = BL | {"run_id": BL["run_id"].replace("BL", "BL-s7"), "dataset": "other"}
-    store(outputs, other)
+    put(outputs, other)
     words = ["results", "--dataset", "other", "--html", str(tmp_path / "page.html")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
@@ -123,22 +105,21 @@ def test_a_command_writes_the_report_of_one_dataset(outputs, tmp_path):
     ],
 )
 def test_few_runs_make_a_page(outputs, kept):
-    store(outputs, *kept)
+    put(outputs, *kept)
     assert kept[0]["run_id"] in page().text
 
 
 def test_only_limits_the_page_and_without_runs_it_says_how_to_make_some(outputs, undrawn):
     assert "python -m dflib study --preset demo" in page().text
-    store(outputs, BL, *GRID)
+    put(outputs, BL, *GRID)
     text = page(only=[BL["run_id"]]).text
     assert BL["run_id"] in text and GRID[0]["run_id"] not in text
     assert "There is no finished run" in page(only=[]).text
 
 
 def test_hostile_names_and_reasons_are_only_text(outputs):
-    store(outputs, result(generators=(HOSTILE, "gan")), command=HOSTILE)
-    folder = outputs / "faces" / "strict" / "CPF" / "CPF-x"
-    folder.mkdir(parents=True)
+    put(outputs, result(generators=(HOSTILE, "gan")), command=HOSTILE)
+    (folder := outputs / "faces" / "strict" / "CPF" / "CPF-x").mkdir(parents=True)
     failed = {"run_id": "CPF-x", "error": HOSTILE, "command": "c", "kind": "error"}
     (folder / "failed.json").write_text(json.dumps(failed))
     shown = page()
@@ -148,10 +129,10 @@ def test_hostile_names_and_reasons_are_only_text(outputs):
 
 
 def test_other_sizes_protocols_and_limits_are_sections_of_their_own(outputs, undrawn):
-    store(outputs, BL)
-    store(outputs, BL, protocol="paper", run_id="BL-paper")
-    store(outputs, BL, run_id="BL-64", params=BL["params"] | {"size": 64})
-    store(outputs, BL, run_id="BL-few", params=BL["params"] | {"limit": 48})
+    put(outputs, BL)
+    put(outputs, BL, protocol="paper", run_id="BL-paper")
+    put(outputs, BL, run_id="BL-64", params=BL["params"] | {"size": 64})
+    put(outputs, BL, run_id="BL-few", params=BL["params"] | {"limit": 48})
     shown = page()
     assert sum(tag == "h2" for tag, _ in shown.tags) == 4
     assert "at most 48 images of each class" in shown.text
@@ -160,9 +141,9 @@ def test_other_sizes_protocols_and_limits_are_sections_of_their_own(outputs, und
 def test_recipes_are_sections_and_other_settings_stand_in_the_runs_name(outputs, undrawn):
     more = {"raised": {"front": "srm"}, "few": {"target_images": 25}, "longer": {"epochs": 99}}
     more["older"] = {"crops": 5, "attention": 0.0}  # only older code knew them
-    store(outputs, BL | {"params": BL["params"] | {"epochs": 9}})
+    put(outputs, BL | {"params": BL["params"] | {"epochs": 9}})
     for name, params in more.items():
-        store(outputs, BL, run_id=f"BL-{name}", params=BL["params"] | {"epochs": 9} | params)
+        put(outputs, BL, run_id=f"BL-{name}", params=BL["params"] | {"epochs": 9} | params)
     html = report.write().read_text()
     heads, shown = re.findall(r"<h2[^>]*>(faces.*?)</h2>", html), Page(html).text
     few, recipes = "25 training images of each class", ("crops 5", "front srm")
@@ -196,15 +177,15 @@ def test_faster_needs_spreads_that_are_apart_and_a_quiet_machine(outputs, undraw
 
 def test_the_first_screen_says_what_the_data_are_and_marks_what_was_unseen(outputs, undrawn):
     names = {"generators": ("gan", "vae", "vae", "vae")}
-    store(outputs, result(**names), result("CQ", **names), train_generators=["gan"])
+    put(outputs, result(**names), result("CQ", **names), train_generators=["gan"])
     cats = result("CQ") | {"run_id": "CQ-cats", "classes": ["cat", "dog"], "dataset": "pets"}
-    store(outputs, cats)
+    put(outputs, cats)
     text = page().text
     first = text[: text.index("What the codes mean")]
     assert "40 real, 10 gan, 30 vae (unseen) (50 % fake" in first and "0.500, 0.667" in first
     assert "There was none" in first and "whole scenes on one side" in first
     assert "pets" not in text  # not about fakes
-    store(outputs, BL, dataset="demo", run_id="BL-demo")
+    put(outputs, BL, dataset="demo", run_id="BL-demo")
     assert "ten photographs" in page().text
 
 
@@ -222,21 +203,18 @@ def predicted(root, seeds=1, shift=0.0, rate=0.9, skill=1.5, good=0.9, **cost):
     `shift`; good: CKD's validation AUROC, BL's is 0.8. Returns the mean AUROC of each."""
     rng, label, aurocs = np.random.default_rng(0), np.repeat([0, 1], 100), {"BL": [], "CKD": []}
     names = {"path": [f"{i}.png" for i in range(200)], "label": label, "group": range(200)}
+    names["generator"] = np.where(label, "gan", "real")
     for seed in range(seeds):
         base = rng.normal(skill * label, 1.0)
         moved = base + shift * label + 0.05 * rng.normal(size=200)
         for code, z, share in (("BL", base, 0.8), ("CKD", moved, good)):
             r = result(code, None if code == "BL" else rate, seed, skill, ("gan",))
             r["cost"] |= {} if code == "BL" else {"file_bytes": 400_000} | cost
-            r |= {"source": None, "params": r["params"] | {"epochs": 1, "draws": 200}}
-            store(root, r, train_generators=["gan"])
-            folder = next(root.glob(f"*/*/*/{r['run_id']}"))
-            scores = {"generator": np.where(label, "gan", "real"), "score": 1 / (1 + np.exp(-z))}
-            pd.DataFrame(names | scores).to_parquet(folder / "predictions.parquet")
+            r |= {"params": r["params"] | {"epochs": 1, "draws": 200}, "train_generators": ["gan"]}
             right = round(100 * share)
             known = np.append([0.5], np.repeat([0.9, 0.1], [right, 100 - right]))
-            known = pd.DataFrame({"label": [0] + [1] * 100, "score": known})
-            known.to_parquet(folder / "validation.parquet")
+            known = {"label": [0] + [1] * 100, "score": known}
+            store(root, r, names | {"score": 1 / (1 + np.exp(-z))}, known)
             aurocs[code].append(roc_auc_score(label, z))
     return {code: np.mean(values) for code, values in aurocs.items()}
 
@@ -274,21 +252,16 @@ def test_the_answer_is_the_best_of_the_small_files_on_validation(outputs, undraw
 
 
 def test_without_validation_scores_nothing_is_chosen(outputs, undrawn):
-    store(outputs, BL, *GRID)
+    put(outputs, BL, *GRID)
     assert "Which run to take cannot be told: validation scores are not kept" in page().text
 
 
 def test_the_audit_is_told_or_how_to_make_it(outputs, undrawn):
-    store(outputs, BL)
+    put(outputs, BL)
     assert "python -m data_prep audit faces" in page().text
-    found = {
-        "verdict": "A verdict.",
-        "shortcut_auroc": {"raw": 0.7125, "equalised": 0.5551},
-        "equaliser": {"side": 9},
-        "images_probed": 40,
-        "scene_overlap": {"paper": 0.25, "strict": 0.0},
-        "licence": HOSTILE,
-    }
+    found = {"verdict": "A verdict.", "licence": HOSTILE, "images_probed": 40}
+    found |= {"shortcut_auroc": {"raw": 0.7125, "equalised": 0.5551}, "equaliser": {"side": 9}}
+    found["scene_overlap"] = {"paper": 0.25, "strict": 0.0}
     (outputs / "audit-faces.json").write_text(json.dumps(found))
     text = page().text
     assert "A verdict." in text and "0.713 as the files are, 0.555 made alike" in text

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made import lived_in
 from sklearn.metrics import roc_auc_score
 
 from data_prep import cache, manifest, transform
 from data_prep.errors import InputError
 from data_prep.paths import images_root
+from dflib import models, quantize
 from dflib.edge.predict import Predictor
-from dflib.study import engine, robustness
+from dflib.study import robustness, runs
 
 GRID = ("jpeg-50", "crop-0.75", "noise-5")
 
@@ -23,10 +25,14 @@ def made(tiny_dataset, tmp_path_factory) -> list[Path]:
     """A float run (BL) and an int8 one (CQ-S) of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(tmp_path_factory.mktemp("robust")))
-        plan = engine.plan(preset="tiny", dataset=tiny_dataset, methods_=("BL", "CQ-S"))
-        for s in plan:
-            assert engine.execute(s)["status"] == "done"
-        yield [s.folder for s in plan]
+        request = {"preset": "tiny", "dataset": tiny_dataset, "settings": {"latency_runs": 1}}
+        made = [runs.Run(runs.spec(code, **request)) for code in ("BL", "CQ-S")]
+        model = lived_in(models.architecture("BL", size=32))
+        made[0].finish(model)
+        made[1].folder.mkdir(parents=True)
+        names = (made[0].folder / "model.onnx", made[1].folder / "model.int8.onnx")
+        made[1].finish(model, deployed=quantize.static_int8(*names, made[0].data.train))
+        yield [run.folder for run in made]
 
 
 @pytest.fixture
@@ -59,9 +65,8 @@ def test_scores_are_those_of_each_image_made_worse_by_hand(two, tiny_dataset):
 
 def test_each_file_is_decoded_once_for_all_runs_and_the_whole_grid(two, monkeypatch):
     opened = []
-    monkeypatch.setattr(
-        robustness, "open_image", lambda data: opened.append(data) or cache.open_image(data)
-    )
+    count = lambda data: opened.append(data) or cache.open_image(data)
+    monkeypatch.setattr(robustness, "open_image", count)
     monkeypatch.setattr(manifest, "cores", lambda: 1)  # in this process, where it can be counted
     robustness.measure(two, GRID)
     assert len(opened) == len(pd.read_parquet(two[0] / "predictions.parquet"))
@@ -69,9 +74,8 @@ def test_each_file_is_decoded_once_for_all_runs_and_the_whole_grid(two, monkeypa
     assert len(opened) == len(pd.read_parquet(two[0] / "predictions.parquet"))
     robustness.measure(two[:1], ("blur-1",))  # another one is added, those that are known stay
     assert list(pd.read_parquet(two[0] / "robustness.parquet"))[1:] == [*GRID, "blur-1"]
-    assert robustness.measured(two[0], ("blur-1", *GRID)) and not robustness.measured(
-        two[1], ("blur-1",)
-    )
+    assert robustness.measured(two[0], ("blur-1", *GRID))
+    assert not robustness.measured(two[1], ("blur-1",))
 
 
 def test_drops_are_paired_differences_by_scene(two):

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import chromium
 import pytest
 from sklearn.metrics import balanced_accuracy_score, recall_score
-from test_webpage import CHROMIUM, FLAGS, NO_BROWSER
 
 from dflib.show import explorer
 from dflib.study import runs
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
+pytestmark = chromium.needed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,22 +22,8 @@ def written(explorer_outputs, tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def page(written) -> Iterator:
-    """The page on a telephone; it may ask nobody for anything, and its console stays empty."""
-    from playwright.sync_api import sync_playwright
-
-    said, asked = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        found = browser.new_page(viewport={"width": 390, "height": 800})
-        found.on("console", lambda message: said.append(message.text))
-        found.on("pageerror", lambda error: said.append(str(error)))
-        found.on("request", lambda request: asked.append(request.url))
-        found.goto(written.as_uri())
+    with chromium.opened(written.as_uri()) as found:
         yield found
-        assert found.evaluate("document.documentElement.scrollWidth") <= 390
-        browser.close()
-    assert not said
-    assert all(url.startswith(("data:", written.as_uri())) for url in asked)
 
 
 def turn(page, control: str, value: float) -> None:

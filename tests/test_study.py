@@ -2,34 +2,28 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from filelock import FileLock
+from made import python
 
 from data_prep.errors import InputError
 from dflib.study import engine, methods, runs
 from dflib.study.runs import spec
 
 
-@pytest.fixture
-def outputs(tiny_dataset, tmp_path, monkeypatch) -> Path:
-    """An empty outputs root of its own."""
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
-    return tmp_path / "outputs"
-
-
 def tiny(name: str, *methods: str, **settings) -> engine.Plan:
     return engine.plan(preset="tiny", dataset=name, methods_=methods, settings=settings)
 
 
-def command(name: str, *more: str) -> list[str]:
-    return [sys.executable, "-m", "dflib", "study", "--preset", "tiny", "--dataset", name, *more]
+def command(name: str, *more: str) -> tuple[str, ...]:
+    return ("-m", "dflib", "study", "--preset", "tiny", "--dataset", name, *more)
 
 
 def wait_for(condition, seconds: float = 120):
@@ -81,72 +75,25 @@ def test_a_setting_of_any_ancestor_is_taken(tiny_dataset, tiny_source):
         engine.plan(**request, settings={"alpha": 0.5})
 
 
-def test_study_ends_with_every_run_and_the_same_command_finds_them(tiny_dataset, outputs):
-    first = subprocess.run(
-        command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False
-    )
-    assert first.returncode == 0, first.stderr
-    assert first.stderr == ""
-    results = sorted(outputs.glob("*/*/*/*/result.json"))
-    assert [json.loads(p.read_text())["method"] for p in results] == ["BL", "CQ"]
-    assert (outputs / "report.html").exists()
-    assert not [p for p in outputs.rglob("*") if re.search(r"\.pt$|new|failed\.json", p.name)]
-    stamps = [p.stat().st_mtime_ns for p in results]
-    second = subprocess.run(
-        command(tiny_dataset, "--methods", "BL,CQ"), capture_output=True, text=True, check=False
-    )
-    assert second.returncode == 0
-    assert "2 of 2 done (2 found finished)" in second.stdout
-    assert [p.stat().st_mtime_ns for p in results] == stamps
-
-
-def test_a_killed_study_continues_where_it_was(tiny_dataset, outputs):
-    more = ("--methods", "BL,CPF", "--rates", "0.9", "--set", "finetune_epochs=3")
-    driver = subprocess.Popen(
-        command(tiny_dataset, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    kernel = wait_for(lambda: kernels_below(driver.pid))[0]
-    # with Dask's value training took twice the time
-    assert int(kernel.environ()["MALLOC_TRIM_THRESHOLD_"]) > 1e9
-    baseline = wait_for(lambda: list(outputs.glob("*/*/BL/*/result.json")))[0]
-    wait_for(lambda: list(outputs.glob("*/*/CPF/*/checkpoint.pt")))
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.kill()
-    driver.wait()
-    wait_for(lambda: not any(map(alive, family)), 60)
-    before = baseline.stat().st_mtime_ns
-    assert not list(outputs.glob("*/*/CPF/*/result.json"))
-    done = subprocess.run(command(tiny_dataset, *more), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert baseline.stat().st_mtime_ns == before
-    assert _scores(outputs, "CPF") == _undisturbed(tiny_dataset, outputs, more)
-
-
 @pytest.mark.parametrize("sign", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_an_interrupted_study_leaves_nothing_and_says_how_it_goes_on(
-    tiny_dataset, outputs, tmp_path, sign
+    tiny_dataset, outputs_root, tmp_path, sign
 ):
-    """In a temporary folder whose path is too long for sockets, where "python3" is another
-    kernel."""
+    """In a temporary folder with a path too long for sockets; "python3" is another kernel."""
     place = tmp_path / ("t" * 100)
     spec_ = tmp_path / "jupyter" / "kernels" / "python3"
     spec_.mkdir(parents=True), place.mkdir()
-    broken = {
-        "argv": ["/nowhere/python", "{connection_file}"],
-        "display_name": "x",
-        "language": "python",
-    }
-    (spec_ / "kernel.json").write_text(json.dumps(broken))
-    env = {
-        "TMPDIR": str(place),
-        "JUPYTER_PATH": str(tmp_path / "jupyter"),
-        "JUPYTER_PREFER_ENV_PATH": "0",
-    }
-    env |= {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-    words = command(tiny_dataset, "--methods", "BL", "--set", "epochs=500")
+    broken = {"argv": ["/nowhere/python", "{connection_file}"], "language": "python"}
+    (spec_ / "kernel.json").write_text(json.dumps(broken | {"display_name": "x"}))
+    env = {"TMPDIR": str(place), "JUPYTER_PATH": str(tmp_path / "jupyter")}
+    env |= dict.fromkeys(("http_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    env["JUPYTER_PREFER_ENV_PATH"] = "0"
+    words = [sys.executable, *command(tiny_dataset, "--methods", "BL", "--set", "epochs=500")]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     study = subprocess.Popen(words, env=os.environ | env, start_new_session=True, **streams)
-    wait_for(lambda: list(outputs.rglob("checkpoint.pt")))
+    (checkpoint,) = wait_for(lambda: list(outputs_root.rglob("checkpoint.pt")))
+    (kernel,) = kernels_below(study.pid)  # with Dask's value training took twice the time
+    assert int(kernel.environ()["MALLOC_TRIM_THRESHOLD_"]) > 1e9
     family = psutil.Process(study.pid).children(recursive=True)
     number = getattr(signal, sign)
     (os.killpg if sign == "SIGINT" else os.kill)(study.pid, number)  # Ctrl-C goes to all
@@ -157,14 +104,16 @@ def test_an_interrupted_study_leaves_nothing_and_says_how_it_goes_on(
         *told, last = said.splitlines()  # no traceback
         assert last == "interrupted: finished runs are kept, and the same command goes on"
         assert [line.split()[0] for line in told] == ["running"]
-        assert not list(outputs.glob(".study-*"))
+        assert not list(outputs_root.glob(".study-*"))
     assert list(place.rglob("*")) == []
+    with FileLock(checkpoint.with_name("lock"), timeout=0):  # the same command can go on
+        assert torch.load(checkpoint, weights_only=True)["recipe"]
 
 
-def test_a_study_needs_no_network_and_no_name_of_the_machine(tiny_dataset, outputs):
+def test_a_study_needs_no_network_and_no_name_of_the_machine(tiny_dataset, outputs_root):
     shell = 'hostname nobody.invalid && ip link set lo up && exec "$@"'
     words = ["unshare", "--net", "--uts", "sh", "-c", shell, "sh"]
-    words += command(tiny_dataset, "--methods", "BL", "--set", "epochs=1")
+    words += [sys.executable, *command(tiny_dataset, "--methods", "BL", "--set", "epochs=1")]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     if "unshare" in done.stderr:
         pytest.skip(f"another network needs root: {done.stderr.strip()}")
@@ -172,27 +121,23 @@ def test_a_study_needs_no_network_and_no_name_of_the_machine(tiny_dataset, outpu
     assert "1 of 1 done" in done.stdout
 
 
-def test_a_run_by_hand_has_the_lock_until_it_is_finished(tiny_dataset, outputs):
+def test_a_run_by_hand_has_the_lock_until_it_is_finished(tiny_dataset, outputs_root):
     (s,) = tiny(tiny_dataset, "BL", epochs=1)
     mine = runs.Run(s)
     made = mine.once("x.txt", lambda path: path.write_text("mine"))
     again = runs.Run(s)  # the cell is run again in the same kernel
     assert again.once("x.txt", lambda path: path.write_text("other")).read_text() == "mine"
-    ask = (
-        f"from dflib.study import engine, runs; s = engine.plan(preset='tiny', "
-        f"dataset={tiny_dataset!r}, methods_=('BL',), settings={{'epochs': 1}})[0]; "
-    )
+    request = {"preset": "tiny", "dataset": tiny_dataset, "settings": {"epochs": 1}}
+    ask = f"from dflib.study import runs; s = runs.spec('BL', **{request!r}); "
     ask += "runs.Run(s).once('y.txt', lambda path: path.write_text('theirs'))"
-    theirs = subprocess.run(
-        [sys.executable, "-c", ask], capture_output=True, text=True, check=False
-    )
+    theirs = python("-c", ask)
     assert "is being made by another process" in theirs.stderr and not (s.folder / "y.txt").exists()
     runs._locks.pop(s.folder).release()
-    subprocess.run([sys.executable, "-c", ask], check=True)
+    assert python("-c", ask).returncode == 0
     assert (s.folder / "y.txt").read_text() == "theirs" and made.exists()
 
 
-def test_a_file_system_without_locks_is_named_at_once(tiny_dataset, outputs, monkeypatch):
+def test_a_file_system_without_locks_is_named_at_once(tiny_dataset, outputs_root, monkeypatch):
     """As FUSE and some NFS answer; with what filelock makes of it a run would wait for ever."""
     import errno
     import fcntl
@@ -201,9 +146,8 @@ def test_a_file_system_without_locks_is_named_at_once(tiny_dataset, outputs, mon
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.raises(
-        InputError, match="a file system without locks .*set .DFLIB_OUTPUTS to a local"
-    ):
+    message = "a file system without locks .*set .DFLIB_OUTPUTS to a local"
+    with pytest.raises(InputError, match=message):
         engine.run(tiny(tiny_dataset, "BL"))
 
 
@@ -216,37 +160,15 @@ def test_outputs_that_cannot_be_written_to_are_named_before_the_work(
         engine.run(tiny(tiny_dataset, "BL"))
 
 
-def _scores(outputs: Path, method: str) -> list[float]:
-    import pandas as pd
-
-    (file,) = outputs.glob(f"*/*/{method}/*/predictions.parquet")
-    return pd.read_parquet(file)["score"].tolist()
-
-
-def _undisturbed(name: str, outputs: Path, more: tuple[str, ...]) -> list[float]:
-    fresh = outputs.parent / "undisturbed"
-    subprocess.run(
-        command(name, *more),
-        env=os.environ | {"DFLIB_OUTPUTS": str(fresh)},
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return _scores(fresh, "CPF")
-
-
-def test_no_scheduler_at_the_address(tiny_dataset, outputs):
-    done = subprocess.run(
-        command(tiny_dataset, "--methods", "BL", "--scheduler", "tcp://127.0.0.1:9"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_no_scheduler_at_the_address(tiny_dataset, outputs_root):
+    nobody = ("--methods", "BL", "--scheduler", "tcp://127.0.0.1:9")
+    done = python(*command(tiny_dataset, *nobody))
     assert done.returncode == 2
     assert done.stderr.startswith("error: no Dask scheduler answers at tcp://127.0.0.1:9")
 
 
 def test_runs_go_to_an_existing_cluster_whose_workers_are_like_this_machine(
-    tiny_dataset, outputs, tmp_path
+    tiny_dataset, outputs_root, tmp_path
 ):
     import dask
     from distributed import Client, LocalCluster
@@ -266,32 +188,6 @@ def test_runs_go_to_an_existing_cluster_whose_workers_are_like_this_machine(
             client.run(lambda values: os.environ.update(values), as_here)
         outcomes = engine.run(plan, scheduler=cluster.scheduler_address)
     assert [o["status"] for o in outcomes.values()] == ["done"]
-
-
-MANY_WIDGETS = """
-import sys, nbformat, papermill
-from dflib.study import kernel
-
-cell = '''from ipywidgets import FloatSlider, VBox, interactive_output
-slider = FloatSlider(0.5, min=0, max=1)
-VBox([slider, interactive_output(lambda x: print("a", x), {"x": slider})])'''
-book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for _ in range(50)])
-book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-path = sys.argv[1] + "/widgets.ipynb"
-nbformat.write(book, path)
-with open(sys.argv[1] + "/log.txt", "w") as log:
-    manager = kernel.kernel_manager(log)
-    how = {"kernel_name": "python3", "kernel_manager_class": manager}
-    papermill.execute_notebook(path, path, {}, progress_bar=False, **how)
-"""
-
-
-def test_a_notebook_of_many_widgets_ends(tmp_path):
-    """With jupyter_client's own channels about every second such notebook waits for ever for a
-    reply that has come."""
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", MANY_WIDGETS, str(tmp_path)], check=True, timeout=180
-    )
 
 
 def test_folds_train_without_each_generator_or_on_each_alone(tiny_dataset, tiny_source):

@@ -1,15 +1,13 @@
 """The same runs, the same words: report, explorer and notebooks 13 and 14 side by side."""
 
-import json
 import re
 
 import nbclient
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from test_plots import result
+from made import result, store
 
 from data_prep.paths import PROJECT
 from dflib import metrics
@@ -21,18 +19,12 @@ WORD = re.compile(r"(better|worse|mixed|kept|undecided), (these weights|the meth
 NAMES = np.repeat(["real", "gan", "vae"], [60, 60, 180])  # "always fake" is right in 80 %
 
 
-@pytest.fixture
-def outputs(tmp_path, monkeypatch):
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
-    monkeypatch.setenv("DFLIB_DATA", str(tmp_path / "data"))
-    return tmp_path / "outputs"
-
-
-def store(root, seeds: int) -> None:
+def make(root, seeds: int) -> None:
     """BL, CPF, CKD and CQ over seeds: scores of the same images, those of `vae` unseen."""
     rng, label = np.random.default_rng(3), (NAMES != "real").astype(int)
     about = {"path": [f"{i}.png" for i in range(300)], "generator": NAMES, "label": label}
-    known = pd.DataFrame({"label": [0, 0, 1, 1], "score": [0.1, 0.4, 0.6, 0.9]})
+    about["group"] = np.arange(300) // 2
+    known = {"label": [0, 0, 1, 1], "score": [0.1, 0.4, 0.6, 0.9]}
     for seed in range(seeds):
         base = rng.normal(np.where(NAMES == "gan", 1.5, np.where(label, 0.8, -1)), 1.0)
         for code in ("BL", *SHIFTS):
@@ -41,16 +33,10 @@ def store(root, seeds: int) -> None:
             z += 0.02 * rng.normal(size=300) if shift != (0, 0) else 0
             scores = 1 / (1 + np.exp(-z))
             r = result(code, 0.9 if methods.method(code).rated else None, seed)
-            r |= {"params": methods.relevant(code, methods.settings("tiny")), "source": None}
+            r |= {"params": methods.relevant(code, methods.settings("tiny"))}
             r |= {"train_generators": ["gan"], "parents": [] if code == "BL" else [f"BL-s{seed}"]}
             r["metrics"] = metrics.evaluate(label, scores, NAMES, threshold=0.5, draws=50)
-            r["cost"] |= {"trainable_params": 1, "shipped_bytes": 1, "gzip_bytes": 1}
-            folder = root / "faces" / "strict" / code / r["run_id"]
-            folder.mkdir(parents=True)
-            (folder / "result.json").write_text(json.dumps(r))
-            table = pd.DataFrame(about).assign(score=scores, group=np.arange(300) // 2)
-            table.to_parquet(folder / "predictions.parquet")
-            known.to_parquet(folder / "validation.parquet")
+            store(root, r, about | {"score": scores}, known)
 
 
 def notebook(stem: str) -> str:
@@ -78,8 +64,8 @@ def rows(html: str, column: str) -> dict[str, str]:
 
 @pytest.mark.filterwarnings("ignore")  # of the kernel's own
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_report_explorer_and_notebooks_say_the_same_words(outputs, seeds):
-    store(outputs, seeds)
+def test_report_explorer_and_notebooks_say_the_same_words(outputs_root, data_root, seeds):
+    make(outputs_root, seeds)
     every = compare.load()
     table = tables.over_seeds(every.values(), every).dropna(subset="all/verdict")
     names = [f"{m} 90%" if m != "CQ" else m for m in table["method"]]

@@ -1,28 +1,23 @@
 """The exported page in a real browser: it decides like Python, and asks no other server."""
 
-import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import chromium
 import httpx
 import pytest
-import torch
+from made import lived_in
 
 from data_prep.errors import InputError
 from data_prep.paths import images_root
-from dflib import models, train
+from dflib import models
 from dflib.edge import files
 from dflib.edge import page as edge_page
 from dflib.edge.predict import Predictor
 from dflib.study import runs
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-NO_BROWSER = "no Chromium: apt-get install chromium, or your system's browser"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -42,10 +37,7 @@ def finished(dataset: str, mode: str) -> runs.Run:
     """A run of untrained weights: its scores lie near the threshold, where a wrong pixel shows."""
     settings = {"mode": mode, "latency_runs": 1, "weight_decay": 0.4}
     run = runs.Run(runs.spec("BL", preset="tiny", dataset=dataset, settings=settings))
-    with train.seeded(0):
-        model = models.Detector(models.student(0.9, size=32)).train()
-        model(torch.rand(16, 3, 32, 32))
-    run.finish(model)
+    run.finish(lived_in(models.student(0.9, size=32)))
     return run
 
 
@@ -58,7 +50,7 @@ def served(tmp_path) -> Iterator[tuple[Path, str]]:
     server.server_close()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
+@chromium.needed
 @pytest.mark.parametrize(
     ("mode", "format", "apart"),
     [("resize", "onnx", 1e-6), ("center_crop", "onnx", 1e-6), ("resize", "onnx-int8", 1e-3)],
@@ -66,8 +58,6 @@ def served(tmp_path) -> Iterator[tuple[Path, str]]:
 def test_the_browser_decides_like_python(
     tiny_dataset, runtime, served, picture, mode, format, apart
 ):
-    from playwright.sync_api import sync_playwright
-
     (folder, address), run = served, finished(tiny_dataset, mode)
     files.export_run(run.folder, format=format, out=folder / "detector.onnx", page=True)
     python = Predictor(folder / "detector.onnx")
@@ -77,12 +67,7 @@ def test_the_browser_decides_like_python(
     images += [picture(folder / f"{w}.png", size=(w, h), seed=w) for w, h in sizes]
     images.append(picture(folder / "photo.jpg", size=(120, 77)))
     images.append(picture(folder / "grey.png", mode="L", size=(70, 50)))
-    asked = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(address)
+    with chromium.opened(address, errors=False, width=1280) as page:
         page.wait_for_selector("#answer[data-ready]")
         for path in images:
             page.set_input_files("#file", path)
@@ -96,8 +81,6 @@ def test_the_browser_decides_like_python(
         page.set_input_files("#file", folder / "text.png")
         page.wait_for_selector("#answer[data-label='']")
         assert "cannot be judged" in page.inner_text("#answer")
-        browser.close()
-    assert all(url.startswith((address, "blob:", "data:")) for url in asked)
 
 
 def test_another_archive_is_refused_by_its_checksum(served, monkeypatch):
