@@ -48,6 +48,22 @@ def test_gradcam_is_what_its_definition_gives(name):
     assert np.max(found) == 1  # not all of it zero
 
 
+def test_gradcam_finds_what_decides():
+    """A detector whose last convolution fires on bright pixels of the left half alone."""
+    model = models.Detector(models.Architecture("t", 32, (models.Block(1),), ())).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model.features[0].conv.weight[0, :, 1, 1] = 1
+        model.features[0].norm.weight[:] = 1
+        model.head[0].weight[1] = 1
+    x = torch.zeros(2, 3, 32, 32)
+    x[0, :, :, :16] = 1
+    maps = explain.gradcam(model, x)
+    assert maps[0, :, :16].min() == 1 and maps[0, :, 16:].max() == 0
+    assert not maps[1].any()  # nothing speaks for it: no division by zero
+
+
 def test_gradcam_leaves_the_model_as_it_was():
     model = detector("S90").train().requires_grad_(False)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -80,6 +96,12 @@ def test_spectrum_is_the_audits(picture, tmp_path):
     batch = np.broadcast_to(np.asarray(grey), (1, 3, 128, 128))
     expected = shortcut.spectrum(np.asarray(grey, dtype=np.float32))
     np.testing.assert_allclose(explain.spectrum(batch), expected, atol=1e-2)
+
+
+def test_doubled_pixels_show_in_the_spectrum():
+    doubled = images(8, 16).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    plain, peaked = explain.spectrum(images(8, 32)), explain.spectrum(doubled)
+    assert peaked[16, 0] < plain[16, 0] - 2  # sinc: nothing at their Nyquist frequency
 
 
 def test_the_shape_is_checked():

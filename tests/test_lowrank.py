@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made import lived_in
 from torch import nn
 
 from data_prep.errors import InputError
@@ -15,12 +14,34 @@ from dflib.models import Detector, architecture
 
 @pytest.fixture(scope="module")
 def baseline():
-    return lived_in(architecture("BL", size=32))
+    with train.seeded(0):
+        model = Detector(architecture("BL", size=32)).train()
+        model(torch.rand(8, 3, 32, 32))  # lived-in BatchNorm statistics
+    return model.eval()
 
 
 def error(product, layer, x) -> float:
     with torch.no_grad():
         return ((product(x) - layer(x)).norm() / layer(x).norm()).item()
+
+
+@given(
+    inputs=st.integers(2, 12),
+    outputs=st.integers(2, 12),
+    kernel=st.sampled_from([1, 3]),
+    seed=st.integers(0, 99),
+)
+def test_full_rank_computes_the_same(inputs, outputs, kernel, seed):
+    with train.seeded(seed):
+        linear, conv = (
+            nn.Linear(inputs, outputs),
+            nn.Conv2d(inputs, outputs, kernel, padding="same"),
+        )
+        x, image = torch.randn(5, inputs), torch.randn(2, inputs, 6, 6)
+    assert error(lowrank.decompose(linear, (min(inputs, outputs),)), linear, x) < 1e-4
+    full = (min(inputs, outputs * kernel**2), min(outputs, inputs * kernel**2))
+    full = full if kernel > 1 else (min(inputs, outputs),)  # a 1x1 one is a matrix
+    assert error(lowrank.decompose(conv, full), conv, image) < 1e-4
 
 
 def test_a_truncated_svd_is_the_best_of_its_rank():
@@ -84,6 +105,18 @@ def test_a_checkpoint_rebuilds_the_thin_layers(baseline, tmp_path):
     torch.testing.assert_close(onnx(x), small(x).detach(), rtol=0, atol=1e-4)
 
 
+def test_the_model_stays_as_it_is_and_the_product_is_close(baseline):
+    before = {k: v.clone() for k, v in baseline.state_dict().items()}
+    x = torch.rand(16, 3, 32, 32)
+    gaps = []
+    for rate in (0.2, 0.95):
+        small = lowrank.factorise(baseline, lowrank.choose_ranks(baseline, rate=rate))
+        gaps.append((small.features(x) - baseline.features(x)).norm().item())
+        assert not set(small.parameters()) & set(baseline.parameters())
+    assert gaps[0] < gaps[1]
+    assert all(torch.equal(v, before[k]) for k, v in baseline.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("ranks", "message"),
     [
@@ -96,6 +129,11 @@ def test_a_checkpoint_rebuilds_the_thin_layers(baseline, tmp_path):
 def test_ranks_that_cannot_be_are_named(baseline, ranks, message):
     with pytest.raises(InputError, match=message):
         lowrank.factorise(baseline, ranks)
-    for rate, told in ((1.5, "outside"), (0.9999, r"rates up to about 0\.99\d+ can")):
-        with pytest.raises(InputError, match=told):
-            lowrank.choose_ranks(baseline, rate=rate)
+
+
+@pytest.mark.parametrize(
+    ("rate", "message"), [(1.5, "outside"), (0.9999, r"rates up to about 0\.99\d+ can")]
+)
+def test_rates_that_cannot_be_met_are_told(baseline, rate, message):
+    with pytest.raises(InputError, match=message):
+        lowrank.choose_ranks(baseline, rate=rate)

@@ -154,6 +154,17 @@ def test_the_learning_rate_is_a_linear_warm_up_and_a_cosine_to_zero(epochs, warm
     assert schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-9)
 
 
+def test_history_has_its_columns_and_the_rates_of_each_epochs_start(toy):
+    # one step an epoch, two of warm-up
+    _, history = fitted(toy(), replace(QUICK, epochs=6, batch=36, warmup=1 / 3))
+    columns = "epoch lr loss accuracy val_loss val_accuracy val_auroc"
+    assert list(history) == [*columns.split(), *CLOCKS]
+    assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+    cosine = [(1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert history["lr"].tolist() == pytest.approx([3e-3 * v for v in (1 / 3, 2 / 3, *cosine)])
+    assert history["accuracy"].between(0, 1).all()
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_validation_figures_are_those_of_the_model(toy, ema):
     data, model = toy(120), small()
@@ -194,6 +205,14 @@ def test_batches_of_one_image_are_refused_and_a_last_single_one_is_left_out(toy)
     steps = []
     fitted(toy(), replace(QUICK, epochs=1, batch=35), after_step=steps.append)  # 36 = 35 + 1
     assert len(steps) == 1
+
+
+def test_it_learns_what_can_be_learned(toy):
+    data, model = toy(200), small()
+    train.fit(model, data, Recipe(epochs=8, batch=20, lr=5e-3), device=CPU)
+    trained, not_yet = (train.predict(m, data.test) for m in (model, small()))
+    assert roc_auc_score(data.test.labels, trained) > 0.95
+    assert roc_auc_score(data.test.labels, not_yet) < 0.95
 
 
 def test_label_smoothing_is_that_of_the_formula(toy):
