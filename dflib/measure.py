@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import platform
 import subprocess
@@ -32,10 +33,9 @@ PROCESSES = 5  # one process differs from the next by more than its own runs do
 BUSY = 0.1  # share of the cores' time that other processes took meanwhile: above, times mislead
 
 
-def macs(model) -> int:
-    """Multiply-accumulate operations of convolutions and linear layers for one image."""
-    if hasattr(model.features, "macs"):  # of a user's ONNX file
-        return model.features.macs(model.arch.size)
+def macs(model) -> float:
+    """Multiply-accumulate operations of convolutions and linear layers for one image; NaN for a
+    user's ONNX file."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,7 +46,7 @@ def macs(model) -> int:
         image = torch.empty(1, 3, model.arch.size, model.arch.size)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         twin(image)
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2 or math.nan
 
 
 def cost(model, deployed: Path, *, runs: int = 50) -> dict:
@@ -65,13 +65,12 @@ def cost(model, deployed: Path, *, runs: int = 50) -> dict:
 
 
 def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list[dict]:
-    """Latency at batch 1 (ms) and peak resident memory (MB) of files.
+    """Latency at batch 1 (ms) and peak resident memory (MB) of files, `runs` of each in all.
 
-    Each in five fresh processes, in turns, on `threads` pinned cores (the idlest), while no other
-    run of this user is timed; `runs` are divided among them. Of each file: {"latency_ms": {p50,
-    low, high (median, least and largest of the processes' medians), p95 (of all runs), busy (others
-    used the cores meanwhile), runtime, threads, cpu}, "peak_rss_mb"}. Raises `InputError` when one
-    cannot be run.
+    Each in five fresh processes, in turns, on `threads` pinned cores (the idlest). Of each file:
+    {"latency_ms": {p50, low, high (median, least and largest of the processes' medians), p95 (of
+    all runs), busy (others used the cores), runtime, threads, cpu}, "peak_rss_mb"}. Raises
+    `InputError` when one cannot be run.
 
     >>> profiles([Path("a.onnx"), Path("b.onnx")])[0]["latency_ms"]["p50"]  # doctest: +SKIP
     """
@@ -88,7 +87,15 @@ def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list
         percent = dict(enumerate(psutil.cpu_percent(percpu=True)))
     load = others_share([percent.get(core, 0.0) for core in own_cores()], wall, own)
     told = {"busy": load > BUSY, "threads": len(cores), "cpu": cpu_name()}
-    return [_summary(each, told) for each in zip(*turns, strict=True)]
+    found = []
+    for each in zip(*turns, strict=True):
+        medians = [float(np.median(turn["ms"])) for turn in each]
+        latency = {"p50": float(np.median(medians)), "low": min(medians), "high": max(medians)}
+        latency["p95"] = float(np.percentile([ms for turn in each for ms in turn["ms"]], 95))
+        rss = float(np.median([turn["peak_rss_mb"] for turn in each]))
+        latency |= told | {"runtime": each[0]["runtime"]}
+        found.append({"latency_ms": latency, "peak_rss_mb": rss})
+    return found
 
 
 def others_share(percent: Sequence[float], wall: float, own: float) -> float:
@@ -114,22 +121,12 @@ def _timed_apart(path: Path, runs: int, cores: list[int]) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _summary(turns: Sequence[dict], told: dict) -> dict:
-    """`profiles` of one file, from what its processes told."""
-    medians = [float(np.median(turn["ms"])) for turn in turns]
-    latency = {"p50": float(np.median(medians)), "low": min(medians), "high": max(medians)}
-    latency["p95"] = float(np.percentile([ms for turn in turns for ms in turn["ms"]], 95))
-    rss = float(np.median([turn["peak_rss_mb"] for turn in turns]))
-    return {"latency_ms": latency | {"runtime": turns[0]["runtime"], **told}, "peak_rss_mb": rss}
-
-
 def speed(mine: dict, theirs: dict) -> dict:
     """Is the first of two `latency_ms` faster? {"ratio", "low", "high", "words"}.
 
     ratio: how many times faster, by medians; low, high: what the spreads of the processes allow.
-    words: "faster" | "slower" only where the spreads are apart, else "not told apart": as for times
-    of a busy machine (low 0, high infinite), and of other runtimes, processors or numbers of
-    threads (ratio NaN, too).
+    words: "faster" | "slower" where the spreads are apart, else "not told apart": as for times of a
+    busy machine, and of other runtimes, processors or numbers of threads.
 
     >>> here = {"runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
     >>> speed(here | {"p50": 2.0, "low": 1.8, "high": 2.5}, here | {"p50": 6, "low": 5, "high": 9})

@@ -21,7 +21,7 @@ from dflib.study.settings import DEFAULTS, MEASURES
 
 FOLD = ("train_generators", "hold_out")
 # which network, and what was done against unseen generators
-RECIPE = ("backbone", "pretrained", "blur_jpeg", "ema", "front", "mode")
+RECIPE = ("backbone", "pretrained", "ema", "front", "mode")
 JUDGED = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # no share of fakes in them
 MARGIN = 0.02  # the loss of either that one would still call none
 

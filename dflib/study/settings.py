@@ -85,8 +85,6 @@ class Settings(
     """Stop after so many epochs without a better validation AUROC, keep the best; 0: never."""
     augment: bool = _setting(True, *TRAIN)
     """Mirror, shift and light of training images are varied; nothing that blurs traces."""
-    blur_jpeg: float = _setting(0.0, *TRAIN, ge=0, le=1, source="arXiv 1912.11035")
-    """Probability of a blur, and of a JPEG, of each training image: for unseen generators."""
     front: Literal["", "srm"] = _setting("", *TRAIN, source="arXiv 1805.04953")
     """srm: fixed high-pass filters before the network, for traces instead of content."""
     ema: float = _setting(0.0, *TRAIN, ge=0, lt=1, source="Polyak and Juditsky 1992")
