@@ -298,7 +298,8 @@ def adopt(
     file, _, function = detector.rpartition(":")
     if detector.endswith((".csv", ".parquet")):
         model = Path(weights) if weights else None
-        return typer.echo(scores.adopt(Path(detector), dataset=dataset, name=name, model=model))
+        typer.echo(scores.adopt(Path(detector), dataset=dataset, name=name, model=model))
+        return
     if detector.endswith(".onnx"):
         how = {"mean": entries(mean, "rates"), "std": entries(std, "rates"), "name": name}
         backbone = onnx_file(Path(detector), size=size, fake_index=fake_index, **how)
@@ -339,19 +340,17 @@ def leak(
     epochs: Annotated[int, Option(min=1)] = 20,
     seeds: Annotated[str, Option(help="each is a split and a training")] = "0,1,2,3,4",
 ) -> None:
-    """How much of a score is the protocol's: a detector under three splits, and the gaps."""
+    """How much of a score is the protocol's: a detector under `paper` and under `strict`."""
     from dflib import train
-    from dflib.show import terminal, words
+    from dflib.show import terminal
+    from dflib.study import compare
     from dflib.study import leak as leaks
     from dflib.study.grid import entries
 
     how = {"size": size, "recipe": train.Recipe(epochs=epochs)}
     _, gaps = leaks.leak(dataset, seeds=entries(seeds, "seeds"), **how)
-    rows = []
-    for gap, found in gaps.items():
-        row = {metric: words.interval(x["mean"], x["ci95"]) for metric, x in found.items()}
-        rows.append({"gap": f"{gap}: {' minus '.join(leaks.GAPS[gap])}"} | row)
-    terminal.show(rows, title=f"{dataset}: mean over seeds [95 % interval]")
+    row = {"dataset": dataset} | {metric: compare.spoken(gap) for metric, gap in gaps.items()}
+    terminal.show([row], title="protocol paper minus strict: mean over seeds [95 % interval]")
 
 
 @app.command()

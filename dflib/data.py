@@ -115,22 +115,21 @@ def open(
     limit: int | None = None,
     train_generators: str = "",
     hold_out: str = "",
-    whole_scenes: bool | None = None,
     split_seed: int = 0,
 ) -> Dataset:
     """Open a prepared dataset; decodes it on the first call.
 
     Protocol strict makes real and fake alike in size and JPEG quality, and balances the classes in
     shuffled training batches. limit: of images of each class in each part. train_generators,
-    hold_out: see `trained_on`; the test keeps every fake. whole_scenes, split_seed: as for
-    `protocol.assign`. Raises `InputError` for a missing dataset, or a part without one class.
+    hold_out: see `trained_on`; the test keeps every fake. split_seed: where the dataset gives no
+    split. Raises `InputError` for a missing dataset, or a part without one class.
 
     >>> open("demo", size=32).train.batches(64)  # doctest: +SKIP
     """
     deepfake = describe(name)["kind"] == "deepfake"
     alike = deepfake and protocol == "strict"
     pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
-    split = assign(table, protocol, seed=split_seed, whole_scenes=whole_scenes)
+    split = assign(table, protocol, seed=split_seed)
     table = table.assign(row=np.arange(len(table)), split=split, group=scenes(table))
     chosen = {"train_generators": train_generators, "hold_out": hold_out}
     if any(chosen.values()):

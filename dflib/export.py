@@ -164,7 +164,8 @@ def judged(same: dict, *, exact: bool = True) -> str | None:
     off, alike = same["max_logit_difference"], same["same_decisions"]
     if exact and not (off <= SAME_LOGITS * max(1.0, same["largest_logit"]) and alike == 1):
         may = f"a float file may differ by {SAME_LOGITS:g} of the largest logit, in no decision"
-        raise InputError(f"refused: the file does not compute the model ({told(same)}; {may})")
+        what = "the exported file does not compute the model"
+        raise InputError(f"refused: {what} ({told(same)}; {may})")
     return None if alike >= SAME_DECISIONS else f"check before use: {told(same)}"
 
 

@@ -78,7 +78,9 @@ def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list
 
     turns: list[list[dict]] = []
     with alone():
-        cores = idlest_cores(threads)
+        load = dict(enumerate(psutil.cpu_percent(interval=0.2, percpu=True)))
+        idlest = sorted(own_cores(), key=lambda core: load.get(core, 0.0))[:threads]
+        cores = sorted(idlest)  # another worker may be training
         psutil.cpu_percent(percpu=True)
         began, used = time.monotonic(), sum(os.times()[:4])
         for _ in range(PROCESSES):
@@ -149,14 +151,6 @@ def alone() -> Iterator[None]:
         yield
     finally:
         held.release()
-
-
-def idlest_cores(n: int) -> list[int]:
-    """The n cores of this process that did the least just now (another worker may be training)."""
-    import psutil
-
-    load = dict(enumerate(psutil.cpu_percent(interval=0.2, percpu=True)))
-    return sorted(sorted(own_cores(), key=lambda core: load.get(core, 0.0))[:n])
 
 
 def own_cores() -> list[int]:

@@ -1,12 +1,12 @@
-"""The leak report where labels follow scenes: a random split remembers, a grouped one cannot."""
+"""The leak report where labels follow scenes: a random split remembers, a strict one cannot."""
 
 import numpy as np
 import pytest
 from PIL import Image
 from statsmodels.stats.weightstats import DescrStatsW
 
-from data_prep import folder, protocol
-from dflib import data, train
+from data_prep import folder
+from dflib import train
 from dflib.study import leak
 
 
@@ -37,36 +37,17 @@ def found(tmp_path_factory):
 
 def test_a_random_split_of_repeated_scenes_leaks_and_the_report_says_so(found):
     runs, gaps = found
-    means = runs.groupby("arm")["auroc"].mean()
-    assert means["paper"] > 0.95 and means["grouped"] < 0.8
-    assert gaps["scenes"]["auroc"]["mean"] == pytest.approx(means["paper"] - means["grouped"])
-    assert gaps["scenes"]["auroc"]["mean"] > 0.2
+    means = runs.groupby("protocol")["auroc"].mean()
+    assert means["paper"] > 0.95 and means["strict"] < 0.8
+    assert gaps["auroc"]["mean"] == pytest.approx(means["paper"] - means["strict"])
 
 
 def test_gaps_are_differences_within_each_seed_with_an_interval(found):
     runs, gaps = found
-    wide = runs.pivot(index="seed", columns="arm", values="balanced_accuracy")
-    for gap, (a, b) in leak.GAPS.items():
-        expected, given = DescrStatsW(wide[a] - wide[b]), gaps[gap]["balanced_accuracy"]
-        assert (given["mean"], given["seeds"]) == (pytest.approx(expected.mean), 2)
-        assert given["std_seeds"] == pytest.approx((wide[a] - wide[b]).std())
-        known = expected.var > 0  # of seeds that all agree no interval is told: it would be a point
-        assert given["ci95"] == (pytest.approx(expected.tconfint_mean(0.05)) if known else None)
-
-
-def test_the_arms_are_what_they_are_called(tiny_dataset):
-    opened = {
-        arm: data.open(tiny_dataset, size=32, split_seed=3, **how) for arm, how in leak.ARMS.items()
-    }
-    decoded = [o.train.pixels.filename for o in opened.values()]
-    assert decoded[0] == decoded[1] != decoded[2]  # there real and fake are alike
-    scenes = {arm: set(o.train.groups) & set(o.test.groups) for arm, o in opened.items()}
-    assert not scenes["grouped"] and not scenes["strict"]
-    assert abs(len(opened["grouped"].test) - len(opened["paper"].test)) < 0.1 * len(
-        opened["paper"].test
-    )
-    assert (
-        opened["strict"].test.table["path"].tolist()
-        != data.open(tiny_dataset, size=32).test.table["path"].tolist()
-    )
-    assert set(leak.ARMS) >= set(protocol.PROTOCOLS)
+    wide = runs.pivot(index="seed", columns="protocol", values="balanced_accuracy")
+    change, given = wide["paper"] - wide["strict"], gaps["balanced_accuracy"]
+    expected = DescrStatsW(change)
+    assert (given["mean"], given["seeds"]) == (pytest.approx(expected.mean), 2)
+    assert given["std_seeds"] == pytest.approx(change.std())
+    known = expected.var > 0  # of seeds that all agree no interval is told: it would be a point
+    assert given["ci95"] == (pytest.approx(expected.tconfint_mean(0.05)) if known else None)

@@ -30,7 +30,7 @@ def load(
     dataset: str | None = None, *, protocol: str = "strict", source: str | None = None
 ) -> dict[str, dict]:
     """A dataset's finished runs (without one, all) by run id, the oldest first; of transfers those
-    from `source`. What a run does not read itself, `params` has from the runs it was made from."""
+    from `source`. `params` has what a run inherits from the runs it was made from, too."""
     by_age = sorted(records.every(), key=lambda r: records.age(r["folder"]))
     known = {r["run_id"]: r for r in by_age}
     found = {}
@@ -42,8 +42,8 @@ def load(
 
 
 def recipe(params: dict) -> str:
-    """Which other network a run has, and what it did against unseen generators, "front srm", say;
-    settings that only older code knew; "plain" for nothing."""
+    """Which other network a run has, and what it did against unseen generators, "front srm", say,
+    or by settings that only older code knew; "plain" for nothing."""
     known = decides(params)
     names = (*RECIPE, *(k for k in known if k not in DEFAULTS))
     return ", ".join(f"{k} {known[k]}" for k in names if known[k] != DEFAULTS.get(k)) or "plain"
@@ -96,10 +96,8 @@ def resampled(
     scores: Sequence[float] | None = None,
     draws: int = 1000,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, float]]]:
-    """`metrics.resample` of a finished run's test images, by scene, at its threshold.
-
-    sets: generators whose fakes count together, {"unseen": ["gan"]}; None: {"all": every fake}.
-    scores: others than the run's, of the same images.
+    """`metrics.resample` of a finished run's test images, by scene, at its threshold. sets:
+    generators whose fakes count together; None: {"all": every fake}. scores: others than its own.
     """
     table = records.predictions(folder)
     generators, fake = table["generator"], table["label"] == 1
@@ -140,10 +138,9 @@ def against_baselines(group: Iterable[dict], every: Mapping[str, dict]) -> dict[
 
 def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str, dict]:
     """`combined` of generators that a run was trained on, of the others, and their gap: {"seen" |
-    "unseen" | "gap": {metric: `combine`'s dict, "folds": how many}}.
+    "unseen" | "gap": {metric: `combine`'s dict, "folds": how many}}; {} where no run has both.
 
-    Left out are folds that not all seeds have, and runs that saw every generator; {} if none is
-    left. reference: other runs: differences to the one of the same fold and seed.
+    reference: other runs: differences to the one of the same fold and seed.
     """
     sides = [group, reference] if reference else [group]
     unseen = lambda r: tested(r, but=r.get("train_generators", tested(r)))
@@ -157,15 +154,11 @@ def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str,
 
 def matched(*sides: Iterable[dict]) -> list[list[dict]]:
     """The runs whose fold and seed all sides have, of folds that all those seeds have."""
-    known = [{_place(r): r for r in side} for side in sides]
+    known = [{(r["seed"], fold(r["params"])): r for r in side} for side in sides]
     both = sorted(set.intersection(*map(set, known)))
     seeds = {seed for seed, _ in both}
     folds = {f for _, f in both if all((seed, f) in both for seed in seeds)}
     return [[side[at] for at in both if at[1] in folds] for side in known]
-
-
-def _place(result: dict) -> tuple:
-    return result["seed"], fold(result["params"])
 
 
 def tested(result: dict, but: Iterable[str] = ()) -> list[str]:
@@ -256,9 +249,8 @@ class Verdict(NamedTuple):
 
 
 def verdict(change: Mapping[str, dict], than: str = "BL", *, margin: float = MARGIN) -> Verdict:
-    """What a paired comparison shows, no stronger than its intervals.
+    """What a paired comparison (of one set of generators, from `paired`) shows.
 
-    change: {metric: change} of one set of generators, as `paired` gives it, with JUDGED among them.
     better, worse: one interval lies on one side of zero; mixed: the other on the other side; kept:
     over several seeds both lie above -margin. Of one seed it speaks of these weights alone.
 

@@ -20,12 +20,8 @@ PACKAGES = ("torch", "torchvision", "onnxruntime", "dask", "papermill", "jupyter
 
 
 def examine() -> list[dict[str, str]]:
-    """One row for each thing that a study needs: check, found, state (ok, note, fault), to do.
-
-    >>> {row["state"] for row in examine()} <= {"ok", "note", "fault"}
-    True
-    """
-    return [*_programs(), *_cards(), *_machine(), *_folders()]
+    """One row for each thing that a study needs: check, found, state (ok, note, fault), to do."""
+    return [*_programs(), *_cards(), *_machine()]
 
 
 def _row(check: str, found: str, todo: str = "", wrong: str = FAULT) -> dict[str, str]:
@@ -34,20 +30,17 @@ def _row(check: str, found: str, todo: str = "", wrong: str = FAULT) -> dict[str
 
 
 def need_machine(*, batch: bool = True) -> None:
-    """Raises `InputError` where runs would train badly without a word: see `idle_gpu`; for a
-    batch on Windows, too."""
+    """Raises `InputError` where a GPU is idle; for a batch on Windows, too."""
     if batch and platform.system() == "Windows":
         what = "a study (papermill over local sockets, Dask) does not run on Windows"
         raise InputError(f"{what}: use WSL. Notebooks by hand, predict and export do run")
     if problem := idle_gpu():
-        raise InputError(
-            f"{problem}. To go on with the CPU: --device cpu (CUDA_VISIBLE_DEVICES='')"
-        )
+        go_on = "To go on with the CPU: --device cpu (CUDA_VISIBLE_DEVICES='')"
+        raise InputError(f"{problem}. {go_on}")
 
 
 def idle_gpu() -> str | None:
-    """Why torch cannot use an NVIDIA card that is there; None where it can, or where
-    `CUDA_VISIBLE_DEVICES` says that none is wanted."""
+    """Why torch cannot use an NVIDIA card that is there; None where it can, or none is wanted."""
     import torch
 
     names = nvidia_cards()
@@ -62,10 +55,8 @@ def idle_gpu() -> str | None:
             why = "no card is visible"
         except Exception as error:  # of many kinds: old driver, no driver, no right to the device
             why = str(error).split(". ")[0].splitlines()[0]
-        return (
-            f"{names[0]} is there, and {build} (CUDA {torch.version.cuda}) cannot use it: {why}. "
-            "Update the driver, or install a torch that is built for an older CUDA"
-        )
+        what = f"{names[0]} is there, and {build} (CUDA {torch.version.cuda}) cannot use it: {why}"
+        return f"{what}. Update the driver, or install a torch that is built for an older CUDA"
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
         if not _has_kernels(major, minor, torch.cuda.get_arch_list()):
@@ -77,10 +68,11 @@ def idle_gpu() -> str | None:
 
 def nvidia_cards() -> list[str]:
     """What the driver, not torch, knows: "Tesla T4, 15360 MiB, driver 550.54" of each card."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version"]
-    command += ["--format=csv,noheader"]
+    query = "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        found = subprocess.run(
+            ["nvidia-smi", *query], capture_output=True, text=True, timeout=20, check=True
+        )
         rows = [line.rsplit(",", 1) for line in found.stdout.splitlines() if "," in line]
         return [f"{name}, driver {driver.strip()}" for name, driver in rows]
     except (OSError, subprocess.SubprocessError):
@@ -150,9 +142,6 @@ def _machine() -> Iterator[dict]:
     free = psutil.virtual_memory().available
     few = f"{ENOUGH / 1e9:.0f} GB are needed: close programs" if free < ENOUGH else ""
     yield _row("free memory", f"{free / 1e9:.1f} GB", few, NOTE)
-
-
-def _folders() -> Iterator[dict]:
     for what, folder in (("data", data_root()), ("outputs", outputs_root())):
         try:
             free = shutil.disk_usage(usable(folder)).free

@@ -43,8 +43,8 @@ def plan(
 ) -> Plan:
     """The study's runs: methods x rates x seeds (x folds), and the parents that they need.
 
-    What is not given comes from the preset. request: as for `runs.spec`, which may raise.
-    folds: "leave-one-out" trains without each generator in turn, "one-to-all" on each alone.
+    What is not given comes from the preset. request: as for `runs.spec`, which may raise. folds: of
+    `methods.FOLDS`.
 
     >>> [s.run_id for s in plan(methods_=("BL", "CQ"))]              # doctest: +SKIP
     ['BL-s0-32px-3c1f9b2a', 'CQ-s0-32px-2753b0d5']
@@ -78,9 +78,8 @@ def plan(
 
 
 def start(method: str, **request) -> Run:
-    """Begin (or find) the run that a notebook asks for; a missing parent is made first, and told.
-
-    request: as for `runs.spec`, which may raise; `InputError` when a parent fails, too.
+    """Begin (or find) the run that a notebook asks for (as for `runs.spec`); a missing parent is
+    made first, and told; `InputError` when it fails.
 
     >>> run = start("CPF", dataset="demo", rate=0.9)                # doctest: +SKIP
     """
@@ -109,8 +108,8 @@ def run(
     """Make every run of the plan on Dask; the `outcome` of each by its id.
 
     scheduler: a cluster's address; None starts one here, with a worker per GPU, or per core.
-    budget: seconds; what still runs then is stopped, and left. on_start, on_outcome: called as
-    each run starts and ends. Raises `InputError` for a worker with other data or notebooks.
+    budget: seconds; what still runs then is stopped, and left. Raises `InputError` for a worker
+    with other data or notebooks.
     """
     ends = time.time() + (math.inf if budget is None else budget)
     todo = {s.run_id: s for s in p if not s.finished()}
@@ -254,10 +253,8 @@ def _client(scheduler: str | None, scratch: str, *, most: int) -> Iterator:
 
 
 def worker_environments(most: int) -> list[dict[str, str]]:
-    """Environment of each local worker, for `most` runs at a time: a GPU, or a share of the cores.
-
-    On the CPU many workers of one thread waste less than one of many; `OMP_NUM_THREADS` overrules.
-    """
+    """Environment of each local worker, for `most` runs at a time: a GPU, or a share of the cores:
+    many workers of one thread waste less than one of many. `OMP_NUM_THREADS` overrules."""
     import psutil
     import torch
 

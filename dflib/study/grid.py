@@ -22,9 +22,8 @@ def read(path: Path | str) -> dict:
 
 
 def parse(text: str | bytes, path: Path | str = "text") -> dict:
-    """The text of a grid file as {option: value}, lists as tuples, `set` as a dict of texts.
-
-    Raises `InputError` for what is no YAML mapping, an unknown key, or a value of another kind.
+    """The text of a grid file as {option: value}, lists as tuples, `set` as a dict of texts; else
+    `InputError`.
 
     >>> parse("methods: [BL, CPF]")
     {'methods': ('BL', 'CPF')}

@@ -31,9 +31,9 @@ def cpu(timing: str) -> str:
     return timing.replace("_s", "_cpu_s")
 
 
-def _a_time(found: float) -> float:
-    if found <= 0 or math.isinf(found):  # NaN: not timed
-        raise ValueError("a time above 0 is expected")
+def _positive(found: float) -> float:
+    if found <= 0 or math.isinf(found):
+        raise ValueError("a number above 0 is expected")
     return found
 
 
@@ -43,15 +43,9 @@ def _with_all(found: dict) -> dict:
     return found
 
 
-def _unknown(found: float) -> float:
-    if not math.isnan(found):
-        raise ValueError("a whole number is expected")
-    return found
-
-
 Size, Count = (Annotated[int, Field(ge=least, lt=2**62)] for least in (0, 1))
-Known = Count | Annotated[float, AfterValidator(_unknown)]  # NaN: of a detector not here
-Time = Annotated[float, AfterValidator(_a_time)]
+Time = Annotated[float, AfterValidator(_positive)]  # NaN: not timed,
+Known = Count | Time  # or of a detector that is not here
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)] | None
 
 
@@ -162,8 +156,7 @@ def _why(error: OSError | ValidationError) -> str:
 
 
 def every(dataset: str | None = None) -> Iterator[dict]:
-    """All finished runs as `read` gives them; where result or predictions are damaged, a warning
-    names the run, and it is left out."""
+    """All finished runs as `read` gives them; damaged ones are named in a warning, and left out."""
     for folder in folders():
         try:
             found, table = read(folder), folder / "predictions.parquet"
@@ -251,7 +244,7 @@ def failure(folder: Path) -> dict | None:
 
 def find(name: str) -> Path:
     """The folder of a finished run, by its path, its id or how that begins, `latest`, or `best`: of
-    the dataset and protocol that were worked on last. Raises `InputError` for any other name."""
+    the dataset and protocol that were worked on last; else `InputError`."""
     if name and (Path(name) / "result.json").exists():
         return Path(name)
     if name in ("best", "latest") and (runs := list(every())):
@@ -341,18 +334,16 @@ def comparable(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def flat(result: dict) -> dict:
     """A result as one row: request, costs, timings, metrics with their intervals."""
-    params, cost = result["params"], result["cost"]
+    params, cost, latency = result["params"], result["cost"], result["cost"]["latency_ms"]
     asked = ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "command")
     row = {key: result[key] for key in (*asked, "device", "threshold")}
     row |= {key: result.get(key) for key in ("source", "train_images")}
     row |= {key: params.get(key) for key in ("size", "mode", "limit", "target_images")}
     row |= result["timings"] | {"parents": ",".join(result["parents"]), "older": older(result)}
     row |= {"threads": " and ".join(map(str, result.get("threads", ())))}
-    row["on_cpu"] = result["device"] == cost["latency_ms"].get("cpu")
-    row["fold"] = methods.fold(params)
+    row |= {"on_cpu": result["device"] == latency.get("cpu"), "fold": methods.fold(params)}
     sizes = ("params", "nonzero", "trainable_params", "file_bytes", "gzip_bytes", "shipped_bytes")
     row |= {key: cost.get(key) for key in (*sizes, "macs", "peak_rss_mb")}
-    latency = cost["latency_ms"]
     row |= {f"latency_{key}_ms": latency.get(key) for key in ("p50", "p95", "low", "high")}
     row["latency_busy"] = latency.get("busy")
     known = result.get("train_generators", result["metrics"])

@@ -17,7 +17,7 @@ from data_prep import manifest, transform
 from data_prep.cache import fit
 from data_prep.errors import InputError
 from data_prep.integrity import BadImage, open_image, read_file, to_rgb
-from data_prep.paths import describe, images_root
+from data_prep.paths import describe, images_root, written
 from data_prep.transform import GRID
 from dflib import export, metrics, models, train
 from dflib.data import Part
@@ -29,9 +29,7 @@ BLOCK = 64  # images whose perturbed versions are in memory at once
 
 def measure(folders: Iterable[Path], grid: Sequence[str] = GRID) -> None:
     """Score every test image of finished runs under each perturbation that they lack: after real
-    and fake were made alike, before the crop. Each file is decoded once for all.
-
-    Raises `InputError` for a dataset that changed since a run.
+    and fake were made alike, before the crop. `InputError` for a dataset that changed since.
 
     >>> measure(runs.folders(), grid=("jpeg-50", "blur-2"))  # doctest: +SKIP
     """
@@ -41,10 +39,9 @@ def measure(folders: Iterable[Path], grid: Sequence[str] = GRID) -> None:
     for _, alike in groupby(sorted(todo, key=_images), key=_images):
         together = list(alike)
         for folder, scores in zip(together, _scores(together, grid), strict=True):
-            new = folder / f"{FILE}.new"
             others = _known(folder).drop(columns=list(grid), errors="ignore")
-            others.join(scores).to_parquet(new, index=False)
-            new.replace(folder / FILE)
+            with written(folder / FILE) as new:
+                others.join(scores).to_parquet(new, index=False)
 
 
 def measured(folder: Path, grid: Sequence[str] = GRID) -> bool:
@@ -115,7 +112,7 @@ def _scores(folders: list[Path], grid: Sequence[str]) -> list[pd.DataFrame]:
     hashes = ok.set_index("path")["sha256"].loc[paths.split("\n")]
     jobs = [(images_root(name) / path, sha256) for path, sha256 in hashes.items()]
     task = partial(_worse, grid=grid, size=size, mode=mode, same=same)
-    forwards, scores = [_forward(folder) for folder in folders], [[] for _ in folders]
+    forwards, scores = [_detector(folder) for folder in folders], [[] for _ in folders]
     for start in range(0, len(jobs), BLOCK):
         told = f"{name}: {start} of {len(jobs)}"
         block = np.concatenate(manifest.parallel(task, jobs[start : start + BLOCK], desc=told))
@@ -139,7 +136,7 @@ def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, 
     return np.stack([fit(transform.perturb(image, how), size=size, mode=mode) for how in grid])
 
 
-def _forward(folder: Path):
+def _detector(folder: Path):
     """A run's detector as it was evaluated: the deployed int8 file, else the weights."""
     deployed = runs.read(folder)["deployed"]
     if "int8" in deployed:

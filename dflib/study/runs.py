@@ -148,8 +148,7 @@ def spec(
     """The request, checked; what is not given comes from the preset. source: of transfers alone, a
     dataset, or "imagenet" for the weights that `pretrained` names.
 
-    Raises `InputError` for an unknown name, a setting, rate or seed that does not fit, or a source
-    that is the dataset itself.
+    Raises `InputError` for an unknown name, and what does not fit.
 
     >>> spec("CPF", rate=0.9).run_id                                # doctest: +SKIP
     'CPF-r90-s0-32px-1f0c9a2b'
@@ -197,10 +196,8 @@ class Run:
         return Spent(self.folder / "unfinished.json", began=self.started)
 
     def _begin(self) -> None:
-        """Take the run's lock, until it is finished or this process ends; clear what is damaged.
-
-        The engine has it where it made this kernel. Raises `InputError` where another process does.
-        """
+        """Take the run's lock (the engine has it where it made this kernel), until it is finished
+        or this process ends; `InputError` where another process has it. Clear what is damaged."""
         if os.environ.get(HELD) == str(self.folder) or self.folder in _locks:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +257,6 @@ class Run:
 
         A finished run's weights and history are loaded instead; an interrupted one goes on.
         as_timing: where its seconds are added. stage: a name for each training but the last.
-        Raises `InputError` when the finished run's model has another shape.
         """
         from dflib import train
 
@@ -288,10 +284,8 @@ class Run:
         return history
 
     def once(self, name: str, make: Callable[[Path], object]) -> Path:
-        """The file `name` of the run's folder; `make(path)` writes it, unless it is there already.
-
-        Its seconds go to `compress_s`, but for those that `fit` counts inside.
-        """
+        """The file `name` of the run's folder; `make(path)` writes it, unless it is there already:
+        its seconds go to `compress_s`, but for those that `fit` counts inside."""
         path = self.folder / name
         if self.spent.has(path) or (self.finished and path.exists()):
             return path
