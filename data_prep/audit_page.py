@@ -22,10 +22,7 @@ STYLE |= {"text.parse_math": False}  # names are data
 
 
 def write(name: str, *, sample: int = SAMPLE) -> tuple[Audit, Path]:
-    """Audit a dataset; write outputs/audit-NAME.json and .html; returns the audit and the page.
-
-    >>> write("demo")                                                # doctest: +SKIP
-    """
+    """Audit a dataset; write outputs/audit-NAME.json and .html; returns the audit and the page."""
     found = audit(name, sample=sample)
     page = paths.outputs_root() / f"audit-{name}.html"
     page.parent.mkdir(parents=True, exist_ok=True)

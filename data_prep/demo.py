@@ -67,8 +67,6 @@ def prepare(*, seed: int = 0, force: bool = False) -> tuple[pd.DataFrame, pd.Dat
     """Make the datasets "demo" and "demo-source" in half a minute; returns their manifests.
 
     Raises `InputError` where one of them is there with images from elsewhere, unless `force`.
-
-    >>> demo, source = prepare()                                    # doctest: +SKIP
     """
     about = {"licence": "photographs of scikit-image and scikit-learn: see their packages"}
     tables, both = [], {"demo": (build, "deepfake"), "demo-source": (build_source, "source")}
@@ -91,8 +89,6 @@ def build(
 
     Fakes are decoded from patches that never stand as reals. counts: images per class and split; in
     test, per generator.
-
-    >>> rows = build(Path("data/demo"), counts={"train": 30, "val": 6, "test": 8}, steps=5)
     """
     rng, patches = np.random.default_rng(seed), cut(seed=seed)
     chosen = [[_pick(patches, s, role, n, rng) for s, n in counts.items()] for role in (0, 1)]

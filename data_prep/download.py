@@ -87,8 +87,6 @@ def fetch_members(url: str, folder: Path, *, below: Sequence[str]) -> Path:
 
     Each is checked by its CRC-32 and written in one step; a cut call goes on with the missing ones.
     Raises `InputError` as `fetch` and `unpack` do.
-
-    >>> fetch_members(url, Path("set"), below=["progan/person"])     # doctest: +SKIP
     """
     starts = tuple(f"{name}/" for name in below)
 

@@ -63,8 +63,6 @@ def prepare(
     Its layout is one of `LAYOUTS`, in any case, also some folders deeper. scene: a rule of
     `scenes.grouped`. leave_out: names of folders that are not read. Raises `InputError` for what is
     not understood, and as `manifest.make` does.
-
-    >>> prepare("my-images", name="mine")                            # doctest: +SKIP
     """
     path = Path(path)
     if not path.is_dir():

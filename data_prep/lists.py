@@ -31,8 +31,6 @@ def prepare(
     columns: what the file calls `COLUMNS`. A label is one of `LABELS`. scene: a rule, where no
     column tells. Raises `InputError` for what is not there, unknown, outside `images` or listed
     twice.
-
-    >>> prepare(Path("labels.csv"), Path("images"), name="mine")     # doctest: +SKIP
     """
     if not images.is_dir():
         raise InputError(f"{images} is not a folder: give the one that the list's paths start from")
@@ -53,8 +51,6 @@ def read(
 
     columns: what the file calls them, where not so. Raises `InputError` for a file that cannot be
     read, a column that is not there, and a path that stands in it twice.
-
-    >>> read(Path("labels.csv"), {"path": "file"})                   # doctest: +SKIP
     """
     try:
         if file.suffix.lower() == ".parquet":
@@ -114,8 +110,6 @@ def huggingface(
     columns: of the image, the label, the generator ("": none). A second call takes what is there;
     `force` fetches again. Raises `InputError` without `datasets`, for an unknown column or label,
     and as `manifest.make` does.
-
-    >>> huggingface("ComplexDataLab/OpenFake", name="fakes")         # doctest: +SKIP
     """
     home = data_root() / manifest.check_name(name) / "files"
     manifest.claim(name, home, force=force)

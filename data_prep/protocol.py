@@ -19,8 +19,6 @@ def assign(table: pd.DataFrame, protocol: str = "strict", *, seed: int = 0) -> p
     `paper` single images at random, 60/40 (arXiv 2504.21066); a missing validation part is a tenth
     of train. Raises `InputError` for an unknown protocol, too few scenes, or a given split with a
     scene or a file on both sides (strict).
-
-    >>> assign(manifest.load("demo")).value_counts()                 # doctest: +SKIP
     """
     choose("protocol", protocol, PROTOCOLS)
     split = pd.Series("", index=table.index, dtype="str")

@@ -52,8 +52,6 @@ def prepare(
     Of the files below `given`, else of what Kaggle mounts or was downloaded before, else after
     downloading; of a set of the hub, `per_class` reals and fakes are streamed. Raises `InputError`
     that says what was looked for, where, and how to get it, and as `manifest.make` does.
-
-    >>> prepare("faces-140k", "Downloads")                           # doctest: +SKIP
     """
     source = SOURCES[source] if isinstance(source, str) else source
     name = manifest.check_name(source.name if name is None else name)

@@ -104,7 +104,6 @@ def study(
     for name in others:
         manifest.load(name)  # is it there, before anything is trained?
     plan = grids.plan(options) if dry_run or watch else _planned(options)
-
     if dry_run:
         return terminal.plan(plan)
     if watch:
@@ -112,59 +111,11 @@ def study(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
     try:
         how = {"scheduler": scheduler, "retry_failed": retry_failed, "budget": limit}
-        outcomes = terminal.study(plan, **how)
-        _time_in_turns(outcomes)
-        _test_elsewhere(outcomes, others)
+        status = terminal.study(plan, test_on=others, **how)
     except KeyboardInterrupt:
         typer.echo("interrupted: finished runs are kept, and the same command goes on", err=True)
         raise typer.Exit(130) from None
-    raise typer.Exit(_told(plan, outcomes))
-
-
-def _told(plan: tuple, outcomes: dict) -> int:
-    """The table and the report at a study's end; the exit status."""
-    from dflib.show import explorer, report, terminal
-    from dflib.study import runs
-
-    rows = runs.results()
-    terminal.results(rows[rows["run_id"].isin(outcomes)] if len(rows) else rows)
-    try:
-        typer.echo(f"explorer: {explorer.write()}\nreport: {report.write()}")
-    except OSError as error:  # a full disk, say: the runs and the table stand
-        typer.echo(f"no report: {error}")
-    terminal.advice(outcomes)
-    states = terminal.unfinished(plan, outcomes)
-    return 0 if not states else 3 if states == {"left"} else 1
-
-
-def _time_in_turns(outcomes: dict[str, dict]) -> None:
-    """Runs that were made side by side disturbed each other's times: once more, one by one."""
-    from dflib.study import timing
-
-    made = [run for run, o in outcomes.items() if o["status"] == "done" and o["seconds"]]
-    if len(made) > 1:
-        typer.echo(f"timing the files of {len(made)} runs in turns, now that nothing else runs …")
-        try:
-            timing.again(made)
-        except InputError as error:  # the runs stand, with the times from when they were made
-            typer.echo(f"not timed again: {error}")
-
-
-def _test_elsewhere(outcomes: dict[str, dict], others: tuple[str, ...]) -> None:
-    """Finished runs that tell real from fake, on other sets; what is there already is kept."""
-    from dflib.edge import elsewhere
-    from dflib.show import terminal
-    from dflib.study import compare
-
-    every, records = compare.load() if others else {}, []
-    for run in outcomes:
-        for name in others if every.get(run, {}).get("classes") == ["real", "fake"] else ():
-            try:
-                records.append(elsewhere.known(run, name) or elsewhere.test(run, name))
-            except InputError as error:
-                typer.echo(f"{run} was not tested on {name}: {error}")
-    if records:
-        terminal.show(terminal.tested(records), title="at the threshold of each run's own dataset")
+    raise typer.Exit(status)
 
 
 def _planned(options: dict) -> tuple:

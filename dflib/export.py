@@ -139,8 +139,6 @@ def parity(
     """Largest difference in logits, share of equal decisions: a model and its file, on a part.
 
     limit: on so many of its images, evenly spaced. `judged` says what the figures mean.
-
-    >>> parity(model, OnnxModel(path), data.test)["same_decisions"]  # doctest: +SKIP
     """
     rows = np.linspace(0, len(part) - 1, min(limit or len(part), len(part))).astype(int)
     part = replace(part, table=part.table.iloc[rows])

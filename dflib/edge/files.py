@@ -43,8 +43,6 @@ def export_run(
     page: and a page for the browser (`edge.page`). force: also over files that are not ours.
     Returns {"file", "bytes", "parity", "flag"}: parity with the run's float model on the whole test
     set, as `export.judged` takes it. Raises `InputError` where something fails: nothing is written.
-
-    >>> export_run("CKD-r90-s0-32px-1f0c9a2b", format="onnx", out="edge/it.onnx")  # doctest: +SKIP
     """
     choose("format", format, FORMATS)
     out, folder, suffix = Path(out), runs.find(str(run)), FORMATS[format]

@@ -49,10 +49,7 @@ def slide(draw: Callable[..., object], **controls: w.Widget) -> None:
 
 
 def explore(dataset: str = "demo", protocol: str = "strict", preset: str = "demo") -> w.Widget:
-    """The explorer over all finished runs, those of `dataset` and `protocol` first.
-
-    >>> explore("demo")  # doctest: +SKIP
-    """
+    """The explorer over all finished runs, those of `dataset` and `protocol` first."""
     if explorer.studies():
         return Explorer(dataset, protocol).box
     command = f"python -m dflib study --preset {preset} --dataset {dataset} --protocol {protocol}"

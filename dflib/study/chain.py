@@ -21,10 +21,7 @@ def steps(run: Run) -> tuple[tuple[str, float | None], ...]:
 
 def make(run: Run, *, on_epoch: Callable | None = None) -> tuple[Detector, Path | None]:
     """Do all steps, starting from BL; returns the last float model, and the int8 file or None.
-    What each step made stays in the run's folder, as `1-prune.safetensors`, ….
-
-    >>> model, deployed = make(engine.start("CPKDQ", rate=0.9))  # doctest: +SKIP
-    """
+    What each step made stays in the run's folder, as `1-prune.safetensors`, …."""
     model, deployed, before, s = run.parent("BL").model(), None, "", run.settings
     short = run.recipe(epochs=s["finetune_epochs"], lr=s["finetune_lr"])
     for i, (kind, rate) in enumerate(steps(run), 1):

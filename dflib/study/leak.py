@@ -23,8 +23,6 @@ def leak(
     images at random) gives more than `strict`, {metric: dict of `metrics.combine`}, over seeds.
 
     A seed decides the split, the first weights and the order of the images.
-
-    >>> runs, gaps = leak("demo", size=32, seeds=(0, 1))  # doctest: +SKIP
     """
     rows = []
     for seed in seeds:

@@ -34,11 +34,6 @@ class Estimates:
     """Seconds that runs are likely to take: at the median pace of those that are finished.
 
     A pace is seconds per epoch and pixel, of the method on this dataset, else of any method on it.
-
-    >>> guess = Estimates()
-    >>> guess.learn(first, 20.0)                                    # doctest: +SKIP
-    >>> guess(twice_as_many_epochs)                                 # doctest: +SKIP
-    40.0
     """
 
     def __init__(self) -> None:

@@ -29,10 +29,7 @@ BLOCK = 64  # images whose perturbed versions are in memory at once
 
 def measure(folders: Iterable[Path], grid: Sequence[str] = GRID) -> None:
     """Score every test image of finished runs under each perturbation that they lack: after real
-    and fake were made alike, before the crop. `InputError` for a dataset that changed since.
-
-    >>> measure(runs.folders(), grid=("jpeg-50", "blur-2"))  # doctest: +SKIP
-    """
+    and fake were made alike, before the crop. `InputError` for a dataset that changed since."""
     for how in grid:
         transform.check_perturbation(how)
     todo = [runs.own(folder) for folder in map(Path, folders) if not measured(folder, grid)]

@@ -145,10 +145,7 @@ def duels(
     results: Iterable[dict], rivals: Mapping[str, Sequence[str]], *, margin: float = compare.MARGIN
 ) -> pd.DataFrame:
     """Which of two methods is better at the same rate: paired over the folds and seeds of both. A
-    row each rate, pair and where (seen | unseen): seeds, difference (AUROC), verdict, word.
-
-    >>> duels(every.values(), {"CKD": ["CPF", "CPF-S"]})            # doctest: +SKIP
-    """
+    row each rate, pair and where (seen | unseen): seeds, difference (AUROC), verdict, word."""
     groups: dict[tuple, list[dict]] = {}
     for r in results:
         groups.setdefault((r["method"], r["rate"]), []).append(r)

@@ -17,8 +17,6 @@ def again(names: Sequence[str]) -> list[dict]:
     a row for each, with its speed beside the first's (`measure.speed`).
 
     Raises `InputError`, with nothing written, for an unknown run, or a file that cannot be run.
-
-    >>> again(["BL-s0-32px-0a1b2c3d", "CQ-s0-32px-4e5f6a7b"])  # doctest: +SKIP
     """
     folders = list(dict.fromkeys(records.own(records.find(name.strip())) for name in names))
     results = [records.read(folder) for folder in folders]
