@@ -61,8 +61,7 @@ def prepare(
     """Scan a folder of images into the manifest of dataset `name`; the images stay where they are.
 
     Its layout is one of `LAYOUTS`, in any case, also some folders deeper. scene: a rule of
-    `scenes.grouped`. leave_out: names of folders that are not read. Raises `InputError` for what is
-    not understood, and as `manifest.make` does.
+    `scenes.grouped`. leave_out: names of folders. `InputError` for what is not understood.
     """
     path = Path(path)
     if not path.is_dir():
@@ -97,9 +96,7 @@ def entries(
     root: Path, layout: Layout, *, only: Collection[str] = (), leave_out: Collection[str] = ()
 ) -> Iterator[dict]:
     """One dict per file below `root`, as `manifest.make` takes them. only: folders directly in it.
-
-    Raises `InputError` for a folder that is neither a class, a split nor a generator.
-    """
+    Raises `InputError` for a folder that is neither a class, a split nor a generator."""
     found = []
     for here, files in _listed(root, labels=layout.labels, only=only, leave_out=leave_out):
         parts = here.relative_to(root).parts
@@ -140,11 +137,8 @@ def _class_at(parts: tuple[str, ...], layout: Layout, only: Collection[str], *, 
 
 
 def _told(parts: tuple[str, ...], at: int, above: list[str], layout: Layout, deepest: int) -> dict:
-    """Label, generator, split, testset and folder of the files in a place.
-
-    at: which of its folders is the class folder; above: the folders above that one, but for splits.
-    deepest: the most folders that stand above a class folder.
-    """
+    """Label, generator, split, testset and folder of the files in a place. at: which of its folders
+    is the class folder; above: those above it, but for splits; deepest: the most that stand so."""
     label, generator = layout.labels[parts[at].lower()]
     splits = [SPLITS[part.lower()] for part in parts[:at] if part.lower() in SPLITS]
     below, row = list(parts[at + 1 :]), {"label": label, "testset": ""}
@@ -161,11 +155,8 @@ def _told(parts: tuple[str, ...], at: int, above: list[str], layout: Layout, dee
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every file below that may be an image, sorted, and none twice because of a link.
-
-    Left out, and told in the log: what is hidden or a system's own (`paths.is_junk`), files of
-    `STRAY` kinds, unreadable folders.
-    """
+    """Every file below that may be an image, sorted, and none twice because of a link. Left out,
+    and told in the log: junk (`paths.is_junk`), files of `STRAY` kinds, unreadable folders."""
     for here, files in _listed(folder):
         yield from map(here.joinpath, files)
 

@@ -50,8 +50,8 @@ def prepare(
     """The manifest of a known dataset (one of `SOURCES`, or its name).
 
     Of the files below `given`, else of what Kaggle mounts or was downloaded before, else after
-    downloading; of a set of the hub, `per_class` reals and fakes are streamed. Raises `InputError`
-    that says what was looked for, where, and how to get it, and as `manifest.make` does.
+    downloading; of a set of the hub, `per_class` reals and fakes are streamed. `InputError` says
+    what was looked for, where, and how to get it.
     """
     source = SOURCES[source] if isinstance(source, str) else source
     name = manifest.check_name(source.name if name is None else name)
@@ -72,10 +72,8 @@ def prepare(
         looked = home if source.archives and not given else base
         wanted = " or ".join(", ".join(layout) for layout in source.layouts)
         how = source.by_hand or f"See {source.address}."
-        raise InputError(
-            f"{source.name}: no folder with {wanted} below {looked}. {how} "
-            f"Then: python -m data_prep {source.name} --from FOLDER"
-        )
+        then = f"Then: python -m data_prep {source.name} --from FOLDER"
+        raise InputError(f"{source.name}: no folder with {wanted} below {looked}. {how} {then}")
     rows = entries(root, source, only=_parts(source, root))
     return manifest.make(name, root, rows, kind=source.kind, **about)
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from timeit import repeat
 
 import numpy as np
 
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError
 from data_prep.paths import lock
 
 # instruction sets that matter for small networks
@@ -112,10 +112,9 @@ def others_share(percent: Sequence[float], wall: float, own: float) -> float:
 
 def _timed_apart(path: Path, runs: int, cores: list[int]) -> dict:
     """What `main` tells of a file in a fresh process."""
-    module = RUNNERS[choose("format", Path(path).suffix, RUNNERS)].__module__
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}  # as users run it
     env |= {"OMP_NUM_THREADS": str(len(cores)), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", module, *map(str, (path, runs, *cores))]
+    command = [sys.executable, "-m", "dflib.measure", *map(str, (path, runs, *cores))]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or "killed").splitlines()[-1]
@@ -188,35 +187,24 @@ def _peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 
-Runner = tuple[Callable[[np.ndarray], object], list[int], str]  # pixels -> logits, shape, runtime
-
-
-def _onnx(path: Path, threads: int) -> Runner:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    node = session.get_inputs()[0]
-    run = lambda x: session.run(None, {node.name: x})
-    return run, node.shape[1:], f"onnxruntime {ort.__version__}"
-
-
-RUNNERS = {".onnx": _onnx}  # dflib.edge.files adds ExecuTorch's
-
-
 def main() -> None:
     """A fresh process: FILE RUNS CORE …; prints its times as JSON."""
+    import onnxruntime as ort
+
     path, runs, *cores = sys.argv[1:]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, map(int, cores))
-    run, shape, runtime = RUNNERS[Path(path).suffix](Path(path), len(cores))
-    image = np.random.default_rng(0).random((1, *shape), dtype=np.float32)
-    times = [1e3 * s for s in repeat(partial(run, image), number=1, repeat=WARM_UP + int(runs))]
-    told = {"ms": times[WARM_UP:], "runtime": runtime, "peak_rss_mb": _peak_rss_mb()}
-    sys.stdout.write(json.dumps(told) + "\n")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = len(cores)
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    node = session.get_inputs()[0]
+    image = np.random.default_rng(0).random((1, *node.shape[1:]), dtype=np.float32)
+    run = partial(session.run, None, {node.name: image})
+    times = [1e3 * s for s in repeat(run, number=1, repeat=WARM_UP + int(runs))]
+    told = {"ms": times[WARM_UP:], "runtime": f"onnxruntime {ort.__version__}"}
+    sys.stdout.write(json.dumps(told | {"peak_rss_mb": _peak_rss_mb()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class Predictor:
     """A detector for single images: {"probability", "label", "threshold", "error"} of each.
 
     run: a run id, a run folder, or a `.safetensors` or `.onnx` file (then with a threshold of 0.5,
-    and images squashed to the square); else `InputError`. A bad image is answered with its error.
+    and images squashed to the square); else `InputError`.
     """
 
     def __init__(self, run: str | Path) -> None:

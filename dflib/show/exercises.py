@@ -16,9 +16,8 @@ FOLDER = PROJECT / "notebooks"
 
 
 def check(number: str, attempt: Callable) -> Markdown:
-    """Try a reader's function on the exercise's cases, and say what came out, with a hint.
-
-    Lists of numbers reach it as tensors. What it raises is told with its line, not raised.
+    """Try a reader's function on the exercise's cases, and say what came out, with a hint. Lists of
+    numbers reach it as tensors; what it raises is told with its line.
 
     >>> check("02.1", images_needed)                                # doctest: +SKIP
     """

@@ -43,8 +43,8 @@ sns.set_theme("paper", "whitegrid", COLOURS, font_scale=1.05, rc=STYLE)  # a not
 
 
 def _figure(draw: Callable) -> Callable[..., plt.Figure]:
-    """Say so where there is nothing to draw (None), and close the figure for pyplot: a notebook
-    shows those that are open once more when the cell ends."""
+    """Say so where there is nothing to draw (None), and close the figure for pyplot, which would
+    show it once more when the cell ends."""
 
     @wraps(draw)
     def drawn(*args, **options) -> plt.Figure:
@@ -62,8 +62,7 @@ def _figure(draw: Callable) -> Callable[..., plt.Figure]:
 
 
 def inline_svg(fig: plt.Figure, prefix: str) -> str:
-    """A figure as SVG to stand inside a page: its ids begin with `prefix`, and --paper, --grid and
-    the text's colour of the page replace ours."""
+    """A figure as SVG to stand inside a page: ids begin with `prefix`, colours are the page's."""
     fig.savefig(text := io.StringIO(), format="svg", metadata={"Date": None}, transparent=True)
     svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :])
@@ -107,17 +106,17 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def metric_table(result: dict) -> pd.DataFrame:
-    """A result's metrics for reading: a row each generator (unseen ones are marked), "all" last,
-    intervals in brackets; the last column is what one answer for all images scores."""
+    """A result's metrics for reading: a row each generator (unseen ones are marked), "all" last;
+    the last column is what one answer for all images scores."""
     found = result["metrics"]
     order = sorted(found, key=lambda name: (name == "all", name == "macro", name))
     known = {"all", "macro", *result.get("train_generators", order)}
-    shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy"}
-    shown |= {"accuracy": "accuracy", "F1": "f1"}
+    shown = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
+    shown |= {"accuracy": "accuracy", "f1": "F1"}
     rows = {}
     for name in order:
         m = found[name]
-        row = {title: interval(m.get(key), m["ci95"].get(key)) for title, key in shown.items()}
+        row = {title: interval(m.get(key), m["ci95"].get(key)) for key, title in shown.items()}
         row[TRIVIAL] = spoken_trivial(m["n_fake"] / m["n"])
         rows[name if name in known else f"{name} (unseen)"] = row
     return pd.DataFrame(rows).T.rename_axis("generator")
@@ -131,8 +130,7 @@ def dominated(cost: Sequence[float], score: Sequence[float]) -> np.ndarray:
 
 
 def _ends(rows: pd.DataFrame, metric: str, **more) -> pd.DataFrame:
-    """The rows with a metric as `value` and the ends of its interval, `low` and `high` (the value
-    itself where there is none)."""
+    """The rows with a metric as `value`, and `low` and `high` (else the value itself)."""
     columns = [metric, f"{metric}_low", f"{metric}_high"]
     value, low, high = rows.reindex(columns=columns).to_numpy(dtype=float).T
     return rows.assign(value=value, low=np.fmin(low, value), high=np.fmax(high, value), **more)
@@ -163,8 +161,7 @@ def curves(history: pd.DataFrame):
 
 @_figure
 def image_grid(images: Sequence, titles: Sequence[str], columns: int = 8, **look):
-    """Images (H x W x 3, uint8) in rows of `columns`, each below its title, pixels as they are.
-    `look` goes to matplotlib's imshow: colour map and limits of H x W."""
+    """Images (H x W x 3, uint8) in rows of `columns`, each below its title; look: for imshow."""
     columns = max(1, min(columns, len(images)))
     rows, side = -(-len(images) // columns), min(2, 8 / columns)
     fig, axes = plt.subplots(rows, columns, figsize=(columns * side, rows * (side + 0.3)))
@@ -178,8 +175,7 @@ def image_grid(images: Sequence, titles: Sequence[str], columns: int = 8, **look
 
 @_figure
 def score_histogram(labels, scores, threshold: float, generators=None):
-    """How P(fake) spreads over real images and over fakes (of each generator, where given), with
-    the decision threshold as a dashed line."""
+    """How P(fake) spreads over real images and over fakes (of each generator, where given)."""
     names = np.where(np.asarray(labels) == 0, "real", "fake" if generators is None else generators)
     order = ["real", *sorted(set(names) - {"real"})]
     counted = {name: f"{name} ({(names == name).sum()})" for name in order}
@@ -193,8 +189,7 @@ def score_histogram(labels, scores, threshold: float, generators=None):
 
 @_figure
 def layer_bars(counts: dict[str, int], nonzero: dict[str, int] | None = None, *, label="not zero"):
-    """Parameters of each layer, the first on top; with `nonzero`, what is not zero in colour before
-    the rest in grey."""
+    """Parameters of each layer, the first on top; with `nonzero`, what is not zero in colour."""
     fig, ax = plt.subplots(figsize=(6.4, 0.27 * len(counts) + 1))
     for part, colour in ((counts, GRID), (nonzero or counts, BLUE)):
         sns.barplot(part, orient="y", color=colour, saturation=1, ax=ax)

@@ -24,10 +24,8 @@ SHOWN, RESIDUAL = 8, "noise residual x 8"  # test images; a title
 
 
 def slide(draw: Callable[..., object], **controls: w.Widget) -> None:
-    """Controls, and below them the figure `draw(name=value, …)`, drawn again when one is moved.
-
-    The figure is an output of the cell: readers without a kernel have it, too, once. draw: returns
-    what `display` shows. A control without a description is labelled with its name.
+    """Controls, and below them the figure `draw(name=value, …)`, drawn again when one is moved; an
+    output of the cell: readers without a kernel have it, too, once.
 
     >>> slide(lambda width: plots.layer_bars({"conv": 27 * width}), width=w.IntSlider(8, 1, 64))
     """
@@ -106,10 +104,6 @@ class Explorer:
     def run(self) -> pd.Series:
         """The row of the run that is shown; its id is `run.name`, its name `run["name"]`."""
         return self.study.rows.loc[self.rate.value]
-
-    @property
-    def result(self) -> dict:
-        return self.study.results[self.run.name]
 
     def load(self, run_id: str = "") -> None:
         """Read the finished runs, and show that one."""

@@ -74,8 +74,7 @@ def _as_a_baseline(result: dict) -> tuple:
     """What a BL shares with the runs that are held against it."""
     ignored = {*DEFAULTS} - {*METHODS["BL"].keys} | {"epochs"}
     same = ("dataset", "protocol", "seed", "data_fingerprint")
-    code = result.get("code", {})  # as far as a BL has it
-    code = [(name, code[name]) for name in versions("BL") if name in code]
+    code = [result.get("code", {}).get(name) for name in versions("BL")]
     return [result.get(key) for key in same], code, decides(result["params"], ignored)
 
 
@@ -194,12 +193,11 @@ def _drawn(results: Sequence[dict]) -> tuple[dict, dict]:
         found.append(values)
         bounds.append(least)
     drawn = {name: np.stack([values[name] for values in found]) for name in found[0]}
-    most = {}
-    for name in drawn:
-        most[name] = {k: max(least[name][k] for least in bounds) for k in metrics.INTERVALS}
+    largest = lambda dicts: {k: max(d[k] for d in dicts) for k in metrics.INTERVALS}
+    most = {name: largest([least[name] for least in bounds]) for name in drawn}
     if all(unseen):
         drawn["gap"] = drawn["seen"] - drawn["unseen"]
-        most["gap"] = {k: max(most[s][k] for s in ("seen", "unseen")) for k in metrics.INTERVALS}
+        most["gap"] = largest([most["seen"], most["unseen"]])
     return drawn, most
 
 

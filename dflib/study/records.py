@@ -142,17 +142,13 @@ def read(folder: Path) -> dict:
     except FileNotFoundError as error:
         wrong = "is no finished run: it has no result.json. python -m dflib results lists them"
         raise InputError(f"{folder} {wrong}") from error
-    except (OSError, ValidationError) as error:
-        mend = "the command that made the run makes it again"
-        raise InputError(f"{folder}/result.json is damaged ({_why(error)}): {mend}") from error
-
-
-def _why(error: OSError | ValidationError) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return short(f"{place}: {first['msg']}" if place else first["msg"])[1:-1]
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        why = short(": ".join([".".join(map(str, first["loc"])), first["msg"]]))[1:-1]
+    mend = "the command that made the run makes it again"
+    raise InputError(f"{folder}/result.json is damaged ({why}): {mend}")
 
 
 def every(dataset: str | None = None) -> Iterator[dict]:
@@ -265,8 +261,8 @@ def find(name: str) -> Path:
 
 
 def best(results: Iterable[dict]) -> dict:
-    """The run to take: of files at most a quarter as large as BL's the best on validation images;
-    of all runs, where none is so small or BL is not there."""
+    """The run to take: of files at most a quarter as large as BL's (else of all) the best on
+    validation images."""
     results = list(results)
     results = [r for r in results if not math.isnan(r["cost"]["file_bytes"])] or results
     sizes = [r["cost"]["file_bytes"] for r in results if r["method"] == "BL"]
@@ -322,8 +318,8 @@ def results(dataset: str | None = None) -> pd.DataFrame:
 
 
 def comparable(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Rows of `results` whose times can be held against each other, and the times' unit: seconds
-    where all had as many threads, else CPU seconds, where all were made on a CPU that told them."""
+    """Rows of `results` whose times can be compared, and their unit: seconds where all had as many
+    threads, else CPU seconds, where all were made on a CPU that told them."""
     if rows["threads"].nunique() <= 1:
         return rows, "s"
     times = rows.reindex(columns=[*map(cpu, TIMINGS)]).set_axis(TIMINGS, axis=1)

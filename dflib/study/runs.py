@@ -24,14 +24,7 @@ from filelock import BaseFileLock, Timeout
 from data_prep import paths
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.manifest import fingerprint_of
-from data_prep.paths import (
-    attached_roots,
-    dataset_folder,
-    lock,
-    outputs_root,
-    write_text,
-    written,
-)
+from data_prep.paths import dataset_folder, lock, outputs_root, write_text, written
 from data_prep.protocol import PROTOCOLS
 from dflib.study import feasible, methods, records
 from dflib.study.records import failure, find, flat, folders, own, predictions, read, results
@@ -74,10 +67,10 @@ class Spec:
     @cached_property
     def parents(self) -> tuple[Spec, ...]:
         whole = {key: DEFAULTS[key] for key in ("target_images", *methods.FOLDS.values())}
-        there = {"dataset": self.source, "settings": self.settings | whole}  # with all its images
+        there = {"dataset": self.source}  # with all its images
         if self.source == feasible.WEIGHTS:  # the network as it was published, never trained here
-            whole |= {"epochs": 0, "finetune_epochs": 0}
-            there = {"settings": self.settings | whole}
+            whole, there = whole | {"epochs": 0, "finetune_epochs": 0}, {}
+        there["settings"] = self.settings | whole
         found = []
         for code, _, at in (name.partition("@") for name in methods.method(self.method).parents):
             row, changed = methods.method(code), there if at == "source" else {}
@@ -105,12 +98,12 @@ class Spec:
         return next(filter(records.whole, self._places()), self._places()[0])
 
     def finished(self) -> bool:
-        """Whether it is done; a damaged result, or one without its model, is as if it were none."""
+        """Whether it is done, and not damaged."""
         return any(map(records.whole, self._places()))
 
     def _places(self) -> list[Path]:
         place = Path(self.dataset, self.protocol, self.method, self.run_id)
-        return [root / place for root in (outputs_root(), *attached_roots())]
+        return [root / place for root in (outputs_root(), *paths.attached_roots())]
 
     def failure(self) -> dict | None:
         return None if self.finished() else failure(self.folder)
@@ -293,8 +286,8 @@ class Run:
         began, inside = clocks(), self.spent.steps()
         with written(path, "new-") as new:
             make(new)
-        all_ = zip(clocks(), began, self.spent.steps(), inside, strict=True)
-        own = [now - then - (steps - before) for now, then, steps, before in all_]
+        took = zip(clocks(), began, self.spent.steps(), inside, strict=True)
+        own = [now - then - (steps - before) for now, then, steps, before in took]
         self.spent.keep(name, "compress_s", own, path)
         return path
 
@@ -328,8 +321,9 @@ class Run:
     def _request(self) -> dict:
         """What was asked for, of which data and libraries."""
         s, train = self.spec, self.data.train
-        asked = {key: value for key, value in asdict(s).items() if key != "settings"}
-        return {"schema": 2, "run_id": s.run_id, **asked, "source": s.source or None} | {
+        asked = {"schema": 2, "run_id": s.run_id} | asdict(s) | {"source": s.source or None}
+        del asked["settings"]
+        return asked | {
             "params": methods.relevant(s.method, s.settings),
             "parents": [parent.run_id for parent in s.parents],
             "data_fingerprint": fingerprint_of(s.dataset),
