@@ -65,8 +65,7 @@ def probe_bars(found: Audit) -> plt.Figure:
 def spectra(found: Audit) -> plt.Figure:
     """Mean residual spectrum of each generator; fakes minus the real ones: peaks are traces."""
     names = sorted(found.spectra, key=lambda name: (name != "real", name))
-    columns = min(5, len(names))
-    rows = -(-len(names) // columns)
+    columns, rows = min(5, len(names)), -(-len(names) // 5)
     figure = _figure(2.9 * columns, 3.1 * rows)
     look = {"square": True, "xticklabels": False, "yticklabels": False, "rasterized": True}
     for place, name in enumerate(names):

@@ -23,30 +23,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layout:
-    """How the folders above a file tell its label, generator and split (`SPLITS`).
-
-    labels: class folder, in lower case -> label and generator ("": another folder's name).
-    above: that other folder is the first below the class folder (None), or stands above it, with
-    so many folders of classes between. scene: one of `scenes.RULES`, "" to find one.
-    """
+    """How the folders above a file tell its label, generator and split (`SPLITS`)."""
 
     title: str
+    # class folder, in lower case -> label and generator ("": another folder's name)
     labels: dict[str, tuple[int, str]] = field(default_factory=dict)
+    # that other folder is the first below the class folder (None), or so many folders above it
     above: int | None = None
-    scene: str = ""
+    scene: str = ""  # one of `scenes.RULES`; "" to find one
 
 
-def _layout(title: str, real: str, fake: str, above: int | None = None) -> Layout:
-    # beside reals of its own, each generator's numbers start again
-    scene = "" if above is None else "file"
-    return Layout(title, {real: (0, "real"), fake: (1, "")}, above, scene)
+def _layout(title: str, real: str, fake: str, *more) -> Layout:
+    return Layout(title, {real: (0, "real"), fake: (1, "")}, *more)
 
 
 LAYOUTS = (
     _layout("real/, fake/<generator>/, optionally below train/, val/, test/", "real", "fake"),
     _layout("training_real/, training_fake/<generator>/", "training_real", "training_fake"),
-    _layout("ForenSynths-like, <generator>/<class>/{0_real,1_fake}/", "0_real", "1_fake", 1),
-    _layout("GenImage-like, <generator>/{train,val}/{nature,ai}/", "nature", "ai", 0),
+    # beside reals of its own, each generator's numbers start again: a file is a scene
+    _layout(
+        "ForenSynths-like, <generator>/<class>/{0_real,1_fake}/", "0_real", "1_fake", 1, "file"
+    ),
+    _layout("GenImage-like, <generator>/{train,val}/{nature,ai}/", "nature", "ai", 0, "file"),
 )
 
 

@@ -37,11 +37,8 @@ HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") 
 def _settle() -> None:
     """Make the folders of the environment absolute: kernels inherit it, and work in other ones."""
     for variable in ("DFLIB_DATA", "DFLIB_OUTPUTS", "DFLIB_ATTACHED"):
-        given = os.environ.get(variable, "")
-        parts = given.split(os.pathsep) if variable == "DFLIB_ATTACHED" else [given]
-        settled = [str(Path(part).expanduser().absolute()) for part in parts if part]
-        if settled and (text := os.pathsep.join(settled)) != given:
-            os.environ[variable] = text
+        if given := os.environ.get(variable):
+            os.environ[variable] = str(Path(given).expanduser().absolute())
 
 
 _settle()
@@ -60,17 +57,9 @@ def outputs_root() -> Path:
 
 
 def attached_roots() -> list[Path]:
-    """Outputs of earlier sessions, in which finished runs are found and nothing is written: below
-    each folder in `$DFLIB_ATTACHED` (separated as in `$PATH`), and below what Kaggle mounts.
-
-    Raises `InputError` for a folder in `$DFLIB_ATTACHED` that is not there.
-    """
-    given = [Path(part) for part in os.environ.get("DFLIB_ATTACHED", "").split(os.pathsep) if part]
-    for folder in given:
-        if not folder.is_dir():
-            what = f"$DFLIB_ATTACHED names {folder}, which is no folder"
-            raise InputError(f"{what}: mend it, or unset it")
-    return [root for base in (*given, KAGGLE) for root in _outputs_below(base)]
+    """Outputs of earlier sessions, below `$DFLIB_ATTACHED`, else below what Kaggle mounts: finished
+    runs are found there, and nothing is written."""
+    return _outputs_below(Path(os.environ.get("DFLIB_ATTACHED") or KAGGLE))
 
 
 @cache  # what is attached stays as it is, and every look at a run asks
@@ -116,10 +105,7 @@ def present() -> list[str]:
 
 
 def dataset_folder(name: str) -> Path:
-    """Folder of a prepared dataset.
-
-    Raises `InputError` that tells how to get it when it is known but absent, or the nearest name.
-    """
+    """Folder of a prepared dataset; `InputError` that tells how to get it, or the nearest name."""
     folder = data_root() / name
     if not (folder / "manifest.csv").exists():
         hint = "For your own images: python -m data_prep folder PATH --name NAME"
@@ -135,9 +121,8 @@ def describe(name: str) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is missing or damaged ({error}): make it again with python -m data_prep"
-        ) from error
+        again = "make it again with python -m data_prep"
+        raise InputError(f"{path} is missing or damaged ({error}): {again}") from error
 
 
 def images_root(name: str) -> Path:
@@ -146,10 +131,8 @@ def images_root(name: str) -> Path:
 
 
 def lock(file: Path, *, timeout: float = -1) -> BaseFileLock:
-    """A lock on a file, taken, waited for at most `timeout` seconds (else `filelock.Timeout`).
-
-    Raises `InputError` on a file system without locks, where others wait for ever.
-    """
+    """A lock on a file, taken, waited for at most `timeout` seconds (else `filelock.Timeout`);
+    `InputError` on a file system without locks, where others wait for ever."""
     if os.name == "posix":  # Windows has its own
         import fcntl
 
@@ -183,10 +166,7 @@ def usable(folder: Path) -> Path:
 @contextmanager
 def written(path: Path, prefix: str = "") -> Iterator[Path]:
     """A new file that becomes `path` when all went well, and only once the disk has it whole.
-
-    So a reader sees the old file or the new one, after a power cut as well. prefix: of the new
-    file's name, where its ending has to stay.
-    """
+    prefix: of the new file's name, where its ending has to stay."""
     new = path.with_name(f"{prefix}{path.name}" if prefix else f"{path.name}.new")
     try:
         yield new
@@ -208,9 +188,7 @@ def write_text(path: Path, text: str) -> None:
         new.write_text(text, encoding="utf-8", newline="")
 
 
-def need_room(
-    needed: int, folder: Path, what: str, hint: str = "free some, or set $DFLIB_DATA"
-) -> None:
+def need_room(needed: int, folder: Path, what: str, hint="free some, or set $DFLIB_DATA") -> None:
     """Raises `InputError` where a disk would be (almost) full with so many bytes more."""
     free = shutil.disk_usage(folder).free
     if needed > 0.95 * free:

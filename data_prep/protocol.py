@@ -17,8 +17,7 @@ def assign(table: pd.DataFrame, protocol: str = "strict", *, seed: int = 0) -> p
 
     Splits that the dataset gives are kept. Otherwise `strict` divides by `scenes`, 60/10/30, and
     `paper` single images at random, 60/40 (arXiv 2504.21066); a missing validation part is a tenth
-    of train. Raises `InputError` for an unknown protocol, too few scenes, or a given split with a
-    scene or a file on both sides (strict).
+    of train. `InputError` for too few scenes, or a scene or a file on both sides (strict).
     """
     choose("protocol", protocol, PROTOCOLS)
     split = pd.Series("", index=table.index, dtype="str")

@@ -24,7 +24,6 @@ def grouped(rows: list[dict], rule: str = "") -> list[dict]:
     each with its scene as group; within a split, where the folders give splits.
 
     rule: one of `RULES`, a regular expression whose first group names the scene, "" to find one.
-    Raises `InputError` for an expression that is none, has no group, or does not match a path.
     """
     known = rule or found(rows)
     names = _names(rows, known)

@@ -61,7 +61,7 @@ def prepare(
         columns = (hub["image_column"], "label", hub["generator_column"])
         place = str(given or hub["source"])
         return lists.huggingface(place, name=name, columns=columns, per_class=per_class, **about)
-    home, base = data_root() / name / "files", Path(given) if given else KAGGLE
+    home, base = data_root() / name / "files", Path(given or KAGGLE)
     root = find(source, base)
     if root is None and given is None:
         manifest.claim(name, home, force=force, below=True)  # before anything is written

@@ -414,13 +414,11 @@ def test_runs_are_found_in_attached_outputs_by_their_structure(outputs_root, tmp
     for place in places:
         place.mkdir(parents=True)
         (place / "result.json").write_text("{}")
-    monkeypatch.setenv("DFLIB_ATTACHED", f"{tmp_path / 'given'}{os.pathsep}")
-    once = sorted(p for p in places if p != places[1])  # each run once, one's own first
+    once = sorted(p for p in places[:4] if p != places[1])  # each run once, one's own first
     assert sorted(runs.folders()) == once
     assert runs.find("BL-other") == places[3]
     copied = runs.own(places[2])
     assert copied == outputs_root / "set" / "strict" / "CQ" / "CQ-before"
     assert runs.own(copied) == copied and runs.own(places[1]) == places[1]
-    monkeypatch.setenv("DFLIB_ATTACHED", str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=r"\$DFLIB_ATTACHED names .*nowhere, which is no folder"):
-        runs.folders()
+    monkeypatch.setenv("DFLIB_ATTACHED", str(tmp_path / "given"))
+    assert {*runs.folders()} == {places[0], copied, places[4]}

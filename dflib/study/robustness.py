@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from data_prep import manifest, transform
 from data_prep.cache import fit
@@ -31,7 +32,7 @@ def measure(folders: Iterable[Path], grid: Sequence[str] = GRID) -> None:
     """Score every test image of finished runs under each perturbation that they lack: after real
     and fake were made alike, before the crop. `InputError` for a dataset that changed since."""
     for how in grid:
-        transform.check_perturbation(how)
+        transform.perturb(Image.new("RGB", (8, 8)), how)  # raises for what it does not know
     todo = [runs.own(folder) for folder in map(Path, folders) if not measured(folder, grid)]
     for _, alike in groupby(sorted(todo, key=_images), key=_images):
         together = list(alike)
