@@ -7,7 +7,6 @@ import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -36,7 +35,7 @@ HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") 
 
 def _settle() -> None:
     """Make the folders of the environment absolute: kernels inherit it, and work in other ones."""
-    for variable in ("DFLIB_DATA", "DFLIB_OUTPUTS", "DFLIB_ATTACHED"):
+    for variable in ("DFLIB_DATA", "DFLIB_OUTPUTS"):
         if given := os.environ.get(variable):
             os.environ[variable] = str(Path(given).expanduser().absolute())
 
@@ -54,21 +53,6 @@ def outputs_root() -> Path:
     """Folder of all runs and reports: `$DFLIB_OUTPUTS`, else `outputs/` in the project."""
     _settle()
     return Path(os.environ.get("DFLIB_OUTPUTS") or PROJECT / "outputs")
-
-
-def attached_roots() -> list[Path]:
-    """Outputs of earlier sessions, below `$DFLIB_ATTACHED`, else below what Kaggle mounts: finished
-    runs are found there, and nothing is written."""
-    return _outputs_below(Path(os.environ.get("DFLIB_ATTACHED") or KAGGLE))
-
-
-@cache  # what is attached stays as it is, and every look at a run asks
-def _outputs_below(base: Path) -> list[Path]:
-    def holds_runs(folder: Path) -> bool:
-        parts = [part / protocol for part in subfolders(folder) for protocol in ("strict", "paper")]
-        return any(next(part.glob("*/*/result.json"), None) for part in parts)
-
-    return list(by_structure(base, holds_runs))
 
 
 def by_structure(base: Path, is_one: Callable[[Path], object]) -> Iterator[Path]:

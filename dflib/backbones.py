@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_prep.errors import InputError, choose, short
-from data_prep.paths import attached_roots, outputs_root, written
+from data_prep.paths import outputs_root, written
 
 KINDS = ("timm", "torchvision", "own")
 WANTED = "N x 3 x H x W in [0, 1] -> logits, N x 2 (real, fake) or N x 1 (positive: fake)"
@@ -85,14 +85,13 @@ def _digest(file: Path) -> str:
 
 
 def own_file(name: str) -> Path:
-    """Where a file that was kept ("own/NAME") lies, here or attached; checked by its hash."""
-    name = Path(name).name
-    places = [root / "adopted" / name for root in (outputs_root(), *attached_roots())]
-    for place in filter(Path.is_file, places):
-        if _digest(place) in name:
-            return place
+    """Where a file that was kept ("own/NAME") lies; checked by its hash."""
+    place = outputs_root() / "adopted" / Path(name).name
+    if not place.is_file():
+        raise InputError(f"own/{place.name} is not in {place.parent}: adopt the file again")
+    if _digest(place) not in place.name:
         raise InputError(f"{place} was changed after it was adopted: adopt the changed file")
-    raise InputError(f"own/{name} is not in {places[0].parent}: adopt the file again")
+    return place
 
 
 def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

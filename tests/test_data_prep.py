@@ -462,7 +462,7 @@ def test_a_damaged_file_of_a_dataset_is_named(mine, data_root, file, contents):
 def test_relative_roots_are_made_absolute_once(tmp_path, monkeypatch):
     """Whoever starts from here, and in whatever folder it works, means the same folders."""
     monkeypatch.chdir(tmp_path)
-    given = {"DFLIB_DATA": "some/data", "DFLIB_OUTPUTS": "./out", "DFLIB_ATTACHED": "a"}
+    given = {"DFLIB_DATA": "some/data", "DFLIB_OUTPUTS": "./out"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     here = [paths.data_root(), paths.outputs_root()]
@@ -472,7 +472,7 @@ def test_relative_roots_are_made_absolute_once(tmp_path, monkeypatch):
         == here
         == [tmp_path / "some/data", tmp_path / "out"]
     )
-    expected = [f"{tmp_path}/some/data", f"{tmp_path}/out", f"{tmp_path}/a"]
+    expected = [f"{tmp_path}/some/data", f"{tmp_path}/out"]
     assert [os.environ[name] for name in given] == expected  # what a process started here inherits
 
 

@@ -396,29 +396,3 @@ def test_a_run_is_found_by_id_by_its_beginning_and_by_path(outputs_root):
         runs.find("BL-s0-32px-0a1b2c3e")
     with pytest.raises(InputError, match="run 'BL-s' is how 2 begin: BL-s0-32px-0a1b2c3d, BL-s10"):
         runs.find("BL-s")
-
-
-def test_runs_are_found_in_attached_outputs_by_their_structure(outputs_root, tmp_path, monkeypatch):
-    attached = tmp_path / "input"
-    monkeypatch.setattr(paths, "KAGGLE", attached)
-    (attached / "rock-paper-scissors" / "paper").mkdir(parents=True)  # named like a protocol
-    earlier = attached / "version-1" / "workbook" / "outputs" / "set" / "strict"
-    other = attached / "notebooks" / "somebody" / "study" / "workbook" / "outputs" / "other"
-    places = [
-        outputs_root / "set" / "strict" / "BL" / "BL-own",
-        earlier / "BL" / "BL-own",
-        earlier / "CQ" / "CQ-before",
-        other / "paper" / "BL" / "BL-other",
-        tmp_path / "given" / "set" / "strict" / "CQ" / "CQ-given",
-    ]
-    for place in places:
-        place.mkdir(parents=True)
-        (place / "result.json").write_text("{}")
-    once = sorted(p for p in places[:4] if p != places[1])  # each run once, one's own first
-    assert sorted(runs.folders()) == once
-    assert runs.find("BL-other") == places[3]
-    copied = runs.own(places[2])
-    assert copied == outputs_root / "set" / "strict" / "CQ" / "CQ-before"
-    assert runs.own(copied) == copied and runs.own(places[1]) == places[1]
-    monkeypatch.setenv("DFLIB_ATTACHED", str(tmp_path / "given"))
-    assert {*runs.folders()} == {places[0], copied, places[4]}

@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
 from data_prep.errors import InputError, choose, short
-from data_prep.paths import attached_roots, outputs_root
+from data_prep.paths import outputs_root
 from dflib.study import methods
 from dflib.study.settings import DEFAULTS
 
@@ -290,24 +290,8 @@ def validated(folder: Path) -> float:
 
 
 def folders() -> list[Path]:
-    """All finished runs, here and attached, each once; by dataset, protocol, method and id."""
-    found = {}
-    for root in (*attached_roots()[::-1], outputs_root()):  # one's own count most
-        found |= {f.parent.relative_to(root): f.parent for f in root.glob("*/*/*/*/result.json")}
-    return [found[place] for place in sorted(found)]
-
-
-def own(folder: Path) -> Path:
-    """The run's folder below the outputs root, to write to: an attached run is copied there."""
-    here = outputs_root().joinpath(*folder.parts[-4:])
-    attached = any(folder.is_relative_to(root) for root in attached_roots())
-    if not attached or (here / "result.json").exists():
-        return folder
-    new = here.with_name(here.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(folder, new)
-    shutil.rmtree(here, ignore_errors=True)  # an attempt from before the other was attached
-    return new.replace(here)
+    """All finished runs, by dataset, protocol, method and id."""
+    return sorted(file.parent for file in outputs_root().glob("*/*/*/*/result.json"))
 
 
 def results(dataset: str | None = None) -> pd.DataFrame:

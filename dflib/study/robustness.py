@@ -33,7 +33,7 @@ def measure(folders: Iterable[Path], grid: Sequence[str] = GRID) -> None:
     and fake were made alike, before the crop. `InputError` for a dataset that changed since."""
     for how in grid:
         transform.perturb(Image.new("RGB", (8, 8)), how)  # raises for what it does not know
-    todo = [runs.own(folder) for folder in map(Path, folders) if not measured(folder, grid)]
+    todo = [folder for folder in map(Path, folders) if not measured(folder, grid)]
     for _, alike in groupby(sorted(todo, key=_images), key=_images):
         together = list(alike)
         for folder, scores in zip(together, _scores(together, grid), strict=True):

@@ -27,7 +27,7 @@ from data_prep.manifest import fingerprint_of
 from data_prep.paths import dataset_folder, lock, outputs_root, write_text, written
 from data_prep.protocol import PROTOCOLS
 from dflib.study import feasible, methods, records
-from dflib.study.records import failure, find, flat, folders, own, predictions, read, results
+from dflib.study.records import failure, find, flat, folders, predictions, read, results
 from dflib.study.settings import DEFAULTS, MEASURES
 from dflib.study.spent import Spent, clocks
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dflib.data import Dataset
     from dflib.train import Recipe
 
-__all__ = ["Run", "Spec", "asked", "code_hash", "failure", "find", "flat", "folders", "own"]
+__all__ = ["Run", "Spec", "asked", "code_hash", "failure", "find", "flat", "folders"]
 __all__ += ["predictions", "read", "results", "spec"]  # of `records`, too: one door
 _locks: dict[Path, BaseFileLock] = {}  # of the runs that are made here, by hand
 _parsed = lru_cache(maxsize=64)(json.loads)  # thousands of runs ask for the same notebooks
@@ -94,16 +94,11 @@ class Spec:
 
     @property
     def folder(self) -> Path:
-        """Where it is finished, here or attached (`attached_roots`); else where it will be made."""
-        return next(filter(records.whole, self._places()), self._places()[0])
+        return outputs_root() / self.dataset / self.protocol / self.method / self.run_id
 
     def finished(self) -> bool:
         """Whether it is done, and not damaged."""
-        return any(map(records.whole, self._places()))
-
-    def _places(self) -> list[Path]:
-        place = Path(self.dataset, self.protocol, self.method, self.run_id)
-        return [root / place for root in (outputs_root(), *paths.attached_roots())]
+        return records.whole(self.folder)
 
     def failure(self) -> dict | None:
         return None if self.finished() else failure(self.folder)

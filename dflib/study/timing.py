@@ -18,7 +18,7 @@ def again(names: Sequence[str]) -> list[dict]:
 
     Raises `InputError`, with nothing written, for an unknown run, or a file that cannot be run.
     """
-    folders = list(dict.fromkeys(records.own(records.find(name.strip())) for name in names))
+    folders = list(dict.fromkeys(records.find(name.strip()) for name in names))
     results = [records.read(folder) for folder in folders]
     files = [r["folder"] / r.get("deployed", "") for r in results]
     for file in files:
