@@ -19,14 +19,6 @@ app = typer.Typer(
 )
 
 
-def _settings(pairs: list[str]) -> dict[str, str]:
-    """KEY=VALUE options; values stay text."""
-    for pair in pairs:
-        if "=" not in pair:
-            raise InputError(f"--set {short(pair)}: expected KEY=VALUE, e.g. --set epochs=5")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
 def _seconds(budget: str | None) -> float | None:
     """A duration such as 90s, 30m, 8.5h."""
     if budget is None:
@@ -99,7 +91,10 @@ def study(
     for key, value in given.items():
         if value is not None:
             options[key] = grids.entries(value, key) if key in grids.LISTS else value
-    options["set"] = options.get("set", {}) | _settings(set_ or [])
+    for pair in set_ or ():
+        if "=" not in pair:
+            raise InputError(f"--set {short(pair)}: expected KEY=VALUE, e.g. --set epochs=5")
+    options["set"] = options.get("set", {}) | dict(pair.split("=", 1) for pair in set_ or ())
     others = grids.entries(test_on, "test-on") if test_on is not None else ()
     for name in others:
         manifest.load(name)  # is it there, before anything is trained?

@@ -8,10 +8,8 @@ from torch import Tensor
 
 
 def augmented(images: Tensor) -> Tensor:
-    """Mirrored with probability 1/2, shifted by up to an eighth, contrast and brightness ± 10 %.
-
-    The shift is the batch's, and reflects. Nothing is resampled: the traces of a generator stay.
-    """
+    """Mirrored with probability 1/2, shifted (the whole batch) by up to an eighth, contrast and
+    brightness ± 10 %. Nothing is resampled: the traces of a generator stay."""
     n, _, height, width = images.shape
     flip = torch.rand(n, 1, 1, 1, device=images.device) < 0.5
     images = torch.where(flip, images.flip(3), images)

@@ -150,7 +150,6 @@ def part(
     """Images of a prepared dataset to test on, as the protocol makes them; one class is enough.
 
     split: train | val | test, as the dataset gives it, else as the protocol does; all: every image.
-    Raises `InputError` for an unknown set or split, and a part that is empty or cannot be made.
     """
     choose("part", split, ("all", "test", "val", "train"))
     alike = describe(name)["kind"] == "deepfake" and protocol == "strict"

@@ -137,9 +137,7 @@ def parity(
     limit: int | None = None,
 ) -> dict:
     """Largest difference in logits, share of equal decisions: a model and its file, on a part.
-
-    limit: on so many of its images, evenly spaced. `judged` says what the figures mean.
-    """
+    limit: on so many of its images, evenly spaced. `judged` says what the figures mean."""
     rows = np.linspace(0, len(part) - 1, min(limit or len(part), len(part))).astype(int)
     part = replace(part, table=part.table.iloc[rows])
     ours, theirs = (logits(forward, part, batch=64) for forward in (model, session))

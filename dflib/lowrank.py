@@ -20,10 +20,8 @@ SWEEPS = 5  # of the alternating least squares after the first SVDs (HOOI)
 
 
 def factorisable(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers but the last, and convolutions that are not grouped, by name.
-
-    Of a kind with a forward of its own (timm has some) none, nor what attention reads itself.
-    """
+    """Linear layers but the last, and convolutions that are not grouped, by name; none of a kind
+    with a forward of its own (timm has some)."""
     layers = {n: m for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
     last = [n for n, m in layers.items() if isinstance(m, nn.Linear)][-1:]
     return {n: m for n, m in layers.items() if n not in last and getattr(m, "groups", 1) == 1}

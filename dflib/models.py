@@ -121,10 +121,8 @@ class ConvBlock(nn.Sequential):
 
 
 class Adapter(ConvBlock):
-    """Depthwise 3x3 -> 1x1 -> BatchNorm -> ReLU (arXiv 2504.21066).
-
-    residual: relu(x + y) (He et al. 2015), where y is zero at first: x, a ReLU's output, comes out.
-    """
+    """Depthwise 3x3 -> 1x1 -> BatchNorm -> ReLU (arXiv 2504.21066). residual: relu(x + y), where y
+    is zero at first: x, a ReLU's output, comes out."""
 
     def __init__(self, width: int, *, residual: bool) -> None:
         super().__init__(width, Block(width, separable=True, mid=width, groups=width))
@@ -162,10 +160,8 @@ class Detector(nn.Module):
             self.set_submodule(name, factors(self.get_submodule(name), ranks))
 
     def set_front(self, front: str) -> None:
-        """What the network sees: "" is the pixels, "srm" high-pass residuals of the grey image.
-
-        Fridrich and Kodovsky 2012; in a network: arXiv 1805.04953. No weight changes.
-        """
+        """What the network sees: "" is the pixels, "srm" high-pass residuals of the grey image
+        (Fridrich and Kodovsky 2012; in a network: arXiv 1805.04953)."""
         self.arch = replace(self.arch, front=choose("front end", front, ("", "srm")))
         self.register_buffer("filters", SRM.float()[:, None] if front else None, persistent=False)
 

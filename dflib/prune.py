@@ -138,10 +138,7 @@ def structured(
 def gradually(
     model: Detector, *, rate: float, steps: int, tune: Callable[[Detector, int], object], **options
 ) -> Detector:
-    """`structured` in several steps of equal ratio; `tune(model, step)` after each but the last.
-
-    >>> gradually(model, rate=0.9, steps=3, tune=lambda m, i: run.fit(m, short))  # doctest: +SKIP
-    """
+    """`structured` in several steps of equal ratio; `tune(model, step)` after each but the last."""
     check_rate(rate)
     options["of"] = parameters(model)
     for i in range(1, steps):
@@ -206,10 +203,8 @@ def _tie(group: Group, name: str, groups: list[Group]) -> None:
 
 
 def _counter(model: nn.Module, groups: list[Group]) -> Callable[[Tensor], Tensor]:
-    """Widths of all groups (… x groups) -> the parameters that stay, without cutting anything.
-
-    w' Q w, w = (1, widths): a weight is outputs x inputs x kernel, each a multiple of a width or 1.
-    """
+    """Widths of all groups (… x groups) -> the parameters that stay, w' Q w, w = (1, widths): a
+    weight is outputs x inputs x kernel, each a multiple of a width or 1."""
     place = {
         member: (i, len(follows) // len(group.scores))
         for i, group in enumerate(groups, 1)

@@ -224,7 +224,10 @@ def _on_page(study: Study) -> dict | None:
         return None
     test = of_runs[study.base["run_id"]]
     names = sorted(set(test["generator"]) - {"real"})
-    shown = _telling(of_runs)
+    # images that most runs decide unlike BL, then those of BL's worst errors
+    flips = sum(table["flip"].to_numpy(int) for table in of_runs.values())
+    error = (test["label"] - test["base_score"]).abs().to_numpy()
+    shown = np.lexsort((-error, -flips))[:PICTURES].tolist()
     return {
         "title": study.title,
         "left_out": left_out,
@@ -261,14 +264,6 @@ def _run(study: Study, run_id: str, table: pd.DataFrame) -> dict:
         "colour": colour,
         "marker": (5 * outline).round(2).tolist(),
     }
-
-
-def _telling(of_runs: dict[str, pd.DataFrame]) -> list[int]:
-    """Positions of the test images that most runs decide unlike BL, then of BL's worst errors."""
-    flips = sum(table["flip"].to_numpy(int) for table in of_runs.values())
-    first = next(iter(of_runs.values()))
-    error = (first["label"] - first["base_score"]).abs().to_numpy()
-    return np.lexsort((-error, -flips))[:PICTURES].tolist()
 
 
 def _pictures(study: Study, shown: list[int]) -> str:

@@ -34,8 +34,8 @@ COSTS = {
 
 def begin() -> None:
     """Print what belongs to every result: versions and device."""
-    device = train.best_device()
-    sys.stdout.write(f"python {platform.python_version()}, torch {torch.__version__}, {device}\n")
+    versions = f"python {platform.python_version()}, torch {torch.__version__}"
+    sys.stdout.write(f"{versions}, {train.best_device()}\n")
 
 
 def samples(*parts: data.Part, seed: int = 0) -> Figure:
