@@ -57,12 +57,12 @@ def idle_gpu() -> str | None:
             why = str(error).split(". ")[0].splitlines()[0]
         what = f"{names[0]} is there, and {build} (CUDA {torch.version.cuda}) cannot use it: {why}"
         return f"{what}. Update the driver, or install a torch that is built for an older CUDA"
+    have = torch.cuda.get_arch_list()
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
-        if not _has_kernels(major, minor, torch.cuda.get_arch_list()):
-            have = ", ".join(torch.cuda.get_arch_list())
-            name = torch.cuda.get_device_name(i)
-            return f"{build} has no kernels for {name} (sm_{major}{minor}; it has {have})"
+        if not _has_kernels(major, minor, have):
+            card = f"{torch.cuda.get_device_name(i)} (sm_{major}{minor}; it has {', '.join(have)})"
+            return f"{build} has no kernels for {card}"
     return None
 
 
@@ -92,8 +92,7 @@ def _has_kernels(major: int, minor: int, built: list[str]) -> bool:
 
 
 def _programs() -> Iterator[dict]:
-    python = f"{platform.python_version()} on {platform.platform()}"
-    yield _row("Python", python, "" if sys.version_info >= (3, 11) else "Python 3.11 or newer")
+    yield _row("Python", f"{platform.python_version()} on {platform.platform()}")
     for name in PACKAGES:
         try:
             yield _row(name, version(name))
@@ -106,12 +105,11 @@ def _programs() -> Iterator[dict]:
             yield _row(f"{package} in this process", found, "restart the kernel")
     command = [sys.executable, "-m", "ipykernel", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    said = f"ipykernel {done.stdout.strip() or done.stderr.strip()[-80:]}"
-    todo = "pip install ipykernel" if done.returncode else ""
-    yield _row("kernel", f"{sys.executable}, {said}", todo)
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    yield _row("browser of the tests", browser or "none", "" if browser else "for make test", NOTE)
+    said = f"{sys.executable}, ipykernel {done.stdout.strip() or done.stderr.strip()[-80:]}"
+    yield _row("kernel", said, "pip install ipykernel" if done.returncode else "")
+    browsers = [*map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))]
+    found = next(filter(None, browsers), "")
+    yield _row("browser of the tests", found or "none", "" if found else "for make test", NOTE)
 
 
 def _cards() -> Iterator[dict]:
@@ -121,8 +119,6 @@ def _cards() -> Iterator[dict]:
     if problem := idle_gpu():
         yield _row("GPU", problem, "or go on with the CPU: --device cpu")
         return
-    if not torch.cuda.is_available():
-        yield _row("GPU", "none in use")
     for i in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(i)
         found = f"{card.name}, {card.total_memory / 1e9:.0f} GB, sm_{card.major}{card.minor}"

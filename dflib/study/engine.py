@@ -23,8 +23,6 @@ from dflib.study import doctor, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome
 from dflib.study.runs import Run, Spec, spec
 
-log = logging.getLogger(__name__)
-
 MEMORY_PER_WORKER = 4e9  # bytes; of a worker on the CPU
 LOST_WORKER_RETRIES = 2
 GRACE = 30.0  # seconds after a budget's end in which a worker stops its run
@@ -58,12 +56,12 @@ def plan(
         check_rate(rate)
     variants = [settings]
     if folds:
-        from dflib.data import trained_on
+        from dflib import data
 
         key = methods.FOLDS[choose("kind of folds", folds, methods.FOLDS)]
-        protocol = request.get("protocol", "strict")
-        found = trained_on(request.get("dataset") or usual.dataset, protocol=protocol)
-        variants = [settings | {key: generator} for generator in found]
+        how = {"protocol": request.get("protocol", "strict")}
+        known = data.trained_on(request.get("dataset") or usual.dataset, **how)
+        variants = [settings | {key: generator} for generator in known]
     runs: dict[str, Spec] = {}
 
     def add(s: Spec) -> None:
@@ -86,13 +84,13 @@ def start(method: str, **request) -> Run:
     wanted = spec(method, **request)
     doctor.need_machine(batch=False)
     for s in (s for s in wanted.parents if not s.finished()):
-        needs = f"{wanted.run_id} needs {s.run_id}"
-        sys.stdout.write(f"{needs}, which is not there yet: making it first ({s.notebook.name})\n")
+        needs = f"{wanted.run_id} needs {s.run_id}, which"
+        sys.stdout.write(f"{needs} is not there yet: making it first ({s.notebook.name})\n")
         sys.stdout.flush()
         doctor.need_machine()
         made = execute(s)
         if made["status"] != "done":
-            raise InputError(f"{needs}, which cannot be made: {made['error']}")
+            raise InputError(f"{needs} cannot be made: {made['error']}")
     return Run(wanted)
 
 
@@ -178,8 +176,8 @@ def _node(s: Spec, parents: list[dict], *, run_id: str, sign: str, ends: float, 
         return outcome(s, "left", "not started: the budget does not reach")
     worker = get_worker()
     if why := _unlike(s, run_id, sign, worker.state.nthreads):
-        text = f"worker {worker.address}: {why}. Make it like this machine, or leave it out"
-        raise InputError(text)
+        mend = "Make it like this machine, or leave it out"
+        raise InputError(f"worker {worker.address}: {why}. {mend}")
     worker.log_event("dflib", s.run_id)
     return execute(s, budget=rest, **options)
 
@@ -226,8 +224,6 @@ def _client(scheduler: str | None, scratch: str, *, most: int) -> Iterator:
             text = f"no Dask scheduler answers at {scheduler} ({error})"
             raise InputError(f"{text}: start `dask scheduler`, or leave --scheduler out") from error
         with client:
-            if not client.nthreads():
-                log.warning("no worker at %s yet: the study waits for the first", scheduler)
             yield client
         return
     settings = {
@@ -273,8 +269,8 @@ def worker_environments(most: int) -> list[dict[str, str]]:
 
 def prepare_data(p: Plan) -> None:
     """Decode every dataset of the plan once, here, before many workers ask for it."""
-    from dflib.data import open as open_data
+    from dflib import data
 
     views = {(s.dataset, s.protocol, s.settings["size"], s.settings["mode"]) for s in p}
     for name, protocol, size, mode in sorted(views):
-        open_data(name, size=size, protocol=protocol, mode=mode)
+        data.open(name, size=size, protocol=protocol, mode=mode)

@@ -20,8 +20,7 @@ from data_prep.paths import PROJECT, lock, write_text
 from dflib.study import records
 from dflib.study.runs import HELD, Spec
 
-# to glibc: freed blocks of up to 100 MB are kept for the next step; with the threshold that Dask
-# sets for its workers, training took twice the time
+# to glibc: freed blocks are kept for the next step; Dask's threshold doubles a training's time
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_THRESHOLD_": "100000000"}
 STOPPED = "stopped at the end of the budget; it goes on from its last epoch"
 SHORT_OF = re.compile(  # memory or disk, in the words of Python, torch, pyarrow, ONNX Runtime, …

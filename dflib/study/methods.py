@@ -1,7 +1,4 @@
-"""The table of methods, and the presets: whatever lists methods reads them here.
-
-What can be set is declared in `settings`; a row of the table names the groups that it reads.
-"""
+"""The table of methods, and the presets: whatever lists methods reads them here."""
 
 from __future__ import annotations
 
@@ -26,16 +23,13 @@ TECHNIQUES = {  # by the groups of settings, and by the notebook where no settin
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table. parents: methods whose finished run, of the same seed, it starts from.
-
-    "BL@source" is BL on the source dataset. does: groups of settings that it reads.
-    """
+    """A row of the table."""
 
     code: str
     title: str
     notebook: str
-    parents: tuple[str, ...] = ("BL",)
-    does: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ("BL",)  # it starts from their runs; "BL@source": on the source
+    does: tuple[str, ...] = ()  # groups of settings that it reads
     rated: bool = True  # takes a compression rate
 
     @property
@@ -134,22 +128,14 @@ def lineage(code: str) -> list[str]:
 
 
 def versions(code: str) -> dict[str, int]:
-    """Of the code that decides the method's result, that of what it starts from included.
-
-    >>> list(versions("CQ"))
-    ['data', 'models', 'train', 'evaluate', 'quantize']
-    """
+    """Of the code that decides the method's result, that of what it starts from included."""
     rows = [METHODS[each] for each in lineage(code)]
     read = {name for row in rows for name in (*row.does, row.notebook)}
     return {name: n for name, n in VERSIONS.items() if read & {*TECHNIQUES.get(name, read)}}
 
 
 def settings(preset_name: str, overrides: dict | None = None) -> dict:
-    """All settings of a preset with `overrides` on top; raises `InputError` as `checked` does.
-
-    >>> settings("demo", {"epochs": "3"})["epochs"]
-    3
-    """
+    """All settings of a preset with `overrides` on top; raises `InputError` as `checked` does."""
     values = checked(preset(preset_name).settings | (overrides or {}))
     steps = parse_steps(values["steps"])
     return values | {"steps": ",".join(f"{kind}:{r!r}" if r else kind for kind, r in steps)}
@@ -161,11 +147,7 @@ def relevant(code: str, values: dict) -> dict:
 
 
 def setting_rows(code: str | None = None) -> list[dict]:
-    """All settings, or those that a method reads, as rows of a table for people.
-
-    >>> setting_rows("CQ-S")[-1]["setting"]
-    'draws'
-    """
+    """All settings, or those that a method reads, as rows of a table for people."""
     rows = []
     for name in FIELDS if code is None else method(code).keys:
         readers = [row.code for row in ROWS if name in row.keys]

@@ -1,7 +1,5 @@
-"""What a detector still tells of images that were re-encoded, blurred, resized, cropped.
-
-Beside each run, in `robustness.parquet`: a row a test image (as in `predictions.parquet`), a column
-of P(fake) a perturbation (`data_prep.transform.GRID`).
+"""What a detector still tells of images that were re-encoded, blurred, resized, cropped: beside
+each run, in `robustness.parquet`, a row a test image, a column of P(fake) a perturbation.
 """
 
 import hashlib
@@ -54,11 +52,8 @@ def drops(
     grid: Sequence[str] = GRID,
     draws: int = 1000,
 ) -> pd.DataFrame:
-    """One method's AUROC (over seeds) under each perturbation, and what it loses more than BL.
-
-    against: BL's runs of the same seeds, in the same order. A row a perturbation, "" first: value,
-    and more, paired: above zero is more brittle; each with _low and _high (95 %).
-    """
+    """One method's AUROC (over seeds) under each perturbation ("" first: none), and what it loses
+    `more` than BL's runs of the same seeds, `against`, paired; each with _low and _high (95 %)."""
     mine, theirs = ([_drawn(f, grid, draws) for f in group] for group in (folders, against))
     _, bounds = compare.resampled(folders[0], draws=draws)
     rows = []

@@ -133,10 +133,8 @@ def spec(
     seed: int = 0,
     settings: dict | None = None,
 ) -> Spec:
-    """The request, checked; what is not given comes from the preset. source: of transfers alone, a
-    dataset, or "imagenet" for the weights that `pretrained` names.
-
-    Raises `InputError` for an unknown name, and what does not fit.
+    """The request, checked (`InputError`); what is not given comes from the preset. source: of
+    transfers alone, a dataset, or "imagenet" for the weights that `pretrained` names.
 
     >>> spec("CPF", rate=0.9).run_id                                # doctest: +SKIP
     'CPF-r90-s0-32px-1f0c9a2b'

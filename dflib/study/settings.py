@@ -1,7 +1,6 @@
 """The settings of a run, each declared once: type, default, range, what it is, who reads it.
 
-Which methods read a group of settings is said in the table of `methods`. Elsewhere the values are
-plain dicts: `run.settings["epochs"]`.
+Which methods read a group is said in `methods`. Elsewhere the values are plain dicts.
 """
 
 from __future__ import annotations
