@@ -132,7 +132,11 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     about = dict(zip(SECTION, key, strict=True))
     rows = rows.loc[:, rows.notna().any() | ~rows.columns.str.contains("/")]  # its own generators
     every = {record["run_id"]: record for record in rows["record"]}
-    texts, names = table_rows(rows), _names(every)
+    texts, groups = table_rows(rows), tables.by_seed(every.values())
+    # a name for each run that tells it from the others
+    differ = {r["run_id"]: tables.about(g, groups)["settings"] for g in groups for r in g}
+    label = lambda r: words.run_label(r["method"], r["rate"], differ.get(r["run_id"], ""))
+    names = [f"{label(r)}, seed {r['seed']}" for r in every.values()]
     try:
         best = answer([*every.values()], every)
     except InputError as error:
@@ -196,14 +200,6 @@ def _auroc(group: Sequence[dict]) -> str:
     return ", ".join(texts)
 
 
-def _names(every: dict[str, dict]) -> list[str]:
-    """A name for each run that tells it from the others."""
-    groups = tables.by_seed(every.values())
-    differ = {r["run_id"]: tables.about(g, groups)["settings"] for g in groups for r in g}
-    label = lambda r: words.run_label(r["method"], r["rate"], differ.get(r["run_id"], ""))
-    return [f"{label(r)}, seed {r['seed']}" for r in every.values()]
-
-
 def _verdicts(every: dict[str, dict]) -> pd.DataFrame | None:
     """Means over seeds and verdicts for reading; None where no run has predictions."""
     kept = {i: r for i, r in every.items() if (r["folder"] / "predictions.parquet").exists()}
@@ -218,9 +214,9 @@ def _verdicts(every: dict[str, dict]) -> pd.DataFrame | None:
     parts = ["seen", "unseen"] if "unseen/auroc" in means else []
     shown = {} if parts else {"AUROC": "all/auroc"}
     parts += compare.in_families(next(iter(kept.values())))
-    table = {"runs": [words.run_label(*label) for label in labels], "seeds": means["seeds"]}
     shown |= {f"AUROC, {part}": f"{part}/auroc" for part in parts}
     shown["balanced accuracy"] = "all/balanced_accuracy"
+    table = {"runs": [words.run_label(*label) for label in labels], "seeds": means["seeds"]}
     table |= {title: words.intervals(means, column) for title, column in shown.items()}
     for part in ("all", *parts):
         says = means.reindex(columns=[f"{part}/verdict"]).iloc[:, 0].astype(object).fillna("–")
@@ -230,15 +226,13 @@ def _verdicts(every: dict[str, dict]) -> pd.DataFrame | None:
 
 def _data(name: str, rows: pd.DataFrame) -> dict:
     """What the images are, and what was evaluated."""
-    records = list(rows["record"])
-    found = records[0]["metrics"]
-    fakes = {g: m["n_fake"] for g, m in found.items() if g not in ("all", "macro")}
-    shown = {words.marked(rows, g): n for g, n in fakes.items()}
-    share = found["all"]["n_fake"] / found["all"]["n"]
+    first = rows["record"].iloc[0]
+    found, share = first["metrics"]["all"], rows["fake_share"].iloc[0]
+    fakes = {words.marked(rows, g): first["metrics"][g]["n_fake"] for g in compare.tested(first)}
     return {
         "of": PUBLISHED[name]["title"] if name in PUBLISHED else "",
-        "evaluated": {"real": found["all"]["n_real"]} | shown,
-        "trained": sorted({r["train_images"] for r in records if r.get("train_images")}),
+        "evaluated": {"real": found["n_real"]} | fakes,
+        "trained": sorted({r["train_images"] for r in rows["record"] if r.get("train_images")}),
         "share": share,
         "trivial": words.spoken_trivial(share),
     }

@@ -135,15 +135,13 @@ class Explorer:
 
     def _show(self) -> None:
         draw, *self.panel.children = self.views[self.view.value]
-        for place, make in ((self.cards, self._cards), (self.shown, draw)):
+        run = self.run
+        card = lambda: HTML.cards(run["name"], run.name, explorer.cards(self.study, run.name))
+        for place, make in ((self.cards, card), (self.shown, draw)):
             try:
                 place.value = make()
             except InputError as error:
                 place.value = HTML.note(str(error), bad=True)
-
-    def _cards(self) -> str:
-        run = self.run
-        return HTML.cards(run["name"], run.name, explorer.cards(self.study, run.name))
 
     def _overview(self) -> str:
         """All runs, a ring around the one that is shown; this one and BL on each generator."""

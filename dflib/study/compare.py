@@ -1,7 +1,7 @@
 """Finished runs side by side: a run's baseline, paired differences, means over seeds and folds.
 
-A result is the dict of a `result.json` with its `folder`; `every` holds all of them by run id, as
-`load` gives them. A change is a dict of `metrics.combine`, of differences. `verdict` alone judges.
+A result is the dict of a `result.json` with its `folder`; `every`: all by run id, as of `load`. A
+change is a dict of `metrics.combine`, of differences. `verdict` alone judges.
 """
 
 import math
@@ -184,8 +184,8 @@ def _drawn(results: Sequence[dict]) -> tuple[dict, dict]:
         sets = {g: [g] for g in every} | {"all": every} | grouped
         if all(unseen):
             sets |= {"seen": r["train_generators"], "unseen": others}
-        same_data = r.get("data_fingerprint") == first.get("data_fingerprint")
-        if not same_data or _paths(r["folder"]) != _paths(first["folder"]):
+        images = [(each.get("data_fingerprint"), _paths(each["folder"])) for each in (r, first)]
+        if images[0] != images[1]:
             text = f"{r['run_id']} and {first['run_id']} were tested on different images"
             raise InputError(f"{text}: compare runs on one dataset and protocol")
         frozen = tuple((name, tuple(of)) for name, of in sets.items())

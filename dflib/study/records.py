@@ -19,9 +19,8 @@ from data_prep.paths import outputs_root
 from dflib.study import methods
 from dflib.study.settings import DEFAULTS
 
-TIMINGS = ("train_s", "compress_s", "transfer_s")
-
 log = logging.getLogger(__name__)
+TIMINGS = ("train_s", "compress_s", "transfer_s")
 ENDS = 4096  # bytes at a file's beginning and end that tell whether it is as it was written
 OLDER = "made by older code"
 
@@ -209,8 +208,6 @@ def stamp(file: Path) -> str:
 
 def whole(folder: Path) -> bool:
     """Whether a run is done: a result that can be read, and its files as they were written."""
-    if not (folder / "result.json").exists():
-        return False
     try:
         files = read(folder).get("files", {})
     except InputError:
@@ -254,8 +251,7 @@ def find(name: str) -> Path:
     known = {f.name: f for f in folders()}
     alike = [run for run in known if name and run.startswith(name)]
     if len(alike) > 1 and name not in known:
-        first = ", ".join(alike[:5])
-        raise InputError(f"run {name!r} is how {len(alike)} begin: {first} …")
+        raise InputError(f"run {name!r} is how {len(alike)} begin: {', '.join(alike[:5])} …")
     word = alike[0] if len(alike) == 1 else Path(name).name
     return known[choose("run", word, known, hint="python -m dflib results lists them.")]
 
@@ -279,7 +275,7 @@ def age(folder: Path) -> float:
 
 @lru_cache(maxsize=4096)
 def validated(folder: Path) -> float:
-    """A finished run's AUROC on its validation images; NaN where that is not there to be read."""
+    """A finished run's AUROC on its validation images; NaN where they are not there."""
     from sklearn.metrics import roc_auc_score
 
     try:

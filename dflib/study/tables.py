@@ -1,7 +1,5 @@
 """Finished runs as tables: a row each method, rate and recipe, over seeds and folds, with verdicts.
-
-What is compared, and the words, is `compare`'s. Intervals stand in NAME_low and NAME_high.
-"""
+Intervals stand in NAME_low and NAME_high."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
