@@ -1,6 +1,7 @@
 """A page that runs an exported ONNX file in the browser, with onnxruntime-web beside it."""
 
 import base64
+import filecmp
 import hashlib
 import io
 import json
@@ -31,10 +32,8 @@ def check(result: dict) -> None:
 
 def names(folder: Path) -> list[str]:
     """The page's files that are to be written to a folder: not those that are there, the same."""
-    runtime = _runtime()
-    there = {name for name in NEEDED if (folder / name).is_file()}
-    same = {n for n in there if (folder / n).read_bytes() == (runtime / n).read_bytes()}
-    return ["index.html", *(name for name in NEEDED if name not in same)]
+    new = filecmp.cmpfiles(_runtime(), folder, NEEDED, shallow=False)[1:]  # other, or not there
+    return ["index.html", *new[0], *new[1]]
 
 
 def make(folder: Path, model: str, result: dict) -> str:

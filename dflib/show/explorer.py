@@ -1,6 +1,5 @@
 """What the explorer shows, as data: studies, cards, flips, one's own image; and what of it needs no
-kernel as one file, `explorer.html`, which itself only counts decisions at another threshold.
-"""
+kernel as one file, `explorer.html`."""
 
 import base64
 import io
@@ -165,8 +164,8 @@ def overlay(images: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def looks(images: np.ndarray, folders: Sequence[Path]) -> np.ndarray:
-    """Each image as it is looked at: itself, its residual (8 times, around grey), and for each run
-    Grad-CAM of "fake" over it. uint8, N x H x W x 3 -> N x (2 + runs) x H x W x 3."""
+    """Each image, its residual (8 times, around grey), and for each run Grad-CAM of "fake" over it.
+    uint8, N x H x W x 3 -> N x (2 + runs) x H x W x 3."""
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     grey = np.clip(128 + 8 * explain.residual(batch), 0, 255)
     tiles = [images, np.repeat(grey[..., None], 3, -1)]

@@ -1,8 +1,7 @@
 """Figures by seaborn: data frames in, a matplotlib `Figure` out. Nothing here reads runs.
 
 Each method has one colour *and* marker in all figures (around the Okabe-Ito colours, safe for the
-colour-blind). A column's 95 % interval stands in `COLUMN_low` and `COLUMN_high`. For example
-`pareto(runs.results(), "file_bytes")`, or `layer_bars({"conv": 1728, "head": 64})`.
+colour-blind). A column's 95 % interval stands in `COLUMN_low` and `COLUMN_high`.
 """
 
 import io
@@ -205,8 +204,7 @@ def layer_bars(counts: dict[str, int], nonzero: dict[str, int] | None = None, *,
 
 def _points(rows: pd.DataFrame, at: str, key: str, *, flat=False, **options) -> sns.FacetGrid:
     """A panel each `panel`: at each `at` (down where `flat`) the means over the rows of a `key`,
-    with their 95 % intervals averaged: seaborn takes the median and the range of three rows, the
-    mean and its interval's ends. `options` goes to its catplot."""
+    with their 95 % intervals averaged: the median and the range of three rows, for seaborn."""
     colours, shapes = _looks(rows, key)
     by = list(dict.fromkeys(("panel", key, "method", at)))
     means = rows.groupby(by, sort=False)[["value", "low", "high"]].mean()
@@ -230,8 +228,8 @@ def _baseline(ax, rows: pd.DataFrame, metric: str, side: str = "h") -> None:
 @_figure
 def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, transfers=False):
     """The paper's Figures 1 and 2 (`transfers`: 3): accuracy and F1 on each generator's fakes, and
-    the time that the method took. Boxes over rates and seeds, single runs as dots; BL as a red line
-    (among the times: its training); dotted: what one answer for all images scores."""
+    the time that the method took, over rates and seeds. BL (its training time) is the red line;
+    dotted: what one answer for all images scores."""
     panels = {}
     for name in generators:
         of = "" if name == "all" else f", {marked(rows, name)}"
@@ -318,7 +316,7 @@ def against(rows: pd.DataFrame, at: str = "rate", value: str = "auroc", *, title
 def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Sequence[float] = ()):
     """A line each run with its value and interval, a panel a column {column: its title}; by default
     the AUROC on each test generator's fakes. Runs of one name (column `name`; else their method and
-    rate) are averaged. lines: where to draw some, the first solid, the others dashed; else BL's."""
+    rate) are averaged. lines: where to draw some, the first solid; else BL's."""
     if columns is None:
         found = rows.filter(regex=r"^(?!macro/).+/auroc$")
         columns = {column: f"AUROC, {marked(rows, column.split('/')[0])}" for column in found}

@@ -109,8 +109,8 @@ def resampled(
 
 
 def combined(group: Sequence[dict]) -> dict[str, dict]:
-    """Results of several seeds as one: {generator | "all": {metric: `combine`'s dict}}; "seen",
-    "unseen" and their "gap", too, where both are; `in_families`. Folds: their mean in each seed."""
+    """Results of several seeds as one: {generator | "all" | of `in_families`: {metric: `combine`'s
+    dict}}; "seen", "unseen" and their "gap" where both are. Folds: their mean in each seed."""
     return _joined(group, *_drawn(group))
 
 
