@@ -40,7 +40,8 @@ def build(
     choose("input mode", mode, MODES)
     if size % 32 or size < 32:
         near = max(32, round(size / 32) * 32)
-        raise InputError(f"image size {size} is not a multiple of 32: try {near}")
+        why = "is not a multiple of 32 (it is halved five times)"
+        raise InputError(f"image size {size} {why}: try {near}")
     table = manifest.load(name)
     manifest.check(table, name)
     table = table[table["status"] == "ok"].reset_index(drop=True)

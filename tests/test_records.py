@@ -82,10 +82,10 @@ JUNK = st.sampled_from([*NUMBERS, "", "x", "1e999", "<b>", "a" * 9999, [], [None
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(draw=st.data())
-def test_whatever_changes_in_a_result_no_reader_falls(origin, outputs, draw, monkeypatch):
+def test_whatever_changes_in_a_result_no_reader_falls(explorer_outputs, outputs, draw, monkeypatch):
     monkeypatch.setattr(report, "FIGURES", {})
     file = victim(outputs) / "result.json"
-    result = json.loads((victim(origin) / "result.json").read_text())
+    result = json.loads((victim(explorer_outputs) / "result.json").read_text())
     for _ in range(draw.draw(st.integers(1, 3))):
         *above, last = draw.draw(st.sampled_from(list(places(result))))
         node = result

@@ -143,7 +143,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         best = {"unknown": str(error)}
     timed = ["{cpu}, {runtime}".format(**r["cost"]["latency_ms"]) for r in rows["record"]]
     more = texts.drop(columns=MAIN).assign(device=rows["device"], **{"timed on": timed})
-    more = more.replace("–", None).to_dict("records")
+    more = more.astype(object).replace("–", None).to_dict("records")
     tested = rows.filter(regex="/auroc$").columns
     moved = any(code in METHODS and METHODS[code].transfers for code in rows["method"])
     left_out = {"AUROC by generator": len(tested) < 2, "Accuracy, F1 and transfer time": not moved}
