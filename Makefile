@@ -6,7 +6,7 @@ CPU := https://download.pytorch.org/whl/cpu
 TESTS := .venv/.tests
 # the oldest versions that requirements.txt allows: the detector and its techniques, the data, a notebook
 LOWEST := models data train augment front metrics export_measure prune distill quantize lowrank adapters \
-  explain backbones data_prep layouts lists images audit cache datasets demo download transform
+  explain backbones data_prep layouts lists scores images audit cache datasets demo download transform
 
 .PHONY: study test test-lowest lab explorer book pages bench address clean setup chromium
 

@@ -131,8 +131,8 @@ def load(name: str) -> pd.DataFrame:
     try:
         return pd.read_csv(path, **how, na_values={column: [""] for column in NUMBERS})
     except ValueError as error:  # not UTF-8, not a table, empty, or of an older version
-        again = "make it again with python -m data_prep"
-        raise InputError(f"{path} is damaged ({error}): {again}") from error
+        again = "scan the images again with python -m data_prep"
+        raise InputError(f"{path} is damaged, or of an older version ({error}): {again}") from error
 
 
 def check(table: pd.DataFrame, name: str) -> None:

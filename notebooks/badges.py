@@ -17,7 +17,7 @@ LINE = re.compile(r"\[!\[Open in Kaggle\][^\"\n\\]*")
 def line(stem: str, address: str = PLACEHOLDER) -> str:
     """The badges of one notebook, and once the repository has an address, what to run first on a
     machine that has not seen it."""
-    kaggle = colab = "../README.md#one-notebook-online"
+    kaggle = colab = "../README.md#on-kaggle-with-two-t4s"
     first = ""
     if address != PLACEHOLDER:
         kaggle = (

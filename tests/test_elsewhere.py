@@ -137,6 +137,21 @@ def test_the_command_prints_every_run_on_every_set(run, another, tiny_dataset):
     assert all(word in done.output for word in ("noise (all)", f"{tiny_dataset} (test)", "gan"))
 
 
+def test_a_study_tests_its_runs_on_other_sets_once(run, another, tiny_dataset):
+    words = f"study --preset tiny --dataset {tiny_dataset} --methods BL --set latency_runs=1"
+    words = [*words.split(), "--set", "weight_decay=0.3", "--test-on"]
+    with pytest.raises(InputError, match="noize"):
+        CliRunner().invoke(app, [*words, "noize"], catch_exceptions=False)
+    file = run["folder"] / "tests" / f"{another}.json"
+    file.unlink(missing_ok=True)
+    made = set()
+    for _ in range(2):  # what is there is kept
+        done = CliRunner().invoke(app, [*words, another], catch_exceptions=False)
+        assert done.exit_code == 0 and "noise (all)" in done.output, done.output
+        made.add(file.stat().st_mtime_ns)
+    assert len(made) == 1
+
+
 def test_what_is_not_there_is_named(run, another):
     for words in ((run["run_id"], "noize"), ("x.onnx", another)):
         with pytest.raises(InputError, match=r"noize|x\.onnx"):

@@ -3,9 +3,12 @@
 Figures are in `plots`; which baseline, which difference and which words is `study.compare`'s.
 """
 
+import hashlib
+import json
 import platform
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -17,6 +20,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 from torch import nn
 
+from data_prep.paths import write_text
 from dflib import data, measure, train
 from dflib.show import plots, words
 from dflib.study import compare, runs
@@ -138,9 +142,27 @@ def small(run: Run, images: int = 200) -> data.Dataset:
     return replace(data.few(run.data, images), val=replace(run.data.val, table=sample))
 
 
-def quick(model: nn.Module, on: data.Dataset, recipe: train.Recipe, **options) -> dict[str, float]:
-    """Train a candidate for a look: validation AUROC, parameters that trained, seconds."""
-    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    log = train.fit(model, on, recipe, **options)
-    auroc, seconds = log["val_auroc"].iloc[-1], log["seconds"].sum()
-    return {"AUROC": auroc, "trainable": count, "seconds": seconds}
+def quick(
+    run: Run, what: str, model: nn.Module, on: data.Dataset, recipe: train.Recipe, **options
+) -> dict[str, float]:
+    """Train a candidate for a look: validation AUROC, parameters that trained, seconds.
+
+    Once: `tries.json` in the run's folder keeps it, by `what` the options are called, by the
+    weights at first, the images and the recipe.
+    """
+    trains = [name for name, p in model.named_parameters() if p.requires_grad]
+    digest = hashlib.sha256(repr((trains, recipe, [*on.train.table["path"]])).encode())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    key, file, known = f"{what} {digest.hexdigest()[:12]}", run.folder / "tries.json", {}
+    with suppress(OSError, ValueError):
+        known = json.loads(file.read_text())
+    if key not in known:
+        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        log = train.fit(model, on, recipe, **options)
+        auroc, seconds = float(log["val_auroc"].iloc[-1]), float(log["seconds"].sum())
+        known[key] = {"AUROC": auroc, "trainable": count, "seconds": seconds}
+        with suppress(OSError):  # a run of somebody else
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_text(file, json.dumps(known))
+    return known[key]
