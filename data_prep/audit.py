@@ -1,7 +1,4 @@
-"""Can a dataset be trusted? Counts, sizes, copies, shared scenes, spectra and the shortcut probe.
-
-`python -m data_prep audit NAME`; the page with its figures is `audit_page`.
-"""
+"""Can a dataset be trusted? Counts, sizes, copies, shared scenes, spectra, the shortcut probe."""
 
 import json
 import logging

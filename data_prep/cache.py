@@ -63,8 +63,7 @@ def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
     """One RGB image as the detectors see it: uint8, size x size x 3.
 
     resize: squashed to the square (the paper's way). center_crop: the middle, unscaled.
-    texture_crop: the tile with the most fine detail (arXiv 2407.15500). For crops, smaller images
-    are scaled up.
+    texture_crop: the tile with the most fine detail (arXiv 2407.15500).
 
     >>> fit(Image.new("RGB", (300, 200)), size=64).shape
     (64, 64, 3)

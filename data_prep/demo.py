@@ -52,10 +52,10 @@ STEPS, BATCH = 160, 32  # of gradient descent, per decoder; patches
 
 @dataclass(frozen=True)
 class Patch:
-    """A square of a photograph. A group is two neighbouring tiles, for reals and for fakes."""
+    """A square of a photograph."""
 
     photo: str
-    group: str
+    group: str  # two neighbouring tiles, for reals and for fakes
     split: str
     role: int  # 0: of the tile that gives reals, 1: of the one that gives sources of fakes
     box: tuple[int, ...]  # left, top, right, bottom in the photograph as tiled
@@ -66,16 +66,16 @@ def prepare(*, seed: int = 0, force: bool = False) -> tuple[pd.DataFrame, pd.Dat
     """Make the datasets "demo" and "demo-source" in half a minute; returns their manifests. Raises
     `InputError` where one of them is there with images from elsewhere, unless `force`."""
     about = {"licence": "photographs of scikit-image and scikit-learn: see their packages"}
-    tables, both = [], {"demo": (build, "deepfake"), "demo-source": (build_source, "source")}
-    for name in both:
-        manifest.claim(name, data_root() / name, force=force)
-    for name, (maker, kind) in both.items():
-        folder = data_root() / name
+    both = {"demo": (build, "deepfake"), "demo-source": (build_source, "source")}
+    folders, tables = {name: data_root() / name for name in both}, []
+    for name, folder in folders.items():
+        manifest.claim(name, folder, force=force)
+    for name, folder in folders.items():
         (folder / "manifest.csv").unlink(missing_ok=True)  # it is not there until all of it is
         for made in ("images", "cache"):  # another seed's would stay behind
             shutil.rmtree(folder / made, ignore_errors=True)
-        rows = maker(folder, seed=seed)
-        tables.append(manifest.make(name, folder, rows, kind=kind, **about))
+        maker, kind = both[name]
+        tables.append(manifest.make(name, folder, maker(folder, seed=seed), kind=kind, **about))
     return tuple(tables)
 
 

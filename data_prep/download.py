@@ -82,7 +82,7 @@ def fetch_members(url: str, folder: Path, *, below: Sequence[str]) -> Path:
     """Fetch into `folder`, by range requests, the members of a zip on a server that lie in one of
     the folders `below`, of the archive or of a folder at its top.
 
-    Each is checked by its CRC-32; a cut call goes on with the missing ones. Raises as `unpack`.
+    Each is checked by its CRC-32; a cut call goes on with the missing ones.
     """
     starts = tuple(f"{name}/" for name in below)
 

@@ -10,11 +10,7 @@ DISTANCE = 4  # of 64 bits: what re-encoding and rescaling change, hardly what a
 
 def near_pairs(hashes: np.ndarray, *, distance: int = DISTANCE) -> tuple[np.ndarray, np.ndarray]:
     """Indices (i, j) of the pairs of distinct 64-bit hashes (uint64) at most `distance` bits apart.
-    Of distance + 1 bands, two such hashes agree in one at least (Norouzi et al. 2012).
-
-    >>> near_pairs(np.array([0, 3, 255], dtype=np.uint64), distance=2)
-    (array([0]), array([1]))
-    """
+    Of distance + 1 bands, two such hashes agree in one at least (Norouzi et al. 2012)."""
     edges = np.linspace(0, 64, distance + 2).astype(np.uint64)
     found = [np.empty((2, 0), int)]
     for low, high in zip(edges, edges[1:], strict=False):

@@ -165,11 +165,7 @@ def format_of(image: Image.Image) -> str:
 
 @cache
 def luminance(quality: int) -> np.ndarray:
-    """Quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8, by Pillow.
-
-    >>> luminance(50)[0, :4]
-    array([16, 11, 10, 16])
-    """
+    """Quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8, by Pillow."""
     tables = opened(io.BytesIO(coded(Image.new("L", (8, 8)), quality=quality))).quantization
     return np.reshape(tables[0], (8, 8))
 

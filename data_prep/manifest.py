@@ -44,11 +44,7 @@ def cores() -> int:
 def parallel(
     function, items: list, *, desc: str, workers: int | None = None, serial: int = _SERIAL
 ) -> list:
-    """`[function(i) for i in items]` over all cores, in order; fewer than `serial` items run here.
-
-    >>> parallel(abs, [-1, 2], desc="without signs")
-    [1, 2]
-    """
+    """`[function(i) for i in items]` over all cores, in order; fewer than `serial` run here."""
     workers = workers or cores()
     if len(items) < serial or workers == 1:
         results = map(function, items)

@@ -36,11 +36,7 @@ def assign(table: pd.DataFrame, protocol: str = "strict", *, seed: int = 0) -> p
 
 
 def scenes(ok: pd.DataFrame) -> pd.Series:
-    """The scene of each usable image: its group; groups that share a file (SHA-256) are one.
-
-    >>> scenes(pd.DataFrame({"group": ["a", "b", "c"], "sha256": ["1", "1", "2"]})).tolist()
-    ['a', 'a', 'c']
-    """
+    """The scene of each usable image: its group; groups that share a file (SHA-256) are one."""
     if ok["sha256"].is_unique:
         return ok["group"]
     part = duplicates.joined(ok["group"], ok["sha256"])

@@ -37,7 +37,7 @@ def grouped(rows: list[dict], rule: str = "") -> list[dict]:
 
 def found(rows: list[dict]) -> str:
     """The rule that the names suggest: "parent" where most files are numbered anew in each folder
-    of a class, or named after their folder, as frames of videos are; else "stem"."""
+    of a class, or named after it, as frames of videos are; else "stem"."""
     names = [row["path"].rpartition("/")[2] for row in rows]
     kinds = [(row["label"], row["generator"], row["split"]) for row in rows]
     times, frames = Counter(zip(kinds, names, strict=True)), 0

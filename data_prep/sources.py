@@ -1,8 +1,5 @@
-"""Published datasets: from their files, or from their publisher, to a manifest.
-
-sources.toml says of each where it comes from, its licence and its layout. Fake is 1, always, from
-an explicit mapping: in alphabetical order of folders it would be 0 in some of these sets.
-"""
+"""Published datasets (sources.toml): from their files, or their publisher, to a manifest. Fake is 1
+by an explicit mapping: in alphabetical order of folders it would be 0 in some of these sets."""
 
 import logging
 from collections.abc import Sequence

@@ -29,11 +29,7 @@ SMALL = 0.05  # share of a class that may be smaller than the common side, and i
 
 def opened(source: BinaryIO | Path | str) -> Image.Image:
     """An image file of one of `FORMATS`, its pixels not yet read; else `UnidentifiedImageError`: of
-    others Pillow would start programs (Ghostscript).
-
-    >>> opened(io.BytesIO(coded(Image.new("L", (8, 8))))).format
-    'JPEG'
-    """
+    others Pillow would start programs (Ghostscript)."""
     Image.init()  # loads what reads them
     return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
 
@@ -151,7 +147,7 @@ GRID += ("noise-2", "noise-5", "noise-10")
 
 
 def perturb(image: Image.Image, how: str) -> Image.Image:
-    """An RGB image made worse. Raises `InputError` for an unknown name or one without an amount.
+    """An RGB image made worse; `InputError` for an unknown name or one without an amount.
 
     how: "jpeg-75", "webp-80" (quality), "blur-2" (sigma in pixels), "resize-0.5" (factor),
     "crop-0.75" (share of each side), "noise-5" (sigma in grey levels).
