@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -50,7 +50,7 @@ def plan(p: engine.Plan) -> None:
     console.print(progress.summary(devices=1))
 
 
-def study(p: engine.Plan, *, test_on: Iterable[str] = (), **options) -> int:
+def study(p: engine.Plan, *, test_on: Sequence[str] = (), **options) -> int:
     """Make a study (options: of `engine.run`), test its runs on other sets, and tell of it all; the
     exit status: 0 done, 1 something failed, 3 the budget is used up."""
     from dflib.show import explorer, report
@@ -107,7 +107,7 @@ def _time_in_turns(made: list[str]) -> None:
             console.print(f"not timed again: {error}")
 
 
-def _test_elsewhere(outcomes: dict[str, dict], test_on: Iterable[str]) -> None:
+def _test_elsewhere(outcomes: dict[str, dict], test_on: Sequence[str]) -> None:
     """Finished runs that tell real from fake, on other sets; what is there already is kept."""
     from dflib.edge import elsewhere
 
