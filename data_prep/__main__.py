@@ -103,10 +103,9 @@ for _source in SOURCES.values():
 @app.command("list")
 def list_() -> None:
     """Every dataset: here or not, usable images, licence, size, address."""
+    titles = ("dataset", "here", "usable images", "licence", "size", "address")
     # never cut what a user will copy
-    name_, address = (Column(title, overflow="fold") for title in ("dataset", "address"))
-    columns = (name_, "here", "usable images", "licence", "size", address)
-    table = Table(*columns, show_lines=True)
+    table = Table(*(Column(title, overflow="fold") for title in titles), show_lines=True)
     present = paths.present()
     for name in sorted({*present, *paths.HOW_TO_GET}):
         row = ["no", f"get it: {paths.HOW_TO_GET.get(name)}", "", "", "made here"]

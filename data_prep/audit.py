@@ -1,7 +1,4 @@
-"""Can a dataset be trusted? Counts, sizes, copies, shared scenes, spectra and the shortcut probe.
-
-`python -m data_prep audit NAME`; the page with its figures is `audit_page`.
-"""
+"""Can a dataset be trusted? Counts, sizes, copies, shared scenes, spectra, the shortcut probe."""
 
 import json
 import logging
@@ -108,12 +105,8 @@ def verdict_of(name: str) -> str:
 
 
 def audit(name: str, *, sample: int = SAMPLE) -> Audit:
-    """Look at a prepared dataset: its manifest, and up to `sample` images per generator.
-
-    Raises `InputError` for a dataset that is not there, of reals alone, or with too few scenes.
-
-    >>> audit("demo").verdict                                        # doctest: +SKIP
-    """
+    """Look at a prepared dataset: its manifest, and up to `sample` images per generator; else
+    `InputError`: not there, of reals alone, or of too few scenes."""
     table = manifest.load(name)
     ok = table[table["status"] == "ok"]
     scenes = ok.groupby("label")["group"].nunique()
@@ -132,10 +125,12 @@ def audit(name: str, *, sample: int = SAMPLE) -> Audit:
     chosen = chosen[["path", "label", "generator", "group"]].reset_index(drop=True)
     labels, groups = chosen["label"].to_numpy(), chosen["group"].to_numpy()
     spectra, rows_of = np.stack([f["spectrum"] for f in found]), chosen.groupby("generator").indices
-    splits = {}
+    splits, overlap = {}, {}
     for protocol in PROTOCOLS:
         try:
-            splits[protocol] = assign(table, protocol)
+            split = splits[protocol] = assign(table, protocol)
+            trained, tested = (table.loc[split == part, "group"] for part in ("train", "test"))
+            overlap[protocol] = float(tested.isin(trained).mean())
         except InputError as error:
             log.warning("no %s split: %s", protocol, error)
     given = splits or {"as given": table["split"]}
@@ -148,7 +143,7 @@ def audit(name: str, *, sample: int = SAMPLE) -> Audit:
         **{kind: shortcut.probe(x, labels, groups) for kind, x in sets.items()},
         alike=alike,
         copies={p: duplicates.report(table, split) for p, split in given.items()},
-        overlap={p: _overlap(table, split) for p, split in splits.items()},
+        overlap=overlap,
     )
 
 
@@ -158,11 +153,6 @@ def _sample(ok: pd.DataFrame, most: int) -> pd.DataFrame:
     order = ok.assign(key=key).sort_values(["key", "path"])
     fakes = order[order["label"] == 1].groupby("generator").head(most)
     return pd.concat([fakes, order[order["label"] == 0].head(min(MOST, max(most, len(fakes))))])
-
-
-def _overlap(table: pd.DataFrame, split: pd.Series) -> float:
-    trained, tested = (table.loc[split == part, "group"] for part in ("train", "test"))
-    return float(tested.isin(trained).mean())
 
 
 def _reached(found: Probe) -> str:

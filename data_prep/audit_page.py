@@ -22,10 +22,7 @@ STYLE |= {"text.parse_math": False}  # names are data
 
 
 def write(name: str, *, sample: int = SAMPLE) -> tuple[Audit, Path]:
-    """Audit a dataset; write outputs/audit-NAME.json and .html; returns the audit and the page.
-
-    >>> write("demo")                                                # doctest: +SKIP
-    """
+    """Audit a dataset; write outputs/audit-NAME.json and .html; returns the audit and the page."""
     found = audit(name, sample=sample)
     page = paths.outputs_root() / f"audit-{name}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +65,7 @@ def probe_bars(found: Audit) -> plt.Figure:
 def spectra(found: Audit) -> plt.Figure:
     """Mean residual spectrum of each generator; fakes minus the real ones: peaks are traces."""
     names = sorted(found.spectra, key=lambda name: (name != "real", name))
-    columns = min(5, len(names))
-    rows = -(-len(names) // columns)
+    columns, rows = min(5, len(names)), -(-len(names) // 5)
     figure = _figure(2.9 * columns, 3.1 * rows)
     look = {"square": True, "xticklabels": False, "yticklabels": False, "rasterized": True}
     for place, name in enumerate(names):

@@ -31,9 +31,8 @@ def build(
     """The decoded images of a dataset (uint8, N x size x size x 3, read-only), and their rows.
 
     equalise: first make the classes alike (`transform.equaliser`); then comes `fit`. Made on the
-    first call, in parallel; two at once wait for each other.
-    Raises `InputError` for an unknown mode, a size that is no multiple of 32, a full disk, or
-    changed files.
+    first call; two at once wait for each other. Raises `InputError` for an unknown mode, a size
+    that is no multiple of 32, a full disk, or changed files.
 
     >>> build("demo", size=32)[0].shape                              # doctest: +SKIP
     (4200, 32, 32, 3)
@@ -41,8 +40,8 @@ def build(
     choose("input mode", mode, MODES)
     if size % 32 or size < 32:
         near = max(32, round(size / 32) * 32)
-        why = f"is not a multiple of 32 (the detectors halve it five times): try {near}"
-        raise InputError(f"image size {size} {why}")
+        why = "is not a multiple of 32 (it is halved five times)"
+        raise InputError(f"image size {size} {why}: try {near}")
     table = manifest.load(name)
     manifest.check(table, name)
     table = table[table["status"] == "ok"].reset_index(drop=True)
@@ -64,8 +63,7 @@ def fit(image: Image.Image, *, size: int, mode: str = "resize") -> np.ndarray:
     """One RGB image as the detectors see it: uint8, size x size x 3.
 
     resize: squashed to the square (the paper's way). center_crop: the middle, unscaled.
-    texture_crop: the tile with the most fine detail (arXiv 2407.15500). For crops, smaller images
-    are scaled up.
+    texture_crop: the tile with the most fine detail (arXiv 2407.15500).
 
     >>> fit(Image.new("RGB", (300, 200)), size=64).shape
     (64, 64, 3)
@@ -103,17 +101,13 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, options: dict, workers: 
     np.lib.format.open_memmap(part / "images.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
     root, hashes = images_root(name), table["sha256"].to_numpy()
     paths = [root / path for path in table["path"]]
-    chunks = [
-        (start, paths[start : start + _CHUNK], hashes[start : start + _CHUNK])
-        for start in range(0, len(table), _CHUNK)
-    ]
+    places = [slice(start, start + _CHUNK) for start in range(0, len(table), _CHUNK)]
+    chunks = [(place.start, paths[place], hashes[place]) for place in places]
     task = partial(_decode, file=part / "images.npy", **options)
     problems = sum(manifest.parallel(task, chunks, desc=what, workers=workers, serial=2), [])
     if problems:
-        raise InputError(
-            f"{len(problems)} images of {name!r} changed since they were scanned "
-            f"(e.g. {problems[0]}): scan again with python -m data_prep"
-        )
+        what = f"{len(problems)} images of {name!r} changed since they were scanned"
+        raise InputError(f"{what} (e.g. {problems[0]}): scan again with python -m data_prep")
     part.rename(folder)
 
 

@@ -1,7 +1,6 @@
 """Offline demo data: real patches of photographs, and fakes from decoders trained on the spot.
 
-The photographs lie inside scikit-image and scikit-learn. `build` makes the real-or-fake set,
-`build_source` a two-class source task for transfer learning; `prepare` does both and scans them.
+The photographs lie inside scikit-image and scikit-learn.
 """
 
 import logging
@@ -53,10 +52,10 @@ STEPS, BATCH = 160, 32  # of gradient descent, per decoder; patches
 
 @dataclass(frozen=True)
 class Patch:
-    """A square of a photograph. A group is two neighbouring tiles, for reals and for fakes."""
+    """A square of a photograph."""
 
     photo: str
-    group: str
+    group: str  # two neighbouring tiles, for reals and for fakes
     split: str
     role: int  # 0: of the tile that gives reals, 1: of the one that gives sources of fakes
     box: tuple[int, ...]  # left, top, right, bottom in the photograph as tiled
@@ -64,23 +63,19 @@ class Patch:
 
 
 def prepare(*, seed: int = 0, force: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Make the datasets "demo" and "demo-source" in half a minute; returns their manifests.
-
-    Raises `InputError` where one of them is there with images from elsewhere, unless `force`.
-
-    >>> demo, source = prepare()                                    # doctest: +SKIP
-    """
+    """Make the datasets "demo" and "demo-source" in half a minute; returns their manifests. Raises
+    `InputError` where one of them is there with images from elsewhere, unless `force`."""
     about = {"licence": "photographs of scikit-image and scikit-learn: see their packages"}
-    tables, both = [], {"demo": (build, "deepfake"), "demo-source": (build_source, "source")}
-    for name in both:
-        manifest.claim(name, data_root() / name, force=force)
-    for name, (maker, kind) in both.items():
-        folder = data_root() / name
+    both = {"demo": (build, "deepfake"), "demo-source": (build_source, "source")}
+    folders, tables = {name: data_root() / name for name in both}, []
+    for name, folder in folders.items():
+        manifest.claim(name, folder, force=force)
+    for name, folder in folders.items():
         (folder / "manifest.csv").unlink(missing_ok=True)  # it is not there until all of it is
         for made in ("images", "cache"):  # another seed's would stay behind
             shutil.rmtree(folder / made, ignore_errors=True)
-        rows = maker(folder, seed=seed)
-        tables.append(manifest.make(name, folder, rows, kind=kind, **about))
+        maker, kind = both[name]
+        tables.append(manifest.make(name, folder, maker(folder, seed=seed), kind=kind, **about))
     return tuple(tables)
 
 
@@ -91,8 +86,6 @@ def build(
 
     Fakes are decoded from patches that never stand as reals. counts: images per class and split; in
     test, per generator.
-
-    >>> rows = build(Path("data/demo"), counts={"train": 30, "val": 6, "test": 8}, steps=5)
     """
     rng, patches = np.random.default_rng(seed), cut(seed=seed)
     chosen = [[_pick(patches, s, role, n, rng) for s, n in counts.items()] for role in (0, 1)]
@@ -117,9 +110,7 @@ def build(
 
 def build_source(folder: Path, *, seed: int = 0) -> list[dict]:
     """Write the source task below `folder`: nature (label 0) or man-made (label 1), without colour.
-
-    As `build`; with the same seed, what is learned here has not seen the demo's test scenes.
-    """
+    With `build`'s seed, what is learned here has not seen the demo's test scenes."""
     rng, patches, rows = np.random.default_rng(seed), cut(seed=seed), []
     for label, name in enumerate(("nature", "man-made")):
         mine = [p for p in patches if (p.photo not in NATURE) == bool(label)]
@@ -157,9 +148,7 @@ def cut(*, seed: int) -> list[Patch]:
     return patches
 
 
-def _patches(
-    square: Image.Image, corner: tuple[int, int]
-) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+def _patches(square: Image.Image, corner: tuple[int, int]) -> Iterator[tuple[tuple, np.ndarray]]:
     """Box in the photograph and pixels of each patch of a tile, which lies at `corner`."""
     for scale in SCALES:
         side = round(square.width / scale)
@@ -171,40 +160,27 @@ def _patches(
                 yield box, small[v : v + SIZE, u : u + SIZE]
 
 
-def _pick(
-    patches: Sequence[Patch], split: str, role: int | None, n: int, rng: np.random.Generator
-) -> list[Patch]:
+def _pick(patches: Sequence[Patch], split: str, role: int | None, n: int, rng) -> list[Patch]:
     pool = [p for p in patches if p.split == split and role in (None, p.role)]
     return [pool[i] for i in rng.permutation(len(pool))[:n]]
 
 
-def _doubled(family: str, c: int, d: int) -> nn.Module:
-    """Doubles height and width by one family's rule: (n, c, h, w) -> (n, d, 2h, 2w)."""
+def _autoencoder(family: str, latent: int = 12, c: int = 24) -> nn.Sequential:
+    halved = nn.Conv2d(3, c, 4, 2, 1), nn.SiLU()
+    narrow = nn.Conv2d(c, latent, 3, 1, 1), nn.Conv2d(latent, c, 3, 1, 1)  # numbers as pixels
     if family == "deconv":
-        return nn.ConvTranspose2d(c, d, 3, stride=2, padding=1, output_padding=1)
-    if family == "subpixel":
-        return nn.Sequential(nn.Conv2d(c, 4 * d, 3, padding=1), nn.PixelShuffle(2))
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode=family), nn.Conv2d(c, d, 3, padding=1))
-
-
-def _autoencoder(family: str, latent: int = 12, width: int = 24) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, width, 4, 2, 1),
-        nn.SiLU(),
-        nn.Conv2d(width, latent, 3, 1, 1),  # as many numbers as pixels
-        nn.Conv2d(latent, width, 3, 1, 1),
-        nn.SiLU(),
-        _doubled(family, width, width),
-        nn.SiLU(),
-        nn.Conv2d(width, 3, 3, 1, 1),
-    )
+        doubled = (nn.ConvTranspose2d(c, c, 3, stride=2, padding=1, output_padding=1),)
+    elif family == "subpixel":
+        doubled = nn.Conv2d(c, 4 * c, 3, padding=1), nn.PixelShuffle(2)
+    else:
+        doubled = nn.Upsample(scale_factor=2, mode=family), nn.Conv2d(c, c, 3, padding=1)
+    last = nn.Conv2d(c, 3, 3, 1, 1)
+    return nn.Sequential(*halved, *narrow, nn.SiLU(), *doubled, nn.SiLU(), last)
 
 
 def fit(family: str, images: Tensor, *, steps: int, seed: int) -> nn.Module:
-    """Train one family's auto-encoder on images (n, 3, h, w) in [-1, 1].
-
-    The loss is L1, plus sharpness and log amplitude spectrum, lest it blur.
-    """
+    """Train one family's auto-encoder on images (n, 3, h, w) in [-1, 1]. The loss is L1, plus
+    sharpness and log amplitude spectrum, lest it blur."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + FAMILIES.index(family))
@@ -226,8 +202,8 @@ def fit(family: str, images: Tensor, *, steps: int, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def render(model: nn.Module, x: Tensor) -> Tensor:
-    """Decode images (n, 3, h, h) in [-1, 1] as if cut from a larger fake: no padded border, either
-    phase of the upsampling grid."""
+    """Decode images (n, 3, h, h) in [-1, 1] as if cut from a larger fake, at either phase of the
+    upsampling grid."""
     y, size = torch.empty_like(x), x.shape[-1]
     for phase in (0, 1):
         a, b = 8 + phase, 10 - phase
@@ -263,12 +239,13 @@ def _mirrored_spectrum(x: Tensor) -> Tensor:
 
 def _match_looks(y: Tensor, x: Tensor) -> Tensor:
     """Give each fake its source's sharpness, high-band chroma, and channels' mean and contrast."""
-    chroma_x = _rms(_bands(x)[2])
+    rms = lambda z: z.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(2e-3)
+    chroma_x = rms(_bands(x)[2])
     for _ in range(6):  # each step disturbs the others a little
         low, luma, chroma = _bands(y)
         grey_x, grey_y = (_laplacian(z.mean(1, keepdim=True)) for z in (x, y))
         luma = (grey_x / grey_y).clamp(0.3, 3) * luma
-        chroma = (chroma_x / _rms(chroma)).clamp(0.1, 3) * chroma
+        chroma = (chroma_x / rms(chroma)).clamp(0.1, 3) * chroma
         y = low + luma + chroma
         mean, mean_x = (z.mean((2, 3), keepdim=True) for z in (y, x))
         std, std_x = (z.std((2, 3), keepdim=True) for z in (y, x))
@@ -280,10 +257,6 @@ def _bands(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     low = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
     luma = (x - low).mean(1, keepdim=True)
     return low, luma, x - low - luma
-
-
-def _rms(x: Tensor) -> Tensor:
-    return x.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(2e-3)
 
 
 def _laplacian(x: Tensor) -> Tensor:

@@ -31,10 +31,10 @@ _remote = partial(RemoteZip, initial_buffer_size=_BLOCK, timeout=TIMEOUT)
 
 
 def fetch(url: str, target: Path, *, md5: str | None = None) -> Path:
-    """Download `url` to the file `target`, which exists only once it is whole and right.
+    """Download `url` to the file `target`, which exists only once it is whole and right; goes on
+    where an earlier attempt was cut.
 
-    Goes on where an earlier attempt was cut. Raises `InputError` for an address that does not
-    answer, a disk too full (before anything is written), or a wrong checksum (nothing stays).
+    Raises `InputError` for an address that does not answer, a full disk, or a wrong checksum.
 
     >>> fetch("https://example.org/set.zip", Path("set.zip"), md5="0695bd…")   # doctest: +SKIP
     """
@@ -55,11 +55,8 @@ def fetch(url: str, target: Path, *, md5: str | None = None) -> Path:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a zip into `folder`, which appears only with all of the members there.
-
-    Raises `InputError`, with nothing left of it, for a damaged or encrypted archive, a member with
-    an absolute path, `..` or a link, or a disk too full.
-    """
+    """Unpack a zip into `folder`, which appears only with all of the members there. `InputError`,
+    with nothing left, for a damaged or encrypted archive, an unsafe member, or a full disk."""
     if folder.exists():
         return folder
     fresh = folder.with_name(f"{folder.name}.new")
@@ -85,10 +82,7 @@ def fetch_members(url: str, folder: Path, *, below: Sequence[str]) -> Path:
     """Fetch into `folder`, by range requests, the members of a zip on a server that lie in one of
     the folders `below`, of the archive or of a folder at its top.
 
-    Each is checked by its CRC-32 and written in one step; a cut call goes on with the missing ones.
-    Raises `InputError` as `fetch` and `unpack` do.
-
-    >>> fetch_members(url, Path("set"), below=["progan/person"])     # doctest: +SKIP
+    Each is checked by its CRC-32; a cut call goes on with the missing ones.
     """
     starts = tuple(f"{name}/" for name in below)
 

@@ -10,13 +10,7 @@ DISTANCE = 4  # of 64 bits: what re-encoding and rescaling change, hardly what a
 
 def near_pairs(hashes: np.ndarray, *, distance: int = DISTANCE) -> tuple[np.ndarray, np.ndarray]:
     """Indices (i, j) of the pairs of distinct 64-bit hashes (uint64) at most `distance` bits apart.
-
-    Cut into distance + 1 bands, two such hashes agree in one band at least: only those that do are
-    compared (Norouzi et al. 2012).
-
-    >>> near_pairs(np.array([0, 3, 255], dtype=np.uint64), distance=2)
-    (array([0]), array([1]))
-    """
+    Of distance + 1 bands, two such hashes agree in one at least (Norouzi et al. 2012)."""
     edges = np.linspace(0, 64, distance + 2).astype(np.uint64)
     found = [np.empty((2, 0), int)]
     for low, high in zip(edges, edges[1:], strict=False):
@@ -46,12 +40,9 @@ def _components(i: np.ndarray, j: np.ndarray, n: int) -> np.ndarray:
 
 
 def report(table: pd.DataFrame, split: pd.Series) -> dict:
-    """Copies among the usable images, and how many of them a split tears apart.
-
-    exact: images whose file is there more than once. near: images that look like one of another
-    scene (several images of one scene, as in Synthbuster, are expected to look alike). For each:
-    images, sets of them, sets across_splits, the images torn so, sets across_labels, an example.
-    """
+    """Copies among the usable images: exact (the file is there more than once) and near (alike, of
+    another scene). For each: images, sets of them, sets across_splits, the images torn so, sets
+    across_labels, an example."""
     ok = table[table["status"] == "ok"].assign(split=split)
     hashes = np.array([int(text, 16) for text in ok["phash"]], dtype=np.uint64)
     unique, where = np.unique(hashes, return_inverse=True)

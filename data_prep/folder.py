@@ -23,30 +23,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layout:
-    """How the folders above a file tell its label, generator and split (`SPLITS`).
-
-    labels: class folder, in lower case -> label and generator ("": another folder's name).
-    above: that other folder is the first below the class folder (None), or stands above it, with
-    so many folders of classes between. scene: one of `scenes.RULES`, "" to find one.
-    """
+    """How the folders above a file tell its label, generator and split (`SPLITS`)."""
 
     title: str
+    # class folder, in lower case -> label and generator ("": another folder's name)
     labels: dict[str, tuple[int, str]] = field(default_factory=dict)
+    # that other folder is the first below the class folder (None), or so many folders above it
     above: int | None = None
-    scene: str = ""
+    scene: str = ""  # one of `scenes.RULES`; "" to find one
 
 
-def _layout(title: str, real: str, fake: str, above: int | None = None) -> Layout:
-    # beside reals of its own, each generator's numbers start again
-    scene = "" if above is None else "file"
-    return Layout(title, {real: (0, "real"), fake: (1, "")}, above, scene)
+def _layout(title: str, real: str, fake: str, *more) -> Layout:
+    return Layout(title, {real: (0, "real"), fake: (1, "")}, *more)
 
 
 LAYOUTS = (
     _layout("real/, fake/<generator>/, optionally below train/, val/, test/", "real", "fake"),
     _layout("training_real/, training_fake/<generator>/", "training_real", "training_fake"),
-    _layout("ForenSynths-like, <generator>/<class>/{0_real,1_fake}/", "0_real", "1_fake", 1),
-    _layout("GenImage-like, <generator>/{train,val}/{nature,ai}/", "nature", "ai", 0),
+    # beside reals of its own, each generator's numbers start again: a file is a scene
+    _layout(
+        "ForenSynths-like, <generator>/<class>/{0_real,1_fake}/", "0_real", "1_fake", 1, "file"
+    ),
+    _layout("GenImage-like, <generator>/{train,val}/{nature,ai}/", "nature", "ai", 0, "file"),
 )
 
 
@@ -61,10 +59,7 @@ def prepare(
     """Scan a folder of images into the manifest of dataset `name`; the images stay where they are.
 
     Its layout is one of `LAYOUTS`, in any case, also some folders deeper. scene: a rule of
-    `scenes.grouped`. leave_out: names of folders that are not read. Raises `InputError` for what is
-    not understood, and as `manifest.make` does.
-
-    >>> prepare("my-images", name="mine")                            # doctest: +SKIP
+    `scenes.grouped`. leave_out: names of folders. `InputError` for what is not understood.
     """
     path = Path(path)
     if not path.is_dir():
@@ -99,9 +94,7 @@ def entries(
     root: Path, layout: Layout, *, only: Collection[str] = (), leave_out: Collection[str] = ()
 ) -> Iterator[dict]:
     """One dict per file below `root`, as `manifest.make` takes them. only: folders directly in it.
-
-    Raises `InputError` for a folder that is neither a class, a split nor a generator.
-    """
+    Raises `InputError` for a folder that is neither a class, a split nor a generator."""
     found = []
     for here, files in _listed(root, labels=layout.labels, only=only, leave_out=leave_out):
         parts = here.relative_to(root).parts
@@ -142,11 +135,8 @@ def _class_at(parts: tuple[str, ...], layout: Layout, only: Collection[str], *, 
 
 
 def _told(parts: tuple[str, ...], at: int, above: list[str], layout: Layout, deepest: int) -> dict:
-    """Label, generator, split, testset and folder of the files in a place.
-
-    at: which of its folders is the class folder; above: the folders above that one, but for splits.
-    deepest: the most folders that stand above a class folder.
-    """
+    """Label, generator, split, testset and folder of the files in a place. at: which of its folders
+    is the class folder; above: those above it, but for splits; deepest: the most that stand so."""
     label, generator = layout.labels[parts[at].lower()]
     splits = [SPLITS[part.lower()] for part in parts[:at] if part.lower() in SPLITS]
     below, row = list(parts[at + 1 :]), {"label": label, "testset": ""}
@@ -163,11 +153,8 @@ def _told(parts: tuple[str, ...], at: int, above: list[str], layout: Layout, dee
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every file below that may be an image, sorted, and none twice because of a link.
-
-    Left out, and told in the log: what is hidden or a system's own (`paths.is_junk`), files of
-    `STRAY` kinds, unreadable folders.
-    """
+    """Every file below that may be an image, sorted, and none twice because of a link. Left out,
+    and told in the log: junk (`paths.is_junk`), files of `STRAY` kinds, unreadable folders."""
     for here, files in _listed(folder):
         yield from map(here.joinpath, files)
 

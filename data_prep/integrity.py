@@ -39,10 +39,8 @@ def read_file(path: Path | str) -> bytes:
 
 
 def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.Image:
-    """Open and fully decode one image of `transform.FORMATS`, still in its own mode.
-
-    Raises `BadImage` with a short reason, where the header tells it before anything is decoded.
-    `$DFLIB_MEGAPIXELS` sets another limit of the size.
+    """Open and fully decode one image of `transform.FORMATS`, still in its own mode; `BadImage`,
+    with a short reason, where the header tells it before anything is decoded.
 
     >>> open_image(b"")
     Traceback (most recent call last):
@@ -85,7 +83,7 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright 8-bit sRGB of any mode: rotated as EXIF says, colours by the ICC profile, 16 bits and
-    floats scaled by their range, transparency on white. Raises `BadImage` for floats that are none.
+    floats scaled by their range, transparency on white. `BadImage` for floats that are none.
 
     >>> to_rgb(Image.new("CMYK", (4, 2))).mode
     'RGB'
@@ -167,12 +165,7 @@ def format_of(image: Image.Image) -> str:
 
 @cache
 def luminance(quality: int) -> np.ndarray:
-    """Quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8, as Pillow scales
-    them.
-
-    >>> luminance(50)[0, :4]
-    array([16, 11, 10, 16])
-    """
+    """Quantisation steps of luma in a JPEG of this quality (1 to 100), 8 x 8, by Pillow."""
     tables = opened(io.BytesIO(coded(Image.new("L", (8, 8)), quality=quality))).quantization
     return np.reshape(tables[0], (8, 8))
 

@@ -28,11 +28,8 @@ def prepare(
 ) -> pd.DataFrame:
     """The manifest of the images that a CSV or parquet file lists, by paths below `images`.
 
-    columns: what the file calls `COLUMNS`. A label is one of `LABELS`. scene: a rule, where no
-    column tells. Raises `InputError` for what is not there, unknown, outside `images` or listed
-    twice.
-
-    >>> prepare(Path("labels.csv"), Path("images"), name="mine")     # doctest: +SKIP
+    columns: what the file calls `COLUMNS`. scene: a rule, where no column tells. Raises
+    `InputError` for what is not there, unknown, outside `images` or listed twice.
     """
     if not images.is_dir():
         raise InputError(f"{images} is not a folder: give the one that the list's paths start from")
@@ -49,12 +46,8 @@ def read(
     needed: Sequence[str] = COLUMNS[:2],
     known: Sequence[str] = COLUMNS[2:],
 ) -> pd.DataFrame:
-    """A CSV or parquet file as text, the needed columns and the known ones that it has.
-
-    columns: what the file calls them, where not so. Raises `InputError` for a file that cannot be
-    read, a column that is not there, and a path that stands in it twice.
-
-    >>> read(Path("labels.csv"), {"path": "file"})                   # doctest: +SKIP
+    """A CSV or parquet file as text, the needed columns and the known ones that it has; columns:
+    what the file calls them. `InputError` for what is not there or a path that stands in it twice.
     """
     try:
         if file.suffix.lower() == ".parquet":
@@ -79,8 +72,8 @@ def read(
 
 def split_of(word: str, file: Path) -> str:
     """train, val or test for a word that means one, "" for none; else `InputError`."""
-    hint = f"In {file}."
-    return folder.SPLITS[choose("split", word.lower(), folder.SPLITS, hint=hint)][0] if word else ""
+    known = {"": ("", "")} | folder.SPLITS
+    return known[choose("split", word.lower(), known, hint=f"In {file}.")][0]
 
 
 def _row(row: dict, file: Path) -> dict:
@@ -112,10 +105,7 @@ def huggingface(
     folder of parquet files: streamed, and written as they are to `<data root>/<name>/files/`.
 
     columns: of the image, the label, the generator ("": none). A second call takes what is there;
-    `force` fetches again. Raises `InputError` without `datasets`, for an unknown column or label,
-    and as `manifest.make` does.
-
-    >>> huggingface("ComplexDataLab/OpenFake", name="fakes")         # doctest: +SKIP
+    `force` fetches again. `InputError` without `datasets`, for an unknown column or label.
     """
     home = data_root() / manifest.check_name(name) / "files"
     manifest.claim(name, home, force=force)

@@ -44,11 +44,7 @@ def cores() -> int:
 def parallel(
     function, items: list, *, desc: str, workers: int | None = None, serial: int = _SERIAL
 ) -> list:
-    """`[function(i) for i in items]` over all cores, in order; fewer than `serial` items run here.
-
-    >>> parallel(abs, [-1, 2], desc="without signs")
-    [1, 2]
-    """
+    """`[function(i) for i in items]` over all cores, in order; fewer than `serial` run here."""
     workers = workers or cores()
     if len(items) < serial or workers == 1:
         results = map(function, items)
@@ -70,10 +66,9 @@ def make(
 ) -> pd.DataFrame:
     """Scan the files of `entries`; write `<data root>/<name>/manifest.csv` and `dataset.json`.
 
-    entries: one dict per image with path (below `root`), label (0 real, 1 fake), generator, split
-    (""= none given), group, testset. kind: "source" for a transfer-learning source. Files that
-    cannot be used keep their row: status is the reason. Raises `InputError` as `claim` and `check`
-    do, for a generator's name that means something else, and when there is no image.
+    entries: one dict per image with ENTRY (path below `root`; split "": none given). kind: "source"
+    for a transfer's. Files that cannot be used keep their row: status is the reason. `InputError`
+    as of `claim` and `check`, for a generator's name that means something else, and no image.
     """
     claim(name, root, force=force)
     entries = sorted(entries, key=itemgetter("path"))
@@ -113,9 +108,7 @@ def check_name(name: str) -> str:
 
 def claim(name: str, root: Path, *, force: bool = False, below: bool = False) -> None:
     """Raise `InputError` where the name cannot be a dataset's, or is that of images elsewhere.
-
-    below: images anywhere below `root` are not elsewhere. force: replaces the dataset.
-    """
+    below: images anywhere below `root` are not elsewhere. force: replaces the dataset."""
     csv, root = paths.data_root() / check_name(name) / "manifest.csv", Path(root).resolve()
     try:
         here = paths.images_root(name).resolve() if csv.exists() else None
@@ -139,10 +132,7 @@ def load(name: str) -> pd.DataFrame:
 
 
 def check(table: pd.DataFrame, name: str) -> None:
-    """Log what is quarantined, and a class that is absent: the set can be tested, not trained on.
-
-    Raises `InputError` for a class over 5 % bad.
-    """
+    """Log what is quarantined, and a class that is absent; `InputError` for one over 5 % bad."""
     bad, csv = table[table["status"] != "ok"], paths.data_root() / name / "manifest.csv"
     for (generator, status), rows in bad.groupby(["generator", "status"]):
         what = (name, len(rows), shown(generator), shown(status), shown(rows["path"].iloc[0]))
@@ -153,11 +143,10 @@ def check(table: pd.DataFrame, name: str) -> None:
         if not n:
             log.warning("%s holds only %s: it can be tested, not trained on", name, others)
         elif reasons.sum() > MAX_BAD_SHARE * n:
-            raise InputError(
-                f"{name}: {reasons.sum()} of {n} images with label {label} cannot be used "
-                f"(more than {MAX_BAD_SHARE:.0%}): {reasons.to_dict()}. Mend or remove them "
-                f"(reasons in {csv}, column status), then scan again."
-            )
+            what = f"{name}: {reasons.sum()} of {n} images with label {label} cannot be used"
+            why = f"(more than {MAX_BAD_SHARE:.0%}): {reasons.to_dict()}"
+            mend = f"Mend or remove them (reasons in {csv}, column status), then scan again."
+            raise InputError(f"{what} {why}. {mend}")
 
 
 def fingerprint(table: pd.DataFrame) -> str:

@@ -7,7 +7,6 @@ import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -36,12 +35,9 @@ HOW_TO_GET = dict.fromkeys(("demo", "demo-source"), "python -m data_prep demo") 
 
 def _settle() -> None:
     """Make the folders of the environment absolute: kernels inherit it, and work in other ones."""
-    for variable in ("DFLIB_DATA", "DFLIB_OUTPUTS", "DFLIB_ATTACHED"):
-        given = os.environ.get(variable, "")
-        parts = given.split(os.pathsep) if variable == "DFLIB_ATTACHED" else [given]
-        settled = [str(Path(part).expanduser().absolute()) for part in parts if part]
-        if settled and (text := os.pathsep.join(settled)) != given:
-            os.environ[variable] = text
+    for variable in ("DFLIB_DATA", "DFLIB_OUTPUTS"):
+        if given := os.environ.get(variable):
+            os.environ[variable] = str(Path(given).expanduser().absolute())
 
 
 _settle()
@@ -57,29 +53,6 @@ def outputs_root() -> Path:
     """Folder of all runs and reports: `$DFLIB_OUTPUTS`, else `outputs/` in the project."""
     _settle()
     return Path(os.environ.get("DFLIB_OUTPUTS") or PROJECT / "outputs")
-
-
-def attached_roots() -> list[Path]:
-    """Outputs of earlier sessions, in which finished runs are found and nothing is written: below
-    each folder in `$DFLIB_ATTACHED` (separated as in `$PATH`), and below what Kaggle mounts.
-
-    Raises `InputError` for a folder in `$DFLIB_ATTACHED` that is not there.
-    """
-    given = [Path(part) for part in os.environ.get("DFLIB_ATTACHED", "").split(os.pathsep) if part]
-    for folder in given:
-        if not folder.is_dir():
-            what = f"$DFLIB_ATTACHED names {folder}, which is no folder"
-            raise InputError(f"{what}: mend it, or unset it")
-    return [root for base in (*given, KAGGLE) for root in _outputs_below(base)]
-
-
-@cache  # what is attached stays as it is, and every look at a run asks
-def _outputs_below(base: Path) -> list[Path]:
-    def holds_runs(folder: Path) -> bool:
-        parts = [part / protocol for part in subfolders(folder) for protocol in ("strict", "paper")]
-        return any(next(part.glob("*/*/result.json"), None) for part in parts)
-
-    return list(by_structure(base, holds_runs))
 
 
 def by_structure(base: Path, is_one: Callable[[Path], object]) -> Iterator[Path]:
@@ -116,10 +89,7 @@ def present() -> list[str]:
 
 
 def dataset_folder(name: str) -> Path:
-    """Folder of a prepared dataset.
-
-    Raises `InputError` that tells how to get it when it is known but absent, or the nearest name.
-    """
+    """Folder of a prepared dataset; `InputError` that tells how to get it, or the nearest name."""
     folder = data_root() / name
     if not (folder / "manifest.csv").exists():
         hint = "For your own images: python -m data_prep folder PATH --name NAME"
@@ -135,9 +105,8 @@ def describe(name: str) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is missing or damaged ({error}): make it again with python -m data_prep"
-        ) from error
+        again = "make it again with python -m data_prep"
+        raise InputError(f"{path} is missing or damaged ({error}): {again}") from error
 
 
 def images_root(name: str) -> Path:
@@ -146,10 +115,8 @@ def images_root(name: str) -> Path:
 
 
 def lock(file: Path, *, timeout: float = -1) -> BaseFileLock:
-    """A lock on a file, taken, waited for at most `timeout` seconds (else `filelock.Timeout`).
-
-    Raises `InputError` on a file system without locks, where others wait for ever.
-    """
+    """A lock on a file, taken, waited for at most `timeout` seconds (else `filelock.Timeout`);
+    `InputError` on a file system without locks, where others wait for ever."""
     if os.name == "posix":  # Windows has its own
         import fcntl
 
@@ -183,10 +150,7 @@ def usable(folder: Path) -> Path:
 @contextmanager
 def written(path: Path, prefix: str = "") -> Iterator[Path]:
     """A new file that becomes `path` when all went well, and only once the disk has it whole.
-
-    So a reader sees the old file or the new one, after a power cut as well. prefix: of the new
-    file's name, where its ending has to stay.
-    """
+    prefix: of the new file's name, where its ending has to stay."""
     new = path.with_name(f"{prefix}{path.name}" if prefix else f"{path.name}.new")
     try:
         yield new
@@ -208,9 +172,7 @@ def write_text(path: Path, text: str) -> None:
         new.write_text(text, encoding="utf-8", newline="")
 
 
-def need_room(
-    needed: int, folder: Path, what: str, hint: str = "free some, or set $DFLIB_DATA"
-) -> None:
+def need_room(needed: int, folder: Path, what: str, hint="free some, or set $DFLIB_DATA") -> None:
     """Raises `InputError` where a disk would be (almost) full with so many bytes more."""
     free = shutil.disk_usage(folder).free
     if needed > 0.95 * free:

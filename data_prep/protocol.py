@@ -12,27 +12,17 @@ PROTOCOLS = tuple(SHARES)
 VAL_TENTHS = 1  # taken from train where the dataset has no validation part of its own
 
 
-def assign(
-    table: pd.DataFrame,
-    protocol: str = "strict",
-    *,
-    seed: int = 0,
-    whole_scenes: bool | None = None,
-) -> pd.Series:
+def assign(table: pd.DataFrame, protocol: str = "strict", *, seed: int = 0) -> pd.Series:
     """Split of every row of a manifest ("train", "val", "test"; "" for quarantined rows).
 
     Splits that the dataset gives are kept. Otherwise `strict` divides by `scenes`, 60/10/30, and
     `paper` single images at random, 60/40 (arXiv 2504.21066); a missing validation part is a tenth
-    of train. whole_scenes: None leaves it to the protocol. Raises `InputError` for an unknown
-    protocol, too few scenes, or a given split with a scene or a file on both sides (strict).
-
-    >>> assign(manifest.load("demo")).value_counts()                 # doctest: +SKIP
+    of train. `InputError` for too few scenes, or a scene or a file on both sides (strict).
     """
     choose("protocol", protocol, PROTOCOLS)
     split = pd.Series("", index=table.index, dtype="str")
     ok = table[table["status"] == "ok"]
-    grouped = protocol == "strict" if whole_scenes is None else whole_scenes
-    group = scenes(ok) if grouped else pd.Series(ok.index.astype(str), index=ok.index)
+    group = scenes(ok) if protocol == "strict" else pd.Series(ok.index.astype(str), index=ok.index)
     if (ok["split"] != "").any():
         split[ok.index] = ok["split"].where(ok["split"] != "", "train")
     else:
@@ -46,11 +36,7 @@ def assign(
 
 
 def scenes(ok: pd.DataFrame) -> pd.Series:
-    """The scene of each usable image: its group; groups that share a file (SHA-256) are one.
-
-    >>> scenes(pd.DataFrame({"group": ["a", "b", "c"], "sha256": ["1", "1", "2"]})).tolist()
-    ['a', 'a', 'c']
-    """
+    """The scene of each usable image: its group; groups that share a file (SHA-256) are one."""
     if ok["sha256"].is_unique:
         return ok["group"]
     part = duplicates.joined(ok["group"], ok["sha256"])

@@ -24,7 +24,6 @@ def grouped(rows: list[dict], rule: str = "") -> list[dict]:
     each with its scene as group; within a split, where the folders give splits.
 
     rule: one of `RULES`, a regular expression whose first group names the scene, "" to find one.
-    Raises `InputError` for an expression that is none, has no group, or does not match a path.
     """
     known = rule or found(rows)
     names = _names(rows, known)
@@ -38,7 +37,7 @@ def grouped(rows: list[dict], rule: str = "") -> list[dict]:
 
 def found(rows: list[dict]) -> str:
     """The rule that the names suggest: "parent" where most files are numbered anew in each folder
-    of a class, or named after their folder, as frames of videos are; else "stem"."""
+    of a class, or named after it, as frames of videos are; else "stem"."""
     names = [row["path"].rpartition("/")[2] for row in rows]
     kinds = [(row["label"], row["generator"], row["split"]) for row in rows]
     times, frames = Counter(zip(kinds, names, strict=True)), 0

@@ -62,11 +62,8 @@ def features(image: Image.Image, data: bytes) -> dict[str, float]:
 
 
 def pixel_quality(luma: np.ndarray) -> float:
-    """JPEG quality (30 to 96) that grey pixels (H x W, 0 to 255) once had, nan where none shows.
-
-    Block DCT coefficients of a decoded JPEG lie near multiples of the quantisation steps (Fan & de
-    Queiroz 2003); the lowest quality that fits wins. Blind to images scaled or shifted since.
-    """
+    """JPEG quality (30 to 96) that grey pixels (H x W, 0 to 255) once had, else nan: DCT
+    coefficients lie near multiples of the quantisation steps (Fan & de Queiroz 2003)."""
     rows, columns = (n // 8 for n in luma.shape)
     if rows * columns < 4:
         return np.nan
@@ -101,11 +98,7 @@ def residual(luma: np.ndarray) -> np.ndarray:
 
 
 def spectrum(luma: np.ndarray) -> np.ndarray:
-    """Log power spectrum of the residual of grey pixels (… x H x W), where generators leave peaks.
-
-    >>> spectrum(np.zeros((8, 8)))[4, 4]  # zero frequency in the middle
-    np.float64(0.0)
-    """
+    """Log power spectrum of the residual of grey pixels (… x H x W): generators leave peaks."""
     return np.log(np.abs(np.fft.fftshift(np.fft.fft2(residual(luma)), axes=(-2, -1))) ** 2 + 1)
 
 
@@ -127,11 +120,8 @@ def look(item: tuple[Path, str], *, alike: Equaliser | None) -> dict | None:
 
 
 def probe(table: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> Probe:
-    """Cross-validated AUROC of gradient-boosted trees on `table` (columns `FEATURES`).
-
-    No scene (group) trains and tests; the interval is a bootstrap over scenes.
-    Raises ValueError as scikit-learn does for fewer than 5 scenes of a class.
-    """
+    """Cross-validated AUROC of gradient-boosted trees on `table` (columns `FEATURES`). No scene
+    (group) trains and tests; the interval is a bootstrap over scenes."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict

@@ -1,8 +1,5 @@
-"""Published datasets: from their files, or from their publisher, to a manifest.
-
-sources.toml says of each where it comes from, its licence and its layout. Fake is 1, always, from
-an explicit mapping: in alphabetical order of folders it would be 0 in some of these sets.
-"""
+"""Published datasets (sources.toml): from their files, or their publisher, to a manifest. Fake is 1
+by an explicit mapping: in alphabetical order of folders it would be 0 in some of these sets."""
 
 import logging
 from collections.abc import Sequence
@@ -50,10 +47,8 @@ def prepare(
     """The manifest of a known dataset (one of `SOURCES`, or its name).
 
     Of the files below `given`, else of what Kaggle mounts or was downloaded before, else after
-    downloading; of a set of the hub, `per_class` reals and fakes are streamed. Raises `InputError`
-    that says what was looked for, where, and how to get it, and as `manifest.make` does.
-
-    >>> prepare("faces-140k", "Downloads")                           # doctest: +SKIP
+    downloading; of a set of the hub, `per_class` reals and fakes are streamed. `InputError` says
+    what was looked for, where, and how to get it.
     """
     source = SOURCES[source] if isinstance(source, str) else source
     name = manifest.check_name(source.name if name is None else name)
@@ -63,7 +58,7 @@ def prepare(
         columns = (hub["image_column"], "label", hub["generator_column"])
         place = str(given or hub["source"])
         return lists.huggingface(place, name=name, columns=columns, per_class=per_class, **about)
-    home, base = data_root() / name / "files", Path(given) if given else KAGGLE
+    home, base = data_root() / name / "files", Path(given or KAGGLE)
     root = find(source, base)
     if root is None and given is None:
         manifest.claim(name, home, force=force, below=True)  # before anything is written
@@ -74,10 +69,8 @@ def prepare(
         looked = home if source.archives and not given else base
         wanted = " or ".join(", ".join(layout) for layout in source.layouts)
         how = source.by_hand or f"See {source.address}."
-        raise InputError(
-            f"{source.name}: no folder with {wanted} below {looked}. {how} "
-            f"Then: python -m data_prep {source.name} --from FOLDER"
-        )
+        then = f"Then: python -m data_prep {source.name} --from FOLDER"
+        raise InputError(f"{source.name}: no folder with {wanted} below {looked}. {how} {then}")
     rows = entries(root, source, only=_parts(source, root))
     return manifest.make(name, root, rows, kind=source.kind, **about)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,12 +28,8 @@ SMALL = 0.05  # share of a class that may be smaller than the common side, and i
 
 
 def opened(source: BinaryIO | Path | str) -> Image.Image:
-    """An image file of one of `FORMATS`, its pixels not yet read. Of others Pillow would start
-    programs (Ghostscript). Raises what Pillow does, `UnidentifiedImageError` for any other format.
-
-    >>> opened(io.BytesIO(coded(Image.new("L", (8, 8))))).format
-    'JPEG'
-    """
+    """An image file of one of `FORMATS`, its pixels not yet read; else `UnidentifiedImageError`: of
+    others Pillow would start programs (Ghostscript)."""
     Image.init()  # loads what reads them
     return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
 
@@ -105,8 +100,7 @@ def equaliser(table: pd.DataFrame) -> Equaliser | None:
 
     Size: a centre square, unscaled, that all but 5 % of each class can give. JPEG: where any file
     is lossless, qualities differ, or the classes differ in their `integrity.coding`, every image is
-    encoded at a random quality of 70 to 90 (arXiv 2403.17608). What was lost before does not come
-    back.
+    encoded at a random quality of 70 to 90 (arXiv 2403.17608).
     """
     ok = table[table["status"] == "ok"]
     side = None
@@ -153,7 +147,7 @@ GRID += ("noise-2", "noise-5", "noise-10")
 
 
 def perturb(image: Image.Image, how: str) -> Image.Image:
-    """An RGB image made worse. Raises `InputError` for an unknown name or one without an amount.
+    """An RGB image made worse; `InputError` for an unknown name or one without an amount.
 
     how: "jpeg-75", "webp-80" (quality), "blur-2" (sigma in pixels), "resize-0.5" (factor),
     "crop-0.75" (share of each side), "noise-5" (sigma in grey levels).
@@ -161,15 +155,9 @@ def perturb(image: Image.Image, how: str) -> Image.Image:
     >>> perturb(Image.new("RGB", (8, 8)), "resize-0.5").size
     (4, 4)
     """
-    function, amount = check_perturbation(how)
-    return function(image, amount)
-
-
-def check_perturbation(how: str) -> tuple[Callable[[Image.Image, float], Image.Image], float]:
-    """What a name that `perturb` knows means: a function, and its amount; else `InputError`."""
     kind, _, amount = how.partition("-")
     choose("perturbation", kind, _PERTURBATIONS, hint=f"E.g. {', '.join(GRID)}.")
     try:
-        return _PERTURBATIONS[kind], float(amount)
+        return _PERTURBATIONS[kind](image, float(amount))
     except ValueError as error:
         raise InputError(f"perturbation {how!r} has no amount: e.g. {kind}-5") from error

@@ -19,14 +19,6 @@ app = typer.Typer(
 )
 
 
-def _settings(pairs: list[str]) -> dict[str, str]:
-    """KEY=VALUE options; values stay text."""
-    for pair in pairs:
-        if "=" not in pair:
-            raise InputError(f"--set {short(pair)}: expected KEY=VALUE, e.g. --set epochs=5")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
 def _seconds(budget: str | None) -> float | None:
     """A duration such as 90s, 30m, 8.5h."""
     if budget is None:
@@ -40,14 +32,13 @@ def _seconds(budget: str | None) -> float | None:
 
 def _writable(option: typer.CallbackParam, file: Path | None) -> Path | None:
     """The file of an option, its folder made; `InputError` where it cannot be written: at once."""
-    if file is None:
-        return None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        there = file.exists()
-        file.open("ab").close()
-        if not there:
-            file.unlink()
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            there = file.exists()
+            file.open("ab").close()
+            if not there:
+                file.unlink()
     except OSError as error:
         what = f"{option.opts[-1]} {short(str(file))} cannot be written"
         raise InputError(f"{what}: {error.strerror}") from error
@@ -77,9 +68,7 @@ def study(
     budget: Annotated[str | None, Option(help="stop after 8.5h, 90m; goes on next time")] = None,
     scheduler: Annotated[str | None, Option(help="an existing Dask cluster, tcp://…")] = None,
     device: Annotated[str | None, Option(help="cpu: leave the GPUs of this machine alone")] = None,
-    test_on: Annotated[
-        str | None, Option(help="then test each run on these sets, too: a,b")
-    ] = None,
+    test_on: Annotated[str | None, Option(help="then test each run on these, too: a,b")] = None,
 ) -> None:
     """Make every run of a grid that is not there yet; then the table and outputs/report.html.
 
@@ -87,6 +76,8 @@ def study(
     used up, and nothing failed.
     """
     limit = _seconds(budget)
+    from data_prep import manifest
+    from dflib.show import terminal
     from dflib.study import doctor
     from dflib.study import grid as grids
 
@@ -100,11 +91,14 @@ def study(
     for key, value in given.items():
         if value is not None:
             options[key] = grids.entries(value, key) if key in grids.LISTS else value
-    options["set"] = options.get("set", {}) | _settings(set_ or [])
-    others = _there(test_on)
+    for pair in set_ or ():
+        if "=" not in pair:
+            raise InputError(f"--set {short(pair)}: expected KEY=VALUE, e.g. --set epochs=5")
+    options["set"] = options.get("set", {}) | dict(pair.split("=", 1) for pair in set_ or ())
+    others = grids.entries(test_on, "test-on") if test_on is not None else ()
+    for name in others:
+        manifest.load(name)  # is it there, before anything is trained?
     plan = grids.plan(options) if dry_run or watch else _planned(options)
-    from dflib.show import terminal
-
     if dry_run:
         return terminal.plan(plan)
     if watch:
@@ -112,72 +106,11 @@ def study(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
     try:
         how = {"scheduler": scheduler, "retry_failed": retry_failed, "budget": limit}
-        outcomes = terminal.study(plan, **how)
-        made = [run for run, o in outcomes.items() if o["status"] == "done" and o["seconds"]]
-        _time_in_turns(made)
-        _test_elsewhere(outcomes, others)
+        status = terminal.study(plan, test_on=others, **how)
     except KeyboardInterrupt:
         typer.echo("interrupted: finished runs are kept, and the same command goes on", err=True)
         raise typer.Exit(130) from None
-    raise typer.Exit(_told(plan, outcomes))
-
-
-def _there(datasets: str | None) -> tuple[str, ...]:
-    """The named datasets; raises `InputError` for one that is not prepared: before any training."""
-    from data_prep import manifest
-    from dflib.study import grid
-
-    names = grid.entries(datasets, "test-on") if datasets is not None else ()
-    for name in names:
-        manifest.load(name)
-    return names
-
-
-def _told(plan: tuple, outcomes: dict) -> int:
-    """The table and the report at a study's end; the exit status."""
-    from dflib.show import explorer, report, terminal
-    from dflib.study import runs
-
-    rows = runs.results()
-    terminal.results(rows[rows["run_id"].isin(outcomes)] if len(rows) else rows)
-    try:
-        typer.echo(f"explorer: {explorer.write()}\nreport: {report.write()}")
-    except OSError as error:  # a full disk, say: the runs and the table stand
-        typer.echo(f"no report: {error}")
-    terminal.advice(outcomes)
-    states = terminal.unfinished(plan, outcomes)
-    return 0 if not states else 3 if states == {"left"} else 1
-
-
-def _time_in_turns(made: list[str]) -> None:
-    """Runs that were made side by side disturbed each other's times: once more, one by one."""
-    from dflib.study import timing
-
-    if len(made) > 1:
-        typer.echo(f"timing the files of {len(made)} runs in turns, now that nothing else runs …")
-        try:
-            timing.again(made)
-        except InputError as error:  # the runs stand, with the times from when they were made
-            typer.echo(f"not timed again: {error}")
-
-
-def _test_elsewhere(outcomes: dict[str, dict], others: tuple[str, ...]) -> None:
-    """Finished runs that tell real from fake, on other sets; what is there already is kept."""
-    if not others:
-        return
-    from dflib.edge import elsewhere
-    from dflib.show import terminal
-    from dflib.study import compare
-
-    every, records = compare.load(), []
-    made = [i for i in outcomes if i in every and every[i].get("classes") == ["real", "fake"]]
-    for run, name in ((run, name) for run in made for name in others):
-        try:
-            records.append(elsewhere.known(run, name) or elsewhere.test(run, name))
-        except InputError as error:
-            typer.echo(f"{run} was not tested on {name}: {error}")
-    if records:
-        terminal.show(terminal.tested(records), title="at the threshold of each run's own dataset")
+    raise typer.Exit(status)
 
 
 def _planned(options: dict) -> tuple:
@@ -232,9 +165,8 @@ def predict(
     from dflib.show import terminal
 
     predictor = Predictor(run)
-    rows = pd.DataFrame(
-        [{"path": as_text(path)} | predictor(path) for path in files(map(Path, images))]
-    )
+    found = [{"path": as_text(path)} | predictor(path) for path in files(map(Path, images))]
+    rows = pd.DataFrame(found)
     if csv:
         rows.to_csv(csv, **CSV)
     terminal.show(rows.round(4).astype(object).fillna(""), title=predictor.name)
@@ -246,20 +178,16 @@ def predict(
 def export(
     run: Annotated[str, Option(help="run id or run folder")],
     format: Annotated[str, Option(help="onnx | onnx-int8 | executorch")],  # noqa: A002 - its name
-    out: Annotated[
-        Path, Option(callback=_writable, help="file to write; ONNX gets a predict.py beside it")
-    ],
+    out: Annotated[Path, Option(callback=_writable, help="file; ONNX: and a predict.py")],
     page: Annotated[bool, Option("--page", help="and a web page that runs it")] = False,
     force: Annotated[bool, Option("--force", help="replace files that are not its own")] = False,
 ) -> None:
     """A finished run's model as a file for another machine, checked on the whole test set."""
     from dflib.edge.files import export_run
+    from dflib.export import told
 
     done = export_run(run, format=format, out=out, page=page, force=force)
-    same = done["parity"]
-    most = f"logits differ by {same['max_logit_difference']:.2g} at most"
-    alike = f"{same['same_decisions']:.2%} of {same['images']} decisions are the same"
-    typer.echo(f"{done['file']}  {done['bytes'] / 1e6:.2f} MB  {most}, {alike}")
+    typer.echo(f"{done['file']}  {done['bytes'] / 1e6:.2f} MB  {told(done['parity'])}")
     if done["flag"]:
         typer.secho(done["flag"], fg="yellow")
     if page:
@@ -268,13 +196,14 @@ def export(
 
 @app.command()
 def measure(
-    run: Annotated[list[str], Option(help="ids or folders, with commas between")],
+    run: Annotated[str, Option(help="ids or folders, with commas between")],
 ) -> None:
     """Time finished runs again, in turns, and rewrite their latency: then it can be compared."""
     from dflib.show import terminal
     from dflib.study import timing
+    from dflib.study.grid import entries
 
-    rows = timing.again([name for text in run for name in text.split(",") if name.strip()])
+    rows = timing.again(entries(run, "run"))
     terminal.show(rows, title="milliseconds an image; times of a busy machine tell nothing apart")
 
 
@@ -357,20 +286,17 @@ def leak(
     epochs: Annotated[int, Option(min=1)] = 20,
     seeds: Annotated[str, Option(help="each is a split and a training")] = "0,1,2,3,4",
 ) -> None:
-    """How much of a score is the protocol's: a detector under three splits, and the gaps."""
+    """How much of a score is the protocol's: a detector under `paper` and under `strict`."""
     from dflib import train
-    from dflib.show import terminal, words
+    from dflib.show import terminal
+    from dflib.study import compare
     from dflib.study import leak as leaks
     from dflib.study.grid import entries
 
     how = {"size": size, "recipe": train.Recipe(epochs=epochs)}
     _, gaps = leaks.leak(dataset, seeds=entries(seeds, "seeds"), **how)
-    rows = [
-        {"gap": f"{gap}: {' minus '.join(leaks.GAPS[gap])}"}
-        | {metric: words.interval(x["mean"], x["ci95"]) for metric, x in found.items()}
-        for gap, found in gaps.items()
-    ]
-    terminal.show(rows, title=f"{dataset}: mean over seeds [95 % interval]")
+    row = {"dataset": dataset} | {metric: compare.spoken(gap) for metric, gap in gaps.items()}
+    terminal.show([row], title="protocol paper minus strict: mean over seeds [95 % interval]")
 
 
 @app.command()

@@ -27,8 +27,7 @@ def layers(model: Detector) -> dict[str, list[nn.Module]]:
 def select(model: Detector, names: str) -> int:
     """Let only the named layers train, freeze all others; returns the trainable parameters' number.
 
-    names: of `layers`, separated by commas: "features.7,head"; "norms" is a choice of its own
-    (Frankle et al. 2020, arXiv 2003.00152). Raises `InputError` for an unknown layer.
+    names: of `layers`, "features.7,head", say; "norms": arXiv 2003.00152. `InputError` for others.
 
     >>> select(Detector(models.architecture("S90", size=32)), "norms")
     704
@@ -57,8 +56,8 @@ def place(arch: Architecture, after: str = "") -> str:
 def insert(model: Detector, after: str = "", *, form: str = "serial", seed: int = 0) -> Detector:
     """A copy of the model with an adapter as wide as the block it stands behind; all else frozen.
 
-    after: a block's name (see `place`). form: "serial" (the paper's) or "residual" (changes nothing
-    until it is trained). Raises `InputError` for an unknown one, or a block that has an adapter.
+    after: see `place`. form: "serial" (the paper's) or "residual" (changes nothing until it is
+    trained). Raises `InputError` for an unknown one, or a block that has an adapter.
 
     >>> insert(Detector(models.architecture("BL", size=32)), "features.3").arch.blocks[3].adapter
     'serial'
@@ -76,10 +75,8 @@ def insert(model: Detector, after: str = "", *, form: str = "serial", seed: int 
 
 
 def halve(model: Detector, base: Detector) -> Detector:
-    """Round what differs from the base, in place, to 16 bits: `save_delta` needs half the bytes.
-
-    A tensor beyond float16's range (65504) stays as it is.
-    """
+    """Round what differs from the base, in place, to 16 bits where their range allows it:
+    `save_delta` needs half the bytes."""
     for tensor in _changed(model, base).values():
         if tensor.is_floating_point() and (half := tensor.half()).isfinite().all():
             tensor.copy_(half)
@@ -87,13 +84,8 @@ def halve(model: Detector, base: Detector) -> Detector:
 
 
 def save_delta(model: Detector, base: Detector, path: Path) -> Path:
-    """Write the tensors in which the model differs from its base: what must be shipped; atomically.
-
-    A tensor whose numbers all fit into 16 bits (`halve`) is stored in them. The model comes back,
-    bit by bit, by `models.load(path, base=base)`.
-
-    >>> save_delta(adapted, base, Path("delta.safetensors"))  # doctest: +SKIP
-    """
+    """Write the tensors in which the model differs from its base: what must be shipped; in 16 bits
+    those that fit (`halve`). The model comes back by `models.load(path, base=base)`."""
     tensors = _changed(model, base)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and torch.equal(tensor.half().to(tensor.dtype), tensor):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_prep.errors import InputError, choose, short
-from data_prep.paths import attached_roots, outputs_root, written
+from data_prep.paths import outputs_root, written
 
 KINDS = ("timm", "torchvision", "own")
 WANTED = "N x 3 x H x W in [0, 1] -> logits, N x 2 (real, fake) or N x 1 (positive: fake)"
@@ -30,10 +30,7 @@ HOW = "write vgg, timm/NAME, torchvision/NAME or FILE.py:function"
 
 
 def settled(backbone: str, pretrained: str = "") -> tuple[str, str]:
-    """Both as a run keeps them: a user's files are copied, under names that tell their content.
-
-    Raises `InputError` for an unknown network, a file that is not there, or weights for none.
-    """
+    """Both as a run keeps them, a user's files as copies; `InputError` for what is not there."""
     kind, _, name = backbone.partition("/")
     path, _, function = backbone.rpartition(":")
     if path.endswith(".py") and kind != "own":
@@ -41,10 +38,9 @@ def settled(backbone: str, pretrained: str = "") -> tuple[str, str]:
     elif backbone.endswith(".onnx") and kind != "own":
         raise InputError(f"backbone {backbone}: python -m dflib adopt {backbone} makes it usable")
     elif backbone != "vgg" and kind not in KINDS:
-        near = (
-            f"torchvision/{backbone}" if backbone in _known("torchvision") else f"timm/{backbone}"
-        )
-        raise InputError(f"unknown backbone {short(backbone)}, did you mean {near!r}? {HOW}")
+        near = "torchvision" if backbone in _known("torchvision") else "timm"
+        what = f"unknown backbone {short(backbone)}, did you mean '{near}/{backbone}'?"
+        raise InputError(f"{what} {HOW}")
     elif kind in ("timm", "torchvision"):
         choose(f"{kind} network", name.partition(".")[0], _known(kind))
     if pretrained and backbone == "vgg":
@@ -68,10 +64,8 @@ def _known(kind: str) -> tuple[str, ...]:
 
 
 def kept(file: Path, name: str = "") -> str:
-    """Copy a user's file to `adopted/` of the outputs; its name there, "own/NAME-HASH.py".
-
-    So the run's id covers what is in it, and later changes of the file do no harm.
-    """
+    """Copy a user's file to `adopted/` of the outputs; its name there, "own/NAME-HASH.py": so the
+    run's id covers what is in it."""
     file = file.expanduser()
     if not file.is_file():
         raise InputError(f"{file} is not there, or no file")
@@ -91,14 +85,13 @@ def _digest(file: Path) -> str:
 
 
 def own_file(name: str) -> Path:
-    """Where a file that was kept ("own/NAME") lies, here or attached; checked by its hash."""
-    name = Path(name).name
-    places = [root / "adopted" / name for root in (outputs_root(), *attached_roots())]
-    for place in filter(Path.is_file, places):
-        if _digest(place) in name:
-            return place
+    """Where a file that was kept ("own/NAME") lies; checked by its hash."""
+    place = outputs_root() / "adopted" / Path(name).name
+    if not place.is_file():
+        raise InputError(f"own/{place.name} is not in {place.parent}: adopt the file again")
+    if _digest(place) not in place.name:
         raise InputError(f"{place} was changed after it was adopted: adopt the changed file")
-    raise InputError(f"own/{name} is not in {places[0].parent}: adopt the file again")
+    return place
 
 
 def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -115,9 +108,9 @@ def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def split(backbone: str, size: int, pretrained: str = "") -> tuple[nn.Module, nn.Sequential]:
     """A network's features and head for two classes, from its weights ("true", "own/NAME") or none.
 
-    A published classifier makes way for a fresh one, unless a file of weights has one of one or two
-    outputs; a user's own network keeps its classifier. Raises `InputError` for weights that do not
-    fit or cannot be had, and for a network that does not keep to the contract (`WANTED`).
+    A published classifier makes way for a fresh one, unless a file of weights has one or two
+    outputs. Raises `InputError` for weights that do not fit or cannot be had, and for a network
+    that is not as `WANTED`.
     """
     kind, _, name = backbone.partition("/")
     if kind == "own" and name.endswith(".onnx"):
@@ -132,7 +125,10 @@ def split(backbone: str, size: int, pretrained: str = "") -> tuple[nn.Module, nn
             rows = len(state[f"{last}.weight"]) if f"{last}.weight" in state else 0
             classes = rows if rows in (1, 2) and kind != "own" else None
             net = _network(kind, name, size, "", classes) if classes else net
-            net.load_state_dict(_filtered(net, state))
+            adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+            if adapt and hasattr(net, "pretrained_cfg"):  # timm's take older names
+                state = adapt(state, net)
+            net.load_state_dict(state)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # a user's function, timm, hubs, torch
@@ -154,16 +150,13 @@ def _network(kind: str, name: str, size: int, pretrained: str, classes: int | No
     if kind == "timm":
         import timm
 
-        choose("timm network", name.partition(".")[0], _known("timm"))
         cfg = timm.get_pretrained_cfg(name)
         if cfg and cfg.fixed_input_size:
             given["img_size"] = size
         return timm.create_model(name, pretrained=pretrained == "true", **given)
     if kind == "torchvision":
-        models = _torchvision().models
-        choose("torchvision network", name, _known("torchvision"))
         weights = "DEFAULT" if pretrained == "true" else None
-        return models.get_model(name, weights=weights, **given)
+        return _torchvision().models.get_model(name, weights=weights, **given)
     if kind != "own":
         raise InputError(f"unknown backbone {short(f'{kind}/{name}')}: {HOW}")
     file, _, function = name.partition(":")
@@ -187,7 +180,7 @@ def _torchvision():
 
 
 def _weights(file: Path) -> dict[str, Tensor]:
-    """A state dict from a file, without running what a pickle may hold; wrappers are taken off."""
+    """A state dict from a file, without running what a pickle may hold."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -198,12 +191,6 @@ def _weights(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch, pickle, zip and safetensors have their own kinds
         want = "expected a state dict, in safetensors or written by torch.save"
         raise InputError(f"{file.name}: {want} ({short(str(error), 200)})") from error
-
-
-def _filtered(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As timm's networks want older names and other position embeddings."""
-    adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-    return adapt(state, net) if adapt and hasattr(net, "pretrained_cfg") else state
 
 
 def _classifier(net: nn.Module) -> str:
@@ -288,10 +275,8 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 class OnnxNetwork(nn.Module):
-    """A user's ONNX file, run by ONNX Runtime: it can be compressed to int8, and teach.
-
-    Its weights are there to be counted and saved; nothing can train them.
-    """
+    """A user's ONNX file, run by ONNX Runtime: it can become int8, and teach. Its weights are there
+    to be counted and saved; nothing can train them."""
 
     def __init__(self, file: Path) -> None:
         import onnx
@@ -305,24 +290,6 @@ class OnnxNetwork(nn.Module):
         for i, each in enumerate(t for t in tensors if t.data_type == onnx.TensorProto.FLOAT):
             values = torch.from_numpy(onnx.numpy_helper.to_array(each).copy())
             self.register_parameter(f"w{i}", nn.Parameter(values, requires_grad=False))
-
-    def macs(self, size: int) -> int:
-        """Multiply-accumulate operations of convolutions and linear layers for one image."""
-        import onnx
-
-        model = onnx.load(self.file)
-        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        values = (*graph.value_info, *graph.output)
-        shape = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-        shape |= {t.name: list(t.dims) for t in graph.initializer}
-        total = 0
-        for node in graph.node:
-            if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in shape:
-                weight, out = shape[node.input[1]], shape.get(node.output[0], [])
-                each = weight[1:] if node.op_type == "Conv" else [math.prod(weight) / out[-1]]
-                total += math.prod(out) * math.prod(each)
-        return int(total)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_meta:

@@ -50,15 +50,9 @@ class Part:
         """One decoded image, uint8 H x W x 3."""
         return np.asarray(self.pixels[self.table["row"].iloc[i]])
 
-    def batches(
-        self,
-        size: int,
-        *,
-        device: torch.device | str = "cpu",
-        shuffle: torch.Generator | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield uint8 images N x 3 x H x W (channels_last), labels N; `shuffle` draws the order."""
-        for images, labels, _ in self.indexed(size, device=device, shuffle=shuffle):
+    def batches(self, size: int, **options) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield uint8 images N x 3 x H x W (channels_last), labels N; options: as for `indexed`."""
+        for images, labels, _ in self.indexed(size, **options):
             yield images, labels
 
     def indexed(
@@ -68,7 +62,8 @@ class Part:
         device: torch.device | str = "cpu",
         shuffle: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """As `batches`, with each image's place in this part (on the CPU)."""
+        """As `batches`, with each image's place in this part (on the CPU). shuffle: draws the
+        order."""
         rows = torch.tensor(self.table["row"].to_numpy(), dtype=torch.int64)
         labels = torch.tensor(self.labels, dtype=torch.int64)
         order = torch.arange(len(self)) if shuffle is None else self._shuffled(labels, shuffle)
@@ -120,26 +115,24 @@ def open(
     limit: int | None = None,
     train_generators: str = "",
     hold_out: str = "",
-    whole_scenes: bool | None = None,
     split_seed: int = 0,
 ) -> Dataset:
     """Open a prepared dataset; decodes it on the first call.
 
     Protocol strict makes real and fake alike in size and JPEG quality, and balances the classes in
-    shuffled training batches. mode: resize | center_crop | texture_crop. limit: of images of each
-    class in each part. train_generators, hold_out: see `trained_on`; the test keeps every fake.
-    whole_scenes: None leaves it to the protocol. split_seed: where the dataset gives no split.
-    Raises `InputError` for a missing dataset, or a part without one of the classes.
+    shuffled training batches. limit: of images of each class in each part. train_generators,
+    hold_out: see `trained_on`; the test keeps every fake. split_seed: where the dataset gives no
+    split. Raises `InputError` for a missing dataset, or a part without one class.
 
     >>> open("demo", size=32).train.batches(64)  # doctest: +SKIP
     """
     deepfake = describe(name)["kind"] == "deepfake"
     alike = deepfake and protocol == "strict"
     pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
-    split = assign(table, protocol, seed=split_seed, whole_scenes=whole_scenes)
+    split = assign(table, protocol, seed=split_seed)
     table = table.assign(row=np.arange(len(table)), split=split, group=scenes(table))
-    if train_generators or hold_out:
-        chosen = {"train_generators": train_generators, "hold_out": hold_out}
+    chosen = {"train_generators": train_generators, "hold_out": hold_out}
+    if any(chosen.values()):
         known = trained_on(name, protocol=protocol, **chosen)
         real, test = table["label"] == 0, table["split"] == "test"
         table = table[real | test | table["generator"].isin(known)]
@@ -157,9 +150,6 @@ def part(
     """Images of a prepared dataset to test on, as the protocol makes them; one class is enough.
 
     split: train | val | test, as the dataset gives it, else as the protocol does; all: every image.
-    Raises `InputError` for an unknown set or split, and a part that is empty or cannot be made.
-
-    >>> len(part("demo", size=32, split="test"))  # doctest: +SKIP
     """
     choose("part", split, ("all", "test", "val", "train"))
     alike = describe(name)["kind"] == "deepfake" and protocol == "strict"
@@ -176,9 +166,8 @@ def part(
 def trained_on(
     name: str, *, protocol: str = "strict", train_generators: str = "", hold_out: str = ""
 ) -> list[str]:
-    """The generators whose fakes train and validate: all, those named, or all but those held out.
-
-    Names are separated by commas. Raises `InputError` for one that is not there, and for none left.
+    """The generators whose fakes train and validate: all, those named (a,b), or all but those held
+    out. Raises `InputError` for one that is not there, and for none left.
 
     >>> trained_on("demo", hold_out="bilinear")  # doctest: +SKIP
     ['deconv', 'subpixel']
@@ -201,10 +190,8 @@ def trained_on(
 
 
 def few(whole: Dataset, images: int | None, *, seed: int = 0) -> Dataset:
-    """The dataset with at most so many (None: all) training images of each class, drawn by a seed.
-
-    Of one seed, fewer are a part of more. Batches stay as balanced as those of the whole.
-    """
+    """The dataset with at most so many (None: all) training images of each class, drawn by a seed;
+    of one seed, fewer are a part of more."""
     train = whole.train
     return replace(whole, train=replace(train, table=_limited(train.table, images, seed)))
 

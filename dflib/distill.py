@@ -20,9 +20,8 @@ def kd_loss(
 ) -> Tensor:
     """alpha * T^2 * KL(teacher || student, both softened by T) + (1 - alpha) * cross-entropy.
 
-    student, teacher: logits, N x C; labels: int64, N. Finite for any finite logits: both sides stay
-    in log space. In float64, because T^2 multiplies differences of about 1/T^2, for which float32
-    has no digits left. arXiv 1503.02531.
+    student, teacher: logits, N x C; labels: int64, N. Finite for any finite logits. In float64, as
+    float32 has no digits left for differences of about 1/T^2. arXiv 1503.02531.
 
     >>> z = torch.tensor([[4.0, -4.0]])
     >>> kd_loss(z, z, torch.tensor([0]), alpha=1.0).item()

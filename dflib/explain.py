@@ -18,9 +18,8 @@ def gradcam(model: nn.Module, images: Tensor, *, target: int = 1) -> np.ndarray:
     """Heat maps of what speaks for class `target` (1: fake) at the model's last convolution.
 
     images: N x 3 x H x W at the model's size, uint8 or pixels in [0, 1]. Returns float32 in [0, 1],
-    N x H x W: each map over its maximum (where, not how much), interpolated from that layer's grid
-    (2 x 2 at 32 px for BL); zero where nothing speaks for the class. The model stays as it was.
-    Selvaraju et al. 2017, arXiv 1610.02391. Raises `InputError` for what has no convolution.
+    N x H x W: each map over its maximum, interpolated from that layer's grid (2 x 2 at 32 px for
+    BL). arXiv 1610.02391. Raises `InputError` for what has no convolution.
 
     >>> from dflib.models import Detector, architecture
     >>> gradcam(Detector(architecture("BL", size=32)), torch.rand(2, 3, 32, 32)).shape
@@ -47,18 +46,14 @@ def gradcam(model: nn.Module, images: Tensor, *, target: int = 1) -> np.ndarray:
 
 
 def residual(images: Tensor | np.ndarray) -> np.ndarray:
-    """What a blur takes away from the luminance: generators leave their traces there.
-
-    images: N x 3 x H x W, uint8 or pixels in [0, 1]. Returns grey levels around 0, N x H x W.
-    """
+    """What a blur takes away from the luminance: N x 3 x H x W, uint8 or pixels in [0, 1] -> grey
+    levels around 0, N x H x W."""
     return shortcut.residual(_luma(images))
 
 
 def spectrum(images: Tensor | np.ndarray) -> np.ndarray:
-    """Mean log power spectrum of the images' residuals, H x W, zero frequency in the middle.
-
-    Upsampling shows as peaks at its multiples (Durall et al. 2020, arXiv 2003.01826).
-    """
+    """Mean log power spectrum of the images' residuals, H x W, zero frequency in the middle:
+    upsampling shows as peaks at its multiples (arXiv 2003.01826)."""
     return shortcut.spectrum(_luma(images)).mean(0)
 
 

@@ -31,12 +31,14 @@ def to_onnx(model: Detector, path: Path) -> Path:
     """Write an fp32 ONNX file: `pixels` in [0, 1], batch x 3 x size x size -> `logits`, batch x 2.
 
     Normalisation is inside, BatchNorm is folded into the convolutions. Written atomically; `model`
-    stays as it is. The same model gives the same bytes.
+    stays as it is. The same model gives the same bytes. `InputError` where it cannot be exported.
 
     >>> to_onnx(model, Path("detector.onnx"))  # doctest: +SKIP
     """
     if isinstance(model.features, OnnxNetwork):
-        return _copied(model.features.file, path)
+        with written(Path(path)) as new:
+            _mark(model.features.file, new)
+        return Path(path)
     image = torch.rand(2, 3, model.arch.size, model.arch.size)
     device, training = next(model.parameters()).device, model.training
     model.cpu().eval()
@@ -62,13 +64,6 @@ def to_onnx(model: Detector, path: Path) -> Path:
     return Path(path)
 
 
-def _copied(file: Path, path: Path) -> Path:
-    """A user's own ONNX file as the run's."""
-    with written(Path(path)) as new:
-        _mark(file, new)
-    return Path(path)
-
-
 def _mark(file: Path, marked: Path) -> None:
     model = onnx.load(file)
     model.metadata_props.add(key=MARK, value="1")
@@ -78,9 +73,8 @@ def _mark(file: Path, marked: Path) -> None:
 class OnnxModel:
     """A deployed file as `train.predict` takes it: pixels in [0, 1], N x 3 x H x W -> logits.
 
-    It sees one image at a time on one thread, as where it is used (several side by side): dynamic
-    int8 has one activation scale for a batch, so that neighbours would change an image's score.
-    Raises `InputError` when the file is missing, cannot be loaded, or is no detector.
+    It sees one image at a time, as where it is used: dynamic int8 has one activation scale for a
+    batch. Raises `InputError` when the file is missing, cannot be loaded, or is no detector.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,11 +137,7 @@ def parity(
     limit: int | None = None,
 ) -> dict:
     """Largest difference in logits, share of equal decisions: a model and its file, on a part.
-
-    limit: on so many of its images, evenly spaced. `judged` says what the figures mean.
-
-    >>> parity(model, OnnxModel(path), data.test)["same_decisions"]  # doctest: +SKIP
-    """
+    limit: on so many of its images, evenly spaced. `judged` says what the figures mean."""
     rows = np.linspace(0, len(part) - 1, min(limit or len(part), len(part))).astype(int)
     part = replace(part, table=part.table.iloc[rows])
     ours, theirs = (logits(forward, part, batch=64) for forward in (model, session))
@@ -164,14 +154,18 @@ def parity(
 def judged(same: dict, *, exact: bool = True) -> str | None:
     """Whether a file is its model's, by their `parity`: None, or a flag in words.
 
-    exact: a float file. Raises `InputError` where it differs by more than `SAME_LOGITS`, or in any
-    decision (a NaN is a difference). An int8 file is flagged below `SAME_DECISIONS`.
+    exact: a float file; `InputError` where it differs by more than `SAME_LOGITS`, or in a decision
+    (a NaN is a difference). An int8 file is flagged below `SAME_DECISIONS`.
     """
     off, alike = same["max_logit_difference"], same["same_decisions"]
-    told = f"logits differ by up to {off:.2g}, {alike:.2%} of {same['images']} decisions are equal"
     if exact and not (off <= SAME_LOGITS * max(1.0, same["largest_logit"]) and alike == 1):
-        raise InputError(
-            f"refused: the exported file does not compute the model ({told}; a float file may "
-            f"differ by {SAME_LOGITS:g} of the largest logit, and in no decision)"
-        )
-    return None if alike >= SAME_DECISIONS else f"check before use: {told}"
+        may = f"a float file may differ by {SAME_LOGITS:g} of the largest logit, in no decision"
+        what = "the exported file does not compute the model"
+        raise InputError(f"refused: {what} ({told(same)}; {may})")
+    return None if alike >= SAME_DECISIONS else f"check before use: {told(same)}"
+
+
+def told(same: dict) -> str:
+    """A `parity` in words."""
+    most, alike = same["max_logit_difference"], same["same_decisions"]
+    return f"logits differ by up to {most:.2g}, {alike:.2%} of {same['images']} decisions are equal"

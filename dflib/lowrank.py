@@ -20,10 +20,8 @@ SWEEPS = 5  # of the alternating least squares after the first SVDs (HOOI)
 
 
 def factorisable(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers but the last, and convolutions that are not grouped, by name.
-
-    Of a kind with a forward of its own (timm has some) none, nor what attention reads itself.
-    """
+    """Linear layers but the last, and convolutions that are not grouped, by name; none of a kind
+    with a forward of its own (timm has some)."""
     layers = {n: m for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d)}
     last = [n for n, m in layers.items() if isinstance(m, nn.Linear)][-1:]
     return {n: m for n, m in layers.items() if n not in last and getattr(m, "groups", 1) == 1}
@@ -33,11 +31,8 @@ def choose_ranks(model: nn.Module, *, rate: float) -> Ranks:
     """Ranks that remove a share `rate` of all parameters, to within 1 % of what is to stay.
 
     From rank one on, again and again the step that raises the kept energy (cumulated squared
-    singular values) most for its parameters, relative to what is kept already: so no side of any
-    layer starves. A layer that would get no smaller is not in the result. Raises `InputError` for a
-    rate that no ranks meet (says which can).
-
-    >>> ranks = choose_ranks(model, rate=0.9)  # doctest: +SKIP
+    singular values) most for its parameters, relative to what is kept already. A layer that would
+    get no smaller is not in the result. Raises `InputError` for a rate that no ranks meet.
     """
     check_rate(rate)
     layers, total = factorisable(model), parameters(model)
@@ -68,9 +63,8 @@ def choose_ranks(model: nn.Module, *, rate: float) -> Ranks:
 
 
 def factorise(model: Detector, ranks: Ranks) -> Detector:
-    """A new detector, whose layers in `ranks` are products of thin ones, as near as ranks allow.
-
-    Raises `InputError` for an unknown layer or a rank that it cannot have.
+    """A new detector, whose layers in `ranks` are products of thin ones, as near as ranks allow;
+    `InputError` for an unknown layer or a rank that it cannot have.
 
     >>> small = factorise(model, choose_ranks(model, rate=0.9))  # doctest: +SKIP
     """
@@ -86,8 +80,6 @@ def factorise(model: Detector, ranks: Ranks) -> Detector:
 def decompose(layer: nn.Module, ranks: tuple[int, ...]) -> nn.Sequential:
     """One layer as a product, equal at full rank: two linear or two 1x1 ones, or 1x1, k x k, 1x1.
 
-    Raises `InputError` for ranks that the layer cannot have.
-
     >>> layer, x = nn.Linear(8, 5), torch.randn(3, 8)
     >>> torch.allclose(decompose(layer, (5,))(x), layer(x), atol=1e-5)
     True
@@ -98,19 +90,18 @@ def decompose(layer: nn.Module, ranks: tuple[int, ...]) -> nn.Sequential:
         shape = tuple(weight.shape)
         raise InputError(f"ranks {tuple(ranks)} of a layer {shape}: 1 to {most} can be had")
     product = factors(layer, ranks)
-    found = _svd(weight.flatten(1), *ranks) if len(ranks) == 1 else _tucker2(weight, *ranks)
+    if len(ranks) == 1:
+        u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        root = s[: ranks[0]].sqrt()
+        found = [root[:, None] * v[: ranks[0]], u[:, : ranks[0]] * root]
+    else:
+        found = _tucker2(weight, *ranks)
     with torch.no_grad():
         for factor, values in zip(product, found, strict=True):
             factor.weight.copy_(values.view_as(factor.weight))
         if layer.bias is not None:
             product[-1].bias.copy_(layer.bias)
     return product.to(weight.device).train(layer.training)
-
-
-def _svd(weight: Tensor, rank: int) -> list[Tensor]:
-    u, s, v = torch.linalg.svd(weight, full_matrices=False)
-    root = s[:rank].sqrt()
-    return [root[:, None] * v[:rank], u[:, :rank] * root]
 
 
 def _tucker2(weight: Tensor, inputs: int, outputs: int) -> list[Tensor]:

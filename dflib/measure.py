@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from timeit import repeat
 
 import numpy as np
 
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError
 from data_prep.paths import lock
 
 # instruction sets that matter for small networks
@@ -32,10 +33,9 @@ PROCESSES = 5  # one process differs from the next by more than its own runs do
 BUSY = 0.1  # share of the cores' time that other processes took meanwhile: above, times mislead
 
 
-def macs(model) -> int:
-    """Multiply-accumulate operations of convolutions and linear layers for one image."""
-    if hasattr(model.features, "macs"):  # of a user's ONNX file
-        return model.features.macs(model.arch.size)
+def macs(model) -> float:
+    """Multiply-accumulate operations of convolutions and linear layers for one image; NaN for a
+    user's ONNX file."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,7 +46,7 @@ def macs(model) -> int:
         image = torch.empty(1, 3, model.arch.size, model.arch.size)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         twin(image)
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2 or math.nan
 
 
 def cost(model, deployed: Path, *, runs: int = 50) -> dict:
@@ -65,13 +65,12 @@ def cost(model, deployed: Path, *, runs: int = 50) -> dict:
 
 
 def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list[dict]:
-    """Latency at batch 1 (ms) and peak resident memory (MB) of files.
+    """Latency at batch 1 (ms) and peak resident memory (MB) of files, `runs` of each in all.
 
-    Each in five fresh processes, in turns, on `threads` pinned cores (the idlest), while no other
-    run of this user is timed; `runs` are divided among them. Of each file: {"latency_ms": {p50,
-    low, high (median, least and largest of the processes' medians), p95 (of all runs), busy (others
-    used the cores meanwhile), runtime, threads, cpu}, "peak_rss_mb"}. Raises `InputError` when one
-    cannot be run.
+    Each in five fresh processes, in turns, on `threads` pinned cores (the idlest). Of each file:
+    {"latency_ms": {p50, low, high (median, least and largest of the processes' medians), p95 (of
+    all runs), busy (others used the cores), runtime, threads, cpu}, "peak_rss_mb"}. Raises
+    `InputError` when one cannot be run.
 
     >>> profiles([Path("a.onnx"), Path("b.onnx")])[0]["latency_ms"]["p50"]  # doctest: +SKIP
     """
@@ -79,7 +78,9 @@ def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list
 
     turns: list[list[dict]] = []
     with alone():
-        cores = idlest_cores(threads)
+        load = dict(enumerate(psutil.cpu_percent(interval=0.2, percpu=True)))
+        idlest = sorted(own_cores(), key=lambda core: load.get(core, 0.0))[:threads]
+        cores = sorted(idlest)  # another worker may be training
         psutil.cpu_percent(percpu=True)
         began, used = time.monotonic(), sum(os.times()[:4])
         for _ in range(PROCESSES):
@@ -88,7 +89,15 @@ def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list
         percent = dict(enumerate(psutil.cpu_percent(percpu=True)))
     load = others_share([percent.get(core, 0.0) for core in own_cores()], wall, own)
     told = {"busy": load > BUSY, "threads": len(cores), "cpu": cpu_name()}
-    return [_summary(each, told) for each in zip(*turns, strict=True)]
+    found = []
+    for each in zip(*turns, strict=True):
+        medians = [float(np.median(turn["ms"])) for turn in each]
+        latency = {"p50": float(np.median(medians)), "low": min(medians), "high": max(medians)}
+        latency["p95"] = float(np.percentile([ms for turn in each for ms in turn["ms"]], 95))
+        rss = float(np.median([turn["peak_rss_mb"] for turn in each]))
+        latency |= told | {"runtime": each[0]["runtime"]}
+        found.append({"latency_ms": latency, "peak_rss_mb": rss})
+    return found
 
 
 def others_share(percent: Sequence[float], wall: float, own: float) -> float:
@@ -103,10 +112,9 @@ def others_share(percent: Sequence[float], wall: float, own: float) -> float:
 
 def _timed_apart(path: Path, runs: int, cores: list[int]) -> dict:
     """What `main` tells of a file in a fresh process."""
-    module = RUNNERS[choose("format", Path(path).suffix, RUNNERS)].__module__
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}  # as users run it
     env |= {"OMP_NUM_THREADS": str(len(cores)), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", module, *map(str, (path, runs, *cores))]
+    command = [sys.executable, "-m", "dflib.measure", *map(str, (path, runs, *cores))]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or "killed").splitlines()[-1]
@@ -114,22 +122,12 @@ def _timed_apart(path: Path, runs: int, cores: list[int]) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _summary(turns: Sequence[dict], told: dict) -> dict:
-    """`profiles` of one file, from what its processes told."""
-    medians = [float(np.median(turn["ms"])) for turn in turns]
-    latency = {"p50": float(np.median(medians)), "low": min(medians), "high": max(medians)}
-    latency["p95"] = float(np.percentile([ms for turn in turns for ms in turn["ms"]], 95))
-    rss = float(np.median([turn["peak_rss_mb"] for turn in turns]))
-    return {"latency_ms": latency | {"runtime": turns[0]["runtime"], **told}, "peak_rss_mb": rss}
-
-
 def speed(mine: dict, theirs: dict) -> dict:
     """Is the first of two `latency_ms` faster? {"ratio", "low", "high", "words"}.
 
     ratio: how many times faster, by medians; low, high: what the spreads of the processes allow.
-    words: "faster" | "slower" only where the spreads are apart, else "not told apart": as for times
-    of a busy machine (low 0, high infinite), and of other runtimes, processors or numbers of
-    threads (ratio NaN, too).
+    words: "faster" | "slower" where the spreads are apart, else "not told apart": as for times of a
+    busy machine, and of other runtimes, processors or numbers of threads.
 
     >>> here = {"runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
     >>> speed(here | {"p50": 2.0, "low": 1.8, "high": 2.5}, here | {"p50": 6, "low": 5, "high": 9})
@@ -152,14 +150,6 @@ def alone() -> Iterator[None]:
         yield
     finally:
         held.release()
-
-
-def idlest_cores(n: int) -> list[int]:
-    """The n cores of this process that did the least just now (another worker may be training)."""
-    import psutil
-
-    load = dict(enumerate(psutil.cpu_percent(interval=0.2, percpu=True)))
-    return sorted(sorted(own_cores(), key=lambda core: load.get(core, 0.0))[:n])
 
 
 def own_cores() -> list[int]:
@@ -197,35 +187,24 @@ def _peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 
-Runner = tuple[Callable[[np.ndarray], object], list[int], str]  # pixels -> logits, shape, runtime
-
-
-def _onnx(path: Path, threads: int) -> Runner:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    node = session.get_inputs()[0]
-    run = lambda x: session.run(None, {node.name: x})
-    return run, node.shape[1:], f"onnxruntime {ort.__version__}"
-
-
-RUNNERS = {".onnx": _onnx}  # dflib.edge.files adds ExecuTorch's
-
-
 def main() -> None:
     """A fresh process: FILE RUNS CORE …; prints its times as JSON."""
+    import onnxruntime as ort
+
     path, runs, *cores = sys.argv[1:]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, map(int, cores))
-    run, shape, runtime = RUNNERS[Path(path).suffix](Path(path), len(cores))
-    image = np.random.default_rng(0).random((1, *shape), dtype=np.float32)
-    times = [1e3 * s for s in repeat(partial(run, image), number=1, repeat=WARM_UP + int(runs))]
-    told = {"ms": times[WARM_UP:], "runtime": runtime, "peak_rss_mb": _peak_rss_mb()}
-    sys.stdout.write(json.dumps(told) + "\n")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = len(cores)
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    node = session.get_inputs()[0]
+    image = np.random.default_rng(0).random((1, *node.shape[1:]), dtype=np.float32)
+    run = partial(session.run, None, {node.name: image})
+    times = [1e3 * s for s in repeat(run, number=1, repeat=WARM_UP + int(runs))]
+    told = {"ms": times[WARM_UP:], "runtime": f"onnxruntime {ort.__version__}"}
+    sys.stdout.write(json.dumps(told | {"peak_rss_mb": _peak_rss_mb()}) + "\n")
 
 
 if __name__ == "__main__":

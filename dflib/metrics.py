@@ -1,11 +1,10 @@
 """How good a detector is, and how sure we are: metrics, intervals, calibration.
 
 A score is P(fake) in [0, 1]; label 1 is fake; an image is called fake where score >= threshold.
-Intervals are 95 % percentile intervals (Efron & Tibshirani 1993) of a bootstrap that draws whole
-groups (scenes) with replacement (Field & Welsh 2007). A draw with no real, or none of a set's
-fakes, is left out for that set. An interval is None where there is no honest one: draws=0, one
-group holds all reals or all fakes, under half of the draws define the metric. Draws that are all
-alike prove nothing: the ends are then as far apart as `beyond` says.
+Intervals are 95 % percentile intervals of a bootstrap that draws whole groups (scenes) with
+replacement (Field & Welsh 2007). None where there is no honest one: draws=0, one group holds all
+reals or all fakes, under half of the draws define the metric. Draws that are all alike prove
+nothing: the ends are then as far apart as `beyond` says.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,10 +35,9 @@ def evaluate(
 
     labels, scores, generators ("real" for reals), groups (None: each image its own), testsets (a
     generator is scored against the reals of its own one, where it has any, else all): (n,) each.
-    Values are fractions, never NaN: precision is None where nothing is called fake. auroc, ap: as
-    in scikit-learn; eer: FPR = FNR on the interpolated ROC curve; tpr_at_fpr: the best TPR at that
-    FPR or less; ece: in 15 bins, by chance too large (Bröcker 2012), so its interval is reflected
-    (2 x value - draw). Raises ValueError: bad input, one class.
+    precision is None where nothing is called fake. auroc, ap: as in scikit-learn; eer: FPR = FNR on
+    the interpolated ROC curve; tpr_at_fpr: the best TPR at that FPR or less; ece: in 15 bins, by
+    chance too large (Bröcker 2012), so its interval is reflected. ValueError: bad input, one class.
 
     >>> names = ["real", "real", "gan", "vae"]
     >>> table = evaluate([0, 0, 1, 1], [.1, .6, .4, .9], names, threshold=.5)
@@ -100,10 +98,9 @@ def per_scene(
 
 
 def best_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
-    """The threshold of the highest balanced accuracy: choose it on validation, then freeze it.
+    """The threshold of the highest balanced accuracy (Youden 1950), of equals the nearest to 0.5.
 
-    labels, scores: (n,) each. Candidates: midpoints of neighbouring scores, all fake, all real; of
-    equals, the nearest to 0.5 (Youden 1950). Raises ValueError: bad input, one class.
+    labels, scores: (n,) each. Raises ValueError: bad input, one class.
 
     >>> best_threshold([0, 0, 1, 1], [.1, .3, .5, .9])
     0.4
@@ -138,9 +135,7 @@ def resample(
     the difference of two arrays is a paired one, of which `combine` makes an interval.
 
     The second dict, {set: {metric: 1 - 0.025^(1 / n)}}, is how far the truth may lie from a metric
-    that no draw moves. n: the scenes that it rests on, of its own class, or the fewer of both.
-    Exact for a proportion, and a difference of two detectors that never differ (Clopper & Pearson
-    1934); rather too wide for the rest.
+    that no draw moves (exact for a proportion: Clopper & Pearson 1934). n: the scenes behind it.
 
     >>> values, bounds = resample([0, 0, 1, 1], [.1, .6, .4, .9], threshold=.5, draws=3)
     >>> values["all"]["auroc"].shape, round(bounds["all"]["recall"], 2)
@@ -172,15 +167,13 @@ def resample(
 
 
 def beyond(drawn: Mapping[str, np.ndarray], bounds: Mapping[str, float]) -> dict[str, float]:
-    """How much wider each metric's interval must be than its draws (…, 1 + draws): for `combine`.
-
-    Its bound where all draws are alike, else nothing; balanced accuracy may be still in one class.
-    """
+    """How much wider each metric's interval must be than its draws (…, 1 + draws), for `combine`:
+    its bound where all draws are alike, else nothing."""
     wider = {}
     for metric, values in drawn.items():
         found = values[..., 1:][np.isfinite(values[..., 1:])]
         wider[metric] = 0.0 if found.size and np.ptp(found) > 1e-12 else bounds[metric]
-    if wider.get("balanced_accuracy") == 0:
+    if wider.get("balanced_accuracy") == 0:  # it may be still in one class
         wider["balanced_accuracy"] = (wider.get("recall", 0) + wider.get("tnr", 0)) / 2
     return wider
 
@@ -189,11 +182,10 @@ def combine(values: Sequence[ArrayLike], wider: float = 0.0) -> dict:
     """Several seeds' arrays of `resample` (or differences of them) as one, with its interval.
 
     Returns {mean, ci95, seeds, std_seeds (between the seeds' values), std_images (of their mean,
-    from draw to draw: all seeds see the same images)}. Of one seed: the percentile interval of its
-    images. Else mean +- t (std_images^2 + std_seeds^2 / seeds)^.5, t with the degrees of freedom of
-    Satterthwaite 1946: Student's where seeds matter alone (or nothing was drawn), normal where
-    images do; rather too wide, as what image and seed do together counts twice. wider (`beyond`):
-    added at both ends. ci95 is None where any seed has none, or where it would have no width.
+    from draw to draw)}. Of one seed: the percentile interval of its images. Else mean +-
+    t (std_images^2 + std_seeds^2 / seeds)^.5, t with the degrees of freedom of Satterthwaite 1946;
+    rather too wide, as what image and seed do together counts twice. wider (`beyond`): added at
+    both ends. ci95 is None where any seed has none, or where it would have no width.
 
     >>> found = combine([[.5, .4, .6], [.7, .6, .8]])
     >>> round(found["mean"], 3), round(found["std_seeds"], 3), found["seeds"]
@@ -227,10 +219,8 @@ def _counts(codes: np.ndarray, draws: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _metrics(labels, scores, weights, threshold: float) -> dict[str, np.ndarray]:
-    """All metrics, (draws,) each, of images with falling scores (n,), weighted (n, draws).
-
-    ROC points: nothing is called fake, then all images down to a score; reals in a row are one.
-    """
+    """All metrics, (draws,) each, of images with falling scores (n,), weighted (n, draws)."""
+    # ROC points: nothing is called fake, then all images down to a score; reals in a row are one
     new = np.diff(scores, prepend=2.0) != 0  # equal scores stay together
     rises = np.bincount(np.cumsum(new) - 1, labels) > 0  # a fake has that score
     first = np.flatnonzero(new)[rises | np.append(True, rises[:-1])]
@@ -243,7 +233,8 @@ def _metrics(labels, scores, weights, threshold: float) -> dict[str, np.ndarray]
     tp, fp = (labels * called) @ weights, ((1 - labels) * called) @ weights
     tn = n_real - fp
     errors = scores - labels
-    gaps = np.where(_bin(scores) == np.arange(BINS)[:, None], errors, 0) @ weights
+    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], scores)
+    gaps = np.where(bins == np.arange(BINS)[:, None], errors, 0) @ weights
     rise = np.diff(hits, axis=0)  # of the ROC curve, at each point but the first
     precisions = hits[1:] / np.maximum(hits[1:] + alarms[1:], 1)
     wins = np.einsum("pd,pd->d", rise, 2 * n_real - alarms[1:] - alarms[:-1]) / 2
@@ -281,11 +272,6 @@ def _cumulated(weights: np.ndarray, upto: np.ndarray) -> np.ndarray:
     return below[upto]
 
 
-def _bin(scores: np.ndarray) -> np.ndarray:
-    """The bin of P(fake), of `BINS` equal ones, that each score lies in."""
-    return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], scores)
-
-
 def _value(drawn: ArrayLike) -> float | None:
     return float(drawn[0]) if np.isfinite(drawn[0]) else None
 
@@ -299,8 +285,7 @@ def _interval(drawn: np.ndarray, wider: float = 0.0, least=-np.inf, most=np.inf)
 
 
 def _with_reals(labels: np.ndarray, fakes: ArrayLike, testsets: ArrayLike | None) -> np.ndarray:
-    """The images of a set, (n,) of bool: its fakes, and the reals of their own test sets, else
-    all."""
+    """The images of a set, (n,) of bool: its fakes, and their own test sets' reals, else all."""
     fakes, real = np.asarray(fakes, bool), labels == 0
     if testsets is not None:
         testsets = np.asarray(testsets, str)
@@ -318,7 +303,7 @@ def _codes(groups: ArrayLike | None, labels: np.ndarray) -> np.ndarray:
     return pd.factorize(np.asarray(groups, object))[0]
 
 
-def _checked(labels, scores, *, classes: int = 2, **columns) -> tuple[np.ndarray, np.ndarray]:
+def _checked(labels, scores, **columns) -> tuple[np.ndarray, np.ndarray]:
     """labels as whole numbers, scores as floats; `ValueError` where they or a column do not fit."""
     labels, scores = np.asarray(labels), np.asarray(scores, float)
     for name, values in {"scores": scores, **columns}.items():
@@ -329,8 +314,6 @@ def _checked(labels, scores, *, classes: int = 2, **columns) -> tuple[np.ndarray
         raise ValueError(f"labels: expected 0 (real) or 1 (fake), got {np.unique(labels)[:9]}")
     if not ((scores >= 0) & (scores <= 1)).all():
         raise ValueError(f"scores: expected probabilities of fake in [0, 1], got {scores[:9]} …")
-    if len(np.unique(labels)) < classes:
-        raise ValueError(
-            "expected both real (0) and fake (1) images" if classes > 1 else "no images"
-        )
+    if len(np.unique(labels)) < 2:
+        raise ValueError("expected both real (0) and fake (1) images")
     return labels.astype(int), scores

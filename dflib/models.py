@@ -25,14 +25,13 @@ from data_prep.errors import InputError, check_rate, choose, short
 from data_prep.paths import written
 from dflib import backbones
 
-STACKS = {  # the authors' table: convolutions, hidden linear layers (see `_block`)
+STACKS = {  # the authors' table: convolutions, hidden linear layers
     "BL": ("64 64M 128 128M 256 256M 512M 128M", (256, 256)),
     "S60": ("32M 64M 128M 256M 128M 128 128", (128, 128)),
     "S70": ("32M 64M 128M 128M 128M 128", (128,)),
     "S80": ("32M 64M 128M 128M 128M 64 64", (128,)),
     "S90": ("32:1:32M 64:32:64M 64:64:64M 128:64:128M 128:128:64M", (128,)),
 }
-NAMES = tuple(STACKS)
 STUDENT_RATES = {0.6: "S60", 0.7: "S70", 0.8: "S80", 0.9: "S90"}
 FORMAT = "dflib-1"  # of checkpoints
 
@@ -122,10 +121,8 @@ class ConvBlock(nn.Sequential):
 
 
 class Adapter(ConvBlock):
-    """Depthwise 3x3 -> 1x1 -> BatchNorm -> ReLU (arXiv 2504.21066).
-
-    residual: relu(x + y) (He et al. 2015), where y is zero at first: x, a ReLU's output, comes out.
-    """
+    """Depthwise 3x3 -> 1x1 -> BatchNorm -> ReLU (arXiv 2504.21066). residual: relu(x + y), where y
+    is zero at first: x, a ReLU's output, comes out."""
 
     def __init__(self, width: int, *, residual: bool) -> None:
         super().__init__(width, Block(width, separable=True, mid=width, groups=width))
@@ -163,10 +160,8 @@ class Detector(nn.Module):
             self.set_submodule(name, factors(self.get_submodule(name), ranks))
 
     def set_front(self, front: str) -> None:
-        """What the network sees: "" is the pixels, "srm" high-pass residuals of the grey image.
-
-        Fridrich and Kodovsky 2012; in a network: arXiv 1805.04953. No weight changes.
-        """
+        """What the network sees: "" is the pixels, "srm" high-pass residuals of the grey image
+        (Fridrich and Kodovsky 2012; in a network: arXiv 1805.04953)."""
         self.arch = replace(self.arch, front=choose("front end", front, ("", "srm")))
         self.register_buffer("filters", SRM.float()[:, None] if front else None, persistent=False)
 
@@ -196,8 +191,6 @@ def _stack(arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
     for block in arch.blocks:
         features.append(ConvBlock(channels, block))
         channels, side = block.width, side // 2 if block.pool else side
-    if not side:
-        raise InputError(f"{arch.size} px are too few for so many pools")
     width = channels * side * side
     for dense in arch.head:
         head.extend([nn.Dropout(dense.dropout), nn.Linear(width, dense.width), nn.ReLU()])
@@ -246,13 +239,12 @@ def _block(word: str) -> Block:
 def architecture(name: str, *, size: int = 224, backbone: str = "vgg") -> Architecture:
     """The baseline "BL" or a student of the paper, "S60" … "S90"; size: a multiple of 32.
 
-    At 224 px: 4,590,786 / 1,800,066 / 1,340,418 / 902,146 / 441,378 parameters. backbone: of BL,
-    another's network instead of ours. Raises `InputError` for other names.
+    backbone: of BL, another's network instead of ours. Raises `InputError` for other names.
 
     >>> parameters(Detector(architecture("S90")))
     441378
     """
-    choose("model", name, NAMES)
+    choose("model", name, STACKS)
     if backbone != "vgg" and name == "BL":
         mean, std = backbones.normalisation(backbone)
         return Architecture(name, size, (), (), mean=mean, std=std, backbone=backbone)
@@ -265,8 +257,8 @@ def student(rate: float, *, size: int = 224, backbone: str = "vgg") -> Architect
     """The student with a share `rate` of BL's parameters removed, 0 < rate < 1.
 
     For the paper's rates at 224 px and its BL: the paper's own. Otherwise the nearest of them,
-    scaled to within 1 % of the target, in widths that are multiples of 16 (30 channels take more
-    time than 32), of 8, 4 or 1. Raises `InputError` for a rate that cannot be met.
+    scaled to within 1 % of the target, in widths that are multiples of 16 where possible. Raises
+    `InputError` for a rate that cannot be met.
 
     >>> student(0.9).name
     'S90'
@@ -295,10 +287,8 @@ def _fitting(arch: Architecture, target: float, step: int) -> Architecture:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if count(scaled(arch, middle, step)) <= target else (low, middle)
     options = [_filled(scaled(arch, factor, step), target) for factor in (low, high)]
-    strain = [
-        abs(math.log(option.head[0].width / (arch.head[0].width * factor)))
-        for option, factor in zip(options, (low, high), strict=True)
-    ]
+    asked = [arch.head[0].width * factor for factor in (low, high)]
+    strain = [abs(math.log(o.head[0].width / n)) for o, n in zip(options, asked, strict=True)]
     return options[strain.index(min(strain))]
 
 
@@ -312,7 +302,7 @@ def _filled(arch: Architecture, target: float) -> Architecture:
 
 
 def scaled(arch: Architecture, factor: float, step: int = 1) -> Architecture:
-    """Every width times `factor`, rounded to a multiple of `step`."""
+    """Every width times `factor`, as a multiple of `step`."""
     return _with_widths(arch, lambda layer, width: max(1, round(width * factor / step)) * step)
 
 
@@ -361,7 +351,7 @@ def nonzero(model: nn.Module) -> int:
 
 
 def save(model: Detector, path: Path) -> Path:
-    """Write weights as safetensors with the architecture in the metadata; atomically, no pickle."""
+    """Write weights as safetensors, the architecture in the metadata; atomically, no pickle."""
     return write(path, model.state_dict(), architecture=model.arch.to_json())
 
 
@@ -376,8 +366,8 @@ def write(path: Path, tensors: dict[str, Tensor], **metadata: str) -> Path:
 def load(path: Path, *, base: Detector | None = None) -> Detector:
     """Rebuild a detector from its checkpoint, in eval mode, on the CPU.
 
-    base: the model that a file of differences belongs to (`dflib.adapters.save_delta`). Raises
-    `InputError` for a file that is missing, damaged, not ours, of another base, or does not fit.
+    base: the model that a file of differences belongs to (`adapters.save_delta`). Raises
+    `InputError` for a file that is missing, damaged, not ours, or of another base.
     """
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path} is not there: python -m dflib results lists the runs")
@@ -406,10 +396,7 @@ def load(path: Path, *, base: Detector | None = None) -> Detector:
 
 
 def _built(architecture: str | None, tensors: dict[str, Tensor]) -> Detector:
-    """The detector of an architecture (JSON) with these weights.
-
-    Shapes are compared before anything is allocated, and whether an image goes through.
-    """
+    """The detector of an architecture (JSON); shapes are compared before anything is allocated."""
     arch = Architecture.from_json(architecture)
     with torch.device("meta"), torch.inference_mode():
         twin = Detector(arch).eval()

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -37,8 +36,8 @@ def magnitude_masks(model: nn.Module, *, rate: float, scope: str = "layer") -> M
     """Masks that keep the largest weights: a share `rate` of *all* parameters becomes zero.
 
     scope: "layer" removes the same share of every layer, "global" compares weights across layers
-    (Han et al. 2015, arXiv 1506.02626), and keeps a few of each (Tanaka et al., arXiv 2006.05467).
-    Raises `InputError` for a rate that the prunable weights cannot meet.
+    (arXiv 1506.02626), and keeps a few of each (arXiv 2006.05467). Raises `InputError` for a rate
+    that the prunable weights cannot meet.
 
     >>> apply_masks(model, magnitude_masks(model, rate=0.9))  # doctest: +SKIP
     """
@@ -103,10 +102,10 @@ def structured(
     """A new detector without the least important channels: a share `rate` of all parameters (`of`:
     of so many) is gone, to within 1 % of what stays.
 
-    importance: "l1" (group magnitude: DepGraph, arXiv 2301.12900), "taylor" (by the gradients on
-    `batches`, arXiv 1906.10771) or "random". scope: "layer" takes the same share of channels
-    everywhere, "global" compares scores. Widths are multiples of `round_to` where possible, `least`
-    or more. Raises `InputError` for a rate that no such widths meet (says which can).
+    importance: "l1" (DepGraph, arXiv 2301.12900), "taylor" (by the gradients on `batches`, arXiv
+    1906.10771) or "random". scope: "layer" takes the same share of channels everywhere, "global"
+    compares scores. Widths are multiples of `round_to` where possible, `least` or more. Raises
+    `InputError` for a rate that no such widths meet.
 
     >>> from dflib.models import architecture
     >>> small = structured(Detector(architecture("BL", size=32)), rate=0.9)
@@ -116,47 +115,30 @@ def structured(
     check_rate(rate)
     choose("scope", scope, SCOPES)
     total = of or parameters(model)
-    with _explained(model):
+    try:
         groups = [g for g in _groups(model, importance, batches) if len(g.scores) > least]
-        count = _counter(model, groups)
-        widths = _widths(groups, count, (1 - rate) * total, scope, round_to, least)
+        widths = _widths(model, groups, (1 - rate) * total, scope, round_to, least)
         small = _cut(model, groups, widths, f"-r{rate:g}")
-        _goes_through(small)
+        device = next(small.parameters()).device
+        with torch.no_grad():  # raises where layers no longer fit together
+            small.eval()(torch.zeros(1, 3, small.arch.size, small.arch.size, device=device))
+    except InputError:
+        raise
+    except Exception as error:  # whatever another's code or torch-pruning raises
+        what = f"no channels of {model.arch.backbone} can be cut ({short(str(error), 200)})"
+        raise InputError(f"{what}: CPF, CKD, CQ, CQ-S and LRF do without") from error
     met = 1 - parameters(small) / total
     if abs(met - rate) > within * (1 - rate):
         hint = "the most" if met < rate else "the nearest; a smaller round_to helps"
         limits = f"within {within:.0%} with {least} channels or more in each layer"
         raise InputError(f"rate {rate:g} cannot be met {limits}: {met:.4f} is {hint}")
-    return small
-
-
-@torch.no_grad()
-def _goes_through(model: Detector) -> None:
-    """Raises what torch does where layers no longer fit together."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()(torch.zeros(1, 3, model.arch.size, model.arch.size, device=device))
-    model.train(training)
-
-
-@contextmanager
-def _explained(model: Detector) -> Iterator[None]:
-    """Say why another's network cannot lose channels, whatever its code or torch-pruning raises."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        what = f"no channels of {model.arch.backbone} can be cut ({short(str(error), 200)})"
-        raise InputError(f"{what}: CPF, CKD, CQ, CQ-S and LRF do without") from error
+    return small.train()
 
 
 def gradually(
     model: Detector, *, rate: float, steps: int, tune: Callable[[Detector, int], object], **options
 ) -> Detector:
-    """`structured` in several steps of equal ratio; `tune(model, step)` after each but the last.
-
-    >>> gradually(model, rate=0.9, steps=3, tune=lambda m, i: run.fit(m, short))  # doctest: +SKIP
-    """
+    """`structured` in several steps of equal ratio; `tune(model, step)` after each but the last."""
     check_rate(rate)
     options["of"] = parameters(model)
     for i in range(1, steps):
@@ -199,18 +181,15 @@ def _groups(model: Detector, importance: str, batches: Batches) -> list[Group]:
                 if dim == 0 or getattr(layer, "groups", 1) == 1:  # else see `_tie`
                     scored.add_dep(item.dep, item.idxs)
                     scored[-1].root_idxs = item.root_idxs
-        if not any(_several(twin.get_submodule(name)) for name, _ in members):
+        layers = [twin.get_submodule(name) for name, _ in members]
+        # a convolution in groups of several channels keeps them all
+        if not any(getattr(m, "groups", 1) > 1 and m.weight.shape[1] > 1 for m in layers):
             found.append(Group(score(scored).detach().cpu(), members))
     for group in list(found):
         for name, dim in list(group.members):
             if dim == 1 and getattr(twin.get_submodule(name), "groups", 1) > 1:
                 _tie(group, name, found)
     return found
-
-
-def _several(layer: nn.Module) -> bool:
-    """A convolution in groups of several channels, which keeps them all."""
-    return getattr(layer, "groups", 1) > 1 and layer.weight.shape[1] > 1
 
 
 def _tie(group: Group, name: str, groups: list[Group]) -> None:
@@ -224,10 +203,8 @@ def _tie(group: Group, name: str, groups: list[Group]) -> None:
 
 
 def _counter(model: nn.Module, groups: list[Group]) -> Callable[[Tensor], Tensor]:
-    """Widths of all groups (… x groups) -> the parameters that stay, without cutting anything.
-
-    w' Q w, w = (1, widths): a weight is outputs x inputs x kernel, each a multiple of a width or 1.
-    """
+    """Widths of all groups (… x groups) -> the parameters that stay, w' Q w, w = (1, widths): a
+    weight is outputs x inputs x kernel, each a multiple of a width or 1."""
     place = {
         member: (i, len(follows) // len(group.scores))
         for i, group in enumerate(groups, 1)
@@ -244,9 +221,10 @@ def _counter(model: nn.Module, groups: list[Group]) -> Callable[[Tensor], Tensor
 
 
 def _widths(
-    groups: list[Group], count: Callable, target: float, scope: str, round_to: int, least: int
+    model: nn.Module, groups: list[Group], target: float, scope: str, round_to: int, least: int
 ) -> list[int]:
     """Channels to keep in each: bisect the share removed on the *rounded* widths, then fill up."""
+    count = _counter(model, groups)
     full = torch.tensor([len(g.scores) for g in groups])
     scores = torch.cat([g.scores / g.scores.mean().clamp_min(1e-12) for g in groups])
     rank = scores.argsort(stable=True).argsort() / len(scores)  # so that equals are cut as well

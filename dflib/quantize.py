@@ -6,18 +6,14 @@ from __future__ import annotations
 
 import io
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import onnx
-import pandas as pd
 from google.protobuf.message import DecodeError
 from onnxruntime.quantization import CalibrationMethod, quantize_dynamic, quantize_static
-from onnxruntime.quantization import qdq_loss_debug as debug
 
 from data_prep.errors import InputError, choose
 from data_prep.paths import written
@@ -33,7 +29,6 @@ FEWEST = 16  # calibration images: fewer say too little about an activation's ra
 
 def dynamic_linear(source: Path, target: Path) -> Path:
     """An int8 file of an fp32 ONNX file: linear layers alone, activations are quantized on the fly.
-
     Raises `InputError` when the source is missing, damaged, or has no linear layer.
 
     >>> dynamic_linear(Path("model.onnx"), Path("model.int8.onnx"))  # doctest: +SKIP
@@ -56,12 +51,11 @@ def static_int8(
 ) -> Path:
     """An int8 file of an fp32 ONNX file: convolutions and linear layers, QDQ, weights per channel.
 
-    part: *training* images, of which up to `images` (`calibration_images`) give each activation its
-    range: by its extremes ("minmax"), the least Kullback-Leibler divergence ("entropy") or the
-    99.999th percentile ("percentile"); Krishnamoorthi 2018, arXiv 1806.08342.
-    keep_float: names of `layers` that stay in float. So does the last one (with 8-bit logits many
-    images would share a score), and what comes before the first. Raises `InputError` when the
-    source is missing, damaged or has nothing to quantize, or for too few calibration images.
+    part: *training* images, of which up to `images` give each activation its range (arXiv
+    1806.08342), by one of CALIBRATIONS. keep_float: names of `layers` that stay in float. So does
+    the last one (with 8-bit logits many images would share a score), and what comes before the
+    first. Raises `InputError` when the source is missing, damaged or has nothing to quantize, or
+    for too few calibration images.
 
     >>> static_int8(Path("model.onnx"), Path("int8.onnx"), data.train)  # doctest: +SKIP
     """
@@ -87,10 +81,8 @@ def static_int8(
 
 
 def layers(source: Path) -> dict[str, str]:
-    """Convolutions and linear layers of an fp32 ONNX file, by their names in the model -> nodes.
-
-    Where the exporter has renamed a weight (it folded a BatchNorm in), the node's path is the name.
-    """
+    """Convolutions and linear layers of an fp32 ONNX file, by their names in the model -> nodes; by
+    the node's path where the exporter has renamed a weight (it folded a BatchNorm in)."""
     graph = onnx.load(source).graph
     weights = {t.name for t in graph.initializer} - {"filters"}  # of the front end
     found = [n for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
@@ -117,38 +109,6 @@ def calibration_images(part: Part, images: int) -> np.ndarray:
     return np.ascontiguousarray(chosen.transpose(0, 3, 1, 2), dtype=np.float32) / 255
 
 
-def signal_to_noise(
-    source: Path, quantized: Path, part: Part, *, images: int = FEWEST
-) -> pd.DataFrame:
-    """What each layer (row) lost, in decibels: at 20 the noise is a tenth of the signal.
-
-    Columns: weights (its own rounding), output (of `quantized` against `source`, all noise up to
-    here, mean over images of `part`). NaN: stays in float.
-    """
-    errors = []
-    with tempfile.TemporaryDirectory() as folder:
-        copies = [Path(folder) / name for name in ("float.onnx", "quantized.onnx")]
-        every = [f"{folder}/all-{copy.name}" for copy in copies]  # putting out every tensor
-        for path, copy, file in zip((source, quantized), copies, every, strict=True):
-            shutil.copy(path, copy)  # as it writes beside what it reads
-            debug.modify_model_output_intermediate_tensors(copy, file)
-        for image in calibration_images(part, images)[:, None]:  # all activations are in memory
-            exact, noisy = (debug.collect_activations(file, [{"pixels": image}]) for file in every)
-            matched = debug.create_activation_matching(noisy, exact)
-            found = debug.compute_activation_error(matched)
-            errors.append({name: each["xmodel_err"] for name, each in found.items()})
-        weights = debug.compute_weight_error(debug.create_weight_matching(*map(str, copies)))
-    output, graph = pd.DataFrame(errors).mean(), onnx.load(source).graph.node
-    relu = {n.input[0]: n.output[0] for n in graph if n.op_type in ("Relu", "Clip")}
-    tensors = {n.name: relu.get(n.output[0], n.output[0]) for n in graph}
-    rows = {
-        layer: (weights.get(f"{layer}.weight"), output.get(tensors[node]))
-        for layer, node in layers(source).items()
-    }
-    table = pd.DataFrame.from_dict(rows, "index", dtype=float, columns=["weights", "output"])
-    return table.rename_axis("layer")
-
-
 class _Reader:
     """Calibration images as ONNX Runtime asks for them, some batches of 8 at a time."""
 
@@ -167,10 +127,7 @@ class _Reader:
 
 @contextmanager
 def _quantizing(source: Path, target: Path) -> Iterator[tuple[onnx.ModelProto, Path]]:
-    """The model in `source`, and a file that becomes `target` when all went well.
-
-    Without shapes of intermediate tensors: before 1.31 the quantizer trips over weights' old ones.
-    """
+    """The model in `source`, and a file that becomes `target` when all went well."""
     if not Path(source).is_file():
         raise InputError(f"{source} is not there: export the model first, dflib.export.to_onnx")
     root = logging.getLogger()
@@ -180,11 +137,10 @@ def _quantizing(source: Path, target: Path) -> Iterator[tuple[onnx.ModelProto, P
             model = onnx.load(source)
             if not model.graph.node:
                 raise onnx.checker.ValidationError("an empty graph")
-            del model.graph.value_info[:]
+            del model.graph.value_info[:]  # before 1.31 the quantizer trips over old shapes
             yield model, new
     except (onnx.checker.ValidationError, DecodeError) as error:
-        message = f"{source} is damaged or no ONNX file: export the model again"
-        raise InputError(f"{message}, dflib.export.to_onnx") from error
+        raise InputError(f"{source} is damaged or no ONNX file: export the model again") from error
     finally:
         root.level = level
 

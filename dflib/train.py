@@ -51,7 +51,6 @@ class Recipe:
     label_smoothing: float = 0.0
     patience: int = 0  # epochs without a better val_auroc; the best one's weights count. 0: no end
     augment: bool = True
-    blur_jpeg: float = 0.0  # probability of a blur, and of a JPEG, of an image (arXiv 1912.11035)
     ema: float = 0.0  # decay a step of the averaged weights, which are then what counts; 0: none
     amp: bool = True
     seed: int = 0
@@ -90,13 +89,13 @@ def fit(
     checkpoint: Path | None = None,
     device: torch.device | None = None,
 ) -> pd.DataFrame:
-    """Train `model` in place on `data.train`, watching `data.val`; returns a row for each epoch.
+    """Train `model` in place on `data.train`, watching `data.val`; returns a row for each epoch:
+    COLUMNS, seconds, cpu_seconds.
 
     loss: cross-entropy unless given. after_step: pruning puts its zeros back, say. checkpoint:
     written after each epoch; from one, training goes on to the same end as without interruption.
-    Columns: epoch, lr, loss, accuracy (training batches), val_loss, val_accuracy, val_auroc,
-    seconds, cpu_seconds. Raises `InputError` for a checkpoint of another recipe or model, a batch
-    of 1, no trainable parameters, an infinite loss.
+    Raises `InputError` for a checkpoint of another recipe or model, a batch of 1, no trainable
+    parameters, an infinite loss.
 
     >>> fit(model, data, Recipe(epochs=3))  # doctest: +SKIP
     """
@@ -127,7 +126,10 @@ def fit(
             history.append(row | took)
             if recipe.patience and _best(history) == len(history):
                 state["best"] = {k: v.cpu().clone() for k, v in kept.state_dict().items()}
-            _save(checkpoint, parts, state, recipe)
+            if checkpoint:
+                states = {name: part.state_dict() for name, part in parts.items()}
+                with written(checkpoint) as new:
+                    torch.save({"parts": states, "state": state, "recipe": asdict(recipe)}, new)
             if on_epoch:
                 on_epoch(pd.DataFrame(history))
     model.load_state_dict(state["best"] or kept.state_dict())
@@ -166,11 +168,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the model's weights and BatchNorm statistics.
-
-    average = d * average + (1 - d) * weights, d = min(decay, (1 + t) / (10 + t)) in step t: a short
-    training is not held back by where it began (TensorFlow's rule; Polyak and Juditsky 1992).
-    """
+    """An exponential moving average of weights and BatchNorm statistics (Polyak and Juditsky 1992),
+    of decay min(decay, (1 + t) / (10 + t)) in step t: TensorFlow's rule, for short trainings."""
 
     @torch.no_grad()
     def mean(averages: list[Tensor], weights: list[Tensor], t: Tensor) -> None:
@@ -225,7 +224,7 @@ def _train_mode(model: nn.Module, *, freeze_bn: bool = False) -> None:
 def _train_epoch(part, recipe, loss, hooks, epoch, *, model, optimizer, schedule, scaler, **_):
     _train_mode(model, freeze_bn=recipe.freeze_bn)
     seed = recipe.seed * 100_003 + epoch  # its own: a resumed epoch is the same
-    number = epoch % recipe.views if recipe.views else None
+    number = epoch % max(1, recipe.views)  # of the view
     torch.manual_seed(seed)
     device = next(model.parameters()).device
     order = torch.Generator().manual_seed(seed)
@@ -233,10 +232,10 @@ def _train_epoch(part, recipe, loss, hooks, epoch, *, model, optimizer, schedule
     for images, labels, rows in part.indexed(recipe.batch, device=device, shuffle=order):
         if len(images) < 2:
             continue  # BatchNorm cannot normalise a single image
-        x = pixels(augment.blur_jpeg(images, recipe.blur_jpeg) if recipe.blur_jpeg else images)
-        place = None if number is None else (number, rows, len(part))
+        x = pixels(images)
+        place = (number, rows, len(part)) if recipe.views else None
         if recipe.augment:
-            x = augment.augmented(x) if place is None else augment.view(x, rows, number)
+            x = augment.view(x, rows, number) if recipe.views else augment.augmented(x)
         with _autocast(device, recipe.amp):
             z = model(x)
             value = loss(z.float(), labels, x, place)
@@ -277,16 +276,8 @@ def _best(history: list[dict]) -> int:
     return max(history, key=lambda row: row["val_auroc"], default={"epoch": 0})["epoch"]
 
 
-def _save(path: Path | None, parts: dict, state: dict, recipe: Recipe) -> None:
-    if path:
-        states = {name: part.state_dict() for name, part in parts.items()}
-        with written(path) as new:
-            torch.save({"parts": states, "state": state, "recipe": asdict(recipe)}, new)
-
-
 def _resume(path: Path | None, parts: dict, recipe: Recipe) -> dict:
-    """The state in a checkpoint, its parts loaded; that of the beginning for none or a damaged
-    one."""
+    """The state in a checkpoint, its parts loaded; the beginning's for none or a damaged one."""
     beginning = {"history": [], "best": None}
     if path is None or not Path(path).exists():
         return beginning

@@ -210,7 +210,7 @@ def test_an_onnx_detector_computes_what_it_did(outputs, fake_index, last, tmp_pa
         wanted = 1 - wanted if outputs == 1 and not fake_index else wanted
         torch.testing.assert_close(model(x).softmax(1)[:, 1], wanted)
     assert models.parameters(model) >= sum(p.numel() for p in theirs.parameters())
-    assert measure.macs(model) == 16 * 16 * 8 * 27 + 32 * outputs
+    assert math.isnan(measure.macs(model))  # what is in the file is not counted
     written = export.to_onnx(model, tmp_path / "model.onnx")
     data = toy()
     int8 = quantize.static_int8(written, tmp_path / "int8.onnx", data.train)
@@ -238,7 +238,6 @@ def test_an_onnx_detector_computes_what_it_did(outputs, fake_index, last, tmp_pa
         ({"method": "TL+FT", "source": "imagenet"}, "source imagenet is a pretrained network: set"),
         ({"backbone": "timm/vit_tiny_patch16_224", "size": 224, "method": "CPF-S"}, "can be cut"),
         ({"backbone": "OWN:two", "method": "CPF-S", "rate": 0.999}, "rate 0.999 cannot be met"),
-        ({"views": 4, "blur_jpeg": 0.1, "method": "CKD"}, "set one of the two"),
         ({"teacher": "no-run", "method": "CKD"}, "unknown run 'no-run'"),
     ],
 )

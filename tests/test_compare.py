@@ -242,7 +242,7 @@ def test_records_of_older_code_stand_in_the_row_of_the_same_settings(write, tmp_
     write("BL", seed=0)
     file = tmp_path / "faces" / "strict" / "BL" / write("BL", seed=1) / "result.json"
     record = json.loads(file.read_text())
-    for unset in ("blur_jpeg", "front", "hold_out"):  # recorded only where they were on
+    for unset in ("front", "hold_out"):  # recorded only where they were on
         record["params"].pop(unset)
     file.write_text(json.dumps(record | {"params": record["params"] | {"attention": 0.0}}))
     write("BL", older={"pairs": True})

@@ -415,14 +415,14 @@ def test_a_damaged_file_of_a_dataset_is_named(mine, data_root, file, contents):
 def test_relative_roots_are_made_absolute_once(tmp_path, monkeypatch):
     """Whoever starts from here, and in whatever folder it works, means the same folders."""
     monkeypatch.chdir(tmp_path)
-    given = {"DFLIB_DATA": "some/data", "DFLIB_OUTPUTS": "./out", "DFLIB_ATTACHED": "a:b"}
+    given = {"DFLIB_DATA": "some/data", "DFLIB_OUTPUTS": "./out"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     here = [paths.data_root(), paths.outputs_root()]
     monkeypatch.chdir("/")
     assert here == [tmp_path / "some/data", tmp_path / "out"]
     assert here == [paths.data_root(), paths.outputs_root()]
-    expected = [f"{tmp_path}/some/data", f"{tmp_path}/out", f"{tmp_path}/a:{tmp_path}/b"]
+    expected = [f"{tmp_path}/some/data", f"{tmp_path}/out"]
     assert [os.environ[name] for name in given] == expected  # what a process started here inherits
 
 

@@ -16,7 +16,6 @@ import pytest
 from made import python
 from test_study import command, kernels_below, tiny, wait_for
 
-from dflib.show import report
 from dflib.study import engine, runs
 
 CODES = ("BL", "CQ")
@@ -225,21 +224,3 @@ def test_a_killed_worker_takes_its_kernel_with_it_and_the_run_is_made_elsewhere(
     said, _ = driver.communicate(timeout=900)
     assert driver.returncode == 0, said
     completes(tiny_dataset, outputs, undisturbed)
-
-
-def test_runs_on_a_read_only_attached_folder_are_found_and_new_ones_go_to_the_outputs(
-    tiny_dataset, undisturbed, outputs, mounted, monkeypatch
-):
-    attached = mounted("--bind", "-o", "ro", str(outputs))
-    with pytest.raises(OSError, match="Read-only"):
-        (attached / "new").mkdir()
-    new = outputs.parent / "new"
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(new))
-    monkeypatch.setenv("DFLIB_ATTACHED", str(attached.parents[2]))
-    completes(tiny_dataset, new, undisturbed)
-    baseline, quantized = (s.folder for s in tiny(tiny_dataset, *CODES))
-    assert baseline.is_relative_to(attached) and quantized.is_relative_to(new)
-    assert [p.parents[2].name for p in new.glob("*/*/*/*/result.json")] == ["strict"]
-    assert runs.find(baseline.name) == baseline
-    assert baseline.name in report.write().read_text()
-    assert runs.own(baseline).is_relative_to(new) and runs.own(quantized) == quantized

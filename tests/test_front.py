@@ -75,7 +75,6 @@ def test_the_exported_file_holds_it_and_int8_leaves_it_in_float(toy, tmp_path):
     assert kinds.count("DequantizeLinear") >= 8
     values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     assert values[graph.node[first].input[1]] <= 2.01 / 255  # of 16 grey levels: an eighth of one
-    assert quantize.signal_to_noise(file, int8, images.train)["output"].iloc[0] > 25
 
 
 def test_compression_and_adapters_keep_it():

@@ -31,7 +31,7 @@ WRONG = {
     "hold_out": [True, ["gan"]],
     "size": ["big", 33, 0, 10**6],
     "calibration_images": [1, 10**9],
-    "blur_jpeg": [-0.1, 1e-300],
+    "label_smoothing": [-0.1, 1e-300],
 }
 NEAREST = {
     "epoch": (3, "unknown setting 'epoch', did you mean 'epochs'"),

@@ -89,7 +89,7 @@ def cut_after(epochs: int):
 
 @pytest.mark.parametrize(
     "options",
-    [{"patience": 50}, {"ema": 0.9, "patience": 50, "amp": False}, {"ema": 0.5, "blur_jpeg": 0.5}],
+    [{"patience": 50}, {"ema": 0.9, "patience": 50, "amp": False}, {"ema": 0.5}],
     ids=str,
 )
 @pytest.mark.parametrize("after", [1, 3])

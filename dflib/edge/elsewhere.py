@@ -142,5 +142,5 @@ def _made_for(run: str) -> tuple[dict, Path]:
     """Dataset and protocol that a detector was made with, and where its records go."""
     if Path(run).is_file():
         return {"dataset": "", "protocol": "strict"}, Path(f"{run}.tests")
-    folder = runs.own(runs.find(run))
+    folder = runs.find(run)
     return records.read(folder), folder / "tests"

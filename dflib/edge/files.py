@@ -39,12 +39,10 @@ def export_run(
 ) -> dict:
     """Write a finished run's model to `out`, and for ONNX a `predict.py` beside it.
 
-    format: onnx | onnx-int8 (static; the run's own file where it has one) | executorch (XNNPACK).
-    page: and a page for the browser (`edge.page`). force: also over files that are not ours.
-    Returns {"file", "bytes", "parity", "flag"}: parity with the run's float model on the whole test
-    set, as `export.judged` takes it. Raises `InputError` where something fails: nothing is written.
-
-    >>> export_run("CKD-r90-s0-32px-1f0c9a2b", format="onnx", out="edge/it.onnx")  # doctest: +SKIP
+    format: of FORMATS; onnx-int8 is the run's own file where it has one. page: and a page for the
+    browser. force: also over files that are not ours. Returns {"file", "bytes", "parity" (with the
+    run's float model on the whole test set), "flag"}. `InputError` where something fails: nothing
+    is written.
     """
     choose("format", format, FORMATS)
     out, folder, suffix = Path(out), runs.find(str(run)), FORMATS[format]
@@ -168,9 +166,6 @@ def replacing(folder: Path, names: Sequence[str], *, force: bool = False) -> Ite
 
     Raises `InputError` where `folder` cannot be written to, or a file of such a name is there and
     not ours (unless `force`).
-
-    >>> with replacing(Path("edge"), ["detector.onnx"]) as new:  # doctest: +SKIP
-    ...     to_onnx(model, new / "detector.onnx")
     """
     for path in (Path(folder) / name for name in names):
         if path.is_dir():

@@ -1,6 +1,7 @@
 """A page that runs an exported ONNX file in the browser, with onnxruntime-web beside it."""
 
 import base64
+import filecmp
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from data_prep.errors import InputError
+from data_prep.paths import written
 
 VERSION = "1.22.0"
 CHECKSUM = (  # SHA-512, npm's own
@@ -21,8 +23,7 @@ NEEDED = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threa
 
 
 def check(result: dict) -> None:
-    """Raise `InputError` for a run of mode texture_crop, which the page cannot prepare, or when
-    onnxruntime-web is not to be had."""
+    """Raise `InputError` for what the page cannot prepare, or without onnxruntime-web."""
     if (mode := result["params"]["mode"]) == "texture_crop":
         name = result["run_id"]
         raise InputError(f"{name}: the page cannot prepare images by {mode}; use predict.py")
@@ -31,10 +32,8 @@ def check(result: dict) -> None:
 
 def names(folder: Path) -> list[str]:
     """The page's files that are to be written to a folder: not those that are there, the same."""
-    runtime = _runtime()
-    there = {name for name in NEEDED if (folder / name).is_file()}
-    same = {n for n in there if (folder / n).read_bytes() == (runtime / n).read_bytes()}
-    return ["index.html", *(name for name in NEEDED if name not in same)]
+    new = filecmp.cmpfiles(_runtime(), folder, NEEDED, shallow=False)[1:]  # other, or not there
+    return ["index.html", *new[0], *new[1]]
 
 
 def make(folder: Path, model: str, result: dict) -> str:
@@ -59,16 +58,14 @@ def _runtime() -> Path:
     try:
         archive = httpx.get(URL, timeout=60, follow_redirects=True).raise_for_status().content
     except httpx.HTTPError as error:
-        raise InputError(
-            f"the page needs onnxruntime-web, and {URL} cannot be had ({error}): put its dist/ "
-            f"files {', '.join(NEEDED)} into {cache}, or go without --page"
-        ) from error
+        what = f"the page needs onnxruntime-web, and {URL} cannot be had ({error})"
+        mend = f"put its dist/ files {', '.join(NEEDED)} into {cache}, or go without --page"
+        raise InputError(f"{what}: {mend}") from error
     if base64.b64encode(hashlib.sha512(archive).digest()).decode() != CHECKSUM:
         raise InputError(f"{URL} has another checksum than version {VERSION}: nothing was kept")
     cache.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         for name in NEEDED:
-            new = cache / f"{name}.new"
-            new.write_bytes(tar.extractfile(f"package/dist/{name}").read())
-            new.replace(cache / name)
+            with written(cache / name) as new:
+                new.write_bytes(tar.extractfile(f"package/dist/{name}").read())
     return cache

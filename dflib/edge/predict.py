@@ -19,9 +19,7 @@ class Predictor:
     """A detector for single images: {"probability", "label", "threshold", "error"} of each.
 
     run: a run id, a run folder, or a `.safetensors` or `.onnx` file (then with a threshold of 0.5,
-    and images squashed to the square); else `InputError`. A bad image is answered with its error.
-
-    >>> Predictor("outputs/demo/strict/BL/…")(Path("photo.jpg"))  # doctest: +SKIP
+    and images squashed to the square); else `InputError`.
     """
 
     def __init__(self, run: str | Path) -> None:
@@ -58,10 +56,7 @@ class Predictor:
 
 
 def files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files named, and those in the folders named; `InputError` where there is none.
-
-    >>> list(files(["photo.jpg", "holiday/"]))  # doctest: +SKIP
-    """
+    """The files named, and those in the folders named; `InputError` where there is none."""
     for path in map(Path, paths):
         found = list(walk(path)) if path.is_dir() else [path]
         if not found or not path.exists():

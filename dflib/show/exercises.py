@@ -16,9 +16,8 @@ FOLDER = PROJECT / "notebooks"
 
 
 def check(number: str, attempt: Callable) -> Markdown:
-    """Try a reader's function on the exercise's cases, and say what came out, with a hint.
-
-    Lists of numbers reach it as tensors. What it raises is told with its line, not raised.
+    """Try a reader's function on the exercise's cases, and say what came out, with a hint. Lists of
+    numbers reach it as tensors; what it raises is told with its line.
 
     >>> check("02.1", images_needed)                                # doctest: +SKIP
     """
@@ -32,7 +31,10 @@ def check(number: str, attempt: Callable) -> Markdown:
                 return Markdown(f"… **Not filled in yet**: {call} returns nothing.")
             found = np.asarray(answer, dtype=float)
         except Exception as error:  # whatever the reader's own line raises
-            return Markdown(f"✘ {call} stops{_where(error)} **Hint**: {exercise['hint']}")
+            frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is ours
+            line = f" at line {frames[0].lineno}, `{frames[0].line}`" if frames else ""
+            why = f"{type(error).__name__}, {str(error).rstrip('.')}"
+            return Markdown(f"✘ {call} stops{line}: {why}. **Hint**: {exercise['hint']}")
         if not _equal(found, case["right"]):
             hints = [w["hint"] for w in case.get("wrong", ()) if _equal(found, w["gives"])]
             hint = hints[0] if hints else exercise["hint"]
@@ -48,13 +50,6 @@ def _equal(found: np.ndarray, other: float | list) -> bool:
 
 def _short(value: float | list | np.ndarray) -> str:
     return str(np.round(value, 4).tolist())
-
-
-def _where(error: Exception) -> str:
-    """The line of the attempt at which it stopped, and why; the first frame is our own."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    line = f" at line {frames[0].lineno}, `{frames[0].line}`" if frames else ""
-    return f"{line}: {type(error).__name__}, {str(error).rstrip('.')}."
 
 
 def quiz(number: str) -> HTML:

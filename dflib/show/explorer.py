@@ -1,6 +1,5 @@
 """What the explorer shows, as data: studies, cards, flips, one's own image; and what of it needs no
-kernel as one file, `explorer.html`, which itself only counts decisions at another threshold.
-"""
+kernel as one file, `explorer.html`."""
 
 import base64
 import io
@@ -48,7 +47,7 @@ UPLOADS = f"{', '.join(FORMATS)}; at most {UPLOAD_MB} MB, {UPLOAD_MEGAPIXELS} me
 
 @dataclass(frozen=True)
 class Study:
-    """A BL, and the runs that are held against it (`compare.baseline`): on the same images.
+    """A BL, and the runs that are held against it: on the same images.
 
     results: by run id, BL's too, as `compare.load` gives them; every: all runs, of other seeds too.
     """
@@ -72,10 +71,8 @@ class Study:
         return table.assign(name=table["run"].where(~twice, table["run"] + hashes))
 
     def spec(self, method: str, rate: float | None) -> runs.Spec:
-        """The request for such a run with the settings of the others; BL's win.
-
-        Raises `InputError` as `runs.spec` does, and for a setting that only older code knew.
-        """
+        """The request for such a run with the settings of the others; BL's win. `InputError` as of
+        `runs.spec`, and for a setting that only older code knew."""
         every = [*self.results.values(), self.base]
         settings = {k: v for r in every for k, v in r["params"].items() if k in DEFAULTS or v}
         source = next((r["source"] for r in every if r["source"]), None)
@@ -104,10 +101,8 @@ def studies(dataset: str = "", protocol: str = "") -> list[Study]:
 
 
 def cards(study: Study, run_id: str) -> pd.DataFrame:
-    """What a run has, a row each: value, against (BL, in words), shown (gain | loss | none shown).
-
-    The verdict is `compare.verdict`'s: of these weights, and with other seeds of the method.
-    """
+    """What a run has, a row each: value, against (BL, in words), shown (gain | loss | none shown);
+    the verdict of these weights, and with other seeds of the method."""
     result, run = study.results[run_id], study.rows.loc[run_id]
     base, found = study.rows.loc[study.base["run_id"]], {}
     for title, (column, unit, form) in COSTS.items():
@@ -157,8 +152,7 @@ def compared(study: Study, run_id: str) -> pd.DataFrame:
 
 
 def chosen(table: pd.DataFrame, choice: str) -> list[int]:
-    """Positions of the test images of `compared` of a choice, those whose score moved most
-    first."""
+    """Positions of the test images of `compared` of a choice, those that moved most first."""
     moved = (table["score"] - table["base_score"]).abs()[table["became"] == choice]
     return moved.sort_values(ascending=False, kind="stable").index.tolist()
 
@@ -170,8 +164,8 @@ def overlay(images: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def looks(images: np.ndarray, folders: Sequence[Path]) -> np.ndarray:
-    """Each image as it is looked at: itself, its residual (8 times, around grey), and for each run
-    Grad-CAM of "fake" over it. uint8, N x H x W x 3 -> N x (2 + runs) x H x W x 3."""
+    """Each image, its residual (8 times, around grey), and for each run Grad-CAM of "fake" over it.
+    uint8, N x H x W x 3 -> N x (2 + runs) x H x W x 3."""
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     grey = np.clip(128 + 8 * explain.residual(batch), 0, 255)
     tiles = [images, np.repeat(grey[..., None], 3, -1)]
@@ -182,8 +176,8 @@ def looks(images: np.ndarray, folders: Sequence[Path]) -> np.ndarray:
 
 
 def check_upload(content: bytes) -> Image.Image:
-    """An uploaded image as upright RGB, decoded in memory; raises `InputError` for a bad file.
-    Bytes, kind (of the content, never of the name) and sides are checked before it is decoded."""
+    """An uploaded image as upright RGB, decoded in memory; `InputError` for a bad file. Bytes, kind
+    (of the content) and sides are checked before it is decoded."""
     if len(content) > 1e6 * UPLOAD_MB:
         raise InputError(f"the file has {len(content) / 1e6:.1f} MB: take {UPLOADS}")
     try:
@@ -207,8 +201,7 @@ def answer(content: bytes, study: Study, run_ids: Sequence[str]) -> tuple[pd.Dat
 
 
 def write(path: Path | None = None) -> Path:
-    """Write the page of all finished runs that have a BL; returns its path, by default
-    `explorer.html` in the outputs root."""
+    """Write the page of all finished runs that have a BL, by default to `explorer.html`."""
     path = Path(path or outputs_root() / "explorer.html")
     found = list(filter(None, map(_on_page, studies())))
     about = {"studies": found, "titles": {row.code: row.title for row in METHODS.values()}}
@@ -230,7 +223,10 @@ def _on_page(study: Study) -> dict | None:
         return None
     test = of_runs[study.base["run_id"]]
     names = sorted(set(test["generator"]) - {"real"})
-    shown = _telling(of_runs)
+    # images that most runs decide unlike BL, then those of BL's worst errors
+    flips = sum(table["flip"].to_numpy(int) for table in of_runs.values())
+    error = (test["label"] - test["base_score"]).abs().to_numpy()
+    shown = np.lexsort((-error, -flips))[:PICTURES].tolist()
     return {
         "title": study.title,
         "left_out": left_out,
@@ -269,17 +265,8 @@ def _run(study: Study, run_id: str, table: pd.DataFrame) -> dict:
     }
 
 
-def _telling(of_runs: dict[str, pd.DataFrame]) -> list[int]:
-    """Positions of the test images that most runs decide unlike BL, then of BL's worst errors."""
-    flips = sum(table["flip"].to_numpy(int) for table in of_runs.values())
-    first = next(iter(of_runs.values()))
-    error = (first["label"] - first["base_score"]).abs().to_numpy()
-    return np.lexsort((-error, -flips))[:PICTURES].tolist()
-
-
 def _pictures(study: Study, shown: list[int]) -> str:
-    """Those test images on one sheet, `COLUMNS` in a row, as a data address; "" if they are
-    gone."""
+    """Those test images on one sheet, `COLUMNS` in a row; "" if they are gone."""
     try:
         test = study.data.test
         images = [Image.fromarray(test.image(i)).resize((SIDE, SIDE)) for i in shown]

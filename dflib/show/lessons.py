@@ -38,15 +38,12 @@ COSTS = {
 
 def begin() -> None:
     """Print what belongs to every result: versions and device."""
-    device = train.best_device()
-    sys.stdout.write(f"python {platform.python_version()}, torch {torch.__version__}, {device}\n")
+    versions = f"python {platform.python_version()}, torch {torch.__version__}"
+    sys.stdout.write(f"{versions}, {train.best_device()}\n")
 
 
 def samples(*parts: data.Part, seed: int = 0) -> Figure:
-    """Eight images of each class of each part, a row each, below their generator's name.
-
-    >>> samples(run.data.train)                                     # doctest: +SKIP
-    """
+    """Eight images of each class of each part, a row each, below their generator's name."""
     rng, images, names = np.random.default_rng(seed), [], []
     for part in parts:
         for label in (0, 1):
@@ -64,16 +61,12 @@ def costs(*made: Run) -> pd.DataFrame:
     table = pd.json_normalize([run.result["cost"] for run in made])[[*COSTS]].T
     table = table.set_axis([name(run) for run in made], axis=1).rename(index=COSTS)
     first = table.iloc[:, 0]
-    return table.assign(
-        **{f"{other} / {first.name}": table[other] / first for other in list(table)[1:]}
-    )
+    shares = {f"{other} / {first.name}": table[other] / first for other in list(table)[1:]}
+    return table.assign(**shares)
 
 
 def differences(run: Run, base: Run) -> pd.DataFrame:
-    """Metrics of two finished runs, and the paired difference with its 95 % interval.
-
-    Raises `InputError` when they were tested on other images.
-    """
+    """Metrics of two finished runs, and the paired difference with its 95 % interval."""
     paired, rows = compare.paired(run.result, base.result)["all"], {}
     for metric, title in compare.JUDGED.items():
         values = {name(r): round(r.result["metrics"]["all"][metric], 3) for r in (base, run)}
@@ -112,10 +105,8 @@ def name(run: Run) -> str:
 
 
 def intervals(rows: pd.DataFrame, shown: dict[str, str], **plain: str) -> pd.DataFrame:
-    """A table of `study.tables` for reading: {title: column} with the 95 % interval in brackets.
-
-    plain: title=column of columns that have none.
-    """
+    """A table of `study.tables` for reading: {title: column} with the 95 % interval in brackets;
+    plain: title=column of columns that have none."""
     if rows.empty:
         return rows
     table = {title: words.intervals(rows, column) for title, column in shown.items()}
@@ -129,8 +120,7 @@ def recap(run: Run, base: Run | None = None, *, more: Iterable[str] = ()) -> Mar
     auroc, balanced = (words.interval(quality[k], quality["ci95"][k]) for k in compare.JUDGED)
     lines = [
         f"{name(run)}: AUROC {auroc} (95 % interval), balanced accuracy {balanced} at the "
-        f"threshold "
-        f"{run.result['threshold']:.3f}, on {quality['n']:,} test images.",
+        f"threshold {run.result['threshold']:.3f}, on {quality['n']:,} test images.",
         f"File {cost['file_bytes'] / 1e6:.2f} MB, {cost['macs'] / 1e6:.0f} million MACs, "
         f"{cost['latency_ms']['p50']:.2f} ms for an image on one thread.",
     ]

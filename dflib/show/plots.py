@@ -1,8 +1,7 @@
 """Figures by seaborn: data frames in, a matplotlib `Figure` out. Nothing here reads runs.
 
 Each method has one colour *and* marker in all figures (around the Okabe-Ito colours, safe for the
-colour-blind). A column's 95 % interval stands in `COLUMN_low` and `COLUMN_high`. For example
-`pareto(runs.results(), "file_bytes")`, or `layer_bars({"conv": 1728, "head": 64})`.
+colour-blind). A column's 95 % interval stands in `COLUMN_low` and `COLUMN_high`.
 """
 
 import io
@@ -43,8 +42,8 @@ sns.set_theme("paper", "whitegrid", COLOURS, font_scale=1.05, rc=STYLE)  # a not
 
 
 def _figure(draw: Callable) -> Callable[..., plt.Figure]:
-    """Say so where there is nothing to draw (None), and close the figure for pyplot: a notebook
-    shows those that are open once more when the cell ends."""
+    """Say so where there is nothing to draw (None), and close the figure for pyplot, which would
+    show it once more when the cell ends."""
 
     @wraps(draw)
     def drawn(*args, **options) -> plt.Figure:
@@ -62,8 +61,7 @@ def _figure(draw: Callable) -> Callable[..., plt.Figure]:
 
 
 def inline_svg(fig: plt.Figure, prefix: str) -> str:
-    """A figure as SVG to stand inside a page: its ids begin with `prefix`, and --paper, --grid and
-    the text's colour of the page replace ours."""
+    """A figure as SVG to stand inside a page: ids begin with `prefix`, colours are the page's."""
     fig.savefig(text := io.StringIO(), format="svg", metadata={"Date": None}, transparent=True)
     svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg[svg.index("<svg") :])
@@ -107,17 +105,17 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def metric_table(result: dict) -> pd.DataFrame:
-    """A result's metrics for reading: a row each generator (unseen ones are marked), "all" last,
-    intervals in brackets; the last column is what one answer for all images scores."""
+    """A result's metrics for reading: a row each generator (unseen ones are marked), "all" last;
+    the last column is what one answer for all images scores."""
     found = result["metrics"]
     order = sorted(found, key=lambda name: (name == "all", name == "macro", name))
     known = {"all", "macro", *result.get("train_generators", order)}
-    shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy"}
-    shown |= {"accuracy": "accuracy", "F1": "f1"}
+    shown = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
+    shown |= {"accuracy": "accuracy", "f1": "F1"}
     rows = {}
     for name in order:
         m = found[name]
-        row = {title: interval(m.get(key), m["ci95"].get(key)) for title, key in shown.items()}
+        row = {title: interval(m.get(key), m["ci95"].get(key)) for key, title in shown.items()}
         row[TRIVIAL] = spoken_trivial(m["n_fake"] / m["n"])
         rows[name if name in known else f"{name} (unseen)"] = row
     return pd.DataFrame(rows).T.rename_axis("generator")
@@ -131,8 +129,7 @@ def dominated(cost: Sequence[float], score: Sequence[float]) -> np.ndarray:
 
 
 def _ends(rows: pd.DataFrame, metric: str, **more) -> pd.DataFrame:
-    """The rows with a metric as `value` and the ends of its interval, `low` and `high` (the value
-    itself where there is none)."""
+    """The rows with a metric as `value`, and `low` and `high` (else the value itself)."""
     columns = [metric, f"{metric}_low", f"{metric}_high"]
     value, low, high = rows.reindex(columns=columns).to_numpy(dtype=float).T
     return rows.assign(value=value, low=np.fmin(low, value), high=np.fmax(high, value), **more)
@@ -163,8 +160,7 @@ def curves(history: pd.DataFrame):
 
 @_figure
 def image_grid(images: Sequence, titles: Sequence[str], columns: int = 8, **look):
-    """Images (H x W x 3, uint8) in rows of `columns`, each below its title, pixels as they are.
-    `look` goes to matplotlib's imshow: colour map and limits of H x W."""
+    """Images (H x W x 3, uint8) in rows of `columns`, each below its title; look: for imshow."""
     columns = max(1, min(columns, len(images)))
     rows, side = -(-len(images) // columns), min(2, 8 / columns)
     fig, axes = plt.subplots(rows, columns, figsize=(columns * side, rows * (side + 0.3)))
@@ -178,8 +174,7 @@ def image_grid(images: Sequence, titles: Sequence[str], columns: int = 8, **look
 
 @_figure
 def score_histogram(labels, scores, threshold: float, generators=None):
-    """How P(fake) spreads over real images and over fakes (of each generator, where given), with
-    the decision threshold as a dashed line."""
+    """How P(fake) spreads over real images and over fakes (of each generator, where given)."""
     names = np.where(np.asarray(labels) == 0, "real", "fake" if generators is None else generators)
     order = ["real", *sorted(set(names) - {"real"})]
     counted = {name: f"{name} ({(names == name).sum()})" for name in order}
@@ -193,8 +188,7 @@ def score_histogram(labels, scores, threshold: float, generators=None):
 
 @_figure
 def layer_bars(counts: dict[str, int], nonzero: dict[str, int] | None = None, *, label="not zero"):
-    """Parameters of each layer, the first on top; with `nonzero`, what is not zero in colour before
-    the rest in grey."""
+    """Parameters of each layer, the first on top; with `nonzero`, what is not zero in colour."""
     fig, ax = plt.subplots(figsize=(6.4, 0.27 * len(counts) + 1))
     for part, colour in ((counts, GRID), (nonzero or counts, BLUE)):
         sns.barplot(part, orient="y", color=colour, saturation=1, ax=ax)
@@ -210,8 +204,7 @@ def layer_bars(counts: dict[str, int], nonzero: dict[str, int] | None = None, *,
 
 def _points(rows: pd.DataFrame, at: str, key: str, *, flat=False, **options) -> sns.FacetGrid:
     """A panel each `panel`: at each `at` (down where `flat`) the means over the rows of a `key`,
-    with their 95 % intervals averaged: seaborn takes the median and the range of three rows, the
-    mean and its interval's ends. `options` goes to its catplot."""
+    with their 95 % intervals averaged: the median and the range of three rows, for seaborn."""
     colours, shapes = _looks(rows, key)
     by = list(dict.fromkeys(("panel", key, "method", at)))
     means = rows.groupby(by, sort=False)[["value", "low", "high"]].mean()
@@ -235,8 +228,8 @@ def _baseline(ax, rows: pd.DataFrame, metric: str, side: str = "h") -> None:
 @_figure
 def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, transfers=False):
     """The paper's Figures 1 and 2 (`transfers`: 3): accuracy and F1 on each generator's fakes, and
-    the time that the method took. Boxes over rates and seeds, single runs as dots; BL as a red line
-    (among the times: its training); dotted: what one answer for all images scores."""
+    the time that the method took, over rates and seeds. BL (its training time) is the red line;
+    dotted: what one answer for all images scores."""
     panels = {}
     for name in generators:
         of = "" if name == "all" else f", {marked(rows, name)}"
@@ -323,7 +316,7 @@ def against(rows: pd.DataFrame, at: str = "rate", value: str = "auroc", *, title
 def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Sequence[float] = ()):
     """A line each run with its value and interval, a panel a column {column: its title}; by default
     the AUROC on each test generator's fakes. Runs of one name (column `name`; else their method and
-    rate) are averaged. lines: where to draw some, the first solid, the others dashed; else BL's."""
+    rate) are averaged. lines: where to draw some, the first solid; else BL's."""
     if columns is None:
         found = rows.filter(regex=r"^(?!macro/).+/auroc$")
         columns = {column: f"AUROC, {marked(rows, column.split('/')[0])}" for column in found}

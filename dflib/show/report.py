@@ -56,7 +56,7 @@ FIGURES = {  # title, as the template knows it: how it is drawn
 
 def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Runs (of `runs.results`) for reading, all text, by method, rate and seed; 95 % intervals in
-    brackets; a dash is no value; busy: others used the machine meanwhile."""
+    brackets; busy: others used the machine meanwhile."""
     rows = _sorted(rows)
     table = {"run": rows["run_id"] + np.where(rows["older"], f" ({OLDER})", "")}
     shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "accuracy": "accuracy"}
@@ -77,10 +77,7 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Path:
     """Write the report of all finished runs, or of the run ids in `only`; returns its path, by
-    default `report.html` in the outputs root.
-
-    >>> write(only=["BL-s0-32px-4a29162b"])  # doctest: +SKIP
-    """
+    default `report.html` in the outputs root."""
     path = Path(path or runs.outputs_root() / "report.html")
     only = None if only is None else set(only)
     wanted = [r for i, r in compare.load().items() if only is None or i in only]
@@ -96,11 +93,14 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
         groups = enumerate(rows.groupby(SECTION))
         sections = [_section(i, *key, rows=_sorted(group)) for i, (key, group) in groups]
     used = {r["method"] for r in wanted}
+    files = sorted(runs.outputs_root().glob("*/*/*/*/failed.json"))
+    made_since = lambda file: file.with_name("result.json").exists()
+    failed = filter(None, (runs.failure(f.parent) for f in files if not made_since(f)))
     page = {
         "sections": sections,
         "methods": [row for code, row in METHODS.items() if code in used],
         "codes": {code: row.title for code, row in METHODS.items()},
-        "failures": [f for f in _failures() if only is None or f["run_id"] in only],
+        "failures": [f for f in failed if only is None or f["run_id"] in only],
         "runs": len(rows),
         "explorer": path.with_name("explorer.html").exists(),
         "made": datetime.now().astimezone(),
@@ -110,19 +110,9 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
     return path
 
 
-def _failures() -> list[dict]:
-    """The records of what failed, and was not made since."""
-    folders = [file.parent for file in sorted(runs.outputs_root().glob("*/*/*/*/failed.json"))]
-    found = (runs.failure(f) for f in folders if not (f / "result.json").exists())
-    return [record for record in found if record]
-
-
 def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
     """Trained on against tested on: a row a run, a column a set (`python -m dflib test`): AUROC, or
-    false alarms or fakes found, where the set has one class alone.
-
-    >>> tested_elsewhere(records.every())  # doctest: +SKIP
-    """
+    false alarms or fakes found, where the set has one class alone."""
     table = elsewhere.every(results)
     if table.empty:
         return table
@@ -137,22 +127,23 @@ def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
     return wide.rename(columns={"trained_on": "trained on"}).rename_axis(columns=None)
 
 
-def _answer(every: dict[str, dict]) -> dict:
-    try:
-        return answer([*every.values()], every)
-    except InputError as error:
-        return {"unknown": str(error)}
-
-
 def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     """What the page shows of runs that may be compared; key: the values of SECTION."""
     about = dict(zip(SECTION, key, strict=True))
     rows = rows.loc[:, rows.notna().any() | ~rows.columns.str.contains("/")]  # its own generators
     every = {record["run_id"]: record for record in rows["record"]}
-    texts, names = table_rows(rows), _names(every)
+    texts, groups = table_rows(rows), tables.by_seed(every.values())
+    # a name for each run that tells it from the others
+    differ = {r["run_id"]: tables.about(g, groups)["settings"] for g in groups for r in g}
+    label = lambda r: words.run_label(r["method"], r["rate"], differ.get(r["run_id"], ""))
+    names = [f"{label(r)}, seed {r['seed']}" for r in every.values()]
+    try:
+        best = answer([*every.values()], every)
+    except InputError as error:
+        best = {"unknown": str(error)}
     timed = ["{cpu}, {runtime}".format(**r["cost"]["latency_ms"]) for r in rows["record"]]
     more = texts.drop(columns=MAIN).assign(device=rows["device"], **{"timed on": timed})
-    more = more.replace("–", None).to_dict("records")
+    more = more.astype(object).replace("–", None).to_dict("records")
     tested = rows.filter(regex="/auroc$").columns
     moved = any(code in METHODS and METHODS[code].transfers for code in rows["method"])
     left_out = {"AUROC by generator": len(tested) < 2, "Accuracy, F1 and transfer time": not moved}
@@ -164,7 +155,7 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     name = about["dataset"]
     return about | {
         "id": f"section-{i}",
-        "answer": _answer(every),
+        "answer": best,
         "runs": texts[MAIN].assign(run=names)[["run", *MAIN]],
         "more": list(zip(more, rows["command"], strict=True)),
         "over_seeds": _verdicts(every),
@@ -177,10 +168,8 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
 
 
 def answer(results: Sequence[dict], every: Mapping[str, dict]) -> dict:
-    """Which of comparable runs to take (`records.best`): its method over its seeds, against BL.
-
-    Raises `InputError` where nothing tells it.
-    """
+    """Which of comparable runs to take (`records.best`): its method over its seeds, against BL;
+    `InputError` where nothing tells it."""
     best = records.best(results)
     if math.isnan(records.validated(best["folder"])):
         raise InputError("validation scores are not kept, and the test must not choose")
@@ -203,21 +192,12 @@ def answer(results: Sequence[dict], every: Mapping[str, dict]) -> dict:
 
 def _auroc(group: Sequence[dict]) -> str:
     """The AUROC over seeds, apart for generators seen in training and unseen ones."""
-    quality = compare.combined(group)
+    quality, texts = compare.combined(group), []
     parts = {"seen": " on generators seen in training", "unseen": " on unseen ones"}
-    if "unseen" not in quality:
-        parts = {"all": ""}
-    values = {part: quality[part]["auroc"] for part in parts}
-    texts = [words.interval(x["mean"], x["ci95"]) + parts[part] for part, x in values.items()]
+    for part, where in (parts if "unseen" in quality else {"all": ""}).items():
+        found = quality[part]["auroc"]
+        texts.append(words.interval(found["mean"], found["ci95"]) + where)
     return ", ".join(texts)
-
-
-def _names(every: dict[str, dict]) -> list[str]:
-    """A name for each run that tells it from the others."""
-    groups = tables.by_seed(every.values())
-    differ = {r["run_id"]: tables.about(g, groups)["settings"] for g in groups for r in g}
-    label = lambda r: words.run_label(r["method"], r["rate"], differ.get(r["run_id"], ""))
-    return [f"{label(r)}, seed {r['seed']}" for r in every.values()]
 
 
 def _verdicts(every: dict[str, dict]) -> pd.DataFrame | None:
@@ -234,9 +214,9 @@ def _verdicts(every: dict[str, dict]) -> pd.DataFrame | None:
     parts = ["seen", "unseen"] if "unseen/auroc" in means else []
     shown = {} if parts else {"AUROC": "all/auroc"}
     parts += compare.in_families(next(iter(kept.values())))
-    table = {"runs": [words.run_label(*label) for label in labels], "seeds": means["seeds"]}
     shown |= {f"AUROC, {part}": f"{part}/auroc" for part in parts}
     shown["balanced accuracy"] = "all/balanced_accuracy"
+    table = {"runs": [words.run_label(*label) for label in labels], "seeds": means["seeds"]}
     table |= {title: words.intervals(means, column) for title, column in shown.items()}
     for part in ("all", *parts):
         says = means.reindex(columns=[f"{part}/verdict"]).iloc[:, 0].astype(object).fillna("–")
@@ -246,15 +226,13 @@ def _verdicts(every: dict[str, dict]) -> pd.DataFrame | None:
 
 def _data(name: str, rows: pd.DataFrame) -> dict:
     """What the images are, and what was evaluated."""
-    records = list(rows["record"])
-    found = records[0]["metrics"]
-    fakes = {g: m["n_fake"] for g, m in found.items() if g not in ("all", "macro")}
-    shown = {words.marked(rows, g): n for g, n in fakes.items()}
-    share = found["all"]["n_fake"] / found["all"]["n"]
+    first = rows["record"].iloc[0]
+    found, share = first["metrics"]["all"], rows["fake_share"].iloc[0]
+    fakes = {words.marked(rows, g): first["metrics"][g]["n_fake"] for g in compare.tested(first)}
     return {
         "of": PUBLISHED[name]["title"] if name in PUBLISHED else "",
-        "evaluated": {"real": found["all"]["n_real"]} | shown,
-        "trained": sorted({r["train_images"] for r in records if r.get("train_images")}),
+        "evaluated": {"real": found["n_real"]} | fakes,
+        "trained": sorted({r["train_images"] for r in rows["record"] if r.get("train_images")}),
         "share": share,
         "trivial": words.spoken_trivial(share),
     }

@@ -2,13 +2,16 @@
 
 import sys
 import time
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import pandas as pd
 from rich.console import Console
 
 from data_prep.errors import InputError, shown
 from dflib.show.words import intervals
-from dflib.study import compare, engine, runs
+from dflib.study import compare, engine, runs, timing
 from dflib.study.progress import Progress, spoken
 
 # names are data: no markup, no emoji
@@ -17,8 +20,7 @@ console = Console(width=None if sys.stdout.isatty() else 160, **_PLAIN)
 
 
 def show(rows: pd.DataFrame | list[dict], title: str) -> None:
-    """Print a table whole, in blocks of columns that the terminal has room for, each with the
-    first."""
+    """Print a table whole, in blocks of columns that the terminal has room for."""
     text = pd.DataFrame(rows).map(shown)
     first = text.columns[0]
     text = text.apply(lambda column: column.str.ljust(column.str.len().max()))
@@ -48,12 +50,30 @@ def plan(p: engine.Plan) -> None:
     console.print(progress.summary(devices=1))
 
 
-def study(p: engine.Plan, **options) -> dict[str, dict]:
-    """Make a study (options: of `engine.run`) and tell of each run as it starts and ends; the
-    outcomes."""
+def study(p: engine.Plan, *, test_on: Sequence[str] = (), **options) -> int:
+    """Make a study (options: of `engine.run`), test its runs on other sets, and tell of it all; the
+    exit status: 0 done, 1 something failed, 3 the budget is used up."""
+    from dflib.show import explorer, report
+
+    outcomes = _made(p, **options)
+    _time_in_turns([run for run, o in outcomes.items() if o["status"] == "done" and o["seconds"]])
+    _test_elsewhere(outcomes, test_on)
+    rows = runs.results()
+    results(rows[rows["run_id"].isin(outcomes)] if len(rows) else rows)
+    try:
+        console.print(f"explorer: {explorer.write()}\nreport: {report.write()}")
+    except OSError as error:  # a full disk, say: the runs and the table stand
+        console.print(f"no report: {error}")
+    advice(outcomes)
+    states = unfinished(p, outcomes)
+    return 0 if not states else 3 if states == {"left"} else 1
+
+
+def _made(p: engine.Plan, **options) -> dict[str, dict]:
+    """Make the runs, and tell of each; the outcomes."""
     engine.prepare_data(p)
     progress = Progress(p)
-    found = list(progress.state.values()).count("done")
+    before = list(progress.state.values()).count("done")
 
     def start(s: runs.Spec) -> None:
         progress.start(s)
@@ -61,13 +81,45 @@ def study(p: engine.Plan, **options) -> dict[str, dict]:
 
     def end(s: runs.Spec, outcome: dict) -> None:
         progress.end(s, outcome)
-        if outcome["seconds"] or outcome["status"] != "done":
-            console.print(_line(s, outcome))
+        text, error = f"{outcome['status']:7} {s.run_id}  ", outcome["error"]
+        if outcome["status"] != "done":
+            console.print(text + error)
+        elif outcome["seconds"]:
+            found = runs.read(s.folder)["metrics"]["all"]
+            scores = f"AUROC {found['auroc']:.3f}  "
+            scores += f"balanced accuracy {found['balanced_accuracy']:.3f}"
+            note = f"  ({error})" if error else ""
+            console.print(f"{text}{spoken(outcome['seconds'])}  {scores}{note}")
 
     outcomes = engine.run(p, on_start=start, on_outcome=end, **options)
     took = spoken(time.time() - progress.began)
-    console.print(f"{len(p)} runs in {took}: {progress.summary()} ({found} found finished)")
+    console.print(f"{len(p)} runs in {took}: {progress.summary()} ({before} found finished)")
     return outcomes
+
+
+def _time_in_turns(made: list[str]) -> None:
+    """Runs that were made side by side disturbed each other's times: once more, one by one."""
+    if len(made) > 1:
+        console.print(f"timing the files of {len(made)} runs in turns, now that nothing else runs")
+        try:
+            timing.again(made)
+        except InputError as error:  # the runs stand, with the times from when they were made
+            console.print(f"not timed again: {error}")
+
+
+def _test_elsewhere(outcomes: dict[str, dict], test_on: Sequence[str]) -> None:
+    """Finished runs that tell real from fake, on other sets; what is there already is kept."""
+    from dflib.edge import elsewhere
+
+    every, records = compare.load() if test_on else {}, []
+    for run in outcomes:
+        for name in test_on if every.get(run, {}).get("classes") == ["real", "fake"] else ():
+            try:
+                records.append(elsewhere.known(run, name) or elsewhere.test(run, name))
+            except InputError as error:
+                console.print(f"{run} was not tested on {name}: {error}")
+    if records:
+        show(tested(records), title="at the threshold of each run's own dataset")
 
 
 def watch(p: engine.Plan) -> None:
@@ -94,16 +146,6 @@ def unfinished(p: engine.Plan, outcomes: dict[str, dict]) -> set[str]:
     return set(bad["status"])
 
 
-def _line(s: runs.Spec, outcome: dict) -> str:
-    text = f"{outcome['status']:7} {s.run_id}  "
-    if outcome["status"] != "done":
-        return text + outcome["error"]
-    values = runs.read(s.folder)["metrics"]["all"]
-    scores = f"AUROC {values['auroc']:.3f}  balanced accuracy {values['balanced_accuracy']:.3f}"
-    note = f"  ({outcome['error']})" if outcome["error"] else ""
-    return f"{text}{spoken(outcome['seconds'])}  {scores}{note}"
-
-
 def tested(records: list[dict]) -> pd.DataFrame:
     """Records of `elsewhere.test` for reading, a row for each generator."""
     from dflib.edge import elsewhere
@@ -125,18 +167,17 @@ def advice(outcomes: dict[str, dict]) -> None:
 
     every = compare.load()
     made = [every[run] for run in outcomes if run in every]
-    for dataset, protocol in sorted({(r["dataset"], r["protocol"]) for r in made}):
-        these = [r for r in made if (r["dataset"], r["protocol"]) == (dataset, protocol)]
+    place = itemgetter("dataset", "protocol")
+    for (dataset, _), these in groupby(sorted(made, key=place), key=place):
         try:
-            best = answer(these, every)
+            best = answer([*these], every)
         except InputError as error:
             console.print(f"{dataset}: which run to take cannot be told: {error}")
             continue
         told = f"AUROC {best['auroc']}"
         if best["base"]:
             told += f"; {best['smaller']:.1f} times smaller than BL; {best['told']}"
-        console.print(
-            f"{dataset}: take {best['name']} ({told}), best on validation of the small files"
-        )
+        take = f"{dataset}: take {best['name']} ({told}), best on validation of the small files"
+        console.print(take)
         console.print(f"  python -m dflib predict IMAGE --run {best['run_id']}")
         console.print(f"  audit: {verdict_of(dataset)}")

@@ -24,10 +24,8 @@ SHOWN, RESIDUAL = 8, "noise residual x 8"  # test images; a title
 
 
 def slide(draw: Callable[..., object], **controls: w.Widget) -> None:
-    """Controls, and below them the figure `draw(name=value, …)`, drawn again when one is moved.
-
-    The figure is an output of the cell: readers without a kernel have it, too, once. draw: returns
-    what `display` shows. A control without a description is labelled with its name.
+    """Controls, and below them the figure `draw(name=value, …)`, drawn again when one is moved; an
+    output of the cell: readers without a kernel have it, too, once.
 
     >>> slide(lambda width: plots.layer_bars({"conv": 27 * width}), width=w.IntSlider(8, 1, 64))
     """
@@ -49,10 +47,7 @@ def slide(draw: Callable[..., object], **controls: w.Widget) -> None:
 
 
 def explore(dataset: str = "demo", protocol: str = "strict", preset: str = "demo") -> w.Widget:
-    """The explorer over all finished runs, those of `dataset` and `protocol` first.
-
-    >>> explore("demo")  # doctest: +SKIP
-    """
+    """The explorer over all finished runs, those of `dataset` and `protocol` first."""
     if explorer.studies():
         return Explorer(dataset, protocol).box
     command = f"python -m dflib study --preset {preset} --dataset {dataset} --protocol {protocol}"
@@ -110,10 +105,6 @@ class Explorer:
         """The row of the run that is shown; its id is `run.name`, its name `run["name"]`."""
         return self.study.rows.loc[self.rate.value]
 
-    @property
-    def result(self) -> dict:
-        return self.study.results[self.run.name]
-
     def load(self, run_id: str = "") -> None:
         """Read the finished runs, and show that one."""
         self.studies = {s.title: s for s in explorer.studies(*self.first)}
@@ -144,15 +135,13 @@ class Explorer:
 
     def _show(self) -> None:
         draw, *self.panel.children = self.views[self.view.value]
-        for place, make in ((self.cards, self._cards), (self.shown, draw)):
+        run = self.run
+        card = lambda: HTML.cards(run["name"], run.name, explorer.cards(self.study, run.name))
+        for place, make in ((self.cards, card), (self.shown, draw)):
             try:
                 place.value = make()
             except InputError as error:
                 place.value = HTML.note(str(error), bad=True)
-
-    def _cards(self) -> str:
-        run = self.run
-        return HTML.cards(run["name"], run.name, explorer.cards(self.study, run.name))
 
     def _overview(self) -> str:
         """All runs, a ring around the one that is shown; this one and BL on each generator."""

@@ -61,7 +61,7 @@ def spoken_trivial(fake_share: float) -> str:
 
 
 def spoken_speed(speed: dict, than: str = "BL") -> str:
-    """`measure.speed` for reading, with what the spreads of the processes allow.
+    """`measure.speed` for reading.
 
     >>> spoken_speed({"ratio": 3.0, "low": 2.0, "high": 5.0, "words": "faster"})
     'faster, 3.0 times as fast as BL [2.0, 5.0]'

@@ -21,16 +21,18 @@ def steps(run: Run) -> tuple[tuple[str, float | None], ...]:
 
 def make(run: Run, *, on_epoch: Callable | None = None) -> tuple[Detector, Path | None]:
     """Do all steps, starting from BL; returns the last float model, and the int8 file or None.
-    What each step made stays in the run's folder, as `1-prune.safetensors`, ….
-
-    >>> model, deployed = make(engine.start("CPKDQ", rate=0.9))  # doctest: +SKIP
-    """
+    What each step made stays in the run's folder, as `1-prune.safetensors`, …."""
     model, deployed, before, s = run.parent("BL").model(), None, "", run.settings
     short = run.recipe(epochs=s["finetune_epochs"], lr=s["finetune_lr"])
     for i, (kind, rate) in enumerate(steps(run), 1):
         if kind.startswith("int8"):
             onnx = run.once("model.onnx", partial(export.to_onnx, model))
-            deployed = run.once("model.int8.onnx", partial(_int8, run, kind, onnx))
+            options = {"calibration": s["calibration"], "images": s["calibration_images"]}
+            options["keep_float"] = tuple(filter(None, s["keep_float"].split(",")))
+            make_int8 = partial(quantize.static_int8, onnx, part=run.data.train, **options)
+            if kind == "int8-linear":
+                make_int8 = partial(quantize.dynamic_linear, onnx)
+            deployed = run.once("model.int8.onnx", make_int8)
         else:
             recipe = student_recipe(run) if before == "student" else short
             tune = partial(run.fit, recipe=recipe, stage=f"-{i}", on_epoch=on_epoch)
@@ -41,8 +43,7 @@ def make(run: Run, *, on_epoch: Callable | None = None) -> tuple[Detector, Path 
 
 
 def prune_in_steps(run: Run, model: Detector, rate: float) -> Detector:
-    """`prune.gradually` as the run's settings say, fine-tuned shortly after each step but the last.
-    rate: the share of BL's parameters that is gone in the end."""
+    """`prune.gradually` as the run's settings say; rate: the share of BL's parameters."""
     s, seed = run.settings, run.spec.seed
     options = {key: s[key] for key in ("importance", "scope", "round_to")}
     if s["importance"] == "taylor":
@@ -89,13 +90,3 @@ def _step(run: Run, model: Detector, kind: str, rate: float, tune: Callable, pat
         keep = lambda m: prune.apply_masks(m, zeros)
         tune(model, as_timing="compress_s", loss=loss, after_step=keep)
     models.save(model, path)
-
-
-def _int8(run: Run, kind: str, onnx: Path, target: Path) -> None:
-    s = run.settings
-    if kind == "int8-linear":
-        quantize.dynamic_linear(onnx, target)
-    else:
-        options = {"calibration": s["calibration"], "images": s["calibration_images"]}
-        options["keep_float"] = tuple(filter(None, s["keep_float"].split(",")))
-        quantize.static_int8(onnx, target, run.data.train, **options)

@@ -1,7 +1,7 @@
 """Finished runs side by side: a run's baseline, paired differences, means over seeds and folds.
 
-A result is the dict of a `result.json` with its `folder`; `every` holds all of them by run id, as
-`load` gives them. A change is a dict of `metrics.combine`, of differences. `verdict` alone judges.
+A result is the dict of a `result.json` with its `folder`; `every`: all by run id, as of `load`. A
+change is a dict of `metrics.combine`, of differences. `verdict` alone judges.
 """
 
 import math
@@ -21,7 +21,7 @@ from dflib.study.settings import DEFAULTS, MEASURES
 
 FOLD = ("train_generators", "hold_out")
 # which network, and what was done against unseen generators
-RECIPE = ("backbone", "pretrained", "blur_jpeg", "ema", "front", "mode")
+RECIPE = ("backbone", "pretrained", "ema", "front", "mode")
 JUDGED = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # no share of fakes in them
 MARGIN = 0.02  # the loss of either that one would still call none
 
@@ -30,7 +30,7 @@ def load(
     dataset: str | None = None, *, protocol: str = "strict", source: str | None = None
 ) -> dict[str, dict]:
     """A dataset's finished runs (without one, all) by run id, the oldest first; of transfers those
-    from `source`. What a run does not read itself, `params` has from the runs it was made from."""
+    from `source`. `params` has what a run inherits from the runs it was made from, too."""
     by_age = sorted(records.every(), key=lambda r: records.age(r["folder"]))
     known = {r["run_id"]: r for r in by_age}
     found = {}
@@ -42,8 +42,8 @@ def load(
 
 
 def recipe(params: dict) -> str:
-    """Which other network a run has, and what it did against unseen generators, "front srm", say;
-    settings that only older code knew; "plain" for nothing."""
+    """Which other network a run has, and what it did against unseen generators, "front srm", say,
+    or by settings that only older code knew; "plain" for nothing."""
     known = decides(params)
     names = (*RECIPE, *(k for k in known if k not in DEFAULTS))
     return ", ".join(f"{k} {known[k]}" for k in names if known[k] != DEFAULTS.get(k)) or "plain"
@@ -74,8 +74,7 @@ def _as_a_baseline(result: dict) -> tuple:
     """What a BL shares with the runs that are held against it."""
     ignored = {*DEFAULTS} - {*METHODS["BL"].keys} | {"epochs"}
     same = ("dataset", "protocol", "seed", "data_fingerprint")
-    code = result.get("code", {})  # as far as a BL has it
-    code = [(name, code[name]) for name in versions("BL") if name in code]
+    code = [result.get("code", {}).get(name) for name in versions("BL")]
     return [result.get(key) for key in same], code, decides(result["params"], ignored)
 
 
@@ -96,10 +95,8 @@ def resampled(
     scores: Sequence[float] | None = None,
     draws: int = 1000,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, float]]]:
-    """`metrics.resample` of a finished run's test images, by scene, at its threshold.
-
-    sets: generators whose fakes count together, {"unseen": ["gan"]}; None: {"all": every fake}.
-    scores: others than the run's, of the same images.
+    """`metrics.resample` of a finished run's test images, by scene, at its threshold. sets:
+    generators whose fakes count together; None: {"all": every fake}. scores: others than its own.
     """
     table = records.predictions(folder)
     generators, fake = table["generator"], table["label"] == 1
@@ -112,8 +109,8 @@ def resampled(
 
 
 def combined(group: Sequence[dict]) -> dict[str, dict]:
-    """Results of several seeds as one: {generator | "all": {metric: `combine`'s dict}}; "seen",
-    "unseen" and their "gap", too, where both are; `in_families`. Folds: their mean in each seed."""
+    """Results of several seeds as one: {generator | "all" | of `in_families`: {metric: `combine`'s
+    dict}}; "seen", "unseen" and their "gap" where both are. Folds: their mean in each seed."""
     return _joined(group, *_drawn(group))
 
 
@@ -140,10 +137,9 @@ def against_baselines(group: Iterable[dict], every: Mapping[str, dict]) -> dict[
 
 def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str, dict]:
     """`combined` of generators that a run was trained on, of the others, and their gap: {"seen" |
-    "unseen" | "gap": {metric: `combine`'s dict, "folds": how many}}.
+    "unseen" | "gap": {metric: `combine`'s dict, "folds": how many}}; {} where no run has both.
 
-    Left out are folds that not all seeds have, and runs that saw every generator; {} if none is
-    left. reference: other runs: differences to the one of the same fold and seed.
+    reference: other runs: differences to the one of the same fold and seed.
     """
     sides = [group, reference] if reference else [group]
     unseen = lambda r: tested(r, but=r.get("train_generators", tested(r)))
@@ -157,15 +153,11 @@ def contrast(group: Iterable[dict], reference: Iterable[dict] = ()) -> dict[str,
 
 def matched(*sides: Iterable[dict]) -> list[list[dict]]:
     """The runs whose fold and seed all sides have, of folds that all those seeds have."""
-    known = [{_place(r): r for r in side} for side in sides]
+    known = [{(r["seed"], fold(r["params"])): r for r in side} for side in sides]
     both = sorted(set.intersection(*map(set, known)))
     seeds = {seed for seed, _ in both}
     folds = {f for _, f in both if all((seed, f) in both for seed in seeds)}
     return [[side[at] for at in both if at[1] in folds] for side in known]
-
-
-def _place(result: dict) -> tuple:
-    return result["seed"], fold(result["params"])
 
 
 def tested(result: dict, but: Iterable[str] = ()) -> list[str]:
@@ -192,8 +184,8 @@ def _drawn(results: Sequence[dict]) -> tuple[dict, dict]:
         sets = {g: [g] for g in every} | {"all": every} | grouped
         if all(unseen):
             sets |= {"seen": r["train_generators"], "unseen": others}
-        same_data = r.get("data_fingerprint") == first.get("data_fingerprint")
-        if not same_data or _paths(r["folder"]) != _paths(first["folder"]):
+        images = [(each.get("data_fingerprint"), _paths(each["folder"])) for each in (r, first)]
+        if images[0] != images[1]:
             text = f"{r['run_id']} and {first['run_id']} were tested on different images"
             raise InputError(f"{text}: compare runs on one dataset and protocol")
         frozen = tuple((name, tuple(of)) for name, of in sets.items())
@@ -201,12 +193,11 @@ def _drawn(results: Sequence[dict]) -> tuple[dict, dict]:
         found.append(values)
         bounds.append(least)
     drawn = {name: np.stack([values[name] for values in found]) for name in found[0]}
-    most = {}
-    for name in drawn:
-        most[name] = {k: max(least[name][k] for least in bounds) for k in metrics.INTERVALS}
+    largest = lambda dicts: {k: max(d[k] for d in dicts) for k in metrics.INTERVALS}
+    most = {name: largest([least[name] for least in bounds]) for name in drawn}
     if all(unseen):
         drawn["gap"] = drawn["seen"] - drawn["unseen"]
-        most["gap"] = {k: max(most[s][k] for s in ("seen", "unseen")) for k in metrics.INTERVALS}
+        most["gap"] = largest([most["seen"], most["unseen"]])
     return drawn, most
 
 
@@ -256,9 +247,8 @@ class Verdict(NamedTuple):
 
 
 def verdict(change: Mapping[str, dict], than: str = "BL", *, margin: float = MARGIN) -> Verdict:
-    """What a paired comparison shows, no stronger than its intervals.
+    """What a paired comparison (of one set of generators, from `paired`) shows.
 
-    change: {metric: change} of one set of generators, as `paired` gives it, with JUDGED among them.
     better, worse: one interval lies on one side of zero; mixed: the other on the other side; kept:
     over several seeds both lie above -margin. Of one seed it speaks of these weights alone.
 

@@ -20,12 +20,8 @@ PACKAGES = ("torch", "torchvision", "onnxruntime", "dask", "papermill", "jupyter
 
 
 def examine() -> list[dict[str, str]]:
-    """One row for each thing that a study needs: check, found, state (ok, note, fault), to do.
-
-    >>> {row["state"] for row in examine()} <= {"ok", "note", "fault"}
-    True
-    """
-    return [*_programs(), *_cards(), *_machine(), *_folders()]
+    """One row for each thing that a study needs: check, found, state (ok, note, fault), to do."""
+    return [*_programs(), *_cards(), *_machine()]
 
 
 def _row(check: str, found: str, todo: str = "", wrong: str = FAULT) -> dict[str, str]:
@@ -34,20 +30,17 @@ def _row(check: str, found: str, todo: str = "", wrong: str = FAULT) -> dict[str
 
 
 def need_machine(*, batch: bool = True) -> None:
-    """Raises `InputError` where runs would train badly without a word: see `idle_gpu`; for a
-    batch on Windows, too."""
+    """Raises `InputError` where a GPU is idle; for a batch on Windows, too."""
     if batch and platform.system() == "Windows":
         what = "a study (papermill over local sockets, Dask) does not run on Windows"
         raise InputError(f"{what}: use WSL. Notebooks by hand, predict and export do run")
     if problem := idle_gpu():
-        raise InputError(
-            f"{problem}. To go on with the CPU: --device cpu (CUDA_VISIBLE_DEVICES='')"
-        )
+        go_on = "To go on with the CPU: --device cpu (CUDA_VISIBLE_DEVICES='')"
+        raise InputError(f"{problem}. {go_on}")
 
 
 def idle_gpu() -> str | None:
-    """Why torch cannot use an NVIDIA card that is there; None where it can, or where
-    `CUDA_VISIBLE_DEVICES` says that none is wanted."""
+    """Why torch cannot use an NVIDIA card that is there; None where it can, or none is wanted."""
     import torch
 
     names = nvidia_cards()
@@ -62,25 +55,24 @@ def idle_gpu() -> str | None:
             why = "no card is visible"
         except Exception as error:  # of many kinds: old driver, no driver, no right to the device
             why = str(error).split(". ")[0].splitlines()[0]
-        return (
-            f"{names[0]} is there, and {build} (CUDA {torch.version.cuda}) cannot use it: {why}. "
-            "Update the driver, or install a torch that is built for an older CUDA"
-        )
+        what = f"{names[0]} is there, and {build} (CUDA {torch.version.cuda}) cannot use it: {why}"
+        return f"{what}. Update the driver, or install a torch that is built for an older CUDA"
+    have = torch.cuda.get_arch_list()
     for i in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(i)
-        if not _has_kernels(major, minor, torch.cuda.get_arch_list()):
-            have = ", ".join(torch.cuda.get_arch_list())
-            name = torch.cuda.get_device_name(i)
-            return f"{build} has no kernels for {name} (sm_{major}{minor}; it has {have})"
+        if not _has_kernels(major, minor, have):
+            card = f"{torch.cuda.get_device_name(i)} (sm_{major}{minor}; it has {', '.join(have)})"
+            return f"{build} has no kernels for {card}"
     return None
 
 
 def nvidia_cards() -> list[str]:
     """What the driver, not torch, knows: "Tesla T4, 15360 MiB, driver 550.54" of each card."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version"]
-    command += ["--format=csv,noheader"]
+    query = "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        found = subprocess.run(
+            ["nvidia-smi", *query], capture_output=True, text=True, timeout=20, check=True
+        )
         rows = [line.rsplit(",", 1) for line in found.stdout.splitlines() if "," in line]
         return [f"{name}, driver {driver.strip()}" for name, driver in rows]
     except (OSError, subprocess.SubprocessError):
@@ -100,8 +92,7 @@ def _has_kernels(major: int, minor: int, built: list[str]) -> bool:
 
 
 def _programs() -> Iterator[dict]:
-    python = f"{platform.python_version()} on {platform.platform()}"
-    yield _row("Python", python, "" if sys.version_info >= (3, 11) else "Python 3.11 or newer")
+    yield _row("Python", f"{platform.python_version()} on {platform.platform()}")
     for name in PACKAGES:
         try:
             yield _row(name, version(name))
@@ -114,12 +105,11 @@ def _programs() -> Iterator[dict]:
             yield _row(f"{package} in this process", found, "restart the kernel")
     command = [sys.executable, "-m", "ipykernel", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    said = f"ipykernel {done.stdout.strip() or done.stderr.strip()[-80:]}"
-    todo = "pip install ipykernel" if done.returncode else ""
-    yield _row("kernel", f"{sys.executable}, {said}", todo)
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    yield _row("browser of the tests", browser or "none", "" if browser else "for make test", NOTE)
+    said = f"{sys.executable}, ipykernel {done.stdout.strip() or done.stderr.strip()[-80:]}"
+    yield _row("kernel", said, "pip install ipykernel" if done.returncode else "")
+    browsers = [*map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))]
+    found = next(filter(None, browsers), "")
+    yield _row("browser of the tests", found or "none", "" if found else "for make test", NOTE)
 
 
 def _cards() -> Iterator[dict]:
@@ -129,8 +119,6 @@ def _cards() -> Iterator[dict]:
     if problem := idle_gpu():
         yield _row("GPU", problem, "or go on with the CPU: --device cpu")
         return
-    if not torch.cuda.is_available():
-        yield _row("GPU", "none in use")
     for i in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(i)
         found = f"{card.name}, {card.total_memory / 1e9:.0f} GB, sm_{card.major}{card.minor}"
@@ -150,9 +138,6 @@ def _machine() -> Iterator[dict]:
     free = psutil.virtual_memory().available
     few = f"{ENOUGH / 1e9:.0f} GB are needed: close programs" if free < ENOUGH else ""
     yield _row("free memory", f"{free / 1e9:.1f} GB", few, NOTE)
-
-
-def _folders() -> Iterator[dict]:
     for what, folder in (("data", data_root()), ("outputs", outputs_root())):
         try:
             free = shutil.disk_usage(usable(folder)).free

@@ -23,8 +23,6 @@ from dflib.study import doctor, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome
 from dflib.study.runs import Run, Spec, spec
 
-log = logging.getLogger(__name__)
-
 MEMORY_PER_WORKER = 4e9  # bytes; of a worker on the CPU
 LOST_WORKER_RETRIES = 2
 GRACE = 30.0  # seconds after a budget's end in which a worker stops its run
@@ -43,8 +41,8 @@ def plan(
 ) -> Plan:
     """The study's runs: methods x rates x seeds (x folds), and the parents that they need.
 
-    What is not given comes from the preset. request: as for `runs.spec`, which may raise.
-    folds: "leave-one-out" trains without each generator in turn, "one-to-all" on each alone.
+    What is not given comes from the preset. request: as for `runs.spec`, which may raise. folds: of
+    `methods.FOLDS`.
 
     >>> [s.run_id for s in plan(methods_=("BL", "CQ"))]              # doctest: +SKIP
     ['BL-s0-32px-3c1f9b2a', 'CQ-s0-32px-2753b0d5']
@@ -58,12 +56,12 @@ def plan(
         check_rate(rate)
     variants = [settings]
     if folds:
-        from dflib.data import trained_on
+        from dflib import data
 
         key = methods.FOLDS[choose("kind of folds", folds, methods.FOLDS)]
-        protocol = request.get("protocol", "strict")
-        found = trained_on(request.get("dataset") or usual.dataset, protocol=protocol)
-        variants = [settings | {key: generator} for generator in found]
+        how = {"protocol": request.get("protocol", "strict")}
+        known = data.trained_on(request.get("dataset") or usual.dataset, **how)
+        variants = [settings | {key: generator} for generator in known]
     runs: dict[str, Spec] = {}
 
     def add(s: Spec) -> None:
@@ -78,22 +76,21 @@ def plan(
 
 
 def start(method: str, **request) -> Run:
-    """Begin (or find) the run that a notebook asks for; a missing parent is made first, and told.
-
-    request: as for `runs.spec`, which may raise; `InputError` when a parent fails, too.
+    """Begin (or find) the run that a notebook asks for (as for `runs.spec`); a missing parent is
+    made first, and told; `InputError` when it fails.
 
     >>> run = start("CPF", dataset="demo", rate=0.9)                # doctest: +SKIP
     """
     wanted = spec(method, **request)
     doctor.need_machine(batch=False)
     for s in (s for s in wanted.parents if not s.finished()):
-        needs = f"{wanted.run_id} needs {s.run_id}"
-        sys.stdout.write(f"{needs}, which is not there yet: making it first ({s.notebook.name})\n")
+        needs = f"{wanted.run_id} needs {s.run_id}, which"
+        sys.stdout.write(f"{needs} is not there yet: making it first ({s.notebook.name})\n")
         sys.stdout.flush()
         doctor.need_machine()
         made = execute(s)
         if made["status"] != "done":
-            raise InputError(f"{needs}, which cannot be made: {made['error']}")
+            raise InputError(f"{needs} cannot be made: {made['error']}")
     return Run(wanted)
 
 
@@ -109,8 +106,8 @@ def run(
     """Make every run of the plan on Dask; the `outcome` of each by its id.
 
     scheduler: a cluster's address; None starts one here, with a worker per GPU, or per core.
-    budget: seconds; what still runs then is stopped, and left. on_start, on_outcome: called as
-    each run starts and ends. Raises `InputError` for a worker with other data or notebooks.
+    budget: seconds; what still runs then is stopped, and left. Raises `InputError` for a worker
+    with other data or notebooks.
     """
     ends = time.time() + (math.inf if budget is None else budget)
     todo = {s.run_id: s for s in p if not s.finished()}
@@ -179,8 +176,8 @@ def _node(s: Spec, parents: list[dict], *, run_id: str, sign: str, ends: float, 
         return outcome(s, "left", "not started: the budget does not reach")
     worker = get_worker()
     if why := _unlike(s, run_id, sign, worker.state.nthreads):
-        text = f"worker {worker.address}: {why}. Make it like this machine, or leave it out"
-        raise InputError(text)
+        mend = "Make it like this machine, or leave it out"
+        raise InputError(f"worker {worker.address}: {why}. {mend}")
     worker.log_event("dflib", s.run_id)
     return execute(s, budget=rest, **options)
 
@@ -227,8 +224,6 @@ def _client(scheduler: str | None, scratch: str, *, most: int) -> Iterator:
             text = f"no Dask scheduler answers at {scheduler} ({error})"
             raise InputError(f"{text}: start `dask scheduler`, or leave --scheduler out") from error
         with client:
-            if not client.nthreads():
-                log.warning("no worker at %s yet: the study waits for the first", scheduler)
             yield client
         return
     settings = {
@@ -254,10 +249,8 @@ def _client(scheduler: str | None, scratch: str, *, most: int) -> Iterator:
 
 
 def worker_environments(most: int) -> list[dict[str, str]]:
-    """Environment of each local worker, for `most` runs at a time: a GPU, or a share of the cores.
-
-    On the CPU many workers of one thread waste less than one of many; `OMP_NUM_THREADS` overrules.
-    """
+    """Environment of each local worker, for `most` runs at a time: a GPU, or a share of the cores:
+    many workers of one thread waste less than one of many. `OMP_NUM_THREADS` overrules."""
     import psutil
     import torch
 
@@ -276,8 +269,8 @@ def worker_environments(most: int) -> list[dict[str, str]]:
 
 def prepare_data(p: Plan) -> None:
     """Decode every dataset of the plan once, here, before many workers ask for it."""
-    from dflib.data import open as open_data
+    from dflib import data
 
     views = {(s.dataset, s.protocol, s.settings["size"], s.settings["mode"]) for s in p}
     for name, protocol, size, mode in sorted(views):
-        open_data(name, size=size, protocol=protocol, mode=mode)
+        data.open(name, size=size, protocol=protocol, mode=mode)

@@ -55,8 +55,6 @@ def check(row: methods.Method, rate: float | None, values: dict, source: str = "
         raise InputError("epochs=0 trains nothing: give pretrained=FILE, a detector's weights")
     if "student" in does and not (values["distill_epochs"] or values["epochs"]):
         raise InputError("epochs=0 is for BL alone: say distill_epochs=30, say, for its students")
-    if values["views"] and values["blur_jpeg"]:
-        raise InputError("views are fixed, blur_jpeg draws anew in each step: set one of the two")
     if backbone != "vgg":
         _applies(row, rate, values, does)
     if rate and does & {"student", "teacher"}:

@@ -22,9 +22,8 @@ def read(path: Path | str) -> dict:
 
 
 def parse(text: str | bytes, path: Path | str = "text") -> dict:
-    """The text of a grid file as {option: value}, lists as tuples, `set` as a dict of texts.
-
-    Raises `InputError` for what is no YAML mapping, an unknown key, or a value of another kind.
+    """The text of a grid file as {option: value}, lists as tuples, `set` as a dict of texts; else
+    `InputError`.
 
     >>> parse("methods: [BL, CPF]")
     {'methods': ('BL', 'CPF')}
@@ -40,10 +39,10 @@ def parse(text: str | bytes, path: Path | str = "text") -> dict:
         raise InputError(f"grid {path} holds no `key: value` lines; keys: {', '.join(KEYS)}")
     for key, value in found.items():
         choose(f"key of {path}", str(key), KEYS)
-        words = [value] if isinstance(value, str) else value
         if isinstance(value, dict) != (key == "set"):
             raise InputError(f"grid {path}: {key}: expected settings below `set` and nowhere else")
-        if not all(isinstance(word, str) for word in (value.values() if key == "set" else words)):
+        words = value.values() if key == "set" else value  # a text's words are its letters
+        if not all(isinstance(word, str) for word in words):
             raise InputError(f"grid {path}: {key}: write each value out, without lists in lists")
     return {k: entries(v, k, f"grid {path}: ") if k in LISTS else v for k, v in found.items()}
 

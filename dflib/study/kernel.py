@@ -20,8 +20,7 @@ from data_prep.paths import PROJECT, lock, write_text
 from dflib.study import records
 from dflib.study.runs import HELD, Spec
 
-# to glibc: freed blocks of up to 100 MB are kept for the next step; with the threshold that Dask
-# sets for its workers, training took twice the time
+# to glibc: freed blocks are kept for the next step; Dask's threshold doubles a training's time
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_THRESHOLD_": "100000000"}
 STOPPED = "stopped at the end of the budget; it goes on from its last epoch"
 SHORT_OF = re.compile(  # memory or disk, in the words of Python, torch, pyarrow, ONNX Runtime, …
@@ -36,11 +35,11 @@ def outcome(s: Spec, status: str = "done", error: str | None = None, seconds: fl
 
 
 def execute(s: Spec, *, retry_failed: bool = True, budget: float = math.inf) -> dict:
-    """Execute one run's notebook, here; its `outcome`.
+    """Execute one run's notebook, here; its `outcome`: done; failed, with a record in
+    `failed.json`; left, when `budget` seconds are over.
 
-    status: done; failed, with a record in `failed.json`; left, when `budget` seconds are over. A
-    failure of kind `error` (the notebook raised) is tried again with `retry_failed` alone, of kind
-    `died` (killed, or short of memory or disk) always. A second process waits for the first.
+    A failure of kind `error` (the notebook raised) is tried again with `retry_failed` alone, of
+    kind `died` (killed, or short of memory or disk) always. A second process waits for the first.
     """
     if s.finished():
         return outcome(s)
@@ -126,8 +125,7 @@ def _run_notebook(s: Spec, ends: float) -> dict | None:
 
 
 def _without_asides(notebook: Path, place: Path) -> Path:
-    """A copy of the notebook in which a sentence stands for each cell tagged `aside`: experiments
-    for who steps through it, that decide no result."""
+    """A copy of the notebook; a sentence stands for each cell tagged `aside`: an experiment."""
     import nbformat
 
     book = nbformat.read(notebook, as_version=4)
@@ -152,10 +150,8 @@ def _record(error: Exception) -> dict:
 
 
 def kernel_manager(log_file: TextIO, folder: Path | None = None) -> type:
-    """A kernel manager of this very Python; `log_file` takes what the process itself says.
-
-    folder: of the run whose lock this process has for the kernel.
-    """
+    """A kernel manager of this very Python; `log_file` takes what the process itself says. folder:
+    of the run whose lock this process has for the kernel."""
     from jupyter_client.asynchronous.client import AsyncKernelClient
     from jupyter_client.channels import AsyncZMQSocketChannel
     from jupyter_client.kernelspec import KernelSpec
@@ -199,7 +195,7 @@ def kernel_manager(log_file: TextIO, folder: Path | None = None) -> type:
 
 
 def _environment(folder: Path | None) -> dict[str, str]:
-    """Of a kernel: it takes this very package, whatever is installed, and leaves no files about."""
+    """Of a kernel: it takes this very package, and leaves no files about."""
     env = os.environ | KEEP_MEMORY | {"TQDM_DISABLE": "1"}  # nobody watches: no dead bars
     above = os.environ.get("PYTHONPATH")
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), above)))

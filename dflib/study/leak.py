@@ -1,22 +1,13 @@
-"""How much of a score is the protocol's? One small detector under several splits of a dataset."""
+"""How much of a score is the protocol's? One small detector under both, `paper` and `strict`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 
+from data_prep.protocol import PROTOCOLS
 from dflib import data, metrics, models, train
 
-ARMS = {  # name -> how the data are split and prepared
-    "paper": {"protocol": "paper"},  # single images at random, as in arXiv 2504.21066
-    "grouped": {"protocol": "paper", "whole_scenes": True},  # the same, but no scene is cut
-    "strict": {"protocol": "strict"},  # and sizes and JPEG qualities alike, classes balanced
-}
-GAPS = {
-    "scenes": ("paper", "grouped"),
-    "the rest": ("grouped", "strict"),
-    "all": ("paper", "strict"),
-}
 METRICS = ("auroc", "balanced_accuracy")
 
 
@@ -25,31 +16,24 @@ def leak(
     *,
     size: int = 64,
     model: str = "S60",
-    mode: str = "resize",
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     recipe: train.Recipe | None = None,
 ) -> tuple[pd.DataFrame, dict]:
-    """Train `model` under every arm of ARMS and for every seed: a row each, and the gaps of GAPS.
+    """Train `model` under each protocol and for every seed: a row each, and what `paper` (single
+    images at random) gives more than `strict`, {metric: dict of `metrics.combine`}, over seeds.
 
-    A seed decides the split, the first weights and the order of the images. Gaps are {metric: dict
-    of `metrics.combine`}, over seeds; zero where the dataset gives its own splits. The scenes' gap
-    is negative where each scene stands in both classes, as to remember its twins misleads.
-
-    >>> runs, gaps = leak("demo", size=32, seeds=(0, 1))  # doctest: +SKIP
+    A seed decides the split, the first weights and the order of the images.
     """
     rows = []
     for seed in seeds:
-        for arm, how in ARMS.items():
-            opened = data.open(name, size=size, mode=mode, split_seed=seed, **how)
-            found = _scores(opened, model, replace(recipe or train.Recipe(), seed=seed))
-            rows.append({"seed": seed, "arm": arm} | found)
+        how = replace(recipe or train.Recipe(), seed=seed)
+        for protocol in PROTOCOLS:
+            opened = data.open(name, size=size, protocol=protocol, split_seed=seed)
+            rows.append({"seed": seed, "protocol": protocol} | _scores(opened, model, how))
     runs = pd.DataFrame(rows)
-    of_arm = runs.pivot(index="seed", columns="arm")
-    change = lambda metric, a, b: (of_arm[metric, a] - of_arm[metric, b]).to_numpy()[:, None]
-    gaps = {
-        gap: {m: metrics.combine(change(m, *arms)) for m in METRICS} for gap, arms in GAPS.items()
-    }
-    return runs, gaps
+    wide = runs.pivot(index="seed", columns="protocol")
+    change = {m: wide[m, "paper"] - wide[m, "strict"] for m in METRICS}
+    return runs, {m: metrics.combine(x.to_numpy()[:, None]) for m, x in change.items()}
 
 
 def _scores(opened: data.Dataset, model: str, recipe: train.Recipe) -> dict[str, float]:
@@ -61,5 +45,4 @@ def _scores(opened: data.Dataset, model: str, recipe: train.Recipe) -> dict[str,
     scores = train.predict(detector, test)
     options = {"threshold": threshold, "draws": 0}
     found = metrics.evaluate(test.labels, scores, test.generators, **options)["all"]
-    counts = {"n_train": len(opened.train), "n_test": len(test)}
-    return {metric: found[metric] for metric in METRICS} | counts
+    return {metric: found[metric] for metric in METRICS}

@@ -1,7 +1,4 @@
-"""The table of methods, and the presets: whatever lists methods reads them here.
-
-What can be set is declared in `settings`; a row of the table names the groups that it reads.
-"""
+"""The table of methods, and the presets: whatever lists methods reads them here."""
 
 from __future__ import annotations
 
@@ -26,16 +23,13 @@ TECHNIQUES = {  # by the groups of settings, and by the notebook where no settin
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table. parents: methods whose finished run, of the same seed, it starts from.
-
-    "BL@source" is BL on the source dataset. does: groups of settings that it reads.
-    """
+    """A row of the table."""
 
     code: str
     title: str
     notebook: str
-    parents: tuple[str, ...] = ("BL",)
-    does: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ("BL",)  # it starts from their runs; "BL@source": on the source
+    does: tuple[str, ...] = ()  # groups of settings that it reads
     rated: bool = True  # takes a compression rate
 
     @property
@@ -134,22 +128,14 @@ def lineage(code: str) -> list[str]:
 
 
 def versions(code: str) -> dict[str, int]:
-    """Of the code that decides the method's result, that of what it starts from included.
-
-    >>> list(versions("CQ"))
-    ['data', 'models', 'train', 'evaluate', 'quantize']
-    """
+    """Of the code that decides the method's result, that of what it starts from included."""
     rows = [METHODS[each] for each in lineage(code)]
     read = {name for row in rows for name in (*row.does, row.notebook)}
     return {name: n for name, n in VERSIONS.items() if read & {*TECHNIQUES.get(name, read)}}
 
 
 def settings(preset_name: str, overrides: dict | None = None) -> dict:
-    """All settings of a preset with `overrides` on top; raises `InputError` as `checked` does.
-
-    >>> settings("demo", {"epochs": "3"})["epochs"]
-    3
-    """
+    """All settings of a preset with `overrides` on top; raises `InputError` as `checked` does."""
     values = checked(preset(preset_name).settings | (overrides or {}))
     steps = parse_steps(values["steps"])
     return values | {"steps": ",".join(f"{kind}:{r!r}" if r else kind for kind, r in steps)}
@@ -161,11 +147,7 @@ def relevant(code: str, values: dict) -> dict:
 
 
 def setting_rows(code: str | None = None) -> list[dict]:
-    """All settings, or those that a method reads, as rows of a table for people.
-
-    >>> setting_rows("CQ-S")[-1]["setting"]
-    'draws'
-    """
+    """All settings, or those that a method reads, as rows of a table for people."""
     rows = []
     for name in FIELDS if code is None else method(code).keys:
         readers = [row.code for row in ROWS if name in row.keys]
@@ -178,7 +160,8 @@ def setting_rows(code: str | None = None) -> list[dict]:
 
 
 RATED = ("prune", "mask", "student")  # channels go, weights become zero, a student takes over
-STEPS = (*RATED, "finetune", "distill", "int8", "int8-linear")
+INT8 = ("int8", "int8-linear")
+STEPS = (*RATED, "finetune", "distill", *INT8)
 CPKDQ = "prune:{rate:g},distill,int8"
 
 
@@ -194,39 +177,30 @@ def parse_steps(text: str) -> tuple[tuple[str, float | None], ...]:
     for word in text.split(","):
         kind, _, given = word.strip().partition(":")
         choose("step", kind, STEPS)
-        if given and kind not in RATED:
-            raise InputError(f"{kind} takes no rate")
         try:
-            rate = float(given) if kind in RATED else None
+            rate = float(given) if given or kind in RATED else None
         except ValueError:
             raise InputError(f"step {word.strip()!r}: write {kind}:RATE, e.g. {kind}:0.9") from None
-        if rate is not None:
-            check_rate(rate)
-        if wrong := _out_of_order(steps, kind, rate):
-            raise InputError(f"steps {text!r}: {wrong}")
-        steps.append((kind, rate))
-    if steps[-1][0] == "student":
-        raise InputError(f"steps {text!r}: the student is never trained; add distill or finetune")
-    if {kind for kind, _ in steps} <= {"finetune", "distill"}:
-        raise InputError(f"steps {text!r}: nothing is compressed; add prune, mask, student or int8")
+        steps.append((kind, rate if rate is None else check_rate(rate)))
+    kinds = [kind for kind, _ in steps]
+    rates = [rate for _, rate in steps if rate]
+    rules = {
+        f"only {', '.join(RATED)} take a rate": len(rates) == sum(k in RATED for k in kinds),
+        "int8 comes last: what it made is not trained or cut": not {*INT8} & {*kinds[:-1]},
+        "a student comes first: it throws away what is before it": "student" not in kinds[1:],
+        "a student is trained next: by distill or finetune": (
+            kinds[0] != "student" or {*kinds[1:2]} & {"distill", "finetune"}
+        ),
+        "prune does not see the zeros of mask: prune first": (
+            "mask" not in kinds or "prune" not in kinds[kinds.index("mask") :]
+        ),
+        "each rate must be larger than the one before": rates == sorted({*rates}),
+        "nothing is compressed; add prune, mask, student or int8": rates or {*INT8} & {*kinds},
+    }
+    for rule, kept in rules.items():
+        if not kept:
+            raise InputError(f"steps {text!r}: {rule}")
     return tuple(steps)
-
-
-def _out_of_order(before: list, kind: str, rate: float | None) -> str | None:
-    """Why a step makes no sense after those before it."""
-    earlier = [k for k, _ in before]
-    reached = max((r for _, r in before if r), default=0.0)
-    if any(k.startswith("int8") for k in earlier):
-        return f"{kind} cannot follow int8, which is not trained or cut any more; put int8 last"
-    if kind == "student" and earlier:
-        return f"a student throws away what {', '.join(earlier)} did; put it first"
-    if earlier[-1:] == ["student"] and kind not in ("finetune", "distill"):
-        return f"{kind} needs a trained student; put distill or finetune before it"
-    if kind == "prune" and "mask" in earlier:
-        return "prune does not see the zeros of mask; prune first"
-    if rate and rate <= reached:
-        return f"{kind}:{rate:g} removes nothing after {reached:g}; take a larger rate"
-    return None
 
 
 def planned_epochs(params: dict) -> int:

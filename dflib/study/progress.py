@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import Counter, defaultdict
-from contextlib import suppress
+from pathlib import Path
 
 from filelock import Timeout
 
@@ -34,11 +34,6 @@ class Estimates:
     """Seconds that runs are likely to take: at the median pace of those that are finished.
 
     A pace is seconds per epoch and pixel, of the method on this dataset, else of any method on it.
-
-    >>> guess = Estimates()
-    >>> guess.learn(first, 20.0)                                    # doctest: +SKIP
-    >>> guess(twice_as_many_epochs)                                 # doctest: +SKIP
-    40.0
     """
 
     def __init__(self) -> None:
@@ -48,7 +43,7 @@ class Estimates:
 
     def learn(self, s: Spec, seconds: float) -> None:
         """Take in that a run took so long."""
-        self._learn(s.method, s.dataset, _params(s), seconds)
+        self._learn(s.method, s.dataset, methods.relevant(s.method, s.settings), seconds)
 
     def _learn(self, method: str, dataset: str, params: dict, seconds: float) -> None:
         for kind in (method, "any") if seconds else ():
@@ -56,14 +51,10 @@ class Estimates:
 
     def __call__(self, s: Spec) -> float | None:
         """None where nothing is known yet."""
-        for kind in (s.method, "any"):
-            if paces := self.paces.get((kind, s.dataset, s.settings["limit"])):
-                return statistics.median(paces) * _work(_params(s))
-        return None
-
-
-def _params(s: Spec) -> dict:
-    return methods.relevant(s.method, s.settings)
+        place = s.dataset, s.settings["limit"]
+        paces = self.paces.get((s.method, *place)) or self.paces.get(("any", *place))
+        work = _work(methods.relevant(s.method, s.settings))
+        return statistics.median(paces) * work if paces else None
 
 
 def _work(params: dict) -> int:
@@ -97,7 +88,7 @@ class Progress:
         for run, s in self.specs.items():
             if self.state[run] == "done" or s.finished():
                 self.state[run] = "done"
-            elif _locked(s):
+            elif _locked(s.folder / "lock"):
                 self.state[run] = "running"
             else:
                 lost = any(self.state[q.run_id] in ("failed", "blocked") for q in s.parents)
@@ -107,11 +98,6 @@ class Progress:
     @property
     def running(self) -> list[str]:
         return [run for run, state in self.state.items() if state == "running"]
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing runs and nothing can start."""
-        return not {"running", "waiting"} & set(self.state.values())
 
     def seconds(self) -> dict[str, float | None]:
         """What each run that goes on or waits takes in all; None where no run tells how long."""
@@ -124,8 +110,8 @@ class Progress:
         others = (f"{n[state]} {state}" for state in STATES[1:] if n[state])
         text = ", ".join([f"{n['done']} of {len(self.state)} done", *others])
         takes = self.seconds().values()
-        if self.over or None in takes:
-            return text + (f"; {spoken(None)}" if devices and not self.over else "")
+        if not takes or None in takes:
+            return text + (f"; {spoken(None)}" if devices and takes else "")
         on = f" on {devices} device{'s' * (devices > 1)}" if devices else ""
         return f"{text}; about {spoken(sum(takes) / (devices or len(self.running) or 1))} left{on}"
 
@@ -139,13 +125,13 @@ class Progress:
         return found
 
 
-def _locked(s: Spec) -> bool:
+def _locked(file: Path) -> bool:
     """Whether a process makes this run now: it holds the lock of the run's folder."""
-    if not (s.folder / "lock").exists():
-        return False
-    with suppress(OSError, InputError):  # not ours to ask, or without locks
-        try:
-            lock(s.folder / "lock", timeout=0).release()
-        except Timeout:
-            return True
+    try:
+        if file.exists():
+            lock(file, timeout=0).release()
+    except Timeout:
+        return True
+    except (OSError, InputError):  # not ours to ask, or without locks
+        pass
     return False

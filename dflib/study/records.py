@@ -15,13 +15,12 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
 from data_prep.errors import InputError, choose, short
-from data_prep.paths import attached_roots, outputs_root
+from data_prep.paths import outputs_root
 from dflib.study import methods
 from dflib.study.settings import DEFAULTS
 
-TIMINGS = ("train_s", "compress_s", "transfer_s")
-
 log = logging.getLogger(__name__)
+TIMINGS = ("train_s", "compress_s", "transfer_s")
 ENDS = 4096  # bytes at a file's beginning and end that tell whether it is as it was written
 OLDER = "made by older code"
 
@@ -31,9 +30,9 @@ def cpu(timing: str) -> str:
     return timing.replace("_s", "_cpu_s")
 
 
-def _a_time(found: float) -> float:
-    if found <= 0 or math.isinf(found):  # NaN: not timed
-        raise ValueError("a time above 0 is expected")
+def _positive(found: float) -> float:
+    if found <= 0 or math.isinf(found):
+        raise ValueError("a number above 0 is expected")
     return found
 
 
@@ -43,15 +42,9 @@ def _with_all(found: dict) -> dict:
     return found
 
 
-def _unknown(found: float) -> float:
-    if not math.isnan(found):
-        raise ValueError("a whole number is expected")
-    return found
-
-
 Size, Count = (Annotated[int, Field(ge=least, lt=2**62)] for least in (0, 1))
-Known = Count | Annotated[float, AfterValidator(_unknown)]  # NaN: of a detector not here
-Time = Annotated[float, AfterValidator(_a_time)]
+Time = Annotated[float, AfterValidator(_positive)]  # NaN: not timed,
+Known = Count | Time  # or of a detector that is not here
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)] | None
 
 
@@ -148,22 +141,17 @@ def read(folder: Path) -> dict:
     except FileNotFoundError as error:
         wrong = "is no finished run: it has no result.json. python -m dflib results lists them"
         raise InputError(f"{folder} {wrong}") from error
-    except (OSError, ValidationError) as error:
-        mend = "the command that made the run makes it again"
-        raise InputError(f"{folder}/result.json is damaged ({_why(error)}): {mend}") from error
-
-
-def _why(error: OSError | ValidationError) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return short(f"{place}: {first['msg']}" if place else first["msg"])[1:-1]
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        why = short(": ".join([".".join(map(str, first["loc"])), first["msg"]]))[1:-1]
+    mend = "the command that made the run makes it again"
+    raise InputError(f"{folder}/result.json is damaged ({why}): {mend}")
 
 
 def every(dataset: str | None = None) -> Iterator[dict]:
-    """All finished runs as `read` gives them; where result or predictions are damaged, a warning
-    names the run, and it is left out."""
+    """All finished runs as `read` gives them; damaged ones are named in a warning, and left out."""
     for folder in folders():
         try:
             found, table = read(folder), folder / "predictions.parquet"
@@ -220,8 +208,6 @@ def stamp(file: Path) -> str:
 
 def whole(folder: Path) -> bool:
     """Whether a run is done: a result that can be read, and its files as they were written."""
-    if not (folder / "result.json").exists():
-        return False
     try:
         files = read(folder).get("files", {})
     except InputError:
@@ -251,7 +237,7 @@ def failure(folder: Path) -> dict | None:
 
 def find(name: str) -> Path:
     """The folder of a finished run, by its path, its id or how that begins, `latest`, or `best`: of
-    the dataset and protocol that were worked on last. Raises `InputError` for any other name."""
+    the dataset and protocol that were worked on last; else `InputError`."""
     if name and (Path(name) / "result.json").exists():
         return Path(name)
     if name in ("best", "latest") and (runs := list(every())):
@@ -265,15 +251,14 @@ def find(name: str) -> Path:
     known = {f.name: f for f in folders()}
     alike = [run for run in known if name and run.startswith(name)]
     if len(alike) > 1 and name not in known:
-        first = ", ".join(alike[:5])
-        raise InputError(f"run {name!r} is how {len(alike)} begin: {first} …")
+        raise InputError(f"run {name!r} is how {len(alike)} begin: {', '.join(alike[:5])} …")
     word = alike[0] if len(alike) == 1 else Path(name).name
     return known[choose("run", word, known, hint="python -m dflib results lists them.")]
 
 
 def best(results: Iterable[dict]) -> dict:
-    """The run to take: of files at most a quarter as large as BL's the best on validation images;
-    of all runs, where none is so small or BL is not there."""
+    """The run to take: of files at most a quarter as large as BL's (else of all) the best on
+    validation images."""
     results = list(results)
     results = [r for r in results if not math.isnan(r["cost"]["file_bytes"])] or results
     sizes = [r["cost"]["file_bytes"] for r in results if r["method"] == "BL"]
@@ -290,7 +275,7 @@ def age(folder: Path) -> float:
 
 @lru_cache(maxsize=4096)
 def validated(folder: Path) -> float:
-    """A finished run's AUROC on its validation images; NaN where that is not there to be read."""
+    """A finished run's AUROC on its validation images; NaN where they are not there."""
     from sklearn.metrics import roc_auc_score
 
     try:
@@ -301,24 +286,8 @@ def validated(folder: Path) -> float:
 
 
 def folders() -> list[Path]:
-    """All finished runs, here and attached, each once; by dataset, protocol, method and id."""
-    found = {}
-    for root in (*attached_roots()[::-1], outputs_root()):  # one's own count most
-        found |= {f.parent.relative_to(root): f.parent for f in root.glob("*/*/*/*/result.json")}
-    return [found[place] for place in sorted(found)]
-
-
-def own(folder: Path) -> Path:
-    """The run's folder below the outputs root, to write to: an attached run is copied there."""
-    here = outputs_root().joinpath(*folder.parts[-4:])
-    attached = any(folder.is_relative_to(root) for root in attached_roots())
-    if not attached or (here / "result.json").exists():
-        return folder
-    new = here.with_name(here.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(folder, new)
-    shutil.rmtree(here, ignore_errors=True)  # an attempt from before the other was attached
-    return new.replace(here)
+    """All finished runs, by dataset, protocol, method and id."""
+    return sorted(file.parent for file in outputs_root().glob("*/*/*/*/result.json"))
 
 
 def results(dataset: str | None = None) -> pd.DataFrame:
@@ -329,8 +298,8 @@ def results(dataset: str | None = None) -> pd.DataFrame:
 
 
 def comparable(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Rows of `results` whose times can be held against each other, and the times' unit: seconds
-    where all had as many threads, else CPU seconds, where all were made on a CPU that told them."""
+    """Rows of `results` whose times can be compared, and their unit: seconds where all had as many
+    threads, else CPU seconds, where all were made on a CPU that told them."""
     if rows["threads"].nunique() <= 1:
         return rows, "s"
     times = rows.reindex(columns=[*map(cpu, TIMINGS)]).set_axis(TIMINGS, axis=1)
@@ -341,18 +310,16 @@ def comparable(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 def flat(result: dict) -> dict:
     """A result as one row: request, costs, timings, metrics with their intervals."""
-    params, cost = result["params"], result["cost"]
+    params, cost, latency = result["params"], result["cost"], result["cost"]["latency_ms"]
     asked = ("run_id", "method", "rate", "seed", "dataset", "protocol", "preset", "command")
     row = {key: result[key] for key in (*asked, "device", "threshold")}
     row |= {key: result.get(key) for key in ("source", "train_images")}
     row |= {key: params.get(key) for key in ("size", "mode", "limit", "target_images")}
     row |= result["timings"] | {"parents": ",".join(result["parents"]), "older": older(result)}
     row |= {"threads": " and ".join(map(str, result.get("threads", ())))}
-    row["on_cpu"] = result["device"] == cost["latency_ms"].get("cpu")
-    row["fold"] = methods.fold(params)
+    row |= {"on_cpu": result["device"] == latency.get("cpu"), "fold": methods.fold(params)}
     sizes = ("params", "nonzero", "trainable_params", "file_bytes", "gzip_bytes", "shipped_bytes")
     row |= {key: cost.get(key) for key in (*sizes, "macs", "peak_rss_mb")}
-    latency = cost["latency_ms"]
     row |= {f"latency_{key}_ms": latency.get(key) for key in ("p50", "p95", "low", "high")}
     row["latency_busy"] = latency.get("busy")
     known = result.get("train_generators", result["metrics"])

@@ -1,7 +1,5 @@
-"""What a detector still tells of images that were re-encoded, blurred, resized, cropped.
-
-Beside each run, in `robustness.parquet`: a row a test image (as in `predictions.parquet`), a column
-of P(fake) a perturbation (`data_prep.transform.GRID`).
+"""What a detector still tells of images that were re-encoded, blurred, resized, cropped: beside
+each run, in `robustness.parquet`, a row a test image, a column of P(fake) a perturbation.
 """
 
 import hashlib
@@ -12,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from data_prep import manifest, transform
 from data_prep.cache import fit
 from data_prep.errors import InputError
 from data_prep.integrity import BadImage, open_image, read_file, to_rgb
-from data_prep.paths import describe, images_root
+from data_prep.paths import describe, images_root, written
 from data_prep.transform import GRID
 from dflib import export, metrics, models, train
 from dflib.data import Part
@@ -29,22 +28,16 @@ BLOCK = 64  # images whose perturbed versions are in memory at once
 
 def measure(folders: Iterable[Path], grid: Sequence[str] = GRID) -> None:
     """Score every test image of finished runs under each perturbation that they lack: after real
-    and fake were made alike, before the crop. Each file is decoded once for all.
-
-    Raises `InputError` for a dataset that changed since a run.
-
-    >>> measure(runs.folders(), grid=("jpeg-50", "blur-2"))  # doctest: +SKIP
-    """
+    and fake were made alike, before the crop. `InputError` for a dataset that changed since."""
     for how in grid:
-        transform.check_perturbation(how)
-    todo = [runs.own(folder) for folder in map(Path, folders) if not measured(folder, grid)]
+        transform.perturb(Image.new("RGB", (8, 8)), how)  # raises for what it does not know
+    todo = [folder for folder in map(Path, folders) if not measured(folder, grid)]
     for _, alike in groupby(sorted(todo, key=_images), key=_images):
         together = list(alike)
         for folder, scores in zip(together, _scores(together, grid), strict=True):
-            new = folder / f"{FILE}.new"
             others = _known(folder).drop(columns=list(grid), errors="ignore")
-            others.join(scores).to_parquet(new, index=False)
-            new.replace(folder / FILE)
+            with written(folder / FILE) as new:
+                others.join(scores).to_parquet(new, index=False)
 
 
 def measured(folder: Path, grid: Sequence[str] = GRID) -> bool:
@@ -59,11 +52,8 @@ def drops(
     grid: Sequence[str] = GRID,
     draws: int = 1000,
 ) -> pd.DataFrame:
-    """One method's AUROC (over seeds) under each perturbation, and what it loses more than BL.
-
-    against: BL's runs of the same seeds, in the same order. A row a perturbation, "" first: value,
-    and more, paired: above zero is more brittle; each with _low and _high (95 %).
-    """
+    """One method's AUROC (over seeds) under each perturbation ("" first: none), and what it loses
+    `more` than BL's runs of the same seeds, `against`, paired; each with _low and _high (95 %)."""
     mine, theirs = ([_drawn(f, grid, draws) for f in group] for group in (folders, against))
     _, bounds = compare.resampled(folders[0], draws=draws)
     rows = []
@@ -115,7 +105,7 @@ def _scores(folders: list[Path], grid: Sequence[str]) -> list[pd.DataFrame]:
     hashes = ok.set_index("path")["sha256"].loc[paths.split("\n")]
     jobs = [(images_root(name) / path, sha256) for path, sha256 in hashes.items()]
     task = partial(_worse, grid=grid, size=size, mode=mode, same=same)
-    forwards, scores = [_forward(folder) for folder in folders], [[] for _ in folders]
+    forwards, scores = [_detector(folder) for folder in folders], [[] for _ in folders]
     for start in range(0, len(jobs), BLOCK):
         told = f"{name}: {start} of {len(jobs)}"
         block = np.concatenate(manifest.parallel(task, jobs[start : start + BLOCK], desc=told))
@@ -139,7 +129,7 @@ def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, 
     return np.stack([fit(transform.perturb(image, how), size=size, mode=mode) for how in grid])
 
 
-def _forward(folder: Path):
+def _detector(folder: Path):
     """A run's detector as it was evaluated: the deployed int8 file, else the weights."""
     deployed = runs.read(folder)["deployed"]
     if "int8" in deployed:

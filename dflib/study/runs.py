@@ -24,17 +24,10 @@ from filelock import BaseFileLock, Timeout
 from data_prep import paths
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.manifest import fingerprint_of
-from data_prep.paths import (
-    attached_roots,
-    dataset_folder,
-    lock,
-    outputs_root,
-    write_text,
-    written,
-)
+from data_prep.paths import dataset_folder, lock, outputs_root, write_text, written
 from data_prep.protocol import PROTOCOLS
 from dflib.study import feasible, methods, records
-from dflib.study.records import failure, find, flat, folders, own, predictions, read, results
+from dflib.study.records import failure, find, flat, folders, predictions, read, results
 from dflib.study.settings import DEFAULTS, MEASURES
 from dflib.study.spent import Spent, clocks
 
@@ -44,7 +37,7 @@ if TYPE_CHECKING:
     from dflib.data import Dataset
     from dflib.train import Recipe
 
-__all__ = ["Run", "Spec", "asked", "code_hash", "failure", "find", "flat", "folders", "own"]
+__all__ = ["Run", "Spec", "asked", "code_hash", "failure", "find", "flat", "folders"]
 __all__ += ["predictions", "read", "results", "spec"]  # of `records`, too: one door
 _locks: dict[Path, BaseFileLock] = {}  # of the runs that are made here, by hand
 _parsed = lru_cache(maxsize=64)(json.loads)  # thousands of runs ask for the same notebooks
@@ -74,10 +67,10 @@ class Spec:
     @cached_property
     def parents(self) -> tuple[Spec, ...]:
         whole = {key: DEFAULTS[key] for key in ("target_images", *methods.FOLDS.values())}
-        there = {"dataset": self.source, "settings": self.settings | whole}  # with all its images
+        there = {"dataset": self.source}  # with all its images
         if self.source == feasible.WEIGHTS:  # the network as it was published, never trained here
-            whole |= {"epochs": 0, "finetune_epochs": 0}
-            there = {"settings": self.settings | whole}
+            whole, there = whole | {"epochs": 0, "finetune_epochs": 0}, {}
+        there["settings"] = self.settings | whole
         found = []
         for code, _, at in (name.partition("@") for name in methods.method(self.method).parents):
             row, changed = methods.method(code), there if at == "source" else {}
@@ -101,16 +94,11 @@ class Spec:
 
     @property
     def folder(self) -> Path:
-        """Where it is finished, here or attached (`attached_roots`); else where it will be made."""
-        return next(filter(records.whole, self._places()), self._places()[0])
+        return outputs_root() / self.dataset / self.protocol / self.method / self.run_id
 
     def finished(self) -> bool:
-        """Whether it is done; a damaged result, or one without its model, is as if it were none."""
-        return any(map(records.whole, self._places()))
-
-    def _places(self) -> list[Path]:
-        place = Path(self.dataset, self.protocol, self.method, self.run_id)
-        return [root / place for root in (outputs_root(), *attached_roots())]
+        """Whether it is done, and not damaged."""
+        return records.whole(self.folder)
 
     def failure(self) -> dict | None:
         return None if self.finished() else failure(self.folder)
@@ -145,11 +133,8 @@ def spec(
     seed: int = 0,
     settings: dict | None = None,
 ) -> Spec:
-    """The request, checked; what is not given comes from the preset. source: of transfers alone, a
-    dataset, or "imagenet" for the weights that `pretrained` names.
-
-    Raises `InputError` for an unknown name, a setting, rate or seed that does not fit, or a source
-    that is the dataset itself.
+    """The request, checked (`InputError`); what is not given comes from the preset. source: of
+    transfers alone, a dataset, or "imagenet" for the weights that `pretrained` names.
 
     >>> spec("CPF", rate=0.9).run_id                                # doctest: +SKIP
     'CPF-r90-s0-32px-1f0c9a2b'
@@ -197,10 +182,8 @@ class Run:
         return Spent(self.folder / "unfinished.json", began=self.started)
 
     def _begin(self) -> None:
-        """Take the run's lock, until it is finished or this process ends; clear what is damaged.
-
-        The engine has it where it made this kernel. Raises `InputError` where another process does.
-        """
+        """Take the run's lock (the engine has it where it made this kernel), until it is finished
+        or this process ends; `InputError` where another process has it. Clear what is damaged."""
         if os.environ.get(HELD) == str(self.folder) or self.folder in _locks:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +243,6 @@ class Run:
 
         A finished run's weights and history are loaded instead; an interrupted one goes on.
         as_timing: where its seconds are added. stage: a name for each training but the last.
-        Raises `InputError` when the finished run's model has another shape.
         """
         from dflib import train
 
@@ -288,10 +270,8 @@ class Run:
         return history
 
     def once(self, name: str, make: Callable[[Path], object]) -> Path:
-        """The file `name` of the run's folder; `make(path)` writes it, unless it is there already.
-
-        Its seconds go to `compress_s`, but for those that `fit` counts inside.
-        """
+        """The file `name` of the run's folder; `make(path)` writes it, unless it is there already:
+        its seconds go to `compress_s`, but for those that `fit` counts inside."""
         path = self.folder / name
         if self.spent.has(path) or (self.finished and path.exists()):
             return path
@@ -299,8 +279,8 @@ class Run:
         began, inside = clocks(), self.spent.steps()
         with written(path, "new-") as new:
             make(new)
-        all_ = zip(clocks(), began, self.spent.steps(), inside, strict=True)
-        own = [now - then - (steps - before) for now, then, steps, before in all_]
+        took = zip(clocks(), began, self.spent.steps(), inside, strict=True)
+        own = [now - then - (steps - before) for now, then, steps, before in took]
         self.spent.keep(name, "compress_s", own, path)
         return path
 
@@ -334,8 +314,9 @@ class Run:
     def _request(self) -> dict:
         """What was asked for, of which data and libraries."""
         s, train = self.spec, self.data.train
-        asked = {key: value for key, value in asdict(s).items() if key != "settings"}
-        return {"schema": 2, "run_id": s.run_id, **asked, "source": s.source or None} | {
+        asked = {"schema": 2, "run_id": s.run_id} | asdict(s) | {"source": s.source or None}
+        del asked["settings"]
+        return asked | {
             "params": methods.relevant(s.method, s.settings),
             "parents": [parent.run_id for parent in s.parents],
             "data_fingerprint": fingerprint_of(s.dataset),

@@ -1,7 +1,6 @@
 """The settings of a run, each declared once: type, default, range, what it is, who reads it.
 
-Which methods read a group of settings is said in the table of `methods`. Elsewhere the values are
-plain dicts: `run.settings["epochs"]`.
+Which methods read a group is said in `methods`. Elsewhere the values are plain dicts.
 """
 
 from __future__ import annotations
@@ -85,8 +84,6 @@ class Settings(
     """Stop after so many epochs without a better validation AUROC, keep the best; 0: never."""
     augment: bool = _setting(True, *TRAIN)
     """Mirror, shift and light of training images are varied; nothing that blurs traces."""
-    blur_jpeg: float = _setting(0.0, *TRAIN, ge=0, le=1, source="arXiv 1912.11035")
-    """Probability of a blur, and of a JPEG, of each training image: for unseen generators."""
     front: Literal["", "srm"] = _setting("", *TRAIN, source="arXiv 1805.04953")
     """srm: fixed high-pass filters before the network, for traces instead of content."""
     ema: float = _setting(0.0, *TRAIN, ge=0, lt=1, source="Polyak and Juditsky 1992")

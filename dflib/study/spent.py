@@ -18,7 +18,7 @@ def clocks() -> tuple[float, float]:
 
 @dataclass
 class Spent:
-    """Noted in `file` after each epoch and each step, so that an interruption loses none of it."""
+    """Noted in `file` after each epoch and each step: an interruption loses none of it."""
 
     file: Path
     made: dict = field(default_factory=dict)  # step: (timing, seconds, CPU seconds, file's stamp)

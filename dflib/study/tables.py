@@ -1,7 +1,5 @@
 """Finished runs as tables: a row each method, rate and recipe, over seeds and folds, with verdicts.
-
-What is compared, and the words, is `compare`'s. Intervals stand in NAME_low and NAME_high.
-"""
+Intervals stand in NAME_low and NAME_high."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,8 +39,8 @@ def _key(result: dict) -> tuple:
 
 
 def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) -> list[dict]:
-    """Those made with the settings `wanted`, but for the named ones, on the newest one's images; of
-    equals the newest. but: with all of RECIPE, what only older code knew may differ, too."""
+    """Those made with the settings `wanted`, but for the named ones (with all of RECIPE, what only
+    older code knew may differ, too), on the newest one's images; of equals the newest."""
     results = list(results)
     if {*compare.RECIPE} <= {*but}:
         but = [*but, *({k for r in results for k in r["params"]} - {*DEFAULTS})]
@@ -77,9 +75,9 @@ def over_seeds(
 ) -> pd.DataFrame:
     """A row a method, rate and number of target images: means over seeds, differences from BL.
 
-    Columns: `about`'s, seeds, run_id (of the first), val_auroc, COSTS; for each generator, "all",
-    "seen" and "unseen" NAME/auroc and /balanced_accuracy, with -BL behind minus `baseline`, paired;
-    NAME/verdict and /word against BL; of all together the whole text, "told".
+    Columns: `about`'s, seeds, run_id (of the first), val_auroc, COSTS; of each generator, "all",
+    "seen" and "unseen" NAME/auroc and /balanced_accuracy, with -BL behind minus `baseline`, paired,
+    NAME/verdict and /word; of all together the whole text, "told".
     """
     rows, groups = [], by_seed(results)
     for group in groups:
@@ -101,10 +99,8 @@ def over_seeds(
 
 
 def matrix(results: Iterable[dict]) -> pd.DataFrame:
-    """Trained on against tested on: AUROC of each method, rate, recipe and fold on each generator.
-
-    Columns: method, rate, recipe, train ("all", "gan", "without gan"), test, seen, seeds, auroc.
-    """
+    """Trained on against tested on: a row each method, rate, recipe, train ("all", "gan", "without
+    gan") and test (a generator); with seen, seeds, auroc."""
     rows = []
     for group in by_seed(results):
         first, found = group[0], compare.combined(group)
@@ -118,12 +114,9 @@ def matrix(results: Iterable[dict]) -> pd.DataFrame:
 
 
 def gaps(results: Iterable[dict], *, margin: float = compare.MARGIN) -> pd.DataFrame:
-    """What each method, rate and recipe loses from seen to unseen generators, a row each.
-
-    Columns: method, rate, recipe, folds, seeds, val_auroc; AUROC seen, unseen and gap of
-    `contrast`; with -BL behind minus BL of the same recipe, with -plain minus the plain recipe,
-    each also with _verdict.
-    """
+    """What each method, rate and recipe loses from seen to unseen generators, a row each: folds,
+    seeds, val_auroc, AUROC seen, unseen and gap; with -BL behind minus BL of the same recipe, with
+    -plain minus the plain recipe, each also with _verdict."""
     groups: dict[tuple, list[dict]] = {}
     for group in by_seed(results):
         key = (group[0]["method"], group[0]["rate"], compare.recipe(group[0]["params"]))
@@ -149,13 +142,8 @@ def gaps(results: Iterable[dict], *, margin: float = compare.MARGIN) -> pd.DataF
 def duels(
     results: Iterable[dict], rivals: Mapping[str, Sequence[str]], *, margin: float = compare.MARGIN
 ) -> pd.DataFrame:
-    """Which of two methods is better at the same rate: paired over the folds and seeds of both.
-
-    rivals: {method: others}. A row each rate, pair and where (seen | unseen generators): method,
-    rival, rate, where, seeds, difference (AUROC), verdict, word.
-
-    >>> duels(every.values(), {"CKD": ["CPF", "CPF-S"]})            # doctest: +SKIP
-    """
+    """Which of two methods is better at the same rate: paired over the folds and seeds of both. A
+    row each rate, pair and where (seen | unseen): seeds, difference (AUROC), verdict, word."""
     groups: dict[tuple, list[dict]] = {}
     for r in results:
         groups.setdefault((r["method"], r["rate"]), []).append(r)

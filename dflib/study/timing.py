@@ -13,15 +13,12 @@ from dflib.study.settings import DEFAULTS
 
 
 def again(names: Sequence[str]) -> list[dict]:
-    """Time the deployed files of finished runs in turns, and rewrite their `cost.latency_ms` alone.
+    """Time the deployed files of finished runs in turns, and rewrite their `cost.latency_ms` alone;
+    a row for each, with its speed beside the first's (`measure.speed`).
 
-    A row for each: run, median, spread and 95th percentile in ms, and its speed beside the first's
-    (`measure.speed`). Raises `InputError` for an unknown run, or a file that cannot be run; then
-    nothing is written.
-
-    >>> again(["BL-s0-32px-0a1b2c3d", "CQ-s0-32px-4e5f6a7b"])  # doctest: +SKIP
+    Raises `InputError`, with nothing written, for an unknown run, or a file that cannot be run.
     """
-    folders = list(dict.fromkeys(records.own(records.find(name.strip())) for name in names))
+    folders = list(dict.fromkeys(records.find(name.strip()) for name in names))
     results = [records.read(folder) for folder in folders]
     files = [r["folder"] / r.get("deployed", "") for r in results]
     for file in files:

@@ -32,14 +32,8 @@ def table(names: tuple[str, ...] = ()) -> pd.DataFrame:
 
 
 def row(backbone: str, *, size: int = 224) -> dict:
-    """What holds for an untrained network: its size, each technique ("holds", or why it does not).
-
-    Pruned at 50 and 90 %, by low rank at 50 %, exported, made int8; the largest difference of the
-    ONNX file's logits from the network's.
-
-    >>> row("timm/resnet18")["prune 90 %"]  # doctest: +SKIP
-    'holds'
-    """
+    """What holds for an untrained network: its size, each technique ("holds", or why it does not),
+    and the largest difference of the ONNX file's logits from the network's."""
     found = {"network": backbone}
     try:
         model = models.Detector(models.architecture("BL", size=size, backbone=backbone)).eval()
@@ -50,14 +44,16 @@ def row(backbone: str, *, size: int = 224) -> dict:
     for rate in (0.5, 0.9):
         found[f"prune {rate:.0%}"] = _told(partial(_pruned, model, rate))
     found["low rank 50%"] = _told(partial(_thin, model, 0.5))
+    noise = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
+    rows = pd.DataFrame({"row": np.arange(IMAGES), "label": np.arange(IMAGES) % 2})
+    part = Part(noise, rows)
     with tempfile.TemporaryDirectory() as folder:
         file, int8 = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
         found["export"] = _told(partial(export.to_onnx, model, file))
         if found["export"] == "holds":
-            noise = _noise(size)
-            same = export.parity(model, export.OnnxModel(file), noise)
+            same = export.parity(model, export.OnnxModel(file), part)
             found["logits differ by"] = f"{same['max_logit_difference']:.0e}"
-            found["int8"] = _told(partial(quantize.static_int8, file, int8, noise, images=IMAGES))
+            found["int8"] = _told(partial(quantize.static_int8, file, int8, part, images=IMAGES))
     return found
 
 
@@ -79,9 +75,3 @@ def _thin(model: models.Detector, rate: float) -> None:
     small = lowrank.factorise(model, lowrank.choose_ranks(model, rate=rate))
     with torch.inference_mode():
         small(torch.rand(1, 3, model.arch.size, model.arch.size))
-
-
-def _noise(size: int) -> Part:
-    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), np.uint8)
-    rows = {"row": np.arange(IMAGES), "label": np.arange(IMAGES) % 2}
-    return Part(pixels, pd.DataFrame(rows))
