@@ -26,7 +26,7 @@ from data_prep.paths import outputs_root, written
 KINDS = ("timm", "torchvision", "own")
 WANTED = "N x 3 x H x W in [0, 1] -> logits, N x 2 (real, fake) or N x 1 (positive: fake)"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HOW = "write vgg, timm/NAME, torchvision/NAME or FILE.py:function"
+HOW = "write vgg, timm/NAME, timm/NAME:STRIDE, torchvision/NAME or FILE.py:function"
 
 
 def settled(backbone: str, pretrained: str = "") -> tuple[str, str]:
@@ -42,7 +42,8 @@ def settled(backbone: str, pretrained: str = "") -> tuple[str, str]:
         what = f"unknown backbone {short(backbone)}, did you mean '{near}/{backbone}'?"
         raise InputError(f"{what} {HOW}")
     elif kind in ("timm", "torchvision"):
-        choose(f"{kind} network", name.partition(".")[0], _known(kind))
+        plain_name = name.partition(":")[0] if kind == "timm" else name
+        choose(f"{kind} network", plain_name.partition(".")[0], _known(kind))
     if pretrained and backbone == "vgg":
         raise InputError("pretrained is for another backbone than vgg, which starts from nothing")
     if pretrained == "true" and "own/" in backbone:
@@ -100,7 +101,7 @@ def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if kind == "timm":
         import timm
 
-        cfg = timm.get_pretrained_cfg(name)
+        cfg = timm.get_pretrained_cfg(name.partition(":")[0])
         return (tuple(cfg.mean), tuple(cfg.std)) if cfg else IMAGENET
     return IMAGENET if kind == "torchvision" else ((0.0,) * 3, (1.0,) * 3)
 
@@ -113,6 +114,9 @@ def split(backbone: str, size: int, pretrained: str = "") -> tuple[nn.Module, nn
     that is not as `WANTED`.
     """
     kind, _, name = backbone.partition("/")
+    stride = ""
+    if kind == "timm":
+        name, _, stride = name.partition(":")
     if kind == "own" and name.endswith(".onnx"):
         return OnnxNetwork(own_file(name)), nn.Sequential()
     state, classes = None, None
@@ -129,6 +133,8 @@ def split(backbone: str, size: int, pretrained: str = "") -> tuple[nn.Module, nn
             if adapt and hasattr(net, "pretrained_cfg"):  # timm's take older names
                 state = adapt(state, net)
             net.load_state_dict(state)
+        if stride:
+            net, classes = Shallow(net, stride), None
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # a user's function, timm, hubs, torch
@@ -142,6 +148,25 @@ def split(backbone: str, size: int, pretrained: str = "") -> tuple[nn.Module, nn
     if not isinstance(net, nn.Module):
         raise InputError(f"{backbone} gives {type(net).__name__}: expected an nn.Module, {WANTED}")
     return _cut(net, backbone, size, keep=kind == "own" or classes is not None)
+
+
+class Shallow(nn.Module):
+    """A network of timm up to its last layer at a stride ("16"): what lies deeper sees large parts
+    of an image, and holds most of the parameters."""
+
+    def __init__(self, net: nn.Module, stride: str) -> None:
+        super().__init__()
+        there = [str(each["reduction"]) for each in net.feature_info]
+        choose("stride", stride, there, hint=f"Of {type(net).__name__}.")
+        last = len(there) - 1 - there[::-1].index(stride)
+        net.prune_intermediate_layers([last], prune_norm=True, prune_head=True)
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.net.forward_features(x)
+        if z.ndim != 4:
+            raise InputError("a transformer has no stride to stop at: take all of it")
+        return z.mean((2, 3))
 
 
 def _network(kind: str, name: str, size: int, pretrained: str, classes: int | None) -> nn.Module:

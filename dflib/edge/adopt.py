@@ -55,7 +55,7 @@ def onnx_file(
 
 
 def _outputs(file: Path, size: int) -> int:
-    """How many outputs an image has, 1 or 2, found by running one."""
+    """How many outputs an image has, 1 or 2, 0 for a bare number; found by running one."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -72,9 +72,9 @@ def _outputs(file: Path, size: int) -> int:
     if shape[2] not in (size, "any") or shape[3] not in (size, "any"):
         raise InputError(f"{file} takes {shape[2]} x {shape[3]} pixels: say --size {shape[3]}")
     found = session.run(None, {inputs[0].name: np.zeros((1, 3, size, size), np.float32)})[0]
-    if found.shape not in ((1, 2), (1, 1)):
+    if found.shape not in ((1, 2), (1, 1), (1,)):
         raise InputError(f"{file}: an image gives {found.shape} ({output.name}); {wanted}")
-    return found.shape[1]
+    return found.shape[1] if found.ndim == 2 else 0
 
 
 def _before(graph, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -97,6 +97,10 @@ def _after(graph, outputs: int, fake_index: int) -> None:
     last = next(node for node in graph.node if graph.output[0].name in node.output)
     theirs = last.input[0] if last.op_type in SQUASH else graph.output[0].name
     nodes = []
+    if outputs == 0:  # a number an image
+        graph.initializer.append(numpy_helper.from_array(np.array([-1, 1]), "their_shape"))
+        nodes.append(helper.make_node("Reshape", [theirs, "their_shape"], ["their_column"]))
+        theirs = "their_column"
     if outputs == 2:
         order = np.array([1 - fake_index, fake_index])
         graph.initializer.append(numpy_helper.from_array(order, "their_order"))
