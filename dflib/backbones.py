@@ -114,9 +114,8 @@ def split(backbone: str, size: int, pretrained: str = "") -> tuple[nn.Module, nn
     that is not as `WANTED`.
     """
     kind, _, name = backbone.partition("/")
-    stride = ""
     if kind == "timm":
-        name, _, stride = name.partition(":")
+        name, shallow, stride = name.partition(":")
     if kind == "own" and name.endswith(".onnx"):
         return OnnxNetwork(own_file(name)), nn.Sequential()
     state, classes = None, None
@@ -133,7 +132,7 @@ def split(backbone: str, size: int, pretrained: str = "") -> tuple[nn.Module, nn
             if adapt and hasattr(net, "pretrained_cfg"):  # timm's take older names
                 state = adapt(state, net)
             net.load_state_dict(state)
-        if stride:
+        if kind == "timm" and shallow:
             net, classes = Shallow(net, stride), None
     except InputError:
         raise
@@ -315,6 +314,24 @@ class OnnxNetwork(nn.Module):
         for i, each in enumerate(t for t in tensors if t.data_type == onnx.TensorProto.FLOAT):
             values = torch.from_numpy(onnx.numpy_helper.to_array(each).copy())
             self.register_parameter(f"w{i}", nn.Parameter(values, requires_grad=False))
+
+    def macs(self, size: int) -> int:
+        """Multiply-accumulate operations of convolutions and linear layers for one image."""
+        import onnx
+
+        model = onnx.load(self.file)
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        values = (*graph.value_info, *graph.output)
+        shape = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+        shape |= {t.name: list(t.dims) for t in graph.initializer}
+        total = 0
+        for node in graph.node:
+            if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in shape:
+                weight, out = shape[node.input[1]], shape.get(node.output[0], [])
+                each = weight[1:] if node.op_type == "Conv" else [math.prod(weight) / out[-1]]
+                total += math.prod(out) * math.prod(each)
+        return int(total)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_meta:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import os
 import platform
 import subprocess
@@ -33,9 +32,10 @@ PROCESSES = 5  # one process differs from the next by more than its own runs do
 BUSY = 0.1  # share of the cores' time that other processes took meanwhile: above, times mislead
 
 
-def macs(model) -> float:
-    """Multiply-accumulate operations of convolutions and linear layers for one image; NaN for a
-    user's ONNX file."""
+def macs(model) -> int:
+    """Multiply-accumulate operations of convolutions and linear layers for one image."""
+    if hasattr(model.features, "macs"):  # of a user's ONNX file
+        return model.features.macs(model.arch.size)
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,7 +46,7 @@ def macs(model) -> float:
         image = torch.empty(1, 3, model.arch.size, model.arch.size)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         twin(image)
-    return counter.get_total_flops() // 2 or math.nan
+    return counter.get_total_flops() // 2
 
 
 def cost(model, deployed: Path, *, runs: int = 50) -> dict:

@@ -93,6 +93,35 @@ def whole(name: str) -> nn.Module:
 # --- published networks
 
 
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100"])
+def test_a_network_up_to_a_stride_is_the_beginning_of_the_whole_one(name, tmp_path, outputs_root):
+    with train.seeded(0):
+        whole = timm.create_model(name).eval()
+    save_file(whole.state_dict(), tmp_path / "weights.safetensors")
+    weights = backbones.kept(tmp_path / "weights.safetensors")
+    features, head = backbones.split(f"timm/{name}:16", 64, weights)
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        deepest = whole.forward_intermediates(x, intermediates_only=True, norm=False)[3]
+        found = features.eval()(x)
+    torch.testing.assert_close(found, deepest.mean((2, 3)), atol=1e-5, rtol=1e-4)
+    count = lambda net: sum(p.numel() for p in net.parameters())
+    assert head[0].in_features == found.shape[1] and count(features) < count(whole) / 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet18:7", "unknown stride '7'.* 4, 8, 16, 32"),
+        ("resnet18:", "unknown stride"),
+        ("vit_tiny_patch16_224:16", "a transformer has no stride"),
+    ],
+)
+def test_a_stride_that_is_not_there_is_refused(name, message):
+    with pytest.raises(InputError, match=message):
+        Detector(architecture("BL", size=224, backbone=f"timm/{name}"))
+
+
 @pytest.mark.parametrize("name", [*THEIRS, "timm/vit_tiny_patch16_224", "timm/resnet18"])
 def test_published_weights_give_the_publishers_features(name, tmp_path):
     theirs, size = whole(name), 64
@@ -189,7 +218,13 @@ def test_an_own_network_computes_what_it_did(function, own, tmp_path):
 
 @pytest.mark.parametrize(
     ("outputs", "fake_index", "last"),
-    [(2, 1, None), (2, 0, nn.Softmax(1)), (1, 1, nn.Sigmoid()), (1, 0, None)],
+    [
+        (2, 1, None),
+        (2, 0, nn.Softmax(1)),
+        (1, 1, nn.Sigmoid()),
+        (1, 0, None),
+        (1, 1, nn.Flatten(0)),
+    ],
 )
 def test_an_onnx_detector_computes_what_it_did(outputs, fake_index, last, tmp_path, toy):
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -210,7 +245,7 @@ def test_an_onnx_detector_computes_what_it_did(outputs, fake_index, last, tmp_pa
         wanted = 1 - wanted if outputs == 1 and not fake_index else wanted
         torch.testing.assert_close(model(x).softmax(1)[:, 1], wanted)
     assert models.parameters(model) >= sum(p.numel() for p in theirs.parameters())
-    assert math.isnan(measure.macs(model))  # what is in the file is not counted
+    assert measure.macs(model) == 16 * 16 * 8 * 27 + 32 * outputs
     written = export.to_onnx(model, tmp_path / "model.onnx")
     data = toy()
     int8 = quantize.static_int8(written, tmp_path / "int8.onnx", data.train)

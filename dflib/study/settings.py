@@ -59,7 +59,8 @@ class Settings(
     backbone: str = _setting(
         "vgg", "baseline", "student", "teacher", "chain", source="arXiv 2504.21066"
     )
-    """The baseline's network: vgg, the paper's; timm/NAME; torchvision/NAME; FILE.py:function."""
+    """The baseline's network: vgg, the paper's; timm/NAME, or timm/NAME:16, its layers up to stride
+    16; torchvision/NAME; FILE.py:function."""
     pretrained: str = _setting("", "baseline", "chain", source="arXiv 1411.1792")
     """Weights that another backbone than vgg begins with: true for its publisher's, or a file."""
     head_lr: float = _setting(0.0, "baseline", ge=0)
