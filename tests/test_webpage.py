@@ -67,7 +67,7 @@ def test_the_browser_decides_like_python(
     images += [picture(folder / f"{w}.png", size=(w, h), seed=w) for w, h in sizes]
     images.append(picture(folder / "photo.jpg", size=(120, 77)))
     images.append(picture(folder / "grey.png", mode="L", size=(70, 50)))
-    with chromium.opened(address, errors=False, width=1280) as page:
+    with chromium.opened(address, errors=False, width=390) as page:
         page.wait_for_selector("#answer[data-ready]")
         for path in images:
             page.set_input_files("#file", path)
