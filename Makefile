@@ -8,7 +8,7 @@ TESTS := .venv/.tests
 LOWEST := models data train augment front metrics export_measure prune distill quantize lowrank adapters \
   explain backbones data_prep layouts lists scores images audit cache datasets demo download transform
 
-.PHONY: study test test-lowest lab explorer book pages bench address clean setup chromium
+.PHONY: study test test-lowest lab explorer book pages figures bench address clean setup chromium
 
 setup: $(READY)
 
@@ -62,6 +62,9 @@ pages:            # the site of the notebooks in $(BOOK)/notebooks, as they are
 	cp -r README.md LICENSE notebooks/book/. $(BOOK) && cp -r notebooks/grids notebooks/badges $(BOOK)/notebooks
 	mkdir -p $(BOOK)/outputs && cp -r outputs/README.md outputs/gallery $(BOOK)/outputs
 	$(dir $(PY))uv tool run --quiet --python $(PY) --from 'jupyter-book>=1.0.4,<2' jupyter-book build --quiet -W --keep-going $(BOOK)
+
+figures: $(TESTS) ## small copies of the key figures of the notebooks that make book executed, for the gallery
+	$(PY) notebooks/figures.py $(BOOK)/notebooks outputs/gallery/notebooks
 
 bench: $(TESTS)   ## the figures of the README's performance table, as ratios in one run
 	$(PY) -m tests.bench $(ARGS)

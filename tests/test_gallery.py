@@ -3,7 +3,9 @@
 import tarfile
 from pathlib import Path
 
+import nbformat
 import pytest
+from PIL import Image
 
 from data_prep.paths import PROJECT
 from dflib.study import compare, tables
@@ -59,3 +61,15 @@ def test_the_pages_tables_are_those_of_the_records(faces, method):
         assert change.replace("-", "−") in page
     if method == "CKD":  # the one that is told in front
         assert gap["gap-plain_high"] < 0 and change.replace("-", "−") in front
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PROJECT / "notebooks").glob("[0-9]*.ipynb")), ids=lambda p: p.stem
+)
+def test_each_notebook_has_a_key_figure(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert sum("key" in cell.metadata.get("tags", ()) for cell in cells) == 1
+    gallery = GALLERY.parent
+    with Image.open(gallery / "notebooks" / f"{path.stem}.png") as picture:
+        assert picture.width > 200
+    assert f"notebooks/{path.stem}.png" in (gallery / "README.md").read_text()

@@ -1,0 +1,34 @@
+"""Small copies of each notebook's key figure, in the cell tagged `key`, for the gallery:
+`make figures` takes them from the notebooks that `make book` executed."""
+
+import base64
+import io
+import sys
+from pathlib import Path
+
+import nbformat
+from PIL import Image
+
+WIDTH = 640  # pixels
+
+
+def figure(path: Path) -> Image.Image | None:
+    """The last picture of the executed notebook's cell tagged `key`."""
+    book = nbformat.read(path, as_version=4)
+    (cell,) = (c for c in book.cells if "key" in c.metadata.get("tags", ()))
+    found = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", ())]
+    return Image.open(io.BytesIO(base64.b64decode(found[-1]))) if found else None
+
+
+def main(executed: Path, gallery: Path) -> None:
+    gallery.mkdir(parents=True, exist_ok=True)
+    for path in sorted(executed.glob("[0-9]*.ipynb")):
+        if image := figure(path):
+            image.thumbnail((WIDTH, 2 * WIDTH))
+            image.convert("P", palette=Image.Palette.ADAPTIVE).save(gallery / f"{path.stem}.png")
+        else:
+            sys.stdout.write(f"{path.stem}: its cell tagged `key` drew nothing\n")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
