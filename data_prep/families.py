@@ -20,20 +20,27 @@ def of(generators: Iterable[str]) -> dict[str, list[str]]:
     known = _known()
     found: dict[str, list[str]] = {}
     for generator in generators:
-        name = re.sub(r"[^a-z0-9]", "", generator.lower())
-        if fits := [start for start in known if name.startswith(start)]:
+        if fits := [start for start in known if _plain(generator).startswith(start)]:
             found.setdefault(known[max(fits, key=len)], []).append(generator)
     return found
 
 
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
 def _known() -> dict[str, str]:
     """How a name begins: the family."""
-    own = data_root() / "families.toml"
+    own, pairs = data_root() / "families.toml", {}
     try:
         listed = tomllib.loads(own.read_text(encoding="utf-8")) if own.exists() else {}
-        pairs = [(str(start), family) for family, starts in listed.items() for start in starts]
-    except (OSError, ValueError, TypeError) as error:
+        for family, starts in listed.items():
+            names = starts if isinstance(starts, list) else [None]
+            if not all(isinstance(name, str) and _plain(name) for name in names):
+                raise ValueError(f"{family} is no list of names")
+            pairs |= dict.fromkeys(map(_plain, names), family)
+    except (OSError, ValueError) as error:
         example = 'expected lines such as diffusion = ["mymodel"]'
         raise InputError(f"{own} cannot be read ({error}): {example}") from error
     ours = tomllib.loads((files("data_prep") / "families.toml").read_text(encoding="utf-8"))
-    return {start: family for family, starts in ours.items() for start in starts} | dict(pairs)
+    return {start: family for family, starts in ours.items() for start in starts} | pairs

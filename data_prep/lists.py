@@ -11,7 +11,17 @@ from data_prep import folder, manifest, scenes
 from data_prep.errors import InputError, choose, short
 from data_prep.paths import data_root
 
-LABELS = {"0": 0, "1": 1, "false": 0, "true": 1, "authentic": 0, "synthetic": 1, "generated": 1}
+LABELS = {
+    "0": 0,
+    "1": 1,
+    "0.0": 0,
+    "1.0": 1,
+    "false": 0,
+    "true": 1,
+    "authentic": 0,
+    "synthetic": 1,
+    "generated": 1,
+}
 LABELS |= {word: label for known in folder.LAYOUTS for word, (label, _) in known.labels.items()}
 COLUMNS = ("path", "label", "generator", "split", "scene")  # the last three may be missing
 log = logging.getLogger(__name__)
@@ -45,6 +55,7 @@ def read(
     *,
     needed: Sequence[str] = COLUMNS[:2],
     known: Sequence[str] = COLUMNS[2:],
+    hint: str = "Say which it is: --{}-column NAME.",
 ) -> pd.DataFrame:
     """A CSV or parquet file as text, the needed columns and the known ones that it has; columns:
     what the file calls them. `InputError` for what is not there or a path that stands in it twice.
@@ -59,10 +70,12 @@ def read(
     names = {ours: (columns or {}).get(ours, ours) for ours in (*needed, *known)}
     for ours, name in names.items():
         if name not in table and (ours in needed or name != ours):
-            hint = f"Say which it is: --{ours}-column NAME."
-            choose(f"column for the {ours}", name, list(table.columns), hint=hint)
+            found = list(table.columns)
+            choose(f"column for the {ours}", name, found, hint=hint.format(ours))
     names = {name: ours for ours, name in names.items() if name in table}
     table = table[list(names)].rename(columns=names)
+    if table.empty:
+        raise InputError(f"{file} lists no images")
     twice = table.loc[table["path"].duplicated(), "path"]
     if len(twice):
         what = f"{len(twice)} path(s) stand in it twice (e.g. {short(twice.iloc[0])})"

@@ -242,7 +242,7 @@ def adopt(
     from dflib.study.grid import entries
 
     file, _, function = detector.rpartition(":")
-    if detector.endswith((".csv", ".parquet")):
+    if detector.lower().endswith((".csv", ".parquet")):
         model = Path(weights) if weights else None
         typer.echo(scores.adopt(Path(detector), dataset=dataset, name=name, model=model))
         return

@@ -93,7 +93,9 @@ def whole(name: str) -> nn.Module:
 # --- published networks
 
 
-@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_100", "convnext_atto"]
+)
 def test_a_network_up_to_a_stride_is_the_beginning_of_the_whole_one(name, tmp_path, outputs_root):
     with train.seeded(0):
         whole = timm.create_model(name).eval()
@@ -102,11 +104,17 @@ def test_a_network_up_to_a_stride_is_the_beginning_of_the_whole_one(name, tmp_pa
     features, head = backbones.split(f"timm/{name}:16", 64, weights)
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        deepest = whole.forward_intermediates(x, intermediates_only=True, norm=False)[3]
+        every = whole.forward_intermediates(x, intermediates_only=True, norm=False)
+        deepest = every[[each["reduction"] for each in whole.feature_info].index(16)]
         found = features.eval()(x)
     torch.testing.assert_close(found, deepest.mean((2, 3)), atol=1e-5, rtol=1e-4)
     count = lambda net: sum(p.numel() for p in net.parameters())
-    assert head[0].in_features == found.shape[1] and count(features) < count(whole) / 3
+    assert head[0].in_features == found.shape[1] and count(features) < count(whole) / 2
+
+
+def test_a_network_with_channels_last_gives_channels():
+    net = Detector(architecture("BL", size=224, backbone="timm/swin_tiny_patch4_window7_224:16"))
+    assert net.head[0].in_features == 384
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Scores of a detector that is not here, as a run; scenes and families as other groups."""
 
+import re
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,11 +13,14 @@ from typer.testing import CliRunner
 
 from data_prep import families
 from data_prep.errors import InputError
+from data_prep.paths import images_root
 from dflib import metrics
 from dflib.__main__ import app
-from dflib.edge import scores
+from dflib.edge import elsewhere, scores
+from dflib.edge.predict import Predictor
 from dflib.show import explorer, report, terminal
-from dflib.study import compare, records, runs, tables
+from dflib.study import compare, engine, records, runs, tables
+from dflib.study.progress import Progress
 from dflib.study.settings import DEFAULTS
 
 
@@ -87,7 +93,15 @@ def test_scores_alone_are_a_run_with_a_threshold_from_validation(outputs, tmp_pa
 
 
 WRONG = {
-    "no score": (lambda t: t.drop(columns="score"), "--score-column"),
+    "no score": (lambda t: t.drop(columns="score"), "Name them path, label, score"),
+    "no rows": (lambda t: t[:0], "lists no images"),
+    "no test": (lambda t: t.assign(split="val"), "all have the split val or train"),
+    "other labels": (lambda t: t.assign(label=1 - t["label"]), r"72 of 72 labels are not those"),
+    "a reserved name": (lambda t: t.assign(generator="Macro"), "cannot be called macro"),
+    "twice, in other words": (
+        lambda t: pd.concat([t, t[:1].assign(path="./" + t["path"])]),
+        "stands in it twice",
+    ),
     "logits": (lambda t: t.assign(score=t["score"] * 9 - 3), "Expected P"),
     "text": (lambda t: t.assign(score="high"), "none, e.g. 'high'"),
     "twice": (lambda t: pd.concat([t, t[:1]]), "stand in it twice"),
@@ -103,6 +117,57 @@ def test_a_table_that_tells_nothing_is_refused(base, theirs, tmp_path, kind):
     with pytest.raises(InputError, match=message):
         scores.adopt(file, dataset=base["dataset"])
     assert not [r for r in compare.load().values() if r["method"] == "theirs"]
+
+
+SPELLINGS = {
+    "absolute": lambda paths, root: [str(root / path) for path in paths],
+    "from here": lambda paths, root: [f"./{path}" for path in paths],
+    "of Windows": lambda paths, root: [path.replace("/", "\\") for path in paths],
+}
+
+
+@pytest.mark.parametrize("kind", SPELLINGS)
+def test_paths_are_known_however_they_are_spelt(base, theirs, tmp_path, kind):
+    spelt = SPELLINGS[kind](theirs["path"], images_root(base["dataset"]))
+    kept(theirs.assign(path=spelt), file := tmp_path / "theirs.csv")
+    assert records.read(scores.adopt(file, dataset=base["dataset"]))["parents"] == [base["run_id"]]
+
+
+def test_more_images_are_left_out_and_fewer_are_held_against_no_bl(base, theirs, tmp_path, caplog):
+    more = pd.concat([theirs, theirs[:3].assign(path=["a.png", "b.png", "c.png"])])
+    for name, table, said in (
+        ("more", more, "3 images that .* was not tested on are left out"),
+        ("fewer", theirs[:60], "held against no BL: 60 of these 60 images"),
+    ):
+        kept(table, file := tmp_path / f"{name}.csv")
+        run = records.read(scores.adopt(file, dataset=base["dataset"]))
+        assert re.search(said, caplog.text)
+        assert run["metrics"]["all"]["n"] == {"more": 72, "fewer": 60}[name]
+        assert bool(run["parents"]) == (name == "more")
+
+
+def test_a_run_of_scores_alone_has_no_model_and_no_time(base, theirs, tmp_path):
+    kept(theirs.assign(score=theirs["label"].astype(float)), file := tmp_path / "theirs.csv")
+    run = scores.adopt(file, dataset=base["dataset"])
+    assert scores.adopt(file, dataset="elsewhere").name != run.name
+    for use in (Predictor, partial(elsewhere.test, dataset=base["dataset"])):
+        with pytest.raises(InputError, match="scores alone: there is no model"):
+            use(run.name)
+    assert not records.read(records.find("best")).get("imported")
+    assert not records.read(records.find("latest")).get("imported")
+    with pytest.raises(InputError, match="there is no model"):
+        engine.plan(
+            preset="tiny",
+            dataset=base["dataset"],
+            methods_=("CKD",),
+            settings={"teacher": run.name},
+        )
+    plan = engine.plan(preset="tiny", dataset=base["dataset"], methods_=("CKD",))
+    assert Progress(plan).look().summary()
+    with pytest.raises(InputError, match="is no file"):
+        scores.adopt(file, dataset=base["dataset"], model=tmp_path)
+    with pytest.raises(InputError, match="cannot be a dataset's name"):
+        scores.adopt(file, dataset="../evil")
 
 
 def test_a_name_of_a_method_is_refused(base, theirs, tmp_path):
@@ -141,9 +206,12 @@ def test_generators_belong_to_families_that_a_user_can_add_to(data_root):
     data_root.mkdir(exist_ok=True)
     (data_root / "families.toml").write_text('"my family" = ["own", "vq"]\n')
     assert families.of(names)["my family"] == ["own-net"]
-    (data_root / "families.toml").write_text("GAN = [")
-    with pytest.raises(InputError, match=r"families\.toml cannot be read"):
-        families.of(names)
+    (data_root / "families.toml").write_text('"my family" = ["Own-Net"]\n')
+    assert families.of(names)["my family"] == ["own-net"]
+    for text in ("GAN = [", 'GAN = "vq"', 'GAN = [""]', "GAN = [1]", "[GAN]\na = 1"):
+        (data_root / "families.toml").write_text(text)
+        with pytest.raises(InputError, match=r"families\.toml cannot be read"):
+            families.of(names)
 
 
 def test_families_are_a_second_grouping_of_verdicts_and_matrix(outputs, base, theirs, tmp_path):

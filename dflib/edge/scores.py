@@ -4,19 +4,22 @@ and a place in the figures like any other, though the detector itself is not her
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from data_prep import lists, manifest
 from data_prep.errors import InputError, short
-from data_prep.paths import outputs_root, write_text, written
+from data_prep.paths import images_root, outputs_root, write_text, written
 from dflib import metrics
 from dflib.study import compare, methods, records
 from dflib.study.settings import DEFAULTS
 
+log = logging.getLogger(__name__)
 UNTIMED = {"p50": math.nan, "p95": math.nan, "runtime": "", "cpu": "", "threads": 0, "busy": True}
 UNKNOWN = {"params": math.nan, "macs": math.nan, "file_bytes": math.nan, "latency_ms": UNTIMED}
 
@@ -26,22 +29,30 @@ def adopt(file: Path, *, dataset: str, name: str = "", model: Path | None = None
 
     Columns: path, label, score (P(fake), 0 to 1); generator, scene, split where there. The
     threshold is chosen on the images whose split is val; 0.5 without them. Where a BL was tested on
-    the same paths, it is held against it, with that BL's names of generators and scenes. model: the
-    detector's file, for its size. Raises `InputError` for what cannot be read, or tells nothing.
+    these images, it is held against it, on its test images and with their generators and scenes.
+    model: the detector's file, for its size. Raises `InputError` for what cannot be read, tells
+    nothing, or labels an image unlike that BL.
 
     >>> adopt(Path("theirs.csv"), dataset="faces-140k")              # doctest: +SKIP
     """
-    name = manifest.check_name(name or file.stem)
+    name, dataset = manifest.check_name(name or file.stem), manifest.check_name(dataset)
     if name in methods.METHODS:
         raise InputError(f"{name} is one of this workbook's methods: give another --name")
-    table = _checked(file)
+    if model and not model.is_file():
+        raise InputError(f"--weights {model} is no file")
+    table = _checked(file, dataset)
     test, val = table[table["split"] != "val"], table[table["split"] == "val"]
     if test["label"].nunique() < 2:
-        raise InputError(f"{file}: the images to test on are all of one class: give both")
+        what = "are all of one class" if len(test) else "are none: all have the split val or train"
+        raise InputError(f"{file}: the images to test on {what}. Give both classes")
     base = _tested_on({*test["path"]}, dataset)
     if base:
         about = records.predictions(base["folder"]).drop(columns="score")
-        test = about.merge(test[["path", "score"]], on="path", validate="1:1")
+        test = about.merge(test[["path", "score", "label"]], on="path", suffixes=("", "_said"))
+        wrong = test["label"] != test.pop("label_said")
+        if wrong.any():
+            what = f"{wrong.sum()} of {len(test)} labels are not those of {base['run_id']}"
+            raise InputError(f"{file}: {what}, e.g. {short(test['path'][wrong].iloc[0])}")
     threshold = 0.5
     if val["label"].nunique() == 2:
         threshold = metrics.best_threshold(val["label"], val["score"])
@@ -55,7 +66,7 @@ def adopt(file: Path, *, dataset: str, name: str = "", model: Path | None = None
     options["draws"] = known["params"].get("draws", DEFAULTS["draws"])
     scored = test["label"], test["score"], test["generator"]
     found = metrics.evaluate(*scored, **options)
-    run_id = f"{name}-s{known['seed']}-{_hash(table.to_csv(index=False))}"
+    run_id = f"{name}-s{known['seed']}-{_hash(dataset + table.to_csv(index=False))}"
     result = {"schema": 2, "run_id": run_id, "method": name, "dataset": dataset, "rate": None}
     result |= {"protocol": "strict", "preset": "", "device": "", "source": None} | known
     result |= {"imported": file.name, "threshold": threshold, "metrics": found, "cost": cost}
@@ -71,9 +82,13 @@ def adopt(file: Path, *, dataset: str, name: str = "", model: Path | None = None
     return folder
 
 
-def _checked(file: Path) -> pd.DataFrame:
+def _checked(file: Path, dataset: str) -> pd.DataFrame:
     """path, label (0, 1), score, generator, group and split ("", test or val) of each image."""
-    table = lists.read(file, needed=("path", "label", "score"))
+    needed = ("path", "label", "score")
+    table = lists.read(file, needed=needed, hint=f"Name them {', '.join(needed)}, with commas.")
+    table["path"] = _below(table["path"], dataset)
+    if (twice := table["path"].duplicated()).any():
+        raise InputError(f"{file}: {short(table['path'][twice].iloc[0])} stands in it twice")
     table["label"] = [lists.label_of(value, f"In {file}.") for value in table["label"]]
     scores = pd.to_numeric(table["score"], errors="coerce")
     wrong = ~scores.between(0, 1)
@@ -86,15 +101,35 @@ def _checked(file: Path) -> pd.DataFrame:
         given = table[column] if column in table else pd.Series("", table.index)
         table[column] = given.where(given != "", other)
     table["generator"] = table["generator"].where(table["label"] == 1, "real")
+    fakes = table.loc[table["label"] == 1, "generator"].str.lower()
+    if reserved := {*fakes} & {*manifest.RESERVED}:
+        raise InputError(f"{file}: a generator cannot be called {', '.join(reserved)}")
     table["split"] = [lists.split_of(word, file) for word in table["split"]]
     return table[table["split"] != "train"].rename(columns={"scene": "group"})
 
 
+def _below(given: pd.Series, dataset: str) -> list[str]:
+    """Paths as a manifest has them: with slashes, below the folder of the images."""
+    root = ""
+    with suppress(InputError):
+        root = f"{images_root(dataset).as_posix()}/"
+    return [str(PurePosixPath(p.replace("\\", "/"))).removeprefix(root) for p in given]
+
+
 def _tested_on(paths: set[str], dataset: str) -> dict | None:
-    """The newest BL of the dataset, strict protocol, that was tested on just these images."""
+    """The newest BL of the dataset, strict protocol, whose test images are all among these; a
+    warning says where none is, or others are left out."""
     runs = [r for r in compare.load(dataset).values() if r["method"] == "BL"]
-    same = [r for r in runs if {*records.predictions(r["folder"])["path"]} == paths]
-    return same[-1] if same else None
+    tested = [{*records.predictions(r["folder"])["path"]} for r in runs]
+    same = [i for i, theirs in enumerate(tested) if theirs <= paths]
+    if same and (others := len(paths) - len(tested[same[-1]])):
+        what = "%d images that %s was not tested on are left out"
+        log.warning(what, others, runs[same[-1]]["run_id"])
+    if not same:
+        most = max((len(theirs & paths) for theirs in tested), default=0)
+        what = "held against no BL: %d of these %d images are among those that one was tested on"
+        log.warning(what, most, len(paths))
+    return runs[same[-1]] if same else None
 
 
 def _hash(values: Iterable[str] | str) -> str:

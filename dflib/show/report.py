@@ -71,7 +71,8 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
         table[title] = ["–" if pd.isna(value) else form.format(value) for value in values]
     if seconds != "s":
         table["threads"] = rows["threads"].replace("", "unknown")
-    table["p50 ms"] += np.where(rows["latency_busy"].eq(True), " (busy)", "")
+    busy = rows["latency_busy"].eq(True) & rows["latency_p50_ms"].notna()
+    table["p50 ms"] += np.where(busy, " (busy)", "")
     return pd.DataFrame(table)
 
 
@@ -141,7 +142,10 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         best = answer([*every.values()], every)
     except InputError as error:
         best = {"unknown": str(error)}
-    timed = ["{cpu}, {runtime}".format(**r["cost"]["latency_ms"]) for r in rows["record"]]
+    places = [
+        (r["cost"]["latency_ms"]["cpu"], r["cost"]["latency_ms"]["runtime"]) for r in rows["record"]
+    ]
+    timed = [", ".join(filter(None, place)) for place in places]
     more = texts.drop(columns=MAIN).assign(device=rows["device"], **{"timed on": timed})
     more = more.astype(object).replace("–", None).to_dict("records")
     tested = rows.filter(regex="/auroc$").columns

@@ -46,7 +46,7 @@ class Estimates:
         self._learn(s.method, s.dataset, methods.relevant(s.method, s.settings), seconds)
 
     def _learn(self, method: str, dataset: str, params: dict, seconds: float) -> None:
-        for kind in (method, "any") if seconds else ():
+        for kind in (method, "any") if seconds > 0 else ():  # NaN: of scores alone
             self.paces[kind, dataset, params.get("limit")].append(seconds / _work(params))
 
     def __call__(self, s: Spec) -> float | None:

@@ -237,10 +237,19 @@ def failure(folder: Path) -> dict | None:
 
 def find(name: str) -> Path:
     """The folder of a finished run, by its path, its id or how that begins, `latest`, or `best`: of
-    the dataset and protocol that were worked on last; else `InputError`."""
+    the dataset and protocol that were worked on last; else, and for one that has scores but no
+    model, `InputError`."""
+    folder = _found(name)
+    if read(folder).get("imported"):
+        raise InputError(f"{folder.name} has another detector's scores alone: there is no model")
+    return folder
+
+
+def _found(name: str) -> Path:
     if name and (Path(name) / "result.json").exists():
         return Path(name)
-    if name in ("best", "latest") and (runs := list(every())):
+    runs = [r for r in every() if not r.get("imported")] if name in ("best", "latest") else []
+    if runs:
         found = max(runs, key=lambda r: age(r["folder"]))
         if name == "best":
             place = found["dataset"], found["protocol"]
@@ -260,7 +269,7 @@ def best(results: Iterable[dict]) -> dict:
     """The run to take: of files at most a quarter as large as BL's (else of all) the best on
     validation images."""
     results = list(results)
-    results = [r for r in results if not math.isnan(r["cost"]["file_bytes"])] or results
+    results = [r for r in results if not r.get("imported")] or results  # no model to take
     sizes = [r["cost"]["file_bytes"] for r in results if r["method"] == "BL"]
     most = max(sizes, default=math.inf) / 4
     small = [r for r in results if r["cost"]["file_bytes"] <= most] or results
