@@ -15,8 +15,9 @@ WIDTH = 640  # pixels
 def figure(path: Path) -> Image.Image | None:
     """The last picture of the executed notebook's cell tagged `key`."""
     book = nbformat.read(path, as_version=4)
-    (cell,) = (c for c in book.cells if "key" in c.metadata.get("tags", ()))
-    found = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", ())]
+    cells = [c for c in book.cells if "key" in c.metadata.get("tags", ())]
+    data = [output.get("data", {}) for cell in cells for output in cell.outputs]
+    found = [each["image/png"] for each in data if "image/png" in each]
     return Image.open(io.BytesIO(base64.b64decode(found[-1]))) if found else None
 
 
@@ -27,7 +28,7 @@ def main(executed: Path, gallery: Path) -> None:
             image.thumbnail((WIDTH, 2 * WIDTH))
             image.convert("P", palette=Image.Palette.ADAPTIVE).save(gallery / f"{path.stem}.png")
         else:
-            sys.stdout.write(f"{path.stem}: its cell tagged `key` drew nothing\n")
+            sys.stdout.write(f"{path.stem}: no cell tagged `key` drew anything\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 from torch import nn
+from tqdm.auto import tqdm
 
 from data_prep.paths import write_text
 from dflib import data, measure, train
@@ -26,6 +27,7 @@ from dflib.show import plots, words
 from dflib.study import compare, runs
 from dflib.study.runs import Run
 
+progress = tqdm  # a bar for what notebooks train
 COSTS = {
     "params": "parameters",
     "nonzero": "not zero",
