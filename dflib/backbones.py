@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -178,7 +178,14 @@ def _network(kind: str, name: str, size: int, pretrained: str, classes: int | No
         cfg = timm.get_pretrained_cfg(name)
         if cfg and cfg.fixed_input_size:
             given["img_size"] = size
-        return timm.create_model(name, pretrained=pretrained == "true", **given)
+        make = partial(timm.create_model, name, pretrained=pretrained == "true", **given)
+        try:
+            return make()
+        except RuntimeError as error:
+            if "meta tensors" not in str(error):
+                raise
+            with torch.device("cpu"):  # an older timm's transformers
+                return make().to("meta")
     if kind == "torchvision":
         weights = "DEFAULT" if pretrained == "true" else None
         return _torchvision().models.get_model(name, weights=weights, **given)

@@ -9,6 +9,8 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
+from data_prep.transform import opened
+
 WIDTH = 640  # pixels
 
 
@@ -18,7 +20,7 @@ def figure(path: Path) -> Image.Image | None:
     cells = [c for c in book.cells if "key" in c.metadata.get("tags", ())]
     data = [output.get("data", {}) for cell in cells for output in cell.outputs]
     found = [each["image/png"] for each in data if "image/png" in each]
-    return Image.open(io.BytesIO(base64.b64decode(found[-1]))) if found else None
+    return opened(io.BytesIO(base64.b64decode(found[-1]))) if found else None
 
 
 def main(executed: Path, gallery: Path) -> None:
