@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -239,8 +240,10 @@ def find(name: str) -> Path:
     """The folder of a finished run, by its path, its id or how that begins, `latest`, or `best`: of
     the dataset and protocol that were worked on last; else, and for one that has scores but no
     model, `InputError`."""
-    folder = _found(name)
-    if read(folder).get("imported"):
+    folder, alone = _found(name), ""
+    with suppress(InputError):  # a damaged one is told where it is read
+        alone = read(folder).get("imported")
+    if alone:
         raise InputError(f"{folder.name} has another detector's scores alone: there is no model")
     return folder
 

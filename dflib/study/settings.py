@@ -59,8 +59,7 @@ class Settings(
     backbone: str = _setting(
         "vgg", "baseline", "student", "teacher", "chain", source="arXiv 2504.21066"
     )
-    """The baseline's network: vgg, the paper's; timm/NAME, or timm/NAME:16, its layers up to stride
-    16; torchvision/NAME; FILE.py:function."""
+    """BL's network: vgg; timm/NAME, timm/NAME:16 (to stride 16); torchvision/NAME; FILE.py:NAME."""
     pretrained: str = _setting("", "baseline", "chain", source="arXiv 1411.1792")
     """Weights that another backbone than vgg begins with: true for its publisher's, or a file."""
     head_lr: float = _setting(0.0, "baseline", ge=0)
