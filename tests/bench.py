@@ -529,7 +529,7 @@ def overhead() -> Iterator[Record]:
             del os.environ["FIRST_STEP"]
         whole = [_study_to_first_step(root) for _ in range(3)]
     told = "whole process: study --preset tiny --methods BL, median of 3"
-    yield record("study to the first training step", np.median(whole), "s", "< 4", told)
+    yield record("study to the first training step", float(np.median(whole)), "s", "< 4", told)
     notebook, script = (float(np.median(times[kind])) for kind in ("notebook", "script"))
     told = f"start to first training step of BL, preset tiny, median of 3: {notebook:.1f} s as "
     told += f"a notebook by the engine, {script:.1f} s as a script"
