@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib.resources import files
 
 from data_prep.errors import InputError
@@ -17,8 +18,7 @@ def of(generators: Iterable[str]) -> dict[str, list[str]]:
     >>> of(["StyleGAN2", "progan", "SDXL-1.0", "mine"])
     {'GAN': ['StyleGAN2', 'progan'], 'diffusion': ['SDXL-1.0']}
     """
-    known = _known()
-    found: dict[str, list[str]] = {}
+    known, found = _known(), {}
     for generator in generators:
         if fits := [start for start in known if _plain(generator).startswith(start)]:
             found.setdefault(known[max(fits, key=len)], []).append(generator)
@@ -42,5 +42,10 @@ def _known() -> dict[str, str]:
     except (OSError, ValueError) as error:
         example = 'expected lines such as diffusion = ["mymodel"]'
         raise InputError(f"{own} cannot be read ({error}): {example}") from error
-    ours = tomllib.loads((files("data_prep") / "families.toml").read_text(encoding="utf-8"))
-    return {start: family for family, starts in ours.items() for start in starts} | pairs
+    return _ours() | pairs
+
+
+@lru_cache
+def _ours() -> dict[str, str]:
+    listed = tomllib.loads((files("data_prep") / "families.toml").read_text(encoding="utf-8"))
+    return {start: family for family, starts in listed.items() for start in starts}
