@@ -44,7 +44,7 @@ def choose(kind: str, value: str, valid: Iterable[str], *, hint: str = "") -> st
     folded = {str(v).lower(): str(v) for v in valid}
     near = get_close_matches(str(value)[:255].lower(), folded, n=1, cutoff=0.4)
     nearest = f", did you mean {folded[near[0]]!r}?" if near else ";"
-    names = ", ".join(map(str, valid)) or "none yet"
+    names = ", ".join(map(str, valid[:100])) + ", …" * (len(valid) > 100) or "none yet"
     raise InputError(f"unknown {kind} {short(value)}{nearest} Valid: {names}.{hint and ' ' + hint}")
 
 

@@ -14,9 +14,11 @@ from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, UnidentifiedImageErr
 from data_prep.transform import MAX_PIXELS, coded, opened
 
 MAX_BYTES = 300_000_000  # what as many pixels take without any compression
+MAX_SCANS = 100  # of a JPEG (libtiff's limit): each goes over all pixels, in however few bytes
 MAX_RATIO = 20  # of the sides: crops scale small images up by the shorter one
 HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-AVIF = (b"avif", b"avis")
+BRANDS = dict.fromkeys(HEIF, "HEIF") | {b"avif": "AVIF", b"avis": "AVIF"}
+NEEDS = {"HEIF": "a plugin (HEIC): pip install pillow-heif", "AVIF": "Pillow 11.3 or newer (AVIF)"}
 
 
 class BadImage(ValueError):
@@ -50,6 +52,8 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.
     most, brand = max_pixels or MAX_PIXELS, data[8:12] if data[4:8] == b"ftyp" else b""
     if not data:
         raise BadImage("zero-byte")
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda\0") > MAX_SCANS:
+        raise BadImage(f"more than {MAX_SCANS} scans")
     if brand:
         with suppress(ImportError):  # an extra, that teaches Pillow HEIC
             import pillow_heif
@@ -73,9 +77,9 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadImage(f"bomb: more than {most // 1_000_000} megapixels") from error
     except UnidentifiedImageError as error:
-        needed = "needs a plugin (HEIC): pip install pillow-heif" if brand in HEIF else ""
-        needed = "needs Pillow 11.3 or newer (AVIF)" if brand in AVIF else needed
-        raise BadImage(needed or "not an image") from error
+        kind = BRANDS.get(brand)
+        lacks = kind and kind not in Image.OPEN  # else the file itself is damaged
+        raise BadImage(f"needs {NEEDS[kind]}" if lacks else "not an image") from error
     except Exception as error:  # each decoder has its own kinds (AVIF: RuntimeError)
         raise BadImage(f"truncated or damaged: {str(error)[:60]}") from error
     return image
@@ -83,7 +87,7 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright 8-bit sRGB of any mode: rotated as EXIF says, colours by the ICC profile, 16 bits and
-    floats scaled by their range, transparency on white. `BadImage` for floats that are none.
+    floats scaled by their range, transparency on white. `BadImage` for values that are none.
 
     >>> to_rgb(Image.new("CMYK", (4, 2))).mode
     'RGB'
@@ -100,11 +104,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
             most = 1
         values = np.clip(values * 255 / most, 0, 255)
         return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    try:
+        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image).convert("RGB")
+        return image.convert("RGB")
+    except ValueError as error:  # a transparency of more colours than there are, say
+        raise BadImage(f"damaged colours: {error}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -195,9 +195,7 @@ def export(
 
 
 @app.command()
-def measure(
-    run: Annotated[str, Option(help="ids or folders, with commas between")],
-) -> None:
+def measure(run: Annotated[str, Option(help="ids or folders, with commas between")]) -> None:
     """Time finished runs again, in turns, and rewrite their latency: then it can be compared."""
     from dflib.show import terminal
     from dflib.study import timing

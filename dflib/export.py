@@ -83,10 +83,8 @@ class OnnxModel:
         self.path, options = path, ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
-        if not Path(path).is_file():
-            raise InputError(f"model file {path} is not there")
         try:
-            _check(path)
+            read(path)
             how = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # 1 prints errors
             self.session = ort.InferenceSession(path, options, **how)
         except Exception as error:  # its exceptions have no common base of their own
@@ -110,9 +108,13 @@ class OnnxModel:
             raise InputError(f"{self.path} cannot be run: {short(str(error), 200)}") from error
 
 
-def _check(path: Path) -> None:
-    """Raise `ValueError` for a file that reads other files, branches, or makes a giant tensor."""
-    file = onnx.load(path, load_external_data=False)
+def read(path: Path, *, external: bool = False) -> onnx.ModelProto:
+    """An ONNX file; `ValueError` for one that reads others (but external), branches or is giant."""
+    if not Path(path).is_file():
+        raise ValueError(f"{Path(path).name} is not there")
+    if Path(path).stat().st_size > 2**31:  # protobuf's own limit
+        raise ValueError("it has more than 2 GB")
+    file = onnx.load(path, load_external_data=external)
     values = [value for node in file.graph.node for value in node.attribute]
     tensors = [*file.graph.initializer]
     for value in values:
@@ -126,6 +128,7 @@ def _check(path: Path) -> None:
         sides = [max(1, side.dim_value) for side in value.type.tensor_type.shape.dim]
         if math.prod(sides) > MOST:
             raise ValueError(f"{value.name[:50]} would hold {math.prod(sides):.1g} numbers")
+    return file
 
 
 def parity(

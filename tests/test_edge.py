@@ -205,6 +205,9 @@ def idle(monkeypatch) -> None:
 def test_where_nothing_can_be_written_is_said_before_the_work(finished, tmp_path, idle):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "detector.onnx").mkdir()
+    with pytest.raises(InputError, match="that folder is a run's own"):
+        own = finished["center_crop"].folder / "model.onnx"
+        files.export_run(finished["resize"].folder, format="onnx", out=own, force=True)
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere"), tmp_path):
         with pytest.raises(InputError, match=r"nothing was written to|is a folder"):
             files.export_run(finished["resize"].folder, format="onnx", out=folder / "detector.onnx")

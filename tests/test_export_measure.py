@@ -1,6 +1,7 @@
 """Deployed files against the models they came from, and what they cost."""
 
 import gzip
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from data_prep.errors import InputError
 from data_prep.paths import PROJECT
 from dflib import export, measure, models
+from dflib.edge import adopt
 from dflib.models import Architecture, Block, Dense, Detector
 
 
@@ -137,7 +139,7 @@ GIANTS = {
 
 
 @pytest.mark.parametrize("where", GIANTS)
-def test_a_file_that_asks_for_more_than_it_holds_is_refused(tmp_path, where):
+def test_a_file_that_asks_for_more_than_it_holds_is_refused(tmp_path, where, monkeypatch):
     path = tmp_path / "model.onnx"
     graph_file(path, onnx.helper.make_node("Identity", ["m"], ["logits"]))
     assert export.OnnxModel(path)(torch.rand(3, 3, 32, 32)).shape == (3, 2)  # the frame is sound
@@ -146,6 +148,11 @@ def test_a_file_that_asks_for_more_than_it_holds_is_refused(tmp_path, where):
     (tmp_path.parent / "secret.bin").write_bytes(bytes(24))
     with pytest.raises(InputError, match=rf"cannot load .*model\.onnx: .*{GIANTS[where]}"):
         export.OnnxModel(path)
+    monkeypatch.setattr(adopt, "_outputs", lambda *_: pytest.fail("it runs"))
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for file in (path, tmp_path / "pipe.onnx"):
+        with pytest.raises(InputError, match=rf"{file.name} cannot be loaded"):
+            adopt.onnx_file(file, size=32)
 
 
 def test_a_graph_that_breaks_as_it_runs_is_named(tmp_path):

@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,40 @@ def test_only_regular_files_of_a_sane_size_are_read(
         assert done.returncode == code, done.stderr
         for reason in {*reasons.values()} - {"unreadable: Too many levels"}:
             assert reason in done.stdout
+
+
+# ---- what is damaged is told as such, by `predict.py` too
+
+
+def chunks(*parts: tuple[bytes, bytes]) -> bytes:
+    each = (struct.pack(">I", len(d)) + t + d + zlib.crc32(t + d).to_bytes(4) for t, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(each)
+
+
+def damaged() -> dict[str, tuple[bytes, str]]:
+    """Contents, and the reason for refusing them."""
+    waves = encoded(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    scan = waves[waves.rfind(b"\xff\xda") : -2]
+    head, pixels = struct.pack(">IIBBBBB", 1, 1, 8, 3, 0, 0, 0), zlib.compress(bytes(2))
+    palette = ((b"PLTE", bytes(3)), (b"tRNS", bytes(5000)), (b"IDAT", pixels), (b"IEND", b""))
+    made = {"many.jpg": (waves[:-2] + 200 * scan + waves[-2:], "more than 100 scans")}
+    made["palette.png"] = chunks((b"IHDR", head), *palette), "damaged colours"
+    if "AVIF" in Image.OPEN:
+        made["cut.avif"] = encoded(Image.new("RGB", (64, 64)), "AVIF")[:200], "not an image"
+    return made
+
+
+def test_damaged_images_are_refused_with_the_reason(tmp_path, exported, exported_script):
+    predictor, good = Predictor(exported["onnx"]), tmp_path / "a\nb\x1b\udce9.avif"
+    good.write_bytes(encoded(Image.new("RGB", (64, 64)), "PNG"))
+    for name, (content, reason) in damaged().items():
+        file = tmp_path / name
+        file.write_bytes(content)
+        assert integrity.inspect_file(file)["status"].startswith(reason)
+        assert predictor(file)["error"].startswith(reason)
+        done = python(exported_script, file, good, PYTHONIOENCODING="ascii:strict")
+        assert done.stderr.startswith(f"{file}: {reason}") and done.returncode == 1
+        assert len(done.stdout.splitlines()) == 1 and r"a\nb\x1b\udce9.avif" in done.stdout
 
 
 # ---- the ratio of the sides

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from data_prep.errors import InputError, short
 from dflib import backbones
-from dflib.export import OnnxModel
+from dflib.export import OnnxModel, read
 
 SQUASH = ("Softmax", "Sigmoid")  # at the end: what comes before is taken, the logits
 
@@ -38,15 +38,14 @@ def onnx_file(
     if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
         raise InputError(f"--mean {mean} --std {std}: expected three numbers each, std above 0")
     try:
-        model = onnx.load(file)
-        graph = model.graph
+        model = read(file, external=True)  # before any of it runs
         outputs = _outputs(file, size)
     except InputError:
         raise
     except Exception as error:  # onnx, protobuf and ONNX Runtime have their own kinds
         raise InputError(f"{file} cannot be loaded: {short(str(error), 200)}") from error
-    _before(graph, size, mean, std)
-    _after(graph, outputs, fake_index)
+    _before(model.graph, size, mean, std)
+    _after(model.graph, outputs, fake_index)
     with tempfile.TemporaryDirectory() as folder:
         new = Path(folder) / f"{name or file.stem}.onnx"
         onnx.save(model, new)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data_prep import cache, integrity
-from data_prep.errors import InputError, choose
+from data_prep.errors import InputError, choose, shown
 from data_prep.paths import write_text
 from dflib import data, export, models, quantize
 from dflib.edge import page as pages
@@ -50,6 +50,8 @@ def export_run(
         hint = f"ends in {suffix}, e.g. {out.stem}{suffix}"
         raise InputError(f"--out {out}: the name of a file of format {format} {hint}")
     result = runs.read(folder)
+    if (out.parent / "result.json").exists():  # whose files are marked as ours, too
+        raise InputError(f"--out {out}: that folder is a run's own: give another")
     if page and suffix != ".onnx":
         raise InputError("--page needs a format that a browser can run: onnx or onnx-int8")
     if page:
@@ -121,7 +123,7 @@ def script(name: str, result: dict) -> str:
     """`predict.py`: prepares images with the very functions that prepared the training images."""
     facts = {"MODEL": name, "SIZE": result["params"]["size"], "MODE": result["params"]["mode"]}
     facts |= {"THRESHOLD": result["threshold"], "CLASSES": tuple(result["classes"])}
-    used, constants = _called(integrity.open_image, integrity.to_rgb, cache.fit)
+    used, constants = _called(integrity.open_image, integrity.to_rgb, cache.fit, shown)
     facts = "\n".join(f"{key} = {value!r}" for key, value in (facts | constants).items())
     functions = "\n\n".join(map(inspect.getsource, used)).rstrip()
     text = (files("dflib.edge") / "templates" / "predict.txt").read_text(encoding="utf-8")

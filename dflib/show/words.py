@@ -48,10 +48,7 @@ def trivial(fake_share: float) -> dict[str, float]:
     >>> trivial(0.2)
     {'accuracy': 0.8, 'f1': 0.33333333333333337}
     """
-    return {
-        "accuracy": max(fake_share, 1 - fake_share),
-        "f1": 2 * fake_share / (1 + fake_share),
-    }
+    return {"accuracy": max(fake_share, 1 - fake_share), "f1": 2 * fake_share / (1 + fake_share)}
 
 
 def spoken_trivial(fake_share: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_prep.errors import InputError, check_rate, choose
+from data_prep.errors import InputError, check_rate, choose, short
 from data_prep.manifest import DECODING
 from dflib.study.settings import DEFAULTS, FIELDS, checked, expected, read_by
 
@@ -180,7 +180,9 @@ def parse_steps(text: str) -> tuple[tuple[str, float | None], ...]:
         try:
             rate = float(given) if given or kind in RATED else None
         except ValueError:
-            raise InputError(f"step {word.strip()!r}: write {kind}:RATE, e.g. {kind}:0.9") from None
+            raise InputError(
+                f"step {short(word.strip())}: write {kind}:RATE, e.g. {kind}:0.9"
+            ) from None
         steps.append((kind, rate if rate is None else check_rate(rate)))
     kinds = [kind for kind, _ in steps]
     rates = [rate for _, rate in steps if rate]
@@ -199,7 +201,7 @@ def parse_steps(text: str) -> tuple[tuple[str, float | None], ...]:
     }
     for rule, kept in rules.items():
         if not kept:
-            raise InputError(f"steps {text!r}: {rule}")
+            raise InputError(f"steps {short(text)}: {rule}")
     return tuple(steps)
 
 
