@@ -65,6 +65,8 @@ def unpack(archive: Path, folder: Path) -> Path:
     try:
         with ZipFile(archive) as opened:
             members = _members(opened, str(archive))
+            if not members:
+                raise ValueError("it holds no files")
             need_room(sum(m.file_size for m in members), folder.parent, str(archive))
             for member in _bar(members, desc=f"unpacking {archive.name}"):
                 opened.extract(member, fresh)

@@ -68,6 +68,6 @@ def command_line(app: Callable[[], None]) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except OSError as error:  # a full or read-only disk, a name of 300 letters
-        where = f"{shown(error.filename)}: " if error.filename else ""
+        where = f"{short(str(error.filename), 300)[1:-1]}: " if error.filename else ""
         sys.stderr.write(f"error: {where}{error.strerror or error}\n")
         sys.exit(2)

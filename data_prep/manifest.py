@@ -15,7 +15,7 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from data_prep import paths
-from data_prep.errors import InputError, shown
+from data_prep.errors import InputError, short, shown
 from data_prep.integrity import inspect_file
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def check_name(name: str) -> str:
     """The name, if it can be a dataset's; else `InputError`."""
     if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > MAX_NAME:
         rule = f"letters, digits, - _ . only, no dot first, at most {MAX_NAME} bytes"
-        raise InputError(f"{name!r} cannot be a dataset's name: {rule}")
+        raise InputError(f"{short(name)} cannot be a dataset's name: {rule}")
     return name
 
 

@@ -129,6 +129,7 @@ ODD = {
     "a file as folder": zipped({"a": b"x", "a/b": b"x"}),
     "a long name": zipped({"x" * 300: b"x"}),
     "empty": b"",
+    "of no files": zipped({}),
     "no zip": DATA[:3000],
 }
 
