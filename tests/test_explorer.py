@@ -62,7 +62,7 @@ def test_cards_tell_shares_and_paired_differences(study):
     run, base = study.rows.loc[last(study)], study.rows.loc[study.base["run_id"]]
     cards = explorer.cards(study, run.name)
     share = f"{100 * run['params'] / base['params']:.3g} % of BL's"
-    assert cards.loc["Parameters"].tolist() == [f"{run['params']:,}", share, "gain"]
+    assert cards.loc["parameters"].tolist() == [f"{run['params']:,}", share, "gain"]
     table = explorer.compared(study, run.name)
     a, b = (roc_auc_score(table["label"], table[c]) for c in ("base_score", "score"))
     assert cards.loc["AUROC", "against"].startswith(f"{b - a:+.3f} [".replace("-", "−"))

@@ -191,10 +191,10 @@ def test_the_first_screen_says_what_the_data_are_and_marks_what_was_unseen(outpu
 
 def test_terminal_table_is_text_in_the_order_of_the_methods():
     shown = report.table_rows(table(result("CQ"), *GRID, BL))
-    first = ["run", "AUROC", "balanced accuracy", "accuracy", words.TRIVIAL]
-    assert list(shown) == [*first, *report.NUMBERS]
+    first = ["run", "AUROC", "balanced accuracy", "accuracy", "F1", words.TRIVIAL]
+    assert list(shown) == [*first, *(title for title, *_ in words.COSTS.values())]
     assert shown["run"].tolist()[0] == "BL-s0" and shown["run"].tolist()[-1] == "CQ-s0"
-    assert shown.loc[0, ["params", "file MB", "p50 ms"]].tolist() == ["1,000", "4.00", "2.00"]
+    assert shown.loc[0, report.MAIN[2:]].tolist() == ["1,000", "4.00", "2.00"]
     assert all(isinstance(cell, str) for cell in shown.to_numpy().ravel())
 
 

@@ -28,14 +28,6 @@ from dflib.study import compare, runs
 from dflib.study.runs import Run
 
 progress = tqdm  # a bar for what notebooks train
-COSTS = {
-    "params": "parameters",
-    "nonzero": "not zero",
-    "macs": "MACs",
-    "file_bytes": "file, bytes",
-    "gzip_bytes": "gzipped, bytes",
-    "latency_ms.p50": "latency, ms",
-}
 
 
 def begin() -> None:
@@ -60,8 +52,11 @@ def costs(*made: Run) -> pd.DataFrame:
 
     >>> costs(baseline, pruned)                                     # doctest: +SKIP
     """
-    table = pd.json_normalize([run.result["cost"] for run in made])[[*COSTS]].T
-    table = table.set_axis([name(run) for run in made], axis=1).rename(index=COSTS)
+    rows, table = [runs.flat(run.result) for run in made], {}
+    for column in (*words.SIZES, "gzip_bytes", "latency_p50_ms"):
+        title, unit, _ = words.COSTS[column]
+        table[title] = [row[column] / unit for row in rows]
+    table = pd.DataFrame(table, index=[name(run) for run in made]).T
     first = table.iloc[:, 0]
     shares = {f"{other} / {first.name}": table[other] / first for other in list(table)[1:]}
     return table.assign(**shares)

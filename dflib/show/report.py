@@ -28,22 +28,14 @@ log = logging.getLogger(__name__)
 # runs that differ here had other images, saw them otherwise, or were made by older code
 SECTION = ["dataset", "protocol", "size", "mode", "limit", "target_images", "fold"]
 SECTION += ["recipe", "older"]
-NUMBERS = {  # title: (column, divisor, how it is written)
-    "F1": ("f1", 1, "{:.3f}"),
-    "params": ("params", 1, "{:,.0f}"),
-    "non-zero": ("nonzero", 1, "{:,.0f}"),
-    "file MB": ("file_bytes", 1e6, "{:.2f}"),
-    "p50 ms": ("latency_p50_ms", 1, "{:.2f}"),
-    "p95 ms": ("latency_p95_ms", 1, "{:.2f}"),
-    "peak MB": ("peak_rss_mb", 1, "{:.0f}"),
-    "compress s": ("compress_s", 1, "{:.1f}"),
-    "train s": ("train_s", 1, "{:.1f}"),
-    "transfer s": ("transfer_s", 1, "{:.1f}"),
-    "trained": ("trainable_params", 1, "{:,.0f}"),
-    "to ship MB": ("shipped_bytes", 1e6, "{:.2f}"),
-}
 FAKES = ["real", "fake"]
-MAIN = ["AUROC", "balanced accuracy", "params", "file MB", "p50 ms"]  # a row unfolds the rest
+MAIN = [
+    "AUROC",
+    "balanced accuracy",
+    "parameters",
+    "file, MB",
+    "latency, ms",
+]  # a row unfolds the rest
 FIGURES = {  # title, as the template knows it: how it is drawn
     "Accuracy, F1 and compression time": plots.paper_figure,
     "Accuracy, F1 and transfer time": partial(plots.paper_figure, transfers=True),
@@ -59,20 +51,20 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     brackets; busy: others used the machine meanwhile."""
     rows = _sorted(rows)
     table = {"run": rows["run_id"] + np.where(rows["older"], f" ({OLDER})", "")}
-    shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "accuracy": "accuracy"}
+    shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy"}
+    shown |= {"accuracy": "accuracy", "F1": "f1"}
     if "auroc_per_scene" in rows:
         shown["AUROC per scene"] = "auroc_per_scene"
     table |= {title: words.intervals(rows, column) for title, column in shown.items()}
     table[words.TRIVIAL] = rows["fake_share"].map(words.spoken_trivial)
     rows, seconds = comparable(rows)
-    for title, (column, unit, form) in NUMBERS.items():
-        values = rows[column].astype(float) / unit
-        title = title.removesuffix(" s") + f" {seconds}" if title.endswith(" s") else title
-        table[title] = ["–" if pd.isna(value) else form.format(value) for value in values]
+    for column, (title, *_) in words.COSTS.items():
+        title = title.removesuffix("s") + seconds if column in records.TIMINGS else title
+        table[title] = [words.cost(column, value) for value in rows[column]]
     if seconds != "s":
         table["threads"] = rows["threads"].replace("", "unknown")
     busy = rows["latency_busy"].eq(True) & rows["latency_p50_ms"].notna()
-    table["p50 ms"] += np.where(busy, " (busy)", "")
+    table["latency, ms"] += np.where(busy, " (busy)", "")
     return pd.DataFrame(table)
 
 

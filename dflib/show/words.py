@@ -6,6 +6,22 @@ import numpy as np
 import pandas as pd
 
 TRIVIAL = "one answer: accuracy, F1"  # a column's title
+COSTS = {  # column of `records.flat`: its title, divisor, how it is written
+    "params": ("parameters", 1, "{:,.0f}"),
+    "nonzero": ("not zero", 1, "{:,.0f}"),
+    "macs": ("million MACs", 1e6, "{:,.1f}"),
+    "file_bytes": ("file, MB", 1e6, "{:.2f}"),
+    "gzip_bytes": ("gzipped, MB", 1e6, "{:.2f}"),
+    "latency_p50_ms": ("latency, ms", 1, "{:.2f}"),
+    "latency_p95_ms": ("p95, ms", 1, "{:.2f}"),
+    "peak_rss_mb": ("peak memory, MB", 1, "{:.0f}"),
+    "compress_s": ("compression, s", 1, "{:.1f}"),
+    "train_s": ("training, s", 1, "{:.1f}"),
+    "transfer_s": ("transfer, s", 1, "{:.1f}"),
+    "trainable_params": ("trained", 1, "{:,.0f}"),
+    "shipped_bytes": ("to ship, MB", 1e6, "{:.2f}"),
+}
+SIZES = ("params", "nonzero", "macs", "file_bytes")
 
 
 def filled(template: str, **content) -> str:
@@ -21,6 +37,12 @@ def run_label(method: str, rate: float | None, settings: str = "") -> str:
     """A run's short name in figures and sentences: "CKD 90%", "BL (epochs 9)"."""
     label = method if rate is None or pd.isna(rate) else f"{method} {100 * rate:g}%"
     return f"{label} ({settings})" if settings else label
+
+
+def cost(column: str, value: float | None) -> str:
+    """A value of a column of `COSTS` for reading; a dash for none."""
+    _, unit, form = COSTS[column]
+    return "–" if pd.isna(value) else form.format(value / unit)
 
 
 def names(rows: pd.DataFrame) -> list[str]:
