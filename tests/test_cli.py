@@ -21,8 +21,7 @@ DOORS = {"dflib": dflib_app, "data_prep": data_prep_app}
 
 
 def refused(monkeypatch, capsys, module: str, *words: str) -> str:
-    """The one line on stderr of a command that must refuse (exit status 2), without its "error:
-    "."""
+    """The one line on stderr of a command that must refuse (exit status 2), without "error: "."""
     monkeypatch.setattr(sys, "argv", [module, *words])
     with pytest.raises(SystemExit) as ended:
         command_line(DOORS[module])
@@ -35,8 +34,7 @@ def refused(monkeypatch, capsys, module: str, *words: str) -> str:
 
 @pytest.fixture
 def place(tmp_path, data_root, outputs_root, tree, monkeypatch) -> Path:
-    """A folder with images and, for roots, a data root with one prepared dataset "mine" and no
-    outputs; the process works in it."""
+    """A folder to work in: images, a data root with one prepared dataset "mine", no outputs."""
     monkeypatch.chdir(tmp_path)
     folder.prepare(tree(tmp_path / "images", {"real": 40, "fake/gan": 40}), name="mine")
     return tmp_path

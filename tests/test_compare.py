@@ -253,8 +253,7 @@ def test_records_of_older_code_stand_in_the_row_of_the_same_settings(write, tmp_
 
 @pytest.fixture
 def folds(write):
-    """BL and CKD trained on each of two generators, two seeds; CKD also with ema; a BL that
-    saw both."""
+    """BL and CKD, also with ema, on each of two generators, two seeds; a BL that saw both."""
     for noise, (seed, g) in enumerate([(0, "gan"), (0, "vae"), (1, "gan"), (1, "vae")]):
         fold = {"seed": seed, "train_generators": g}
         write("BL", 1.0, noise=noise, **fold), write("CKD", 0.6, rate=0.9, noise=10 + noise, **fold)
@@ -293,15 +292,6 @@ def test_the_gap_is_the_mean_over_folds_and_seeds_of_seen_minus_unseen(folds, wr
     assert (row["folds"], row["seeds"]) == (1, 3)
     mine = [gap(r)[2] for r in chosen(every, "CKD", known=["gan"])]
     assert row["gap"] == pytest.approx(np.mean(mine))
-
-
-def test_a_run_contrasted_with_itself_differs_in_nothing_and_one_that_saw_all_has_no_gap(folds):
-    alone = [r for r in folds if r["method"] == "BL"]
-    same = compare.contrast(alone, alone)
-    for value in same.values():
-        assert value["auroc"]["mean"] == 0 and value["auroc"]["ci95"][0] < 0
-    assert compare.contrast([r for r in alone if len(r["train_generators"]) == 2]) == {}
-    assert compare.contrast(alone, []) != {} and len(tables.gaps([])) == 0
 
 
 def test_the_matrix_has_a_cell_for_each_training_and_test_generator(folds):

@@ -185,17 +185,6 @@ def test_its_own_files_are_replaced(finished, with_page, tmp_path, format):
     assert (folder / "detector.new.onnx").read_text() == "mine"
 
 
-TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
-
-
-@given(TEXTS, TEXTS, TEXTS.filter(bool))
-def test_a_stamped_text_is_ours_until_it_is_edited(before, after, more):
-    text = files.stamped(f"{before}<MARK>{after}")
-    assert files.is_ours(text.encode())
-    for edited in (text + more, more + text, text.replace("export ", "export  ", 1), before, after):
-        assert not files.is_ours(edited.encode())
-
-
 @pytest.fixture
 def idle(monkeypatch) -> None:
     """Whoever begins to work fails the test."""
@@ -280,8 +269,7 @@ def test_finished_runs_are_timed_again_in_turns(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def forwards(exported, toy, tmp_path_factory) -> dict:
-    """The same detector in every form that can answer: name -> forward, and what rounding may
-    do."""
+    """The same detector in every form that can answer: (forward, what rounding may do)."""
     folder, float_file, model = tmp_path_factory.mktemp("f"), exported["onnx"], exported["model"]
     base = lived_in(model.arch)
     adapted = adapters.insert(base, "features.1", form="residual")

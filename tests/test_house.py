@@ -1,5 +1,4 @@
-"""The house stays as it is drawn in the README: imports run one way, nothing goes in a circle, and
-no room grows beyond what a reader takes in."""
+"""Imports run one way, nothing goes in a circle, no room grows beyond what a reader takes in."""
 
 import ast
 import re
@@ -20,8 +19,7 @@ FILE, FUNCTION = 450, 60
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the product by its name; `dflib.__main__` is the door, and may open into each
-    wing."""
+    """Every module of the product by its name; the door, `dflib.__main__`, opens into each wing."""
     files = [f for root in ("data_prep", "dflib") for f in (PROJECT / root).rglob("*.py")]
     names = {".".join(f.relative_to(PROJECT).with_suffix("").parts): f for f in files}
     return {name.removesuffix(".__init__"): file for name, file in names.items()}

@@ -1,5 +1,4 @@
-"""Folders as people have them: which layouts are known, what they tell, what is left out and
-said."""
+"""Folders as people have them: which layouts are known, what they tell, what is left out."""
 
 import logging
 import os

@@ -199,8 +199,8 @@ def test_terminal_table_is_text_in_the_order_of_the_methods():
 
 
 def predicted(root, seeds=1, shift=0.0, rate=0.9, skill=1.5, good=0.9, **cost):
-    """BL and CKD over seeds, with scores of the same 200 images; CKD's of fakes are moved by
-    `shift`; good: CKD's validation AUROC, BL's is 0.8. Returns the mean AUROC of each."""
+    """BL and CKD over seeds; CKD's scores of fakes are moved by `shift`; the mean AUROC of each.
+    good: CKD's validation AUROC; BL's is 0.8."""
     rng, label, aurocs = np.random.default_rng(0), np.repeat([0, 1], 100), {"BL": [], "CKD": []}
     names = {"path": [f"{i}.png" for i in range(200)], "label": label, "group": range(200)}
     names["generator"] = np.where(label, "gan", "real")

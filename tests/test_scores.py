@@ -6,8 +6,6 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
@@ -174,19 +172,6 @@ def test_a_name_of_a_method_is_refused(base, theirs, tmp_path):
     kept(theirs, file := tmp_path / "CPF.csv")
     with pytest.raises(InputError, match="one of this workbook's methods"):
         scores.adopt(file, dataset=base["dataset"])
-
-
-@given(st.integers(10, 30), st.integers(2, 6), st.integers(0, 99))
-def test_a_video_s_score_is_the_mean_of_its_frames(videos, frames, seed):
-    rng = np.random.default_rng(seed)
-    label = np.repeat(np.arange(2 * videos) % 2, frames)
-    name = np.repeat([f"v{i // 2}" for i in range(2 * videos)], frames)  # real and fake: one scene
-    table = pd.DataFrame({"label": label, "group": name, "score": rng.random(len(label))})
-    generator = np.where(label == 1, "gan", "real")
-    found = metrics.per_scene(label, table["score"], generator, name, threshold=0.5, draws=0)
-    means = table.groupby(["label", "group"], as_index=False)["score"].mean()
-    assert found["n"] == 2 * videos
-    assert found["auroc"] == pytest.approx(roc_auc_score(means["label"], means["score"]))
 
 
 def test_single_images_and_few_scenes_have_no_score_per_scene():
