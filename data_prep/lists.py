@@ -45,7 +45,6 @@ def read(
     columns: dict[str, str] | None = None,
     *,
     needed: Sequence[str] = COLUMNS[:2],
-    known: Sequence[str] = COLUMNS[2:],
     hint: str = "Say which it is: --{}-column NAME.",
 ) -> pd.DataFrame:
     """A CSV or parquet file as text, the needed columns and the known ones that it has; columns:
@@ -58,7 +57,7 @@ def read(
             table = pd.read_csv(file, dtype="str", keep_default_na=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as CSV or parquet: {error}") from error
-    names = {ours: (columns or {}).get(ours, ours) for ours in (*needed, *known)}
+    names = {ours: (columns or {}).get(ours, ours) for ours in (*needed, *COLUMNS[2:])}
     for ours, name in names.items():
         if name not in table and (ours in needed or name != ours):
             found = list(table.columns)

@@ -98,7 +98,6 @@ def test_a_command_writes_the_report_of_one_dataset(outputs, tmp_path):
     [
         [BL],
         [GRID[0]],
-        [BL, result("CQ")],
         [result(draws=0), result("CPF", 0.9, draws=0)],
         [result(generators=("gan",))],
         [BL, result("NEW", 0.5)],

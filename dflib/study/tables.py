@@ -112,7 +112,7 @@ def matrix(results: Iterable[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def gaps(results: Iterable[dict], *, margin: float = compare.MARGIN) -> pd.DataFrame:
+def gaps(results: Iterable[dict]) -> pd.DataFrame:
     """What each method, rate and recipe loses from seen to unseen generators, a row each: folds,
     seeds, val_auroc, AUROC seen, unseen and gap; with -BL behind minus BL of the same recipe, with
     -plain minus the plain recipe, each also with _verdict."""
@@ -133,7 +133,7 @@ def gaps(results: Iterable[dict], *, margin: float = compare.MARGIN) -> pd.DataF
             changes = compare.contrast(group, reference) if reference is not group else {}
             for name, each in changes.items():
                 row |= interval(name + end, each["auroc"])
-                row[f"{name}{end}_verdict"] = compare.verdict(each, margin=margin).says
+                row[f"{name}{end}_verdict"] = compare.verdict(each).says
         rows.append(row)
     return pd.DataFrame(rows)
 
