@@ -129,7 +129,7 @@ def test_an_upload_gets_two_probabilities_and_stays_in_memory(
     [
         (b"plain text", "(not an image): take JPEG, MPO, PNG"),
         (bytes(8_000_001), "8.0 MB: take JPEG"),
-        (written(Image.new("1", (9000, 5000))), "more than 40 megapixels): take JPEG"),
+        (written(Image.new("1", (9500, 9500))), "more than 89 megapixels): take JPEG"),
     ],
 )
 def test_a_wrong_upload_is_refused_with_its_reason(content, message, page):

@@ -203,7 +203,7 @@ def test_long_and_thin_images_are_refused_before_a_pixel_is_decoded(
     for each in (content, cut):  # what is cut has the same reason: nobody read as far
         with pytest.raises(BadImage, match=reason):
             integrity.open_image(each)
-    with pytest.raises(InputError, match=r"over 20 to 1|bomb: more than 40 mega|MB: take JPEG"):
+    with pytest.raises(InputError, match=r"over 20 to 1"):
         explorer.check_upload(content)
     assert Predictor(exported["onnx"])(content)["error"] == reason
     (tmp_path / "thin.img").write_bytes(content)

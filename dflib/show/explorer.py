@@ -33,9 +33,9 @@ from dflib.study.settings import DEFAULTS
 
 log = logging.getLogger(__name__)
 CHOICES = ["flipped to wrong", "flipped to right", "wrong under both", "right under both"]
-UPLOAD_MB, UPLOAD_MEGAPIXELS = 8, 40
+UPLOAD_MB = 8
 PICTURES, SIDE, COLUMNS = 240, 64, 16  # thumbnails of a study at most, their pixels, in a row
-UPLOADS = f"{', '.join(FORMATS)}; at most {UPLOAD_MB} MB, {UPLOAD_MEGAPIXELS} megapixels"
+UPLOADS = f"{', '.join(FORMATS)}; at most {UPLOAD_MB} MB"
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def check_upload(content: bytes) -> Image.Image:
     if len(content) > 1e6 * UPLOAD_MB:
         raise InputError(f"the file has {len(content) / 1e6:.1f} MB: take {UPLOADS}")
     try:
-        return to_rgb(open_image(content, max_pixels=1_000_000 * UPLOAD_MEGAPIXELS))
+        return to_rgb(open_image(content))
     except BadImage as error:
         raise InputError(f"the file cannot be used ({error}): take {UPLOADS}") from error
 
