@@ -292,6 +292,7 @@ def test_the_gap_is_the_mean_over_folds_and_seeds_of_seen_minus_unseen(folds, wr
     assert (row["folds"], row["seeds"]) == (1, 3)
     mine = [gap(r)[2] for r in chosen(every, "CKD", known=["gan"])]
     assert row["gap"] == pytest.approx(np.mean(mine))
+    assert compare.contrast(r for r in folds if len(r["train_generators"]) == 2) == {}
 
 
 def test_the_matrix_has_a_cell_for_each_training_and_test_generator(folds):

@@ -95,7 +95,8 @@ def test_a_run_of_int8_is_exported_as_it_was_and_in_float(tiny_dataset, tmp_path
     model = prune.structured(lived_in(models.architecture("BL", size=32)), rate=0.5)
     run.folder.mkdir(parents=True, exist_ok=True)
     float_file = files.export.to_onnx(model, run.folder / "model.onnx")
-    deployed = quantize.static_int8(float_file, run.folder / "model.int8.onnx", run.data.train)
+    int8, part = run.folder / "model.int8.onnx", run.data.train
+    deployed = quantize.static_int8(float_file, int8, part, images=16)  # unlike a new one
     run.finish(model, deployed=deployed)
     out = tmp_path / "detector.onnx"
     same = files.export_run(run.spec.run_id, format="onnx", out=out)["parity"]

@@ -188,6 +188,15 @@ def test_no_interval_from_a_single_scene():
     assert None not in flat(table["vae"]["ci95"]).values() and table["gan"]["auroc"] is not None
 
 
+def test_no_interval_where_most_draws_are_undefined():
+    """Two images a generator: each is missing from 13 % of the draws, one of 20 from 94 %."""
+    labels = np.repeat([0, 1], 40)
+    generators = np.append(np.full(40, "real"), np.tile([f"g{i}" for i in range(20)], 2))
+    table = evaluate(labels, np.linspace(0, 1, 80), generators, threshold=0.5, draws=400)
+    assert set(flat(table["macro"]["ci95"]).values()) == {None} and table["macro"]["auroc"] == 1
+    assert None not in flat(table["g0"]["ci95"]).values()
+
+
 # --- threshold, pairs, margin
 
 
