@@ -64,8 +64,9 @@ def _outputs(file: Path, size: int) -> int:
     inputs, [output, *others] = session.get_inputs(), session.get_outputs()
     wanted = f"wanted is N x 3 x {size} x {size} (--size) -> N x 2 or N x 1"
     shape = [side if isinstance(side, int) else "any" for side in inputs[0].shape]
-    fits = zip(shape, (1, 3, size, size), strict=False)
-    if len(inputs) > 1 or others or len(shape) != 4 or any(s not in (w, "any") for s, w in fits):
+    pairs = zip(shape, (1, 3, size, size), strict=False)
+    odd = len(shape) != 4 or any(side not in (expected, "any") for side, expected in pairs)
+    if len(inputs) > 1 or others or odd:
         there = f"{len(inputs)} inputs, the first {shape}, and {1 + len(others)} outputs"
         raise InputError(f"{file} has {there}; {wanted}")
     found = session.run(None, {inputs[0].name: np.zeros((1, 3, size, size), np.float32)})[0]

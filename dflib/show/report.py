@@ -29,13 +29,8 @@ log = logging.getLogger(__name__)
 SECTION = ["dataset", "protocol", "size", "mode", "limit", "target_images", "fold"]
 SECTION += ["recipe", "older"]
 FAKES = ["real", "fake"]
-MAIN = [
-    "AUROC",
-    "balanced accuracy",
-    "parameters",
-    "file, MB",
-    "latency, ms",
-]  # a row unfolds the rest
+# a row's columns; it unfolds the rest
+MAIN = ["AUROC", "balanced accuracy", "parameters", "file, MB", "latency, ms"]
 FIGURES = {  # title, as the template knows it: how it is drawn
     "Accuracy, F1 and compression time": plots.paper_figure,
     "Accuracy, F1 and transfer time": partial(plots.paper_figure, transfers=True),
