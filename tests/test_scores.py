@@ -181,22 +181,13 @@ def test_single_images_and_few_scenes_have_no_score_per_scene():
         assert metrics.per_scene(label, np.linspace(0, 1, 36), names, groups, threshold=0.5) is None
 
 
-def test_generators_belong_to_families_that_a_user_can_add_to(data_root):
+def test_generators_belong_to_the_family_of_the_longest_beginning():
     names = ["progan", "StyleGAN2", "sdxl", "dalle3", "vqgan-2", "vqdm", "own-net"]
     assert families.of(names) == {
         "GAN": ["progan", "StyleGAN2", "vqgan-2"],
         "diffusion": ["sdxl", "vqdm"],
         "commercial": ["dalle3"],
     }
-    data_root.mkdir(exist_ok=True)
-    (data_root / "families.toml").write_text('"my family" = ["own", "vq"]\n')
-    assert families.of(names)["my family"] == ["own-net"]
-    (data_root / "families.toml").write_text('"my family" = ["Own-Net"]\n')
-    assert families.of(names)["my family"] == ["own-net"]
-    for text in ("GAN = [", 'GAN = "vq"', 'GAN = [""]', "GAN = [1]", "[GAN]\na = 1"):
-        (data_root / "families.toml").write_text(text)
-        with pytest.raises(InputError, match=r"families\.toml cannot be read"):
-            families.of(names)
 
 
 def test_families_are_a_second_grouping_of_verdicts_and_matrix(outputs, base, theirs, tmp_path):
