@@ -11,8 +11,8 @@ from data_prep import folder, manifest, scenes
 from data_prep.errors import InputError, choose, short
 from data_prep.paths import data_root
 
-LABELS = dict.fromkeys(("0", "0.0", "false", "authentic"), 0)
-LABELS |= dict.fromkeys(("1", "1.0", "true", "synthetic", "generated"), 1)
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "authentic": 0}
+LABELS |= {"synthetic": 1, "generated": 1}
 LABELS |= {word: label for known in folder.LAYOUTS for word, (label, _) in known.labels.items()}
 COLUMNS = ("path", "label", "generator", "split", "scene")  # the last three may be missing
 log = logging.getLogger(__name__)
