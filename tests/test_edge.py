@@ -206,7 +206,7 @@ def test_a_failure_leaves_no_file_behind(finished, tmp_path, monkeypatch):
 
 def test_int8_is_calibrated_with_what_the_run_was_trained_on(tiny_dataset, tmp_path):
     """Of a run that holds a generator out, of few images: its own training part, and no other."""
-    for own in ({"hold_out": "nearest"}, {"train_generators": "nearest"}, {"target_images": 12}):
+    for own in ({"hold_out": "nearest"}, {"target_images": 12}):
         options = {"latency_runs": 1, "weight_decay": 0.8, **own}
         request = {"preset": "tiny", "dataset": tiny_dataset, "settings": options}
         run = runs.Run(runs.spec("BL", **request))
