@@ -52,14 +52,13 @@ def costs(*made: Run) -> pd.DataFrame:
 
     >>> costs(baseline, pruned)                                     # doctest: +SKIP
     """
-    rows, table = [runs.flat(run.result) for run in made], {}
+    rows, table = {name(run): runs.flat(run.result) for run in made}, {}
+    (base, first), *others = rows.items()
     for column in (*words.SIZES, "gzip_bytes", "latency_p50_ms"):
-        title, unit, _ = words.COSTS[column]
-        table[title] = [row[column] / unit for row in rows]
-    table = pd.DataFrame(table, index=[name(run) for run in made]).T
-    first = table.iloc[:, 0]
-    shares = {f"{other} / {first.name}": table[other] / first for other in list(table)[1:]}
-    return table.assign(**shares)
+        values = {run: words.cost(column, row[column]) for run, row in rows.items()}
+        shares = {f"{run} / {base}": f"{row[column] / first[column]:.3f}" for run, row in others}
+        table[words.COSTS[column][0]] = values | shares
+    return pd.DataFrame(table).T
 
 
 def differences(run: Run, base: Run) -> pd.DataFrame:
