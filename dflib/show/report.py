@@ -181,6 +181,8 @@ def answer(results: Sequence[dict], every: Mapping[str, dict]) -> dict:
     name, mb = words.run_label(best["method"], best["rate"]), best["cost"]["file_bytes"] / 1e6
     found = {"run_id": best["run_id"], "name": name, "method": best["method"], "mb": mb}
     found |= {"seeds": len(alike), "auroc": _auroc(alike), "base": base}
+    lower = (base or best)["metrics"]["all"]["ci95"].get("auroc")
+    found["guesses"] = bool(lower) and lower[0] <= 0.5  # BL itself, or the best where there is none
     if base:
         costs, theirs = best["cost"], base["cost"]
         change = compare.verdict(compare.against_baselines(alike, every)["all"])
@@ -188,8 +190,6 @@ def answer(results: Sequence[dict], every: Mapping[str, dict]) -> dict:
         found |= {"base_auroc": _auroc([base]), "base_mb": theirs["file_bytes"] / 1e6}
         found |= {"smaller": theirs["file_bytes"] / costs["file_bytes"]}
         found |= {"told": change.text, "speed": words.spoken_speed(speed, "its BL")}
-        lower = base["metrics"]["all"]["ci95"].get("auroc")
-        found["guesses"] = bool(lower) and lower[0] <= 0.5
     return found
 
 
