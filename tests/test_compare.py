@@ -195,6 +195,14 @@ def test_a_verdict_says_what_the_two_intervals_carry_and_no_more(a, b, other, se
     assert text.count("no interval") == (a, b).count(None) and "-" not in text
 
 
+@pytest.mark.parametrize("ends", [(0.0004, 0.002), (-0.015, -0.0001)])
+def test_an_end_that_reads_zero_decides_nothing(ends):
+    """It is written +0.000 or -0.000, and another seed of the draws may move it over zero."""
+    made = change(*ends)
+    assert compare.shown(made) == "none shown" and "0.000" in compare.spoken(made)
+    assert compare.verdict({"auroc": made, "balanced_accuracy": made}).word == "undecided"
+
+
 def test_the_best_is_told_from_validation_images_alone(write, tmp_path):
     ids = [write("BL"), write("CKD", rate=0.9)]
     results = [loaded()[i] for i in ids]

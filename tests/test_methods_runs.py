@@ -95,6 +95,8 @@ def test_equal_requests_have_equal_ids(tiny_dataset):
     tiny = methods.settings("tiny")  # the preset's name decides nothing
     request = {"preset": "demo", "dataset": tiny_dataset, "rate": 0.9}
     assert spec("CPF", **request, settings=tiny).run_id == first
+    sums = (spec("CPF", rate=rate, dataset=tiny_dataset).run_id for rate in (0.3, 0.1 + 0.2))
+    assert len({*sums}) == 1
     code = "from dflib.study.runs import spec; "
     code += f"print(spec('CPF', preset='tiny', dataset={tiny_dataset!r}, rate=0.9).run_id)"
     assert python("-c", code, PYTHONHASHSEED="7").stdout.strip() == first

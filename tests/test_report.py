@@ -240,7 +240,8 @@ def test_the_answer_is_the_verdict_against_bl(outputs, undrawn, seeds, shift, wo
         ({"file_bytes": 4 * 10**6}, "that of its BL 4.00 MB: not smaller"),
         ({"file_bytes": 4 * 10**6, "good": 0.7}, "It is the baseline"),  # validation chooses
         ({"good": 0.7}, "images is CKD 90%"),  # of the small files alone
-        ({"skill": 0.0}, "not shown to do better than guessing"),
+        ({"skill": 0.0}, "BL itself is not shown to do better than guessing"),
+        ({"skill": 0.0, "file_bytes": 4 * 10**6, "good": 0.7}, "It is not shown to do better than"),
     ],
 )
 def test_the_answer_is_the_best_of_the_small_files_on_validation(outputs, undrawn, how, says):

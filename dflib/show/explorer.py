@@ -110,22 +110,27 @@ def cards(study: Study, run_id: str) -> pd.DataFrame:
     busy = " (busy machine)" if times[0].get("busy") else ""
     shown = {"faster": "gain", "slower": "loss"}.get(speed["words"], "none shown")
     found["latency, ms"] = (f"{times[0]['p50']:.2f}{busy}", words.spoken_speed(speed), shown)
-    change = compare.paired(result, study.base)["all"]
+    told, changes = compare.combined([result]), compare.paired(result, study.base)
+    parts = [part for part in ("all", "seen", "unseen") if part in told]
     for metric, name in compare.JUDGED.items():
-        value = words.interval(run[metric], (run.get(f"{metric}_low"), run.get(f"{metric}_high")))
-        title, shown = name[0].upper() + name[1:], compare.shown(change[metric])
-        found[title] = (value, compare.spoken(change[metric]), shown)
+        for part in parts:
+            value, *ends = tables.interval("", told[part][metric], inside=True).values()
+            change, title = changes[part][metric], name[0].upper() + name[1:]
+            title += f", {part}" * (part != "all")
+            text = words.interval(value, ends)
+            found[title] = (text, compare.spoken(change), compare.shown(change))
     if run_id == base.name:
         found = {title: (value, "", "none shown") for title, (value, *_) in found.items()}
     else:
-        verdicts = {"Verdict": compare.verdict(change)}
+        verdicts = {"Verdict": compare.verdict(changes["all"])}
+        whom = "against BL" + ", all generators" * (len(parts) > 1)
         alike = tables.with_seeds(result, study.every.values())
         if len(alike) > 1:
             over = compare.against_baselines(alike, study.every)["all"]
             verdicts["Verdict over seeds"] = compare.verdict(over)
         for title, verdict in verdicts.items():
             shown = {"better": "gain", "worse": "loss"}.get(verdict.word, "none shown")
-            found[title] = (verdict.says, "against BL", shown)
+            found[title] = (verdict.says, whom, shown)
     return pd.DataFrame.from_dict(found, orient="index", columns=["value", "against", "shown"])
 
 

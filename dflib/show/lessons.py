@@ -104,7 +104,7 @@ def intervals(rows: pd.DataFrame, shown: dict[str, str], **plain: str) -> pd.Dat
     """A table of `study.tables` for reading: {title: column} with the 95 % interval in brackets;
     plain: title=column of columns that have none."""
     if rows.empty:
-        return rows
+        return pd.DataFrame(columns=[*shown, *plain])
     table = {title: words.intervals(rows, column) for title, column in shown.items()}
     table |= {title: rows[column].to_numpy() for title, column in plain.items()}
     return pd.DataFrame(table, index=words.names(rows))

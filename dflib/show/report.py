@@ -23,6 +23,7 @@ from dflib.show import plots, words
 from dflib.study import compare, records, runs, tables
 from dflib.study.methods import METHODS
 from dflib.study.records import OLDER, comparable
+from dflib.study.settings import FIELDS
 
 log = logging.getLogger(__name__)
 # runs that differ here had other images, saw them otherwise, or were made by older code
@@ -44,7 +45,7 @@ FIGURES = {  # title, as the template knows it: how it is drawn
 def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Runs (of `runs.results`) for reading, all text, by method, rate and seed; 95 % intervals in
     brackets; busy: others used the machine meanwhile."""
-    rows = _sorted(rows)
+    rows = plots.in_order(rows.sort_values("seed", kind="stable"))
     table = {"run": rows["run_id"] + np.where(rows["older"], f" ({OLDER})", "")}
     shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy"}
     shown |= {"accuracy": "accuracy", "F1": "f1"}
@@ -79,16 +80,16 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
         counts = ["limit", "target_images"]
         rows[counts] = rows[counts].astype(float).fillna(0).astype(int)
         groups = enumerate(rows.groupby(SECTION))
-        sections = [_section(i, *key, rows=_sorted(group)) for i, (key, group) in groups]
+        sections = [_section(i, *key, rows=group) for i, (key, group) in groups]
     used = {r["method"] for r in wanted}
-    files = sorted(runs.outputs_root().glob("*/*/*/*/failed.json"))
-    made_since = lambda file: file.with_name("result.json").exists()
-    failed = filter(None, (runs.failure(f.parent) for f in files if not made_since(f)))
+    folders = [file.parent for file in sorted(runs.outputs_root().glob("*/*/*/*/failed.json"))]
+    failed = [runs.failure(f) for f in folders if not (f / "result.json").exists()]  # made since
     page = {
         "sections": sections,
         "methods": [row for code, row in METHODS.items() if code in used],
         "codes": {code: row.title for code, row in METHODS.items()},
-        "failures": [f for f in failed if only is None or f["run_id"] in only],
+        "settings": {name: FIELDS[name]["description"] for name in compare.RECIPE},
+        "failures": [f for f in failed if f and (only is None or f["run_id"] in only)],
         "runs": len(rows),
         "explorer": path.with_name("explorer.html").exists(),
         "made": datetime.now().astimezone(),
@@ -118,6 +119,7 @@ def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
 def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     """What the page shows of runs that may be compared; key: the values of SECTION."""
     about = dict(zip(SECTION, key, strict=True))
+    rows = plots.in_order(rows.sort_values("seed", kind="stable"))
     rows = rows.loc[:, rows.notna().any() | ~rows.columns.str.contains("/")]  # its own generators
     every = {record["run_id"]: record for record in rows["record"]}
     texts, groups = table_rows(rows), tables.by_seed(every.values())
@@ -129,10 +131,8 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         best = answer([*every.values()], every)
     except InputError as error:
         best = {"unknown": str(error)}
-    places = [
-        (r["cost"]["latency_ms"]["cpu"], r["cost"]["latency_ms"]["runtime"]) for r in rows["record"]
-    ]
-    timed = [", ".join(filter(None, place)) for place in places]
+    latency = [r["cost"]["latency_ms"] for r in rows["record"]]
+    timed = [", ".join(filter(None, (each["cpu"], each["runtime"]))) for each in latency]
     more = texts.drop(columns=MAIN).assign(device=rows["device"], **{"timed on": timed})
     more = more.astype(object).replace("–", None).to_dict("records")
     tested = rows.filter(regex="/auroc$").columns
@@ -168,16 +168,15 @@ def answer(results: Sequence[dict], every: Mapping[str, dict]) -> dict:
     name, mb = words.run_label(best["method"], best["rate"]), best["cost"]["file_bytes"] / 1e6
     found = {"run_id": best["run_id"], "name": name, "method": best["method"], "mb": mb}
     found |= {"seeds": len(alike), "auroc": _auroc(alike), "base": base}
+    lower = (base or best)["metrics"]["all"]["ci95"].get("auroc")
+    found["guesses"] = bool(lower) and lower[0] <= 0.5  # BL itself, or the best where there is none
     if base:
         costs, theirs = best["cost"], base["cost"]
-        change = compare.against_baselines(alike, every)["all"]
+        change = compare.verdict(compare.against_baselines(alike, every)["all"])
         speed = measure.speed(costs["latency_ms"], theirs["latency_ms"])
         found |= {"base_auroc": _auroc([base]), "base_mb": theirs["file_bytes"] / 1e6}
         found |= {"smaller": theirs["file_bytes"] / costs["file_bytes"]}
-        found |= {"told": compare.verdict(change).text}
-        found |= {"speed": words.spoken_speed(speed, "its BL")}
-        lower = base["metrics"]["all"]["ci95"].get("auroc")
-        found["guesses"] = bool(lower) and lower[0] <= 0.5
+        found |= {"told": change.text, "speed": words.spoken_speed(speed, "its BL")}
     return found
 
 
@@ -227,7 +226,3 @@ def _data(name: str, rows: pd.DataFrame) -> dict:
         "share": share,
         "trivial": words.spoken_trivial(share),
     }
-
-
-def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
-    return plots.in_order(rows.sort_values("seed", kind="stable"))

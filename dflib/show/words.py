@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from dflib.study.compare import spoken
+
 TRIVIAL = "one answer: accuracy, F1"  # a column's title
 COSTS = {  # column of `records.flat`: its title, divisor, how it is written
     "params": ("parameters", 1, "{:,.0f}"),
@@ -59,9 +61,12 @@ def interval(value: float | None, bounds: Sequence[float] | None) -> str:
 
 
 def intervals(rows: pd.DataFrame, metric: str) -> list[str]:
-    """`interval` of a column, whose ends stand in `METRIC_low` and `METRIC_high`."""
+    """`interval` of a column and its `METRIC_low`, `METRIC_high`; of differences `spoken`."""
     columns = rows.reindex(columns=[metric, f"{metric}_low", f"{metric}_high"]).astype(float)
-    return [interval(value, ends) for value, *ends in columns.itertuples(index=False)]
+    told = [(value, None if np.isnan(ends).any() else ends) for value, *ends in columns.to_numpy()]
+    if metric.endswith(("-BL", "-plain", "difference")):
+        return [spoken({"mean": value, "ci95": ends}) for value, ends in told]
+    return [interval(value, ends) for value, ends in told]
 
 
 def trivial(fake_share: float) -> dict[str, float]:
@@ -70,10 +75,7 @@ def trivial(fake_share: float) -> dict[str, float]:
     >>> trivial(0.2)
     {'accuracy': 0.8, 'f1': 0.33333333333333337}
     """
-    return {
-        "accuracy": max(fake_share, 1 - fake_share),
-        "f1": 2 * fake_share / (1 + fake_share),
-    }
+    return {"accuracy": max(fake_share, 1 - fake_share), "f1": 2 * fake_share / (1 + fake_share)}
 
 
 def spoken_trivial(fake_share: float) -> str:
