@@ -78,22 +78,23 @@ def over_seeds(
 
     Columns: `about`'s, seeds, run_id (of the first), val_auroc, COSTS; of each generator, "all",
     "seen" and "unseen" NAME/auroc and /balanced_accuracy, with -BL behind minus `baseline`, paired,
-    NAME/verdict and /word.
+    NAME/verdict and /word; of all together the whole text, "told".
     """
     rows, groups = [], by_seed(results)
     for group in groups:
         row = about(group, groups) | {"seeds": len(group), "run_id": group[0]["run_id"]}
         told = [r["cost"] | r["timings"] | {"train_images": r.get("train_images")} for r in group]
         row |= pd.DataFrame(told).reindex(columns=COSTS).astype(float).mean().to_dict()
-        row["val_auroc"] = compare.validated(group)
+        row |= {"val_auroc": compare.validated(group), "told": ""}
         for name, each in compare.combined(group).items():
             for metric in compare.JUDGED:
                 row |= interval(f"{name}/{metric}", each[metric], inside=True)
         for name, each in compare.against_baselines(group, every).items():
             for metric in compare.JUDGED:
                 row |= interval(f"{name}/{metric}-BL", each[metric])
-            word, says, _ = compare.verdict(each, margin=margin)
+            word, says, text = compare.verdict(each, margin=margin)
             row |= {f"{name}/verdict": says, f"{name}/word": word}
+            row |= {"told": text} if name == "all" else {}
         rows.append(row)
     return pd.DataFrame(rows)
 
