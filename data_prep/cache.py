@@ -117,11 +117,16 @@ def _decode(chunk: tuple, *, file: Path, alike: Equaliser | None, **fitted) -> l
     images, problems = np.load(file, mmap_mode="r+"), []
     for row, (path, sha256) in enumerate(zip(paths, hashes, strict=True), start):
         try:
-            data = read_file(path)
-            if hashlib.sha256(data).hexdigest() != sha256:
-                raise BadImage("other contents")
-            image = to_rgb(open_image(data))
-            images[row] = fit(alike(image, sha256) if alike else image, **fitted)
+            images[row] = fit(decoded(path, sha256, alike), **fitted)
         except BadImage as error:
             problems.append(f"{path}: {error}")
     return problems
+
+
+def decoded(path: Path, sha256: str, alike: Equaliser | None) -> Image.Image:
+    """A scanned file as RGB, made alike; `BadImage` where it is not what was scanned."""
+    data = read_file(path)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise BadImage("other contents")
+    image = to_rgb(open_image(data))
+    return alike(image, sha256) if alike else image

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 from PIL import Image
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
@@ -92,15 +93,18 @@ def build(
     rows = [_save(folder, p, p.pixels, 0, "real") for part in chosen[0] for p in part]
     train = _to_tensor([p.pixels for p in patches if (p.split, p.role) == ("train", 1)])
     seen = [family for family in FAMILIES if family != UNSEEN]
-    for family in FAMILIES:
+    with torch.random.fork_rng(devices=[]):
+        models = [_autoencoder(family, seed=seed) for family in FAMILIES]
+    each = (delayed(fit)(model, train, steps=steps, seed=seed) for model in models)
+    models = Parallel(n_jobs=manifest.cores(), backend="threading")(each)
+    for family, model in zip(FAMILIES, models, strict=True):
         sources = []
         for part in chosen[1]:
             if part[0].split == "test":
                 sources += part
             elif family != UNSEEN:
                 sources += part[seen.index(family) :: len(seen)]
-        with threadpool_limits(1):  # layers this small wait for more threads on a busy machine
-            model = fit(family, train, steps=steps, seed=seed)
+        with threadpool_limits(1):
             fakes = render(model, _to_tensor([p.pixels for p in sources]))
         fakes = ((fakes + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         rows += [_save(folder, p, fake, 1, family) for p, fake in zip(sources, fakes, strict=True)]
@@ -165,7 +169,8 @@ def _pick(patches: Sequence[Patch], split: str, role: int | None, n: int, rng) -
     return [pool[i] for i in rng.permutation(len(pool))[:n]]
 
 
-def _autoencoder(family: str, latent: int = 12, c: int = 24) -> nn.Sequential:
+def _autoencoder(family: str, *, seed: int, latent: int = 12, c: int = 24) -> nn.Sequential:
+    torch.manual_seed(seed + FAMILIES.index(family))
     halved = nn.Conv2d(3, c, 4, 2, 1), nn.SiLU()
     narrow = nn.Conv2d(c, latent, 3, 1, 1), nn.Conv2d(latent, c, 3, 1, 1)  # numbers as pixels
     if family == "deconv":
@@ -178,25 +183,23 @@ def _autoencoder(family: str, latent: int = 12, c: int = 24) -> nn.Sequential:
     return nn.Sequential(*halved, *narrow, nn.SiLU(), *doubled, nn.SiLU(), last)
 
 
-def fit(family: str, images: Tensor, *, steps: int, seed: int) -> nn.Module:
-    """Train one family's auto-encoder on images (n, 3, h, w) in [-1, 1]. The loss is L1, plus
+def fit(model: nn.Module, images: Tensor, *, steps: int, seed: int) -> nn.Module:
+    """Train a family's auto-encoder on images (n, 3, h, w) in [-1, 1]. The loss is L1, plus
     sharpness and log amplitude spectrum, lest it blur."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + FAMILIES.index(family))
-        model = _autoencoder(family)
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
-    for _ in range(steps):
-        x = images[torch.randint(len(images), (BATCH,), generator=generator)]
-        y = model(x)
-        sharpness = (_laplacian(y).log() - _laplacian(x).log()).abs().mean()
-        spectrum = (_log_spectrum(y) - _log_spectrum(x)).abs().mean()
-        loss = F.l1_loss(y, x) + 0.1 * sharpness + 0.05 * spectrum
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    with threadpool_limits(1):  # layers this small gain nothing from more threads
+        for _ in range(steps):
+            x = images[torch.randint(len(images), (BATCH,), generator=generator)]
+            y = model(x)
+            sharpness = (_laplacian(y).log() - _laplacian(x).log()).abs().mean()
+            spectrum = (_log_spectrum(y) - _log_spectrum(x)).abs().mean()
+            loss = F.l1_loss(y, x) + 0.1 * sharpness + 0.05 * spectrum
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     return model.eval()
 
 

@@ -76,7 +76,7 @@ def recognised(path: Path) -> tuple[Path, Layout]:
         names = {f.name.lower() for f in subfolders(folder)}
         return next((known for known in LAYOUTS if names & known.labels.keys()), None)
 
-    holder = next(by_structure(path, layout_of), None)
+    holder = by_structure(path, layout_of)
     if holder is None:
         can = "; ".join(known.title for known in LAYOUTS)
         found = ", ".join(shown(f.name) for f in subfolders(path)[:5]) or "no folders"

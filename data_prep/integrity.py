@@ -40,7 +40,7 @@ def read_file(path: Path | str) -> bytes:
         raise BadImage(reason) from error
 
 
-def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.Image:
+def open_image(source: Path | bytes) -> Image.Image:
     """Open and fully decode one image of `transform.FORMATS`, still in its own mode; `BadImage`,
     with a short reason, where the header tells it before anything is decoded.
 
@@ -49,7 +49,7 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.
     data_prep.integrity.BadImage: zero-byte
     """
     data = source if isinstance(source, bytes) else read_file(source)
-    most, brand = max_pixels or MAX_PIXELS, data[8:12] if data[4:8] == b"ftyp" else b""
+    brand = data[8:12] if data[4:8] == b"ftyp" else b""
     if not data:
         raise BadImage("zero-byte")
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda\0") > MAX_SCANS:
@@ -67,15 +67,13 @@ def open_image(source: Path | bytes, *, max_pixels: int | None = None) -> Image.
             short, long = sorted(image.size)
             if short < 1:
                 raise BadImage("empty image")
-            if short * long > most:
-                raise Image.DecompressionBombError
             if long > MAX_RATIO * short:
                 raise BadImage(f"sides of {long} and {short} pixels: over {MAX_RATIO} to 1")
             image.load()
     except BadImage:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadImage(f"bomb: more than {most // 1_000_000} megapixels") from error
+        raise BadImage(f"bomb: more than {MAX_PIXELS // 1_000_000} megapixels") from error
     except UnidentifiedImageError as error:
         kind = BRANDS.get(brand)
         lacks = kind and kind not in Image.OPEN  # else the file itself is damaged

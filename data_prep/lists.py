@@ -11,8 +11,8 @@ from data_prep import folder, manifest, scenes
 from data_prep.errors import InputError, choose, short
 from data_prep.paths import data_root
 
-LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-LABELS |= {"authentic": 0, "synthetic": 1, "generated": 1}
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "authentic": 0}
+LABELS |= {"synthetic": 1, "generated": 1}
 LABELS |= {word: label for known in folder.LAYOUTS for word, (label, _) in known.labels.items()}
 COLUMNS = ("path", "label", "generator", "split", "scene")  # the last three may be missing
 log = logging.getLogger(__name__)
@@ -45,7 +45,6 @@ def read(
     columns: dict[str, str] | None = None,
     *,
     needed: Sequence[str] = COLUMNS[:2],
-    known: Sequence[str] = COLUMNS[2:],
     hint: str = "Say which it is: --{}-column NAME.",
 ) -> pd.DataFrame:
     """A CSV or parquet file as text, the needed columns and the known ones that it has; columns:
@@ -58,7 +57,7 @@ def read(
             table = pd.read_csv(file, dtype="str", keep_default_na=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as CSV or parquet: {error}") from error
-    names = {ours: (columns or {}).get(ours, ours) for ours in (*needed, *known)}
+    names = {ours: (columns or {}).get(ours, ours) for ours in (*needed, *COLUMNS[2:])}
     for ours, name in names.items():
         if name not in table and (ours in needed or name != ours):
             found = list(table.columns)

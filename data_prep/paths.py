@@ -55,17 +55,15 @@ def outputs_root() -> Path:
     return Path(os.environ.get("DFLIB_OUTPUTS") or PROJECT / "outputs")
 
 
-def by_structure(base: Path, is_one: Callable[[Path], object]) -> Iterator[Path]:
-    """The folders at or below `base` that `is_one` knows, nearest first; not those inside them."""
+def by_structure(base: Path, is_one: Callable[[Path], object]) -> Path | None:
+    """The nearest folder at or below `base` that `is_one` knows."""
     level = [base] if base.is_dir() else []
     for _ in range(DEPTH + 1):
-        others = []
         for folder in level:
             if is_one(folder):
-                yield folder
-            else:
-                others += subfolders(folder)
-        level = others
+                return folder
+        level = [below for folder in level for below in subfolders(folder)]
+    return None
 
 
 def subfolders(folder: Path) -> list[Path]:

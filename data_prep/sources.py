@@ -77,7 +77,7 @@ def prepare(
 
 def find(source: Source, base: Path) -> Path | None:
     """The nearest folder at or below `base` with one of the source's layouts."""
-    return next(by_structure(base, lambda folder: _parts(source, folder) is not None), None)
+    return by_structure(base, lambda folder: _parts(source, folder) is not None)
 
 
 def _parts(source: Source, folder: Path) -> list[str] | None:

@@ -38,8 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def roots(tmp_path_factory) -> Iterator[Path]:
-    """Data and outputs of the whole session lie in a temporary folder, for this process and those
-    it starts."""
+    """Data and outputs of the session lie in a temporary folder, here and in child processes."""
     base = tmp_path_factory.mktemp("roots")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_DATA", str(base / "data"))
@@ -49,8 +48,7 @@ def roots(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(roots) -> str:
-    """A prepared dataset: 120 patches, 60 nearest-upsampled and 60 blurred other ones, 32 to 48 px,
-    JPEG and PNG alike."""
+    """A prepared dataset: 120 patches and 60 "nearest", 60 "blurred" other ones, of 32 to 48 px."""
     base = roots / "images"
     rng = np.random.default_rng(0)
     cells = [(p, x, y) for p in PHOTOGRAPHS for x in range(9) for y in range(6)]
@@ -76,8 +74,7 @@ def tiny_dataset(roots) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_source(roots) -> str:
-    """Name of a prepared source task: 80 patches of a cat and 80 of other photographs, in the
-    layout of dogs vs cats."""
+    """A prepared source task: 80 patches of a cat, 80 of a cup, in the layout of dogs vs cats."""
     base = roots / "pets"
     for kind, photograph in (("cats", "chelsea.png"), ("dogs", "coffee.png")):
         image = Image.open(str(files("skimage") / "data" / photograph)).convert("RGB")
@@ -102,14 +99,6 @@ def outputs_root(tmp_path, monkeypatch) -> Path:
     """An empty outputs root of the test's own."""
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs-root"))
     return tmp_path / "outputs-root"
-
-
-@pytest.fixture
-def real_data() -> Path:
-    """The folder of real images ($DFLIB_REAL_DATA); tests that need it skip where there is none."""
-    if not os.environ.get("DFLIB_REAL_DATA"):
-        pytest.skip("DFLIB_REAL_DATA is not set")
-    return Path(os.environ["DFLIB_REAL_DATA"])
 
 
 @pytest.fixture
@@ -138,8 +127,7 @@ def picture() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tree() -> Callable[..., Path]:
-    """tree(root, {"real": 10, "fake/gan": 10}, suffix=".png"): write so many different small images
-    into each folder."""
+    """tree(root, {"real": 10, "fake/gan": 10}, suffix=".png"): different small images."""
 
     def make(root: Path, counts: dict[str, int], *, suffix: str = ".png", size=(12, 9)) -> Path:
         seed = 0
@@ -155,8 +143,7 @@ def tree() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def toy() -> Callable[..., object]:
-    """toy(n=60, size=32, seed=0): a `dflib.data.Dataset` in memory that is easy to tell apart
-    (fakes carry a pattern of stripes)."""
+    """toy(n=60, size=32, seed=0): a Dataset in memory, easy to tell apart (fakes are striped)."""
     from dflib.data import Dataset, Part
 
     def make(n: int = 60, *, size: int = 32, seed: int = 0) -> Dataset:
@@ -177,8 +164,7 @@ def toy() -> Callable[..., object]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> dict:
-    """A small detector with lived-in BatchNorm statistics: {"model", "checkpoint", "onnx"} (its two
-    files)."""
+    """A small detector with lived-in BatchNorms and its files: {"model", "checkpoint", "onnx"}."""
     from dflib import export, models
 
     folder_ = tmp_path_factory.mktemp("exported")
@@ -196,8 +182,7 @@ def exported(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="session")
 def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
-    """An outputs root with finished runs of a network that was not trained: BL, CPF at one rate,
-    CPF-S at two."""
+    """An outputs root with finished runs, not trained: BL, CPF at one rate, CPF-S at two."""
     from dflib import models, prune
     from dflib.study import runs
 

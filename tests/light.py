@@ -1,5 +1,4 @@
-"""A copy of the project whose run notebooks only wait, write a result, or raise; the engine is
-real."""
+"""A copy of the project whose run notebooks only wait, write a result, or raise."""
 
 import json
 import os
@@ -40,8 +39,7 @@ result |= {{"code": methods.versions(method), "files": {{}}}}
 
 
 def project(folder: Path, template: dict) -> Path:
-    """Make the copy below `folder`; template: the `result.json` of its runs, but for their
-    names."""
+    """Make the copy below `folder`; template: the `result.json` of its runs."""
     from dflib.study import methods
 
     for name in ("dflib", "data_prep", "notebooks"):

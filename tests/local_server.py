@@ -1,5 +1,4 @@
-"""A local HTTP server for tests: knows ranges or ignores them, and cuts connections when told
-to."""
+"""A local HTTP server: knows ranges or ignores them, and cuts connections when told to."""
 
 import re
 import threading
@@ -9,8 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`. cut: bytes after which each of the next connections breaks. ranges: whether
-    it knows them."""
+    """cut: bytes after which each of the next connections breaks. ranges: whether it knows them."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

@@ -76,8 +76,7 @@ def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"),
 
 
 def store(root: Path, record: dict, scores: dict | None = None, known: dict | None = None) -> Path:
-    """Write a finished run below an outputs root: its `result.json`, and tables of its scores of
-    test and validation images. Returns its folder."""
+    """Write a finished run with its scores of test and validation images; returns its folder."""
     folder = root.joinpath(*(record[k] for k in ("dataset", "protocol", "method", "run_id")))
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(record))

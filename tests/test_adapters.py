@@ -217,7 +217,6 @@ NEAR = r", did you mean '{}'\? Valid: {}, "
     ("ask", "message"),
     [
         (lambda m: adapters.select(m, "feature.3"), NEAR.format("features.3", "all, norms")),
-        (lambda m: adapters.select(m, "features.3,haed"), "unknown layer 'haed', did .* 'head'"),
         (lambda m: adapters.select(m, ""), "unknown layer ''"),
         (lambda m: adapters.insert(m, "features.9"), NEAR.format(r"features.\d", "features.0")),
         (lambda m: adapters.insert(m, form="seriel"), "form of adapter 'seriel', did .* 'serial'"),

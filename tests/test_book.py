@@ -21,8 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> dict[Path, BeautifulSoup]:
-    """Each page of the site by its file, built as `make book` does of notebooks not yet
-    executed."""
+    """Each page of the site by its file, built as `make book` does, of notebooks not executed."""
     book = tmp_path_factory.mktemp("book")
     (book / "notebooks").mkdir()
     for notebook in PROJECT.glob("notebooks/[0-9]*.ipynb"):

@@ -21,8 +21,7 @@ DOORS = {"dflib": dflib_app, "data_prep": data_prep_app}
 
 
 def refused(monkeypatch, capsys, module: str, *words: str) -> str:
-    """The one line on stderr of a command that must refuse (exit status 2), without its "error:
-    "."""
+    """The one line on stderr of a command that must refuse (exit status 2), without "error: "."""
     monkeypatch.setattr(sys, "argv", [module, *words])
     with pytest.raises(SystemExit) as ended:
         command_line(DOORS[module])
@@ -35,8 +34,7 @@ def refused(monkeypatch, capsys, module: str, *words: str) -> str:
 
 @pytest.fixture
 def place(tmp_path, data_root, outputs_root, tree, monkeypatch) -> Path:
-    """A folder with images and, for roots, a data root with one prepared dataset "mine" and no
-    outputs; the process works in it."""
+    """A folder to work in: images, a data root with one prepared dataset "mine", no outputs."""
     monkeypatch.chdir(tmp_path)
     folder.prepare(tree(tmp_path / "images", {"real": 40, "fake/gan": 40}), name="mine")
     return tmp_path
@@ -64,7 +62,6 @@ OPTIONS = {  # other options of study: what is said of them
     ("--methods", "CPF", "--rates", "95"): "rate 95 is outside (0, 1), did you mean 0.95?",
     ("--methods", "CKD", "--rates", "0.99999"): "rate 0.99999 cannot be met",
     ("--rates", "0.6,nine"): "--rates '0.6,nine' is no list of numbers",
-    ("--seeds", "0,1.5"): "--seeds '0,1.5' is no list of numbers",
     ("--budget", "2"): "--budget '2': expected a number with its unit, e.g. 90s, 30m, 8.5h",
     ("--seeds=-1",): "seed -1: expected a whole number from 0 below 2^32",
     ("--seeds=99999999999999999999",): "seed 99999999999999999999: expected a whole",
@@ -90,8 +87,6 @@ OTHERS = {  # other commands
     ("dflib", "results", "--dataset", "mien"): "unknown dataset 'mien', did you mean 'mine'?",
     ("dflib", "results", "--csv", "images/real/real-000.png/x.csv"): "--csv 'images/real/real",
     ("dflib", "results", "--html", "images"): "--html 'images' cannot be written: Is a directory",
-    ("dflib", "results", "--csv", "n" * 300): "cannot be written: File name too long",
-    ("data_prep", "folder", "nowhere", "--name", "new"): "nowhere is not a folder",
     ("data_prep", "folder", "images", "--name", "../new"): "'../new' cannot be a dataset's name",
     ("data_prep", "folder", "images", "--name", "n" * 9000): "cannot be a dataset's name",
     ("data_prep", "folder", "images/fake", "--name", "new"): "(there: gan): images have no label",

@@ -195,6 +195,14 @@ def test_a_verdict_says_what_the_two_intervals_carry_and_no_more(a, b, other, se
     assert text.count("no interval") == (a, b).count(None) and "-" not in text
 
 
+@pytest.mark.parametrize("ends", [(0.0004, 0.002), (-0.015, -0.0001)])
+def test_an_end_that_reads_zero_decides_nothing(ends):
+    """It is written +0.000 or -0.000, and another seed of the draws may move it over zero."""
+    made = change(*ends)
+    assert compare.shown(made) == "none shown" and "0.000" in compare.spoken(made)
+    assert compare.verdict({"auroc": made, "balanced_accuracy": made}).word == "undecided"
+
+
 def test_the_best_is_told_from_validation_images_alone(write, tmp_path):
     ids = [write("BL"), write("CKD", rate=0.9)]
     results = [loaded()[i] for i in ids]
@@ -253,8 +261,7 @@ def test_records_of_older_code_stand_in_the_row_of_the_same_settings(write, tmp_
 
 @pytest.fixture
 def folds(write):
-    """BL and CKD trained on each of two generators, two seeds; CKD also with ema; a BL that
-    saw both."""
+    """BL and CKD, also with ema, on each of two generators, two seeds; a BL that saw both."""
     for noise, (seed, g) in enumerate([(0, "gan"), (0, "vae"), (1, "gan"), (1, "vae")]):
         fold = {"seed": seed, "train_generators": g}
         write("BL", 1.0, noise=noise, **fold), write("CKD", 0.6, rate=0.9, noise=10 + noise, **fold)
@@ -293,15 +300,7 @@ def test_the_gap_is_the_mean_over_folds_and_seeds_of_seen_minus_unseen(folds, wr
     assert (row["folds"], row["seeds"]) == (1, 3)
     mine = [gap(r)[2] for r in chosen(every, "CKD", known=["gan"])]
     assert row["gap"] == pytest.approx(np.mean(mine))
-
-
-def test_a_run_contrasted_with_itself_differs_in_nothing_and_one_that_saw_all_has_no_gap(folds):
-    alone = [r for r in folds if r["method"] == "BL"]
-    same = compare.contrast(alone, alone)
-    for value in same.values():
-        assert value["auroc"]["mean"] == 0 and value["auroc"]["ci95"][0] < 0
-    assert compare.contrast([r for r in alone if len(r["train_generators"]) == 2]) == {}
-    assert compare.contrast(alone, []) != {} and len(tables.gaps([])) == 0
+    assert compare.contrast(r for r in folds if len(r["train_generators"]) == 2) == {}
 
 
 def test_the_matrix_has_a_cell_for_each_training_and_test_generator(folds):

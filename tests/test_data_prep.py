@@ -426,14 +426,6 @@ def test_relative_roots_are_made_absolute_once(tmp_path, monkeypatch):
     assert [os.environ[name] for name in given] == expected  # what a process started here inherits
 
 
-def test_a_data_folder_that_cannot_be_written_to_is_one_line(tmp_path, data_root, tree):
-    root = tree(tmp_path / "set", {"real": 2, "fake/gan": 2})
-    data_root.mkdir()
-    (data_root / "mine").write_bytes(b"")
-    done = python("-m", "data_prep", "folder", root, "--name", "mine")
-    assert done.returncode == 2 and f"\nerror: {data_root}/mine: " in done.stderr
-
-
 # a file may not grow beyond 200 bytes: as a disk that is full while the manifest is written
 FULL = """
 import resource, signal, sys
@@ -554,16 +546,3 @@ def test_too_little_to_split_is_said(table, message):
         protocol.assign(table, "strict")
     with pytest.raises(InputError, match=r"unknown protocol 'strikt', did you mean 'strict'\?"):
         protocol.assign(table, "strikt")
-
-
-# ---- real images
-
-
-def test_real_140k_subset(real_data, data_root):
-    table = sources.prepare("faces-140k", real_data / "140k-real-and-fake-faces")
-    numbers = {"test": 160, "train": 560, "val": 80}
-    expected = {(label, part): n for label in (0, 1) for part, n in numbers.items()}
-    assert table.groupby(["label", "split"]).size().to_dict() == expected
-    assert (table["status"] == "ok").all() and set(table["jpeg_quality"]) == {75}
-    assert (table["path"].str.contains("/fake/") == (table["label"] == 1)).all()
-    assert (protocol.assign(table, "strict") == table["split"]).all()

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import logging
 import shutil
 import zipfile
 from dataclasses import replace
@@ -286,10 +285,3 @@ def test_every_source_has_a_command_and_a_way_to_get_it():
     for known in SOURCES.values():
         assert known.licence and known.address.startswith("http")
         assert known.archives or known.by_hand or known.hub
-
-
-def test_the_synthbuster_layout_of_real_files(real_data, data_root, caplog):
-    caplog.set_level(logging.INFO)
-    table = sources.prepare("synthbuster", real_data)
-    assert (table.groupby("generator").size() == 220).all() and table["generator"].nunique() == 3
-    assert (table.groupby("group").size() == 3).all()

@@ -62,7 +62,7 @@ def test_cards_tell_shares_and_paired_differences(study):
     run, base = study.rows.loc[last(study)], study.rows.loc[study.base["run_id"]]
     cards = explorer.cards(study, run.name)
     share = f"{100 * run['params'] / base['params']:.3g} % of BL's"
-    assert cards.loc["Parameters"].tolist() == [f"{run['params']:,}", share, "gain"]
+    assert cards.loc["parameters"].tolist() == [f"{run['params']:,}", share, "gain"]
     table = explorer.compared(study, run.name)
     a, b = (roc_auc_score(table["label"], table[c]) for c in ("base_score", "score"))
     assert cards.loc["AUROC", "against"].startswith(f"{b - a:+.3f} [".replace("-", "−"))
@@ -129,7 +129,7 @@ def test_an_upload_gets_two_probabilities_and_stays_in_memory(
     [
         (b"plain text", "(not an image): take JPEG, MPO, PNG"),
         (bytes(8_000_001), "8.0 MB: take JPEG"),
-        (written(Image.new("1", (9000, 5000))), "more than 40 megapixels): take JPEG"),
+        (written(Image.new("1", (9500, 9500))), "more than 89 megapixels): take JPEG"),
     ],
 )
 def test_a_wrong_upload_is_refused_with_its_reason(content, message, page):

@@ -209,8 +209,7 @@ def test_a_profile_waits_for_the_lock(exported):
 
 
 def test_a_busy_machine_is_noticed(exported):
-    """One other process for each core, and a bit: it takes a share of this one's, wherever it
-    is."""
+    """One other process for each core: it takes a share of this one's, wherever it is."""
     code = "while True: pass"
     others = [subprocess.Popen([sys.executable, "-c", code]) for _ in measure.own_cores()]
     try:
@@ -223,8 +222,7 @@ def test_a_busy_machine_is_noticed(exported):
 
 @given(n=st.integers(1, 64), wall=st.floats(0.1, 100), own=st.floats(0, 1), other=st.floats(0, 1))
 def test_the_share_of_others_is_what_is_left_of_the_load(n, wall, own, other):
-    """own, other: shares of the first core's and of all cores' time; what this process takes is no
-    load."""
+    """own, other: shares of the first core's and of all cores' time; one's own is no load."""
     percent = [100 * min(1.0, other + (own * (1 - other) if core == 0 else 0)) for core in range(n)]
     share = measure.others_share(percent, wall, own * (1 - other) * wall)
     assert share == pytest.approx(other, abs=1e-9)

@@ -216,7 +216,7 @@ def test_a_killed_worker_takes_its_kernel_with_it_and_the_run_is_made_elsewhere(
     (kernel,) = wait_for(lambda: kernels_below(driver.pid), 900)
 
     wait_for(lambda: running(tiny(tiny_dataset, *CODES)[-1]), 900)
-    worker = kernel.parent()
+    worker = kernel.parent().parent()  # between them its server
     assert worker.pid != driver.pid
     kernel.suspend()  # it cannot look for itself whether its parent is there
     worker.kill()

@@ -40,8 +40,7 @@ RESULT |= {"params": {"size": 32, "mode": "center_crop"}}
 
 @pytest.fixture
 def victim(tmp_path, monkeypatch) -> Path:
-    """A file that PostScript is after; a `gs` stands first in $PATH and writes into it when
-    started."""
+    """A file that PostScript is after; a `gs`, first in $PATH, writes into it when started."""
     file, gs = tmp_path / "victim.txt", tmp_path / "bin" / "gs"
     file.write_text("mine")
     gs.parent.mkdir()
@@ -239,21 +238,13 @@ def test_long_and_thin_images_are_refused_before_a_pixel_is_decoded(
     for each in (content, cut):  # what is cut has the same reason: nobody read as far
         with pytest.raises(BadImage, match=reason):
             integrity.open_image(each)
-    with pytest.raises(InputError, match=r"over 20 to 1|bomb: more than 40 mega|MB: take JPEG"):
+    with pytest.raises(InputError, match=r"over 20 to 1"):
         explorer.check_upload(content)
     assert Predictor(exported["onnx"])(content)["error"] == reason
     (tmp_path / "thin.img").write_bytes(content)
     assert integrity.inspect_file(tmp_path / "thin.img")["status"] == reason
     if format_ == "PNG":
         assert reason in python(exported_script, tmp_path / "thin.img").stderr
-
-
-def test_a_gif_with_a_huge_screen_is_quarantined():
-    content = bytearray(encoded(Image.new("P", (1, 1)), "GIF"))
-    for screen in (b"\xff\xff\xff\xff", b"\xff\xff\2\0"):
-        content[6:10] = screen
-        with pytest.raises(BadImage, match="bomb: more than 89 megapixels|over 20 to 1"):
-            integrity.open_image(bytes(content))
 
 
 # ---- as phones and the web make them

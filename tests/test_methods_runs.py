@@ -8,8 +8,6 @@ import shlex
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from made import python, result, store
 
 from data_prep import folder, paths
@@ -42,11 +40,9 @@ def test_the_table_hangs_together():
 
 
 CHAINS = {
-    "prune:0.8,distill,int8": [("prune", 0.8), ("distill", None), ("int8", None)],
-    "student:.9 , finetune": [("student", 0.9), ("finetune", None)],
+    "student:.8 , distill,int8": [("student", 0.8), ("distill", None), ("int8", None)],
     "prune:0.5,finetune,prune:.9": [("prune", 0.5), ("finetune", None), ("prune", 0.9)],
     "student:0.5,distill,mask:0.9": [("student", 0.5), ("distill", None), ("mask", 0.9)],
-    "int8-linear": [("int8-linear", None)],
 }
 NO_CHAINS = {
     "": "unknown step ''",
@@ -55,7 +51,6 @@ NO_CHAINS = {
     "prune:much,int8": "step 'prune:much': write prune:RATE",
     "prune:80,int8": r"rate 80 is outside \(0, 1\), did you mean 0.8",
     "prune:nan": "rate nan is outside",
-    "prune:0": "rate 0 is outside",
     "distill:0.5": "only prune, mask, student take a rate",
     "int8,distill": "int8 comes last",
     "prune:0.5,student:0.9,distill": "a student comes first",
@@ -100,6 +95,8 @@ def test_equal_requests_have_equal_ids(tiny_dataset):
     tiny = methods.settings("tiny")  # the preset's name decides nothing
     request = {"preset": "demo", "dataset": tiny_dataset, "rate": 0.9}
     assert spec("CPF", **request, settings=tiny).run_id == first
+    sums = (spec("CPF", rate=rate, dataset=tiny_dataset).run_id for rate in (0.3, 0.1 + 0.2))
+    assert len({*sums}) == 1
     code = "from dflib.study.runs import spec; "
     code += f"print(spec('CPF', preset='tiny', dataset={tiny_dataset!r}, rate=0.9).run_id)"
     assert python("-c", code, PYTHONHASHSEED="7").stdout.strip() == first
@@ -232,37 +229,18 @@ def test_a_missing_parent_is_named_with_the_command_that_makes_it(
         run.parent("CPF")
 
 
-drawn = st.fixed_dictionaries(
-    {},
-    optional={
-        "size": st.sampled_from([32, 64, 224]),
-        "mode": st.sampled_from(["resize", "center_crop", "texture_crop"]),
-        "limit": st.none() | st.integers(8, 99),
-        "epochs": st.integers(1, 99),
-        "lr": st.floats(1e-9, 1),
-        "augment": st.booleans(),
-        "steps": st.sampled_from(["int8", "prune:0.5,finetune,prune:0.9,distill,int8"]),
-        "trainable": st.sampled_from(["head", "norms", "features.6,head"]),
-        "hold_out": st.sampled_from(["", "nearest"]),
-        "target_images": st.none() | st.integers(8, 99),
-        "temperature": st.floats(0.1, 50),
-    },
-)
+ODD = {"size": 64, "mode": "center_crop", "limit": 9, "epochs": 7, "lr": 1e-9, "augment": False}
+ODD |= {"steps": "prune:0.5,finetune,prune:0.9,distill,int8", "trainable": "features.6,head"}
+ODD |= {"hold_out": "nearest", "target_images": None, "temperature": 1 / 3}
 
 
-@settings(max_examples=15)
-@given(
-    overrides=drawn,
-    preset=st.sampled_from(["tiny", "demo"]),
-    method=st.sampled_from(CODES),
-    rate=st.floats(0.01, 0.99),
-    seed=st.integers(0, 99),
-)
+@pytest.mark.parametrize("method", CODES)
+@pytest.mark.parametrize("overrides", [ODD, {"limit": None, "target_images": 12}])
 def test_parameters_and_the_command_line_lead_back_to_the_same_run(
-    tiny_dataset, tiny_source, overrides, preset, method, rate, seed
+    tiny_dataset, tiny_source, overrides, method
 ):
     data = {"dataset": tiny_dataset, "source": tiny_source, "protocol": "paper"}
-    wanted = spec(method, preset=preset, rate=rate, seed=seed, settings=overrides, **data)
+    wanted = spec(method, preset="demo", rate=1 / 3, seed=99, settings=overrides, **data)
     through_papermill = json.loads(json.dumps(wanted.parameters()))
     assert spec(**({"method": method} | through_papermill)).run_id == wanted.run_id
     words = shlex.split(wanted.command())

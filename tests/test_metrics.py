@@ -2,17 +2,14 @@
 
 import doctest
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 from sklearn import metrics as sk
-from sklearn.calibration import calibration_curve
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
@@ -114,16 +111,6 @@ def test_every_metric_equals_scikit_learn_with_ties(seed, n, levels, threshold):
         assert same(mean, np.nan if None in parts else np.mean(parts)), metric
 
 
-def test_eer_of_known_curves():
-    eer = lambda labels, scores: of_one(np.array(labels), np.array(scores), draws=0)["eer"]
-    assert eer([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9]) == 0
-    assert eer([0, 0, 1, 1], [0.8, 0.9, 0.1, 0.2]) == 1
-    assert eer([0, 0, 1, 1], [0.3] * 4) == 0.5
-    normal = stats.norm(0, 1).ppf((np.arange(2000) + 0.5) / 2000)  # EER = Phi(-d / 2)
-    scores = stats.norm.cdf(np.concatenate([normal, normal + 1.5]))
-    assert eer(np.repeat([0, 1], 2000), scores) == pytest.approx(stats.norm.cdf(-0.75), abs=1e-3)
-
-
 Y, P, G = [0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], ["real", "gan", "real", "gan"]
 
 
@@ -183,40 +170,6 @@ def test_group_counts_are_multinomial():
     assert counts[:, 1:].mean(axis=1) == pytest.approx(np.ones(20), abs=0.08)  # 5 standard errors
     assert np.cov(counts[:, 1:])[0, 1] == pytest.approx(-1 / 20, abs=0.08)
     assert counts[:, 1:].var() == pytest.approx(1 - 1 / 20, abs=0.03)
-
-
-def test_the_interval_of_the_calibration_error_covers_what_the_value_overstates():
-    """Overconfident scores, T = 1.5: the truth of a million images; chance adds half on 300."""
-    rng = np.random.default_rng(3)
-
-    def draw(n: int):
-        p = rng.beta(0.7, 0.7, n)
-        return p, rng.random(n) < special.expit(special.logit(p) / 1.5)
-
-    p, y = draw(1_000_000)
-    truth, inside, values = binned_gaps(y, p, np.ones(len(p))), 0, []
-    for _ in range(60):
-        p, y = draw(300)
-        found = of_one(y, p, draws=200)
-        low, high = found["ci95"]["ece"]
-        inside += low <= truth <= high
-        values.append(found["ece"])
-    assert np.mean(values) > 1.3 * truth
-    assert 0.85 <= inside / 60 <= 0.99
-
-
-def test_only_the_clustered_interval_covers_when_scenes_agree():
-    rng, covered, widths = np.random.default_rng(1), np.zeros(2), np.zeros(2)
-    truth = stats.norm.cdf(0.5 / np.sqrt(1 + 0.3**2))  # recall of `detector` at 0.5
-    for _ in range(120):
-        labels, scores, groups = detector(rng, scenes=40, images=5)
-        for i, by in enumerate((groups, None)):
-            low, high = of_one(labels, scores, groups=by, draws=200)["ci95"]["recall"]
-            covered[i] += (low <= truth <= high) / 120
-            widths[i] += (high - low) / 120
-    assert 0.88 <= covered[0] <= 0.99
-    assert covered[1] < 0.75
-    assert widths[0] > 1.6 * widths[1]
 
 
 def test_seed_decides_and_group_names_do_not_matter():
@@ -343,19 +296,6 @@ def test_intervals_of_small_samples_of_good_detectors_cover_the_truth(right):
     assert right < 0.99 or alone < 0.5
 
 
-# --- calibration
-
-
-@quick
-@given(st.integers(0, 10**6), st.integers(4, 100), st.sampled_from([1, 15, 30, 10**9]))
-def test_ece_is_the_gap_of_scikit_learns_reliability_diagram(seed, n, levels):
-    labels, scores, _ = random_set(seed, n, levels)
-    observed, score = calibration_curve(labels, scores, n_bins=15)
-    counts = np.bincount(np.searchsorted(np.linspace(0, 1, 16)[1:-1], scores))
-    expected = (counts[counts > 0] / n * np.abs(observed - score)).sum()
-    assert of_one(labels, scores, draws=0)["ece"] == pytest.approx(expected)
-
-
 # --- any sets, images and seeds together
 
 
@@ -401,21 +341,18 @@ def test_seeds_alone_are_students_and_images_alone_are_normal(values):
     assert images["ci95"] == pytest.approx(stats.norm.interval(0.95, values[0], spread))
 
 
-# --- bad input, documentation, weight of the import
+# --- bad input, documentation
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
         ({"scores": P[:3]}, r"scores has shape \(3,\), labels \(4,\)"),
-        ({"generators": G[:2]}, r"generators has shape \(2,\)"),
         ({"groups": [1]}, r"groups has shape \(1,\)"),
-        ({"scores": [P] * 4}, r"scores has shape \(4, 4\)"),
         ({"scores": [0.1, np.nan, 0.2, 0.8]}, r"expected probabilities .*nan"),
         ({"scores": [0.1, 0.9, 1.5, 0.8]}, r"expected probabilities of fake in \[0, 1\]"),
         ({"labels": [0, 1, 2, 1]}, r"labels: expected 0 \(real\) or 1 \(fake\), got \[0 1 2\]"),
         ({"labels": [1] * 4, "generators": ["gan"] * 4}, "expected both real .* and fake"),
-        ({"labels": [], "scores": [], "generators": []}, "expected both real .* and fake"),
     ],
 )
 def test_bad_input_is_named(bad, message):
@@ -427,10 +364,3 @@ def test_bad_input_is_named(bad, message):
 def test_examples_in_the_docstrings_are_true():
     done = doctest.testmod(metrics)
     assert done.attempted >= 6 and not done.failed
-
-
-def test_import_is_light():
-    heavy = "torch", "matplotlib", "scipy", "sklearn"
-    code = f"import sys, dflib.metrics; print(*set({heavy}) & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("\n", "")

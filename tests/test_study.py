@@ -41,7 +41,8 @@ def kernels_below(pid: int) -> list[psutil.Process]:
     found = []
     for p in psutil.Process(pid).children(recursive=True):
         try:
-            if "ipykernel_launcher" in " ".join(p.cmdline()):
+            forked = all("k.serve()" in q.cmdline()[-1] for q in (p, p.parent()))
+            if forked or "ipykernel_launcher" in " ".join(p.cmdline()):
                 found.append(p)
         except psutil.NoSuchProcess:
             continue
@@ -209,3 +210,13 @@ def test_folds_train_without_each_generator_or_on_each_alone(tiny_dataset, tiny_
     assert len({s.run_id for s in transfer if s.dataset == tiny_source}) == 2
     with pytest.raises(InputError, match="unknown kind of folds 'leave'"):
         engine.plan(**request, folds="leave")
+
+
+def test_what_workers_import_ahead_asks_for_no_gpu():
+    """A process that was forked after such a question cannot use one."""
+    code = "import torch, sys; from dflib.study import kernel\n"
+    code += "asked = lambda *a: sys.exit('asked for a GPU')\n"
+    code += "torch._C._cuda_getDeviceCount = torch._C._cuda_init = torch.cuda._lazy_init = asked\n"
+    code += "torch.cuda.is_available = torch.cuda.device_count = asked\n"
+    code += "for name in kernel.AHEAD.split(): __import__(name)"
+    subprocess.run([sys.executable, "-c", code], check=True)

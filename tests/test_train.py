@@ -154,15 +154,12 @@ def test_the_learning_rate_is_a_linear_warm_up_and_a_cosine_to_zero(epochs, warm
     assert schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-9)
 
 
-def test_history_has_its_columns_and_the_rates_of_each_epochs_start(toy):
-    # one step an epoch, two of warm-up
-    _, history = fitted(toy(), replace(QUICK, epochs=6, batch=36, warmup=1 / 3))
+def test_history_has_its_columns_and_the_rate_of_each_epochs_start(toy):
+    _, history = fitted(toy(), replace(QUICK, epochs=3, batch=36, warmup=1 / 3))  # a step an epoch
     columns = "epoch lr loss accuracy val_loss val_accuracy val_auroc"
     assert list(history) == [*columns.split(), *CLOCKS]
-    assert history["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
-    cosine = [(1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
-    assert history["lr"].tolist() == pytest.approx([3e-3 * v for v in (1 / 3, 2 / 3, *cosine)])
-    assert history["accuracy"].between(0, 1).all()
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert history["lr"].tolist() == pytest.approx([3e-3 * v for v in (0.5, 1, 0.5)])
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

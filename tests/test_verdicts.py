@@ -19,7 +19,7 @@ WORD = re.compile(r"(better|worse|mixed|kept|undecided), (these weights|the meth
 NAMES = np.repeat(["real", "gan", "vae"], [60, 60, 180])  # "always fake" is right in 80 %
 
 
-def make(root, seeds: int) -> None:
+def make(root, seeds: int, preset: str) -> None:
     """BL, CPF, CKD and CQ over seeds: scores of the same images, those of `vae` unseen."""
     rng, label = np.random.default_rng(3), (NAMES != "real").astype(int)
     about = {"path": [f"{i}.png" for i in range(300)], "generator": NAMES, "label": label}
@@ -33,17 +33,17 @@ def make(root, seeds: int) -> None:
             z += 0.02 * rng.normal(size=300) if shift != (0, 0) else 0
             scores = 1 / (1 + np.exp(-z))
             r = result(code, 0.9 if methods.method(code).rated else None, seed)
-            r |= {"params": methods.relevant(code, methods.settings("tiny"))}
+            r |= {"params": methods.relevant(code, methods.settings(preset))}
             r |= {"train_generators": ["gan"], "parents": [] if code == "BL" else [f"BL-s{seed}"]}
             r["metrics"] = metrics.evaluate(label, scores, NAMES, threshold=0.5, draws=50)
             store(root, r, about | {"score": scores}, known)
 
 
-def notebook(stem: str) -> str:
+def notebook(stem: str, preset: str) -> str:
     """What a notebook shows, as text, after it was executed on the runs."""
     book = nbformat.read(PROJECT / "notebooks" / f"{stem}.ipynb", 4)
     at = next(i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
-    given = 'preset, dataset = "tiny", "faces"'
+    given = f'preset, dataset = "{preset}", "faces"'
     book.cells.insert(at + 1, nbformat.v4.new_code_cell(given))
     nbclient.NotebookClient(book, timeout=600).execute()
     shown = [o for c in book.cells for o in c.get("outputs", ())]
@@ -63,9 +63,9 @@ def rows(html: str, column: str) -> dict[str, str]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of the kernel's own
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_report_explorer_and_notebooks_say_the_same_words(outputs_root, data_root, seeds):
-    make(outputs_root, seeds)
+@pytest.mark.parametrize(("seeds", "preset"), [(1, "demo"), (3, "tiny")])  # demo: with a front
+def test_report_explorer_and_notebooks_say_the_same_words(outputs_root, data_root, seeds, preset):
+    make(outputs_root, seeds, preset)
     every = compare.load()
     table = tables.over_seeds(every.values(), every).dropna(subset="all/verdict")
     names = [f"{m} 90%" if m != "CQ" else m for m in table["method"]]
@@ -88,11 +88,17 @@ def test_report_explorer_and_notebooks_say_the_same_words(outputs_root, data_roo
             if run_id != study.base["run_id"]:
                 last = cards.loc["Verdict" if seeds == 1 else "Verdict over seeds", "value"]
                 assert last == told["all"][study.rows.loc[run_id, "run"]]
+                means = compare.combined([study.results[run_id]])
+                for part in ("seen", "unseen"):
+                    assert cards.loc[f"AUROC, {part}", "value"].startswith(
+                        f"{means[part]['auroc']['mean']:.3f}"
+                    )
+    assert ("fixed high-pass filters" in page) == (preset == "demo")
 
-    book = notebook("13_compare")
+    book = notebook("13_compare", preset)
     shown = {part: rows(book, f"verdict, {part}") for part in ("seen", "unseen")}
     assert shown == {part: told[part] for part in shown}
-    generalization = notebook("14_generalization")
+    generalization = notebook("14_generalization", preset)
     for part in ("seen", "unseen"):
         assert rows(generalization, f"verdict, {part}") == told[part]
     duels = tables.duels(every.values(), {"CKD": ["CPF"]}).set_index("where")["verdict"]

@@ -61,15 +61,13 @@ def _outputs(file: Path, size: int) -> int:
     options.log_severity_level = 4
     session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     inputs, [output, *others] = session.get_inputs(), session.get_outputs()
-    wanted = f"wanted is 1 x 3 x {size} x {size} -> 1 x 2 or 1 x 1"
+    wanted = f"wanted is N x 3 x {size} x {size} (--size) -> N x 2 or N x 1"
     shape = [side if isinstance(side, int) else "any" for side in inputs[0].shape]
-    if len(inputs) > 1 or others or len(shape) != 4 or shape[1] not in (3, "any"):
+    pairs = zip(shape, (1, 3, size, size), strict=False)
+    odd = len(shape) != 4 or any(side not in (expected, "any") for side, expected in pairs)
+    if len(inputs) > 1 or others or odd:
         there = f"{len(inputs)} inputs, the first {shape}, and {1 + len(others)} outputs"
         raise InputError(f"{file} has {there}; {wanted}")
-    if shape[0] not in (1, "any"):
-        raise InputError(f"{file} takes {shape[0]} images at once: export it for any number, or 1")
-    if shape[2] not in (size, "any") or shape[3] not in (size, "any"):
-        raise InputError(f"{file} takes {shape[2]} x {shape[3]} pixels: say --size {shape[3]}")
     found = session.run(None, {inputs[0].name: np.zeros((1, 3, size, size), np.float32)})[0]
     if found.shape not in ((1, 2), (1, 1), (1,)):
         raise InputError(f"{file}: an image gives {found.shape} ({output.name}); {wanted}")

@@ -38,7 +38,8 @@ def check(number: str, attempt: Callable) -> Markdown:
         if not _equal(found, case["right"]):
             hints = [w["hint"] for w in case.get("wrong", ()) if _equal(found, w["gives"])]
             hint = hints[0] if hints else exercise["hint"]
-            gives = f"gives {_short(found)}, expected {_short(case['right'])}."
+            rounded = (np.round(each, 4).tolist() for each in (found, case["right"]))
+            gives = "gives {}, expected {}.".format(*rounded)
             return Markdown(f"✘ {call} {gives} **Hint**: {hint}")
     return Markdown(f"✔ **Right**, tried on {len(exercise['cases'])} cases.")
 
@@ -46,10 +47,6 @@ def check(number: str, attempt: Callable) -> Markdown:
 def _equal(found: np.ndarray, other: float | list) -> bool:
     same_shape = found.shape == np.shape(other)
     return same_shape and np.allclose(found, other, rtol=1e-3, atol=1e-6, equal_nan=True)
-
-
-def _short(value: float | list | np.ndarray) -> str:
-    return str(np.round(value, 4).tolist())
 
 
 def quiz(number: str) -> HTML:

@@ -25,24 +25,17 @@ from data_prep.paths import outputs_root, write_text
 from data_prep.transform import FORMATS
 from dflib import data, explain, measure, models
 from dflib.edge.predict import Predictor
-from dflib.show import plots
-from dflib.show.words import filled, interval, spoken_speed
+from dflib.show import plots, words
 from dflib.study import compare, records, runs, tables
 from dflib.study.methods import METHODS, fold
 from dflib.study.records import OLDER, older
 from dflib.study.settings import DEFAULTS
 
 log = logging.getLogger(__name__)
-COSTS = {  # title of a card: column, divisor, form
-    "Parameters": ("params", 1, "{:,.0f}"),
-    "Not zero": ("nonzero", 1, "{:,.0f}"),
-    "Multiply-adds": ("macs", 1e6, "{:,.1f} M"),
-    "File": ("file_bytes", 1e6, "{:.2f} MB"),
-}
 CHOICES = ["flipped to wrong", "flipped to right", "wrong under both", "right under both"]
-UPLOAD_MB, UPLOAD_MEGAPIXELS = 8, 40
+UPLOAD_MB = 8
 PICTURES, SIDE, COLUMNS = 240, 64, 16  # thumbnails of a study at most, their pixels, in a row
-UPLOADS = f"{', '.join(FORMATS)}; at most {UPLOAD_MB} MB, {UPLOAD_MEGAPIXELS} megapixels"
+UPLOADS = f"{', '.join(FORMATS)}; at most {UPLOAD_MB} MB"
 
 
 @dataclass(frozen=True)
@@ -105,33 +98,39 @@ def cards(study: Study, run_id: str) -> pd.DataFrame:
     the verdict of these weights, and with other seeds of the method."""
     result, run = study.results[run_id], study.rows.loc[run_id]
     base, found = study.rows.loc[study.base["run_id"]], {}
-    for title, (column, unit, form) in COSTS.items():
+    for column in words.SIZES:
         if pd.isna(run[column]):  # of a detector that is not here
             continue
         share = run[column] / base[column]
         shown = "gain" if share < 1 else "loss" if share > 1 else "none shown"
-        found[title] = (form.format(run[column] / unit), f"{100 * share:.3g} % of BL's", shown)
+        value = words.cost(column, run[column])
+        found[words.COSTS[column][0]] = (value, f"{100 * share:.3g} % of BL's", shown)
     times = [each["cost"]["latency_ms"] for each in (result, study.base)]
     speed = measure.speed(*times)
     busy = " (busy machine)" if times[0].get("busy") else ""
     shown = {"faster": "gain", "slower": "loss"}.get(speed["words"], "none shown")
-    found["Latency, median"] = (f"{times[0]['p50']:.2f} ms{busy}", spoken_speed(speed), shown)
-    change = compare.paired(result, study.base)["all"]
+    found["latency, ms"] = (f"{times[0]['p50']:.2f}{busy}", words.spoken_speed(speed), shown)
+    told, changes = compare.combined([result]), compare.paired(result, study.base)
+    parts = [part for part in ("all", "seen", "unseen") if part in told]
     for metric, name in compare.JUDGED.items():
-        value = interval(run[metric], (run.get(f"{metric}_low"), run.get(f"{metric}_high")))
-        title, shown = name[0].upper() + name[1:], compare.shown(change[metric])
-        found[title] = (value, compare.spoken(change[metric]), shown)
+        for part in parts:
+            value, *ends = tables.interval("", told[part][metric], inside=True).values()
+            change, title = changes[part][metric], name[0].upper() + name[1:]
+            title += f", {part}" * (part != "all")
+            text = words.interval(value, ends)
+            found[title] = (text, compare.spoken(change), compare.shown(change))
     if run_id == base.name:
         found = {title: (value, "", "none shown") for title, (value, *_) in found.items()}
     else:
-        verdicts = {"Verdict": compare.verdict(change)}
+        verdicts = {"Verdict": compare.verdict(changes["all"])}
+        whom = "against BL" + ", all generators" * (len(parts) > 1)
         alike = tables.with_seeds(result, study.every.values())
         if len(alike) > 1:
             over = compare.against_baselines(alike, study.every)["all"]
             verdicts["Verdict over seeds"] = compare.verdict(over)
         for title, verdict in verdicts.items():
             shown = {"better": "gain", "worse": "loss"}.get(verdict.word, "none shown")
-            found[title] = (verdict.says, "against BL", shown)
+            found[title] = (verdict.says, whom, shown)
     return pd.DataFrame.from_dict(found, orient="index", columns=["value", "against", "shown"])
 
 
@@ -181,7 +180,7 @@ def check_upload(content: bytes) -> Image.Image:
     if len(content) > 1e6 * UPLOAD_MB:
         raise InputError(f"the file has {len(content) / 1e6:.1f} MB: take {UPLOADS}")
     try:
-        return to_rgb(open_image(content, max_pixels=1_000_000 * UPLOAD_MEGAPIXELS))
+        return to_rgb(open_image(content))
     except BadImage as error:
         raise InputError(f"the file cannot be used ({error}): take {UPLOADS}") from error
 
@@ -207,7 +206,7 @@ def write(path: Path | None = None) -> Path:
     about = {"studies": found, "titles": {row.code: row.title for row in METHODS.values()}}
     text = json.dumps(about | {"axes": plots.COSTS}, allow_nan=False).replace("<", "\\u003c")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, filled("static.html.j2", data=Markup(text)))
+    write_text(path, words.filled("static.html.j2", data=Markup(text)))
     return path
 
 

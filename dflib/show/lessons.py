@@ -28,14 +28,6 @@ from dflib.study import compare, runs
 from dflib.study.runs import Run
 
 progress = tqdm  # a bar for what notebooks train
-COSTS = {
-    "params": "parameters",
-    "nonzero": "not zero",
-    "macs": "MACs",
-    "file_bytes": "file, bytes",
-    "gzip_bytes": "gzipped, bytes",
-    "latency_ms.p50": "latency, ms",
-}
 
 
 def begin() -> None:
@@ -60,11 +52,13 @@ def costs(*made: Run) -> pd.DataFrame:
 
     >>> costs(baseline, pruned)                                     # doctest: +SKIP
     """
-    table = pd.json_normalize([run.result["cost"] for run in made])[[*COSTS]].T
-    table = table.set_axis([name(run) for run in made], axis=1).rename(index=COSTS)
-    first = table.iloc[:, 0]
-    shares = {f"{other} / {first.name}": table[other] / first for other in list(table)[1:]}
-    return table.assign(**shares)
+    rows, table = {name(run): runs.flat(run.result) for run in made}, {}
+    (base, first), *others = rows.items()
+    for column in (*words.SIZES, "gzip_bytes", "latency_p50_ms"):
+        values = {run: words.cost(column, row[column]) for run, row in rows.items()}
+        shares = {f"{run} / {base}": f"{row[column] / first[column]:.3f}" for run, row in others}
+        table[words.COSTS[column][0]] = values | shares
+    return pd.DataFrame(table).T
 
 
 def differences(run: Run, base: Run) -> pd.DataFrame:
@@ -110,7 +104,7 @@ def intervals(rows: pd.DataFrame, shown: dict[str, str], **plain: str) -> pd.Dat
     """A table of `study.tables` for reading: {title: column} with the 95 % interval in brackets;
     plain: title=column of columns that have none."""
     if rows.empty:
-        return rows
+        return pd.DataFrame(columns=[*shown, *plain])
     table = {title: words.intervals(rows, column) for title, column in shown.items()}
     table |= {title: rows[column].to_numpy() for title, column in plain.items()}
     return pd.DataFrame(table, index=words.names(rows))

@@ -265,8 +265,8 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
 
 @_figure
 def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms"):
-    """Each run's AUROC against what it costs (a column of COSTS), with intervals and spreads in
-    grey; the line joins those that no other beats in both, and names them. Beaten runs are pale."""
+    """Each run's AUROC against one of COSTS, with intervals and spreads (but of a busy machine) in
+    grey; the line joins and names those that no other beats in both. Beaten runs are pale."""
     title, unit = COSTS[x]
     rows = in_order(rows)
     rows = _ends(rows, "auroc", cost=rows[x].astype(float).replace(0, np.nan) / unit)
@@ -279,7 +279,8 @@ def pareto(rows: pd.DataFrame, x: str = "latency_p50_ms"):
     grid.ax.collections[0].set_alpha(np.where(beaten, 0.4, 1))
     grid.ax.vlines(rows["cost"], rows["low"], rows["high"], GREY, linewidth=0.8, zorder=0)
     ends = [x.replace("p50", end) for end in ("low", "high")]  # bytes and operations have none
-    spread = rows.reindex(columns=ends).astype(float) / unit
+    busy = rows.reindex(columns=["latency_busy"])["latency_busy"].eq(True)
+    spread = rows.reindex(columns=ends).astype(float).mask(busy, axis=0) / unit
     grid.ax.hlines(rows["value"], *spread.to_numpy().T, GREY, linewidth=0.8, zorder=0)
     front = rows[~beaten].sort_values("cost", kind="stable")
     grid.ax.step(front["cost"], front["value"], ":", color=INK, linewidth=1, where="post")

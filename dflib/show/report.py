@@ -23,27 +23,15 @@ from dflib.show import plots, words
 from dflib.study import compare, records, runs, tables
 from dflib.study.methods import METHODS
 from dflib.study.records import OLDER, comparable
+from dflib.study.settings import FIELDS
 
 log = logging.getLogger(__name__)
 # runs that differ here had other images, saw them otherwise, or were made by older code
 SECTION = ["dataset", "protocol", "size", "mode", "limit", "target_images", "fold"]
 SECTION += ["recipe", "older"]
-NUMBERS = {  # title: (column, divisor, how it is written)
-    "F1": ("f1", 1, "{:.3f}"),
-    "params": ("params", 1, "{:,.0f}"),
-    "non-zero": ("nonzero", 1, "{:,.0f}"),
-    "file MB": ("file_bytes", 1e6, "{:.2f}"),
-    "p50 ms": ("latency_p50_ms", 1, "{:.2f}"),
-    "p95 ms": ("latency_p95_ms", 1, "{:.2f}"),
-    "peak MB": ("peak_rss_mb", 1, "{:.0f}"),
-    "compress s": ("compress_s", 1, "{:.1f}"),
-    "train s": ("train_s", 1, "{:.1f}"),
-    "transfer s": ("transfer_s", 1, "{:.1f}"),
-    "trained": ("trainable_params", 1, "{:,.0f}"),
-    "to ship MB": ("shipped_bytes", 1e6, "{:.2f}"),
-}
 FAKES = ["real", "fake"]
-MAIN = ["AUROC", "balanced accuracy", "params", "file MB", "p50 ms"]  # a row unfolds the rest
+# a row's columns; it unfolds the rest
+MAIN = ["AUROC", "balanced accuracy", "parameters", "file, MB", "latency, ms"]
 FIGURES = {  # title, as the template knows it: how it is drawn
     "Accuracy, F1 and compression time": plots.paper_figure,
     "Accuracy, F1 and transfer time": partial(plots.paper_figure, transfers=True),
@@ -57,22 +45,22 @@ FIGURES = {  # title, as the template knows it: how it is drawn
 def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Runs (of `runs.results`) for reading, all text, by method, rate and seed; 95 % intervals in
     brackets; busy: others used the machine meanwhile."""
-    rows = _sorted(rows)
+    rows = plots.in_order(rows.sort_values("seed", kind="stable"))
     table = {"run": rows["run_id"] + np.where(rows["older"], f" ({OLDER})", "")}
-    shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy", "accuracy": "accuracy"}
+    shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy"}
+    shown |= {"accuracy": "accuracy", "F1": "f1"}
     if "auroc_per_scene" in rows:
         shown["AUROC per scene"] = "auroc_per_scene"
     table |= {title: words.intervals(rows, column) for title, column in shown.items()}
     table[words.TRIVIAL] = rows["fake_share"].map(words.spoken_trivial)
     rows, seconds = comparable(rows)
-    for title, (column, unit, form) in NUMBERS.items():
-        values = rows[column].astype(float) / unit
-        title = title.removesuffix(" s") + f" {seconds}" if title.endswith(" s") else title
-        table[title] = ["–" if pd.isna(value) else form.format(value) for value in values]
+    for column, (title, *_) in words.COSTS.items():
+        title = title.removesuffix("s") + seconds if column in records.TIMINGS else title
+        table[title] = [words.cost(column, value) for value in rows[column]]
     if seconds != "s":
         table["threads"] = rows["threads"].replace("", "unknown")
     busy = rows["latency_busy"].eq(True) & rows["latency_p50_ms"].notna()
-    table["p50 ms"] += np.where(busy, " (busy)", "")
+    table["latency, ms"] += np.where(busy, " (busy)", "")
     return pd.DataFrame(table)
 
 
@@ -92,16 +80,16 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
         counts = ["limit", "target_images"]
         rows[counts] = rows[counts].astype(float).fillna(0).astype(int)
         groups = enumerate(rows.groupby(SECTION))
-        sections = [_section(i, *key, rows=_sorted(group)) for i, (key, group) in groups]
+        sections = [_section(i, *key, rows=group) for i, (key, group) in groups]
     used = {r["method"] for r in wanted}
-    files = sorted(runs.outputs_root().glob("*/*/*/*/failed.json"))
-    made_since = lambda file: file.with_name("result.json").exists()
-    failed = filter(None, (runs.failure(f.parent) for f in files if not made_since(f)))
+    folders = [file.parent for file in sorted(runs.outputs_root().glob("*/*/*/*/failed.json"))]
+    failed = [runs.failure(f) for f in folders if not (f / "result.json").exists()]  # made since
     page = {
         "sections": sections,
         "methods": [row for code, row in METHODS.items() if code in used],
         "codes": {code: row.title for code, row in METHODS.items()},
-        "failures": [f for f in failed if only is None or f["run_id"] in only],
+        "settings": {name: FIELDS[name]["description"] for name in compare.RECIPE},
+        "failures": [f for f in failed if f and (only is None or f["run_id"] in only)],
         "runs": len(rows),
         "explorer": path.with_name("explorer.html").exists(),
         "made": datetime.now().astimezone(),
@@ -131,6 +119,7 @@ def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
 def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     """What the page shows of runs that may be compared; key: the values of SECTION."""
     about = dict(zip(SECTION, key, strict=True))
+    rows = plots.in_order(rows.sort_values("seed", kind="stable"))
     rows = rows.loc[:, rows.notna().any() | ~rows.columns.str.contains("/")]  # its own generators
     every = {record["run_id"]: record for record in rows["record"]}
     texts, groups = table_rows(rows), tables.by_seed(every.values())
@@ -142,10 +131,8 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
         best = answer([*every.values()], every)
     except InputError as error:
         best = {"unknown": str(error)}
-    places = [
-        (r["cost"]["latency_ms"]["cpu"], r["cost"]["latency_ms"]["runtime"]) for r in rows["record"]
-    ]
-    timed = [", ".join(filter(None, place)) for place in places]
+    latency = [r["cost"]["latency_ms"] for r in rows["record"]]
+    timed = [", ".join(filter(None, (each["cpu"], each["runtime"]))) for each in latency]
     more = texts.drop(columns=MAIN).assign(device=rows["device"], **{"timed on": timed})
     more = more.astype(object).replace("–", None).to_dict("records")
     tested = rows.filter(regex="/auroc$").columns
@@ -181,16 +168,15 @@ def answer(results: Sequence[dict], every: Mapping[str, dict]) -> dict:
     name, mb = words.run_label(best["method"], best["rate"]), best["cost"]["file_bytes"] / 1e6
     found = {"run_id": best["run_id"], "name": name, "method": best["method"], "mb": mb}
     found |= {"seeds": len(alike), "auroc": _auroc(alike), "base": base}
+    lower = (base or best)["metrics"]["all"]["ci95"].get("auroc")
+    found["guesses"] = bool(lower) and lower[0] <= 0.5  # BL itself, or the best where there is none
     if base:
         costs, theirs = best["cost"], base["cost"]
-        change = compare.against_baselines(alike, every)["all"]
+        change = compare.verdict(compare.against_baselines(alike, every)["all"])
         speed = measure.speed(costs["latency_ms"], theirs["latency_ms"])
         found |= {"base_auroc": _auroc([base]), "base_mb": theirs["file_bytes"] / 1e6}
         found |= {"smaller": theirs["file_bytes"] / costs["file_bytes"]}
-        found |= {"told": compare.verdict(change).text}
-        found |= {"speed": words.spoken_speed(speed, "its BL")}
-        lower = base["metrics"]["all"]["ci95"].get("auroc")
-        found["guesses"] = bool(lower) and lower[0] <= 0.5
+        found |= {"told": change.text, "speed": words.spoken_speed(speed, "its BL")}
     return found
 
 
@@ -240,7 +226,3 @@ def _data(name: str, rows: pd.DataFrame) -> dict:
         "share": share,
         "trivial": words.spoken_trivial(share),
     }
-
-
-def _sorted(rows: pd.DataFrame) -> pd.DataFrame:
-    return plots.in_order(rows.sort_values("seed", kind="stable"))

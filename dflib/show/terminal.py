@@ -174,10 +174,10 @@ def advice(outcomes: dict[str, dict]) -> None:
         except InputError as error:
             console.print(f"{dataset}: which run to take cannot be told: {error}")
             continue
-        told = f"AUROC {best['auroc']}"
+        told = f"AUROC {best['auroc']}{'; BL is not shown to beat guessing' * best['guesses']}"
         if best["base"]:
             told += f"; {best['smaller']:.1f} times smaller than BL; {best['told']}"
-        take = f"{dataset}: take {best['name']} ({told}), best on validation of the small files"
-        console.print(take)
+        small = " of the small files" if best.get("smaller", 0) >= 4 else ""
+        console.print(f"{dataset}: take {best['name']} ({told}), best on validation{small}")
         console.print(f"  python -m dflib predict IMAGE --run {best['run_id']}")
         console.print(f"  audit: {verdict_of(dataset)}")

@@ -5,7 +5,25 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from dflib.study.compare import spoken
+
 TRIVIAL = "one answer: accuracy, F1"  # a column's title
+COSTS = {  # column of `records.flat`: its title, divisor, how it is written
+    "params": ("parameters", 1, "{:,.0f}"),
+    "nonzero": ("not zero", 1, "{:,.0f}"),
+    "macs": ("million MACs", 1e6, "{:,.1f}"),
+    "file_bytes": ("file, MB", 1e6, "{:.2f}"),
+    "gzip_bytes": ("gzipped, MB", 1e6, "{:.2f}"),
+    "latency_p50_ms": ("latency, ms", 1, "{:.2f}"),
+    "latency_p95_ms": ("p95, ms", 1, "{:.2f}"),
+    "peak_rss_mb": ("peak memory, MB", 1, "{:.0f}"),
+    "compress_s": ("compression, s", 1, "{:.1f}"),
+    "train_s": ("training, s", 1, "{:.1f}"),
+    "transfer_s": ("transfer, s", 1, "{:.1f}"),
+    "trainable_params": ("trained", 1, "{:,.0f}"),
+    "shipped_bytes": ("to ship, MB", 1e6, "{:.2f}"),
+}
+SIZES = ("params", "nonzero", "macs", "file_bytes")
 
 
 def filled(template: str, **content) -> str:
@@ -23,6 +41,12 @@ def run_label(method: str, rate: float | None, settings: str = "") -> str:
     return f"{label} ({settings})" if settings else label
 
 
+def cost(column: str, value: float | None) -> str:
+    """A value of a column of `COSTS` for reading; a dash for none."""
+    _, unit, form = COSTS[column]
+    return "–" if pd.isna(value) else form.format(value / unit)
+
+
 def names(rows: pd.DataFrame) -> list[str]:
     """The short name of each row's run, from its method and rate."""
     return [run_label(*each) for each in zip(rows["method"], rows["rate"], strict=True)]
@@ -37,9 +61,12 @@ def interval(value: float | None, bounds: Sequence[float] | None) -> str:
 
 
 def intervals(rows: pd.DataFrame, metric: str) -> list[str]:
-    """`interval` of a column, whose ends stand in `METRIC_low` and `METRIC_high`."""
+    """`interval` of a column and its `METRIC_low`, `METRIC_high`; of differences `spoken`."""
     columns = rows.reindex(columns=[metric, f"{metric}_low", f"{metric}_high"]).astype(float)
-    return [interval(value, ends) for value, *ends in columns.itertuples(index=False)]
+    told = [(value, None if np.isnan(ends).any() else ends) for value, *ends in columns.to_numpy()]
+    if metric.endswith(("-BL", "-plain", "difference")):
+        return [spoken({"mean": value, "ci95": ends}) for value, ends in told]
+    return [interval(value, ends) for value, ends in told]
 
 
 def trivial(fake_share: float) -> dict[str, float]:

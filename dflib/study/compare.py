@@ -227,14 +227,14 @@ def _joined(group: Sequence[dict], drawn: Mapping, bounds: Mapping) -> dict[str,
 
 
 def shown(change: dict) -> str:
-    """ "gain" or "loss" where the whole interval lies on one side of zero, else "none shown".
+    """ "gain" or "loss" where the interval, as it is written, excludes zero; else "none shown".
 
     >>> shown({"ci95": [-0.03, -0.01]}), shown({"ci95": [-0.03, 0.01]}), shown({"ci95": None})
     ('loss', 'none shown', 'unknown')
     """
     if change["ci95"] is None:
         return "unknown"
-    low, high = change["ci95"]
+    low, high = np.round(change["ci95"], 3)  # the draws decide no end that reads 0.000
     return "gain" if low > 0 else "loss" if high < 0 else "none shown"
 
 

@@ -2,7 +2,6 @@
 each run, in `robustness.parquet`, a row a test image, a column of P(fake) a perturbation.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby
@@ -13,9 +12,9 @@ import pandas as pd
 from PIL import Image
 
 from data_prep import manifest, transform
-from data_prep.cache import fit
+from data_prep.cache import decoded, fit
 from data_prep.errors import InputError
-from data_prep.integrity import BadImage, open_image, read_file, to_rgb
+from data_prep.integrity import BadImage
 from data_prep.paths import describe, images_root, written
 from data_prep.transform import GRID
 from dflib import export, metrics, models, train
@@ -119,13 +118,9 @@ def _worse(job: tuple[Path, str], *, grid: Sequence[str], size: int, mode: str, 
     """One file, decoded once, under every perturbation: uint8, len(grid) x size x size x 3."""
     path, sha256 = job
     try:
-        data = read_file(path)
+        image = decoded(path, sha256, same)
     except BadImage as error:
-        raise InputError(f"{path} cannot be read ({error}): the originals are needed") from error
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise InputError(f"{path} changed since it was scanned: scan again, python -m data_prep")
-    image = to_rgb(open_image(data))
-    image = same(image, sha256) if same else image
+        raise InputError(f"{path}: {error}: scan it again, python -m data_prep") from error
     return np.stack([fit(transform.perturb(image, how), size=size, mode=mode) for how in grid])
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dflib.study import compare, records
+from dflib.study.compare import MARGIN
 from dflib.study.methods import METHODS, fold, lineage
 from dflib.study.settings import DEFAULTS
 
@@ -71,7 +72,7 @@ def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
 
 
 def over_seeds(
-    results: Iterable[dict], every: Mapping[str, dict], *, margin: float = compare.MARGIN
+    results: Iterable[dict], every: Mapping[str, dict], *, margin: float = MARGIN
 ) -> pd.DataFrame:
     """A row a method, rate and number of target images: means over seeds, differences from BL.
 
@@ -113,10 +114,10 @@ def matrix(results: Iterable[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def gaps(results: Iterable[dict], *, margin: float = compare.MARGIN) -> pd.DataFrame:
+def gaps(results: Iterable[dict], *, margin: float = MARGIN, plain: str = "plain") -> pd.DataFrame:
     """What each method, rate and recipe loses from seen to unseen generators, a row each: folds,
     seeds, val_auroc, AUROC seen, unseen and gap; with -BL behind minus BL of the same recipe, with
-    -plain minus the plain recipe, each also with _verdict."""
+    -plain minus the recipe of that name, each also with _verdict."""
     groups: dict[tuple, list[dict]] = {}
     for group in by_seed(results):
         key = (group[0]["method"], group[0]["rate"], compare.recipe(group[0]["params"]))
@@ -129,7 +130,7 @@ def gaps(results: Iterable[dict], *, margin: float = compare.MARGIN) -> pd.DataF
         row |= {"seeds": found["gap"]["auroc"]["seeds"], "val_auroc": compare.validated(group)}
         for name, each in found.items():
             row |= interval(name, each["auroc"], inside=name != "gap")
-        for end, of in (("-BL", ("BL", None, recipe)), ("-plain", (method, rate, "plain"))):
+        for end, of in (("-BL", ("BL", None, recipe)), ("-plain", (method, rate, plain))):
             reference = groups.get(of, group)
             changes = compare.contrast(group, reference) if reference is not group else {}
             for name, each in changes.items():
@@ -140,7 +141,7 @@ def gaps(results: Iterable[dict], *, margin: float = compare.MARGIN) -> pd.DataF
 
 
 def duels(
-    results: Iterable[dict], rivals: Mapping[str, Sequence[str]], *, margin: float = compare.MARGIN
+    results: Iterable[dict], rivals: Mapping[str, Sequence[str]], *, margin: float = MARGIN
 ) -> pd.DataFrame:
     """Which of two methods is better at the same rate: paired over the folds and seeds of both. A
     row each rate, pair and where (seen | unseen): seeds, difference (AUROC), verdict, word."""

@@ -24,8 +24,7 @@ def again(names: Sequence[str]) -> list[dict]:
     for file in files:
         if not file.is_file():
             raise InputError(f"{file.parent.name} has no deployed file to time: make the run again")
-    usual = DEFAULTS["latency_runs"]
-    most = max(r["params"].get("latency_runs", usual) for r in results)
+    most = max(r["params"].get("latency_runs", DEFAULTS["latency_runs"]) for r in results)
     timed = [found["latency_ms"] for found in measure.profiles(files, runs=most)]
     rows = []
     for result, latency in zip(results, timed, strict=True):
@@ -36,6 +35,5 @@ def again(names: Sequence[str]) -> list[dict]:
         row = {"run": folder.name, "ms": round(latency["p50"], 3)}
         row["five processes"] = f"{latency['low']:.3f} to {latency['high']:.3f}"
         row |= {"p95": round(latency["p95"], 3), "busy": "yes" if latency["busy"] else "no"}
-        row["speed"] = f"{speed['ratio']:.2f} times as fast: {speed['words']}"
-        rows.append(row)
+        rows.append(row | {"speed": f"{speed['ratio']:.2f} times as fast: {speed['words']}"})
     return rows
