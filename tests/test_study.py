@@ -220,3 +220,33 @@ def test_what_workers_import_ahead_asks_for_no_gpu():
     code += "torch.cuda.is_available = torch.cuda.device_count = asked\n"
     code += "for name in kernel.AHEAD.split(): __import__(name)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux")
+@pytest.mark.parametrize("on_term", ["SIG_DFL", "SIG_IGN"])
+def test_a_forked_kernel_that_does_not_end_is_ended(tmp_path, on_term):
+    """As on a busy machine, where it takes longer than Jupyter waits."""
+    never = "import atexit, signal, time; _ = atexit.register(time.sleep, 600);"
+    never += f"_ = signal.signal(signal.SIGTERM, signal.{on_term})"
+    code = "\n".join(
+        [
+            "import asyncio, sys, types",
+            "from dflib.study import kernel",
+            f"kernel.dask_setup(types.SimpleNamespace(local_directory={str(tmp_path)!r}))",
+            "async def whole():",
+            f"    manager = kernel.kernel_manager(open({str(tmp_path / 'log.txt')!r}, 'a'))()",
+            "    await manager.start_kernel(extra_arguments=[])",
+            "    client = manager.client()",
+            "    client.start_channels()",
+            f"    told = await client.execute_interactive({never!r})",
+            "    print(told['content']['status'], manager.provisioner.process.pid, flush=True)",
+            "    await manager.shutdown_kernel()",
+            "    print('ended', flush=True)",
+            "asyncio.run(whole())",
+        ]
+    )
+    found = python("-c", code)
+    assert found.returncode == 0, found.stderr
+    status, pid, ended = found.stdout.split()
+    assert (status, ended) == ("ok", "ended")
+    assert not psutil.pid_exists(int(pid))
