@@ -21,12 +21,7 @@ _CHUNK = 128  # images that one task decodes
 
 
 def build(
-    name: str,
-    *,
-    size: int,
-    mode: str = "resize",
-    equalise: bool = False,
-    workers: int | None = None,
+    name: str, *, size: int, mode: str = "resize", equalise: bool = False
 ) -> tuple[np.memmap, pd.DataFrame]:
     """The decoded images of a dataset (uint8, N x size x size x 3, read-only), and their rows.
 
@@ -54,8 +49,7 @@ def build(
         folder.parent.mkdir(exist_ok=True)
         with lock(folder.with_name(f"{folder.name}.lock")):
             if not folder.exists():
-                options = {"alike": alike, "size": size, "mode": mode}
-                _fill(folder, name, table, options, workers)
+                _fill(folder, name, table, alike=alike, size=size, mode=mode)
     return np.load(folder / "images.npy", mmap_mode="r"), table
 
 
@@ -90,9 +84,9 @@ def _richest_tile(pixels: np.ndarray, size: int) -> tuple[int, int]:
     return int(tops[row]), int(lefts[column])
 
 
-def _fill(folder: Path, name: str, table: pd.DataFrame, options: dict, workers: int | None) -> None:
+def _fill(folder: Path, name: str, table: pd.DataFrame, *, size: int, **options) -> None:
     """Decode into `<folder>.partial`; `folder` appears when all of it is there."""
-    part, size = folder.with_name(f"{folder.name}.partial"), options["size"]
+    part = folder.with_name(f"{folder.name}.partial")
     shape, what = (len(table), size, size, 3), f"decoding {name!r} at {size} px"
     hint = "free some, take a smaller --set size=, or set $DFLIB_DATA"
     need_room(int(np.prod(shape)), folder.parent, what, hint)
@@ -103,8 +97,8 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, options: dict, workers: 
     paths = [root / path for path in table["path"]]
     places = [slice(start, start + _CHUNK) for start in range(0, len(table), _CHUNK)]
     chunks = [(place.start, paths[place], hashes[place]) for place in places]
-    task = partial(_decode, file=part / "images.npy", **options)
-    problems = sum(manifest.parallel(task, chunks, desc=what, workers=workers, serial=2), [])
+    task = partial(_decode, file=part / "images.npy", size=size, **options)
+    problems = sum(manifest.parallel(task, chunks, desc=what, serial=2), [])
     if problems:
         what = f"{len(problems)} images of {name!r} changed since they were scanned"
         raise InputError(f"{what} (e.g. {problems[0]}): scan again with python -m data_prep")

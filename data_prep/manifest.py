@@ -41,16 +41,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def parallel(
-    function, items: list, *, desc: str, workers: int | None = None, serial: int = _SERIAL
-) -> list:
+def parallel(function, items: list, *, desc: str, serial: int = _SERIAL) -> list:
     """`[function(i) for i in items]` over all cores, in order; fewer than `serial` run here."""
-    workers = workers or cores()
-    if len(items) < serial or workers == 1:
+    if len(items) < serial or cores() == 1:
         results = map(function, items)
     else:
         # joblib's processes are safe beside torch's threads, and need no `if __name__` guard
-        jobs = Parallel(n_jobs=workers, return_as="generator")
+        jobs = Parallel(n_jobs=cores(), return_as="generator")
         results = jobs(delayed(function)(item) for item in items)
     return list(tqdm(results, total=len(items), desc=desc, leave=False, disable=None))
 

@@ -262,22 +262,6 @@ def adopt(
 
 
 @app.command()
-def models(
-    network: Annotated[list[str] | None, Argument(help="e.g. timm/resnet18; else 25")] = None,
-    csv: Written = None,
-) -> None:
-    """What the techniques do to networks of others (trains nothing; minutes)."""
-    from data_prep.paths import CSV
-    from dflib.show import terminal
-    from dflib.study import tried
-
-    rows = tried.table(tuple(network or ()))
-    if csv:
-        rows.to_csv(csv, **CSV)
-    terminal.show(rows.fillna(""), title="holds, or why not")
-
-
-@app.command()
 def leak(
     dataset: Annotated[str, Argument(help="name of a prepared dataset")],
     size: Annotated[int, Option(help="pixels a side")] = 64,

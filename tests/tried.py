@@ -1,7 +1,11 @@
-"""What the techniques do to networks of others: `python -m dflib models`. Trains nothing."""
+"""What the techniques do to networks of others: `python tests/tried.py [timm/NAME …]`.
+
+Trains nothing; the table of the gallery's page is made so (some minutes).
+"""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -23,12 +27,6 @@ TRIED = (  # of timm: 20 convolutional networks, 5 transformers
     "deit_tiny_distilled_patch16_224 swin_tiny_patch4_window7_224 efficientformer_l1"
 )
 IMAGES = 16  # of noise, to calibrate int8 and to compare
-
-
-def table(names: tuple[str, ...] = ()) -> pd.DataFrame:
-    """A row a network, as `row` makes it; names: of backbones, else the 25 of timm."""
-    names = names or tuple(f"timm/{name}" for name in TRIED.split())
-    return pd.DataFrame([row(name) for name in names])
 
 
 def row(backbone: str, *, size: int = 224) -> dict:
@@ -75,3 +73,8 @@ def _thin(model: models.Detector, rate: float) -> None:
     small = lowrank.factorise(model, lowrank.choose_ranks(model, rate=rate))
     with torch.inference_mode():
         small(torch.rand(1, 3, model.arch.size, model.arch.size))
+
+
+if __name__ == "__main__":
+    names = sys.argv[1:] or [f"timm/{name}" for name in TRIED.split()]
+    print(pd.DataFrame(map(row, names)).astype(object).fillna("").to_string())
