@@ -155,7 +155,11 @@ def test_the_time_left_is_learned_from_finished_runs(tiny_dataset, tmp_path, mon
     longer = engine.plan(**asked, settings={"finetune_epochs": 4, "size": 64})[-1]
     assert view.guess(longer) == pytest.approx(4 * 4 * took / 2)
     view.start(pruned[0])
-    view.end(pruned[0], {"status": "done", "seconds": 200.0})
+    own |= {"run_id": pruned[0].run_id, "method": "CPF", "timings": {"total_s": 200.0}}
+    own["params"] = methods.relevant("CPF", pruned[0].settings)
+    pruned[0].folder.mkdir(parents=True)
+    (pruned[0].folder / "result.json").write_text(json.dumps(result() | own))
+    view.end(pruned[0], {"status": "done", "seconds": 205.0})
     assert view.guess(pruned[1]) == 200 and view.guess(base) == pytest.approx(took)
     assert view.summary(devices=2) == "2 of 3 done, 1 waiting; about 2 min left on 2 devices"
     rows = [(row["state"], row["estimate"]) for row in view.rows()]

@@ -52,4 +52,4 @@ def _equal(found: np.ndarray, other: float | list) -> bool:
 def quiz(number: str) -> HTML:
     """A notebook's questions. The page itself answers: no kernel, no script, no other server."""
     questions = json.loads((FOLDER / "quiz" / f"{number}.json").read_text(encoding="utf-8"))
-    return HTML(words.filled("quiz.html.j2", number=number, questions=questions))
+    return HTML(words.template("quiz.html.j2").render(number=number, questions=questions))

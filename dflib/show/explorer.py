@@ -206,7 +206,7 @@ def write(path: Path | None = None) -> Path:
     about = {"studies": found, "titles": {row.code: row.title for row in METHODS.values()}}
     text = json.dumps(about | {"axes": plots.COSTS}, allow_nan=False).replace("<", "\\u003c")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, words.filled("static.html.j2", data=Markup(text)))
+    write_text(path, words.template("static.html.j2").render(data=Markup(text)))
     return path
 
 

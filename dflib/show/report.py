@@ -95,7 +95,7 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
         "made": datetime.now().astimezone(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, words.filled("report.html.j2", **page))
+    write_text(path, words.template("report.html.j2").render(page))
     return path
 
 

@@ -9,16 +9,14 @@ import ipywidgets as w
 import numpy as np
 import pandas as pd
 from IPython.display import display
-from jinja2 import Environment, PackageLoader
 from matplotlib import pyplot
 
 from data_prep.errors import InputError
-from dflib.show import explorer, plots
+from dflib.show import explorer, plots, words
 from dflib.study import progress, runs
 from dflib.study.methods import METHODS
 
-TEMPLATES = Environment(loader=PackageLoader("dflib.show"), autoescape=True)
-HTML = TEMPLATES.get_template("explorer.html.j2").module
+HTML = words.template("explorer.html.j2").module
 ROW = {"flex_flow": "row wrap", "width": "100%", "grid_gap": "4px 16px"}
 SHOWN, RESIDUAL = 8, "noise residual x 8"  # test images; a title
 
@@ -197,8 +195,8 @@ class Explorer:
         """Begin to make the wanted run; again, later: show how far it is, and at last the run."""
         spec, running = self._spec(), self.running and self.running.poll() is None
         if not (running or spec.finished()):
-            words = [*shlex.split(spec.command())[1:], "--retry-failed"]
-            self.running = Popen([sys.executable, *words], start_new_session=True)
+            command = [*shlex.split(spec.command())[1:], "--retry-failed"]
+            self.running = Popen([sys.executable, *command], start_new_session=True)
         if spec.finished():
             self.load(spec.run_id)
         self._show()

@@ -26,13 +26,13 @@ COSTS = {  # column of `records.flat`: its title, divisor, how it is written
 SIZES = ("params", "nonzero", "macs", "file_bytes")
 
 
-def filled(template: str, **content) -> str:
-    """A page of `templates/`."""
+def template(name: str):
+    """A page of `templates/`, for Jinja."""
     import jinja2  # not for tables in a terminal
 
     look = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     pages = jinja2.Environment(loader=jinja2.PackageLoader("dflib.show"), **look)
-    return pages.get_template(template).render(content)
+    return pages.get_template(name)
 
 
 def run_label(method: str, rate: float | None, settings: str = "") -> str:

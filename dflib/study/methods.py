@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data_prep.errors import InputError, check_rate, choose, short
 from data_prep.manifest import DECODING
-from dflib.study.settings import DEFAULTS, FIELDS, checked, expected, read_by
+from dflib.study.settings import DEFAULTS, FIELDS, checked, expected
 
 # of the code that makes results: a change of what it computes gives runs other ids, so it raises
 # the number (tests/test_golden.py holds what each computes); decoding is in the data's fingerprint
@@ -35,7 +35,8 @@ class Method:
     @property
     def keys(self) -> tuple[str, ...]:
         """The settings that it reads; all methods read those of the data and the measuring."""
-        return read_by(("data", *self.does, "measure"))
+        groups = {"data", *self.does, "measure"}
+        return tuple(name for name, field in FIELDS.items() if groups & {*field["groups"]})
 
     @property
     def transfers(self) -> bool:
@@ -203,13 +204,6 @@ def parse_steps(text: str) -> tuple[tuple[str, float | None], ...]:
         if not kept:
             raise InputError(f"steps {short(text)}: {rule}")
     return tuple(steps)
-
-
-def planned_epochs(params: dict) -> int:
-    """Epochs that a run with these settings trains, all its stages together."""
-    own = params.get("distill_epochs") or params.get("epochs", 0)
-    steps = params.get("step_epochs", 0) * (params.get("prune_steps", 1) - 1)
-    return own + params.get("finetune_epochs", 0) + params.get("transfer_epochs", 0) + steps
 
 
 def fold(params: dict) -> str:

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import Timeout
@@ -36,18 +37,16 @@ class Estimates:
     A pace is seconds per epoch and pixel, of the method on this dataset, else of any method on it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, results: Iterable[dict]) -> None:
         self.paces: dict[tuple, list[float]] = defaultdict(list)
-        for r in records.every():
-            self._learn(r["method"], r["dataset"], r["params"], r["timings"].get("total_s", 0))
+        for r in results:
+            self.learn(r)
 
-    def learn(self, s: Spec, seconds: float) -> None:
-        """Take in that a run took so long."""
-        self._learn(s.method, s.dataset, methods.relevant(s.method, s.settings), seconds)
-
-    def _learn(self, method: str, dataset: str, params: dict, seconds: float) -> None:
-        for kind in (method, "any") if seconds > 0 else ():  # NaN: of scores alone
-            self.paces[kind, dataset, params.get("limit")].append(seconds / _work(params))
+    def learn(self, r: dict) -> None:
+        """Take in how long a finished run took, by its result."""
+        params, seconds = r["params"], r["timings"].get("total_s", 0)
+        for kind in (r["method"], "any") if seconds > 0 else ():  # NaN: of scores alone
+            self.paces[kind, r["dataset"], params.get("limit")].append(seconds / _work(params))
 
     def __call__(self, s: Spec) -> float | None:
         """None where nothing is known yet."""
@@ -58,7 +57,11 @@ class Estimates:
 
 
 def _work(params: dict) -> int:
-    return params["size"] ** 2 * max(1, methods.planned_epochs(params))
+    """Pixels of an image times the epochs that a run trains, all its stages together."""
+    epochs = params.get("distill_epochs") or params.get("epochs", 0)
+    epochs += params.get("step_epochs", 0) * (params.get("prune_steps", 1) - 1)
+    epochs += params.get("finetune_epochs", 0) + params.get("transfer_epochs", 0)
+    return params["size"] ** 2 * max(1, epochs)
 
 
 class Progress:
@@ -69,7 +72,7 @@ class Progress:
     """
 
     def __init__(self, p: Plan) -> None:
-        self.guess, self.began = Estimates(), time.time()
+        self.guess, self.began = Estimates(records.every()), time.time()
         self.specs = {s.run_id: s for s in p}
         self.state = {s.run_id: "done" if s.finished() else "waiting" for s in p}
 
@@ -80,8 +83,8 @@ class Progress:
     def end(self, s: Spec, outcome: dict) -> None:
         """A run has ended, as `engine.run` tells it; what it took is learned."""
         self.state[s.run_id] = outcome["status"]
-        if outcome["status"] == "done":
-            self.guess.learn(s, outcome["seconds"])
+        if outcome["status"] == "done" and outcome["seconds"]:  # made, not found
+            self.guess.learn(records.read(s.folder))
 
     def look(self) -> "Progress":
         """Find the states in the outputs folder, whoever runs the study."""

@@ -217,8 +217,3 @@ def expected(name: str) -> str:
     first, *rest = field.get("anyOf", [field])
     limits = (text.format(first[key]) for key, text in BOUNDS.items() if key in first)
     return KINDS.get(first["type"], "text") + "".join(limits) + (" or None" if rest else "")
-
-
-def read_by(groups: tuple[str, ...]) -> tuple[str, ...]:
-    """The settings of some groups, in the order in which they are declared."""
-    return tuple(name for name, field in FIELDS.items() if set(groups) & {*field["groups"]})
