@@ -198,10 +198,10 @@ def export(
 def measure(run: Annotated[str, Option(help="ids or folders, with commas between")]) -> None:
     """Time finished runs again, in turns, and rewrite their latency: then it can be compared."""
     from dflib.show import terminal
-    from dflib.study import timing
+    from dflib.study import records
     from dflib.study.grid import entries
 
-    rows = timing.again(entries(run, "run"))
+    rows = records.time_again(entries(run, "run"))
     terminal.show(rows, title="milliseconds an image; times of a busy machine tell nothing apart")
 
 

@@ -306,18 +306,26 @@ def plain(model: nn.Module) -> nn.Module:
     return model
 
 
+def session(file: Path, *, threads: int = 0):
+    """An ONNX file in ONNX Runtime, on the CPU, which logs nothing; threads: 0 for all cores."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    how = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # 1 prints errors
+    return ort.InferenceSession(file, options, **how)
+
+
 class OnnxNetwork(nn.Module):
     """A user's ONNX file, run by ONNX Runtime: it can become int8, and teach. Its weights are there
     to be counted and saved; nothing can train them."""
 
     def __init__(self, file: Path) -> None:
         import onnx
-        import onnxruntime as ort
 
         super().__init__()
-        self.file, options = file, ort.SessionOptions()
-        options.log_severity_level = 4
-        self.session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.file, self.session = file, session(file)
         tensors = onnx.load(file).graph.initializer
         for i, each in enumerate(t for t in tensors if t.data_type == onnx.TensorProto.FLOAT):
             values = torch.from_numpy(onnx.numpy_helper.to_array(each).copy())

@@ -126,11 +126,8 @@ def open(
 
     >>> open("demo", size=32).train.batches(64)  # doctest: +SKIP
     """
-    deepfake = describe(name)["kind"] == "deepfake"
-    alike = deepfake and protocol == "strict"
-    pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
-    split = assign(table, protocol, seed=split_seed)
-    table = table.assign(row=np.arange(len(table)), split=split, group=scenes(table))
+    pixels, table = _decoded(name, size, protocol, mode)
+    table["split"] = assign(table, protocol, seed=split_seed)
     chosen = {"train_generators": train_generators, "hold_out": hold_out}
     if any(chosen.values()):
         known = trained_on(name, protocol=protocol, **chosen)
@@ -140,7 +137,8 @@ def open(
     train = Part(pixels, part("train"), balanced=protocol == "strict")
     val, test = Part(pixels, part("val")), Part(pixels, part("test"))
     kinds = lambda label: ", ".join(sorted(table["generator"][table["label"] == label].unique()))
-    names = ("real", "fake") if deepfake else (kinds(0), kinds(1))
+    fakes = describe(name)["kind"] == "deepfake"
+    names = ("real", "fake") if fakes else (kinds(0), kinds(1))
     return Dataset(name, size, protocol, mode, train, val, test, names)
 
 
@@ -152,15 +150,20 @@ def part(
     split: train | val | test, as the dataset gives it, else as the protocol does; all: every image.
     """
     choose("part", split, ("all", "test", "val", "train"))
-    alike = describe(name)["kind"] == "deepfake" and protocol == "strict"
-    pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
-    table = table.assign(row=np.arange(len(table)), group=scenes(table))
+    pixels, table = _decoded(name, size, protocol, mode)
     if split != "all":
         given = (table["split"] != "").any()
         table = table[(table["split"] if given else assign(table, protocol)) == split]
     if table.empty:
         raise InputError(f"{name} has no {split} part: take another one, or all")
     return Part(pixels, table.reset_index(drop=True))
+
+
+def _decoded(name: str, size: int, protocol: str, mode: str) -> tuple[np.memmap, pd.DataFrame]:
+    """A dataset's images and their rows; by protocol strict real and fake are alike."""
+    alike = protocol == "strict" and describe(name)["kind"] == "deepfake"
+    pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
+    return pixels, table.assign(row=np.arange(len(table)), group=scenes(table))
 
 
 def trained_on(

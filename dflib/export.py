@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_prep.errors import InputError, short
 from data_prep.paths import written
-from dflib.backbones import OnnxNetwork
+from dflib.backbones import OnnxNetwork, session
 from dflib.data import Part
 from dflib.models import Detector, fused
 from dflib.train import Forward, logits
@@ -78,15 +78,10 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime as ort
-
-        self.path, options = path, ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
+        self.path = path
         try:
             read(path)
-            how = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}  # 1 prints errors
-            self.session = ort.InferenceSession(path, options, **how)
+            self.session = session(path, threads=1)
         except Exception as error:  # its exceptions have no common base of their own
             why = short(str(error), 200)
             raise InputError(f"ONNX Runtime cannot load {path}: {why}") from error

@@ -55,11 +55,7 @@ def onnx_file(
 
 def _outputs(file: Path, size: int) -> int:
     """How many outputs an image has, 1 or 2, 0 for a bare number; found by running one."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = backbones.session(file)
     inputs, [output, *others] = session.get_inputs(), session.get_outputs()
     wanted = f"wanted is N x 3 x {size} x {size} (--size) -> N x 2 or N x 1"
     shape = [side if isinstance(side, int) else "any" for side in inputs[0].shape]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from data_prep.errors import InputError, shown
 from dflib.show.words import intervals
-from dflib.study import compare, engine, runs, timing
+from dflib.study import compare, engine, records, runs
 from dflib.study.progress import Progress, spoken
 
 # names are data: no markup, no emoji
@@ -102,7 +102,7 @@ def _time_in_turns(made: list[str]) -> None:
     if len(made) > 1:
         console.print(f"timing the files of {len(made)} runs in turns, now that nothing else runs")
         try:
-            timing.again(made)
+            records.time_again(made)
         except InputError as error:  # the runs stand, with the times from when they were made
             console.print(f"not timed again: {error}")
 
@@ -111,15 +111,15 @@ def _test_elsewhere(outcomes: dict[str, dict], test_on: Sequence[str]) -> None:
     """Finished runs that tell real from fake, on other sets; what is there already is kept."""
     from dflib.edge import elsewhere
 
-    every, records = compare.load() if test_on else {}, []
+    every, made = compare.load() if test_on else {}, []
     for run in outcomes:
         for name in test_on if every.get(run, {}).get("classes") == ["real", "fake"] else ():
             try:
-                records.append(elsewhere.known(run, name) or elsewhere.test(run, name))
+                made.append(elsewhere.known(run, name) or elsewhere.test(run, name))
             except InputError as error:
                 console.print(f"{run} was not tested on {name}: {error}")
-    if records:
-        show(tested(records), title="at the threshold of each run's own dataset")
+    if made:
+        show(tested(made), title="at the threshold of each run's own dataset")
 
 
 def watch(p: engine.Plan) -> None:

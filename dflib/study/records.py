@@ -1,11 +1,12 @@
 """Finished runs as they lie on disk: one schema of `result.json`, checked wherever one is read."""
 
 import hashlib
+import json
 import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,8 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
 from data_prep.errors import InputError, choose, short
-from data_prep.paths import outputs_root
+from data_prep.paths import outputs_root, write_text
+from dflib import measure
 from dflib.study import methods
 from dflib.study.settings import DEFAULTS
 
@@ -350,3 +352,30 @@ def flat(result: dict) -> dict:
             if isinstance(interval := values["ci95"].get(metric), list):
                 row[f"{prefix}{metric}_low"], row[f"{prefix}{metric}_high"] = interval
     return row
+
+
+def time_again(names: Sequence[str]) -> list[dict]:
+    """Time the deployed files of finished runs in turns, and rewrite their `cost.latency_ms` alone;
+    a row for each, with its speed beside the first's (`measure.speed`).
+
+    Raises `InputError`, with nothing written, for an unknown run, or a file that cannot be run.
+    """
+    folders = list(dict.fromkeys(find(name.strip()) for name in names))
+    results = [read(folder) for folder in folders]
+    files = [r["folder"] / r.get("deployed", "") for r in results]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file.parent.name} has no deployed file to time: make the run again")
+    most = max(r["params"].get("latency_runs", DEFAULTS["latency_runs"]) for r in results)
+    timed = [found["latency_ms"] for found in measure.profiles(files, runs=most)]
+    rows = []
+    for result, latency in zip(results, timed, strict=True):
+        result["cost"]["latency_ms"] = latency
+        folder = result.pop("folder")
+        write_text(folder / "result.json", json.dumps(result, indent=1))
+        speed = measure.speed(latency, timed[0])
+        row = {"run": folder.name, "ms": round(latency["p50"], 3)}
+        row["five processes"] = f"{latency['low']:.3f} to {latency['high']:.3f}"
+        row |= {"p95": round(latency["p95"], 3), "busy": "yes" if latency["busy"] else "no"}
+        rows.append(row | {"speed": f"{speed['ratio']:.2f} times as fast: {speed['words']}"})
+    return rows
