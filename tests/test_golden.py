@@ -1,11 +1,12 @@
 """What each versioned part of the code computes on a tiny fixed input. A number here changes only
 with its version in `methods.VERSIONS`, so that runs of different code never share an id.
 
-After a change that is meant: raise the version; `python tests/test_golden.py` prints new entries.
+After a change that is meant: raise the version; `python tests/test_golden.py` writes golden.json.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -142,64 +143,17 @@ def of_adapters() -> list[float]:
 
 # relative tolerances: rounding of another CPU, or of its int8 instructions, is no change
 TOLERANCE = {"train": 0.02, "quantize": 0.05}
-# part -> its version, and what it computes
-GOLDEN: dict[str, tuple[int, str]] = {
-    "data": (
-        3,
-        "100.886719 97.828125 98.2460938 97.4443359 94.8964844 96.5419922 97.4443359 "
-        "94.8964844 96.5419922 98.6617593 98.6617593 98.6617593 100.549444 97.8451852 "
-        "97.5519444",
-    ),
-    "models": (
-        1,
-        "3017922 4590786 11177538 1207187 1800066 301867 441378 4.29717255 -1.35396481 "
-        "4.25484037 -1.32165956 4.25518894 -1.32023859 4.28130245 -1.33998227",
-    ),
-    "train": (
-        1,
-        "2.86799312 1.08784509 1.81469047 1.59371436 -0.084059298 2.8671279 -0.0605829954 "
-        "2.8365202 -0.0859441161 2.86525774 -0.110351562 2.89148068",
-    ),
-    "evaluate": (
-        1,
-        "0.666666667 0.545454545 0.805 0.760392157 0.675 0.666666667 0.83 0.859170735 "
-        "0.713149351 0.919548383 0.59994315 0.00379841055 0.00385442791 0.00340011914 "
-        "0.00343025752 0.00353999464 0.00362564094 0.00371813184 0.00389184532 0.00335298792 "
-        "0.00338670141 0.00344314932 0.00362460151",
-    ),
-    "prune": (
-        1,
-        "63 42 74 669 4755 594 2.62512803 -1.22394776 2.60065246 -1.18114185 2.60329509 "
-        "-1.19416332 2.62926459 -1.22756672 60 39 77 668 4759 594 2.73442888 -1.35541153 "
-        "2.70551062 -1.30774474 2.70928884 -1.32153797 2.73582721 -1.35693169 10802 "
-        "3.52790594 -2.03573251 2.23452497 -0.652368844 2.78585076 -1.25447035 3.24420047 "
-        "-1.75913811",
-    ),
-    "distill": (1, "2.13263321 0.840884328 2.14313316 2.05593252"),
-    "quantize": (
-        1,
-        "4.36023474 -1.4065237 4.33133554 -1.37352848 4.42184639 -1.45731521 4.3207922 "
-        "-1.36681294 4.38923454 -1.43746614 4.35939121 -1.40864992 4.29446173 -1.36736941 "
-        "4.32710123 -1.39352942",
-    ),
-    "lowrank": (
-        2,
-        "2 6 7 6 7 23 4.29716396 -1.3539598 4.25482655 -1.32165051 4.25518274 -1.32023454 "
-        "4.28130007 -1.33998203",
-    ),
-    "adapters": (
-        1,
-        "80 18834 22114 464 22114 464 4.29717255 -1.35396481 4.25484037 -1.32165956 "
-        "4.25518894 -1.32023859 4.28130245 -1.33998227",
-    ),
-}
+# {part: its version, and the numbers that it computes}
+GOLDEN = Path(__file__).with_name("golden.json")
 
 
 @pytest.mark.parametrize("name", methods.VERSIONS)
 def test_what_is_computed_changes_with_its_version_alone(name):
-    version, numbers = GOLDEN[name]
-    assert version == methods.VERSIONS[name], "print the new numbers: see this file's first lines"
-    found, expected = np.array(globals()[f"of_{name}"](), float), np.array(numbers.split(), float)
+    kept = json.loads(GOLDEN.read_text())[name]
+    same_version = kept["version"] == methods.VERSIONS[name]
+    assert same_version, "write the new numbers: see this file's first lines"
+    found = np.array(globals()[f"of_{name}"](), float)
+    expected = np.array(kept["numbers"].split(), float)
     rtol = TOLERANCE.get(name, 1e-4)
     same = found == pytest.approx(expected, rel=rtol, abs=rtol * np.abs(expected).min())
     assert same, f"{name} computes something else: raise methods.VERSIONS[{name!r}]"
@@ -231,6 +185,7 @@ def test_a_version_is_in_the_ids_of_the_methods_that_use_it_and_of_no_others(
 
 
 if __name__ == "__main__":
-    for part in methods.VERSIONS:
-        values = " ".join(f"{x:.9g}" for x in globals()[f"of_{part}"]())
-        print(f'    "{part}": ({methods.VERSIONS[part]}, "{values}"),')
+    computed = {part: globals()[f"of_{part}"]() for part in methods.VERSIONS}
+    texts = {part: " ".join(f"{x:.9g}" for x in values) for part, values in computed.items()}
+    each = {k: {"version": v, "numbers": texts[k]} for k, v in methods.VERSIONS.items()}
+    GOLDEN.write_text(json.dumps(each, indent=1) + "\n")
