@@ -269,7 +269,6 @@ def test_an_onnx_detector_computes_what_it_did(outputs, fake_index, last, tmp_pa
         ({"backbone": "resnet18"}, r"unknown backbone 'resnet18', did you mean 'torchvision/resn"),
         ({"backbone": "timm/resnet19"}, r"unknown timm network 'resnet19', did you mean 'resnet"),
         ({"backbone": "torchvision/resnet"}, "unknown torchvision network 'resnet', did you mean"),
-        ({"backbone": "OWN:three"}, "3 outputs for an image; wanted is"),
         ({"backbone": "own/gone-1.py:net"}, "own/gone-1.py is not in .*: adopt the file again"),
         ({"backbone": "there/is/no.py:net"}, "there/is/no.py is not there, or no file"),
         ({"backbone": "model.onnx"}, "python -m dflib adopt model.onnx makes it usable"),

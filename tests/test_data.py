@@ -113,16 +113,21 @@ def test_the_fingerprint_follows_contents_labels_and_splits(tmp_path, data_root,
     assert len(set(seen)) == 4
 
 
-def test_strict_training_batches_hold_both_classes_equally_often(tmp_path, data_root, tree):
+@pytest.mark.parametrize("few", [None, 25])
+def test_strict_training_batches_hold_both_classes_equally_often(tmp_path, data_root, tree, few):
+    """Also of a few images of each class: all reals there are, and 25 fakes."""
     root = tree(tmp_path / "set", {"real": 20, "fake/gan": 180}, size=(32, 32))
     folder.prepare(root, name="mine")
-    for protocol, expected in (("strict", 0.5), ("paper", 0.9)):
-        part = data.open("mine", size=32, protocol=protocol).train
+    for protocol in ("strict", "paper"):
+        whole = data.open("mine", size=32, protocol=protocol)
+        part = data.few(whole, few).train
         batches = list(part.batches(16, shuffle=torch.Generator().manual_seed(0)))
         images, labels = (torch.cat(t) for t in zip(*batches, strict=True))
         assert len(labels) == len(part)
-        assert labels.float().mean().item() == pytest.approx(expected, abs=0.01)
-        reals, half = int((part.labels == 0).sum()), len(part) - len(part) // 2
+        reals, fakes = np.bincount(part.labels)
+        assert few is None or (reals, fakes) == ((whole.train.labels == 0).sum(), few)
+        half = len(part) - len(part) // 2
+        assert labels.sum() == (half if protocol == "strict" else fakes)
         distinct = len(images.flatten(1).unique(dim=0))
         assert distinct == (reals + half if protocol == "strict" else len(part))
         counts = images[labels == 0].flatten(1).unique(dim=0, return_counts=True)[1]
@@ -161,19 +166,3 @@ def test_few_images_are_a_part_of_more_and_drawn_by_the_seed_alone(opened):
     assert len({frozenset(paths(10, seed)) for seed in range(5)}) == 5
     assert data.few(opened, 3).train.table["label"].value_counts().to_dict() == {0: 3, 1: 3}
     assert data.few(opened, 3).test is opened.test
-
-
-@pytest.mark.parametrize("protocol", ["strict", "paper"])
-def test_few_images_train_as_balanced_as_the_whole(tmp_path, data_root, tree, protocol):
-    """All reals there are, and 25 fakes: strict batches hold both equally often, as before."""
-    root = tree(tmp_path / "set", {"real": 22, "fake/gan": 180}, size=(32, 32))
-    folder.prepare(root, name="mine")
-    whole = data.open("mine", size=32, protocol=protocol)
-    reals = int((whole.train.labels == 0).sum())
-    for seed in (0, 1):
-        few = data.few(whole, 25, seed=seed).train
-        assert (few.labels == 0).sum() == reals and (few.labels == 1).sum() == 25
-        batches = list(few.batches(8, shuffle=torch.Generator().manual_seed(0)))
-        fakes = torch.cat([labels for _, labels in batches]).float().mean().item()
-        expected = 0.5 if protocol == "strict" else 25 / (25 + reals)
-        assert fakes == pytest.approx(expected, abs=0.03)
