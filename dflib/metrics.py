@@ -10,6 +10,7 @@ nothing: the ends are then as far apart as `beyond` says.
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 DECIDED = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "tnr")  # at a threshold
@@ -84,8 +85,6 @@ def per_scene(
     >>> found["auroc"], found["n"]
     (1.0, 20)
     """
-    import pandas as pd
-
     table = {"label": labels, "score": scores, "generator": generators, "group": groups}
     table["testset"] = "" if testsets is None else testsets
     each = pd.DataFrame(table).groupby(["label", "generator", "group", "testset"], as_index=False)
@@ -142,7 +141,8 @@ def resample(
     ((4,), 0.84)
     """
     labels, scores = _checked(labels, scores, groups=groups, testsets=testsets)
-    codes, falling = _codes(groups, labels), np.argsort(-scores, kind="stable")
+    names = np.arange(len(labels)) if groups is None else np.asarray(groups, object)
+    codes, falling = pd.factorize(names)[0], np.argsort(-scores, kind="stable")
     sets = {"all": labels == 1} if sets is None else sets
     images = {n: falling[_with_reals(labels, of, testsets)[falling]] for n, of in sets.items()}
     parts = {name: [] for name in sets}
@@ -292,15 +292,6 @@ def _with_reals(labels: np.ndarray, fakes: ArrayLike, testsets: ArrayLike | None
         own = real & np.isin(testsets, testsets[fakes])
         real = own if own.any() else real
     return fakes | real
-
-
-def _codes(groups: ArrayLike | None, labels: np.ndarray) -> np.ndarray:
-    """0, 1, … for names of any kind; None: each image its own."""
-    if groups is None:
-        return np.arange(len(labels))
-    import pandas as pd
-
-    return pd.factorize(np.asarray(groups, object))[0]
 
 
 def _checked(labels, scores, **columns) -> tuple[np.ndarray, np.ndarray]:

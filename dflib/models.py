@@ -91,11 +91,6 @@ class Architecture:
         """What differs from the defaults."""
         return ARCHITECTURE.dump_json(self, exclude_defaults=True).decode()
 
-    @classmethod
-    def from_json(cls, text: str) -> Architecture:
-        """Raises `ValueError` (pydantic's) for what is no architecture."""
-        return ARCHITECTURE.validate_json(text[:HEADER])
-
 
 ARCHITECTURE = TypeAdapter(Architecture)
 
@@ -397,7 +392,7 @@ def load(path: Path, *, base: Detector | None = None) -> Detector:
 
 def _built(architecture: str | None, tensors: dict[str, Tensor]) -> Detector:
     """The detector of an architecture (JSON); shapes are compared before anything is allocated."""
-    arch = Architecture.from_json(architecture)
+    arch = ARCHITECTURE.validate_json(architecture[:HEADER])
     with torch.device("meta"), torch.inference_mode():
         twin = Detector(arch).eval()
         twin(torch.empty(1, 3, arch.size, arch.size))

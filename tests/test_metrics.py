@@ -136,7 +136,7 @@ def test_intervals_equal_an_explicit_loop_with_the_same_weights(monkeypatch, n, 
     monkeypatch.setattr(metrics, "CELLS", 13 * n)  # several pieces, the last one shorter
     labels, scores, generators = random_set(1, n, levels)
     groups = None if scenes is None else np.random.default_rng(2).integers(scenes, size=n)
-    codes = metrics._codes(groups, labels)
+    codes = pd.factorize(np.arange(n) if groups is None else groups)[0]
     table = evaluate(labels, scores, generators, threshold=0.5, groups=groups, draws=30, seed=5)
     weights, drawn = weights_of(codes, 30, 5), {}
     for name in ("gan", "vae", "diffusion", "all"):
