@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import outputs_root, usable
+from dflib.measure import ONCE
 from dflib.study import doctor, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome
 from dflib.study.runs import Run, Spec, spec
@@ -100,14 +101,16 @@ def run(
     scheduler: str | None = None,
     budget: float | None = None,
     retry_failed: bool = True,
+    once: bool = False,
     on_start: Callable[[Spec], None] = lambda s: None,
     on_outcome: Callable[[Spec, dict], None] = lambda s, o: None,
 ) -> dict[str, dict]:
     """Make every run of the plan on Dask; the `outcome` of each by its id.
 
     scheduler: a cluster's address; None starts one here, with a worker per GPU, or per core.
-    budget: seconds; what still runs then is stopped, and left. Raises `InputError` for a worker
-    with other data or notebooks.
+    budget: seconds; what still runs then is stopped, and left. once: the caller times the files in
+    turns afterwards, so that here each is timed once. Raises `InputError` for a worker with other
+    data or notebooks.
     """
     ends = time.time() + (math.inf if budget is None else budget)
     todo = {s.run_id: s for s in p if not s.finished()}
@@ -127,7 +130,7 @@ def run(
     scratch = {"prefix": ".study-", "dir": outputs_root(), "ignore_cleanup_errors": True}
     with (
         TemporaryDirectory(**scratch) as place,  # for what workers write beside their runs
-        _client(scheduler, place, most=len(todo)) as client,
+        _client(scheduler, place, most=len(todo), once=once) as client,
     ):
         client.subscribe_topic("dflib", lambda event: events.put((event[1], None)))
         _submit(client, todo, events, sign=Path(place).name, ends=ends, retry_failed=retry_failed)
@@ -212,7 +215,7 @@ def _result(s: Spec, future) -> dict:
 
 
 @contextmanager
-def _client(scheduler: str | None, scratch: str, *, most: int) -> Iterator:
+def _client(scheduler: str | None, scratch: str, *, most: int, once: bool) -> Iterator:
     """Dask's client: of the cluster at that address, or of one that is started here."""
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
@@ -237,8 +240,9 @@ def _client(scheduler: str | None, scratch: str, *, most: int) -> Iterator:
     hush("distributed")
     each = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     each |= {"local_directory": scratch, "preload": ["dflib.study.kernel"]}
+    timed = {ONCE: "1"} if once and most > 1 else {}
     environments = enumerate(worker_environments(most))
-    workers = {i: {"cls": Nanny, "options": each | {"env": env}} for i, env in environments}
+    workers = {i: {"cls": Nanny, "options": each | {"env": env | timed}} for i, env in environments}
     place = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
     head = {"cls": Scheduler, "options": place | {"dashboard": False}}
     with (
