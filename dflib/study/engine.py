@@ -26,6 +26,7 @@ from dflib.study.runs import Run, Spec, spec
 
 MEMORY_PER_WORKER = 4e9  # bytes; of a worker on the CPU
 LOST_WORKER_RETRIES = 2
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE = 30.0  # seconds after a budget's end in which a worker stops its run
 
 Plan = tuple[Spec, ...]  # the runs of a study, parents before children, each once
@@ -159,17 +160,24 @@ def behind(p: Plan) -> dict[str, int]:
 def _submit(client, todo: dict[str, Spec], events: SimpleQueue, **options) -> None:
     """All runs at once: Dask starts a child after its parents, and the longest chain first."""
     first, futures = behind(tuple(todo.values())), {}
+    roots = [run for run, s in todo.items() if not {q.run_id for q in s.parents} & {*todo}]
     for run, s in todo.items():
+        whole = roots == [run] and THREADS[0] not in os.environ
         # of a Dask task, `_data_producer`: it waits in the scheduler for a free worker
         how = {"key": run, "pure": False, "priority": first[run], "_data_producer": True}
         needs = [futures[q.run_id] for q in s.parents if q.run_id in todo]
-        futures[run] = client.submit(_node, s, needs, run_id=run, **options, **how)
+        futures[run] = client.submit(_node, s, needs, run_id=run, whole=whole, **options, **how)
         futures[run].add_done_callback(lambda f, run=run: events.put((run, f)))
 
 
-def _node(s: Spec, parents: list[dict], *, run_id: str, sign: str, ends: float, **options) -> dict:
-    """One node of the graph, in its worker, after its parents."""
+def _node(
+    s: Spec, parents: list[dict], *, run_id: str, whole: bool, sign: str, ends: float, **options
+) -> dict:
+    """One node of the graph, in its worker, after its parents. whole: all others wait for it, so it
+    has all cores."""
     from distributed import get_worker
+
+    from data_prep.manifest import cores
 
     bad = {q["run_id"]: q["status"] for q in parents if q["status"] != "done"}
     rest = ends - time.time()
@@ -182,7 +190,12 @@ def _node(s: Spec, parents: list[dict], *, run_id: str, sign: str, ends: float, 
         mend = "Make it like this machine, or leave it out"
         raise InputError(f"worker {worker.address}: {why}. {mend}")
     worker.log_event("dflib", s.run_id)
-    return execute(s, budget=rest, **options)
+    usual = {name: os.environ.pop(name) for name in THREADS if whole and name in os.environ}
+    os.environ.update(dict.fromkeys(usual, str(cores())))
+    try:
+        return execute(s, budget=rest, **options)
+    finally:
+        os.environ.update(usual)
 
 
 def _unlike(s: Spec, run_id: str, sign: str, threads: int) -> str:
@@ -266,8 +279,7 @@ def worker_environments(most: int) -> list[dict[str, str]]:
     memory = int(psutil.virtual_memory().total / MEMORY_PER_WORKER)
     count = len(gpus) or max(1, min(most, cores(), memory))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    env = dict.fromkeys(names, threads)
+    env = dict.fromkeys(THREADS, threads)
     return [env | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(count)]
 
 
