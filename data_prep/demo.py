@@ -47,7 +47,7 @@ MIN_STD = 10  # grey levels: a flat patch shows nothing to tell real from fake b
 FAMILIES = ("deconv", "nearest", "bilinear", "subpixel")
 UNSEEN = "nearest"  # only in test: its traces are those that the others teach least about
 SHARES = {"train": 0.62, "val": 0.14, "test": 0.24}  # of each photograph's groups
-COUNTS = {"train": 600, "val": 200, "test": 250}  # images per class; in test, per generator
+COUNTS = {"train": 600, "val": 120, "test": 180}  # images per class; in test, per generator
 STEPS, BATCH = 160, 32  # of gradient descent, per decoder; patches
 
 

@@ -29,6 +29,7 @@ from data_prep.paths import lock
 FLAGS = "avx2 avx512f avx512_vnni avx_vnni avx512_bf16 amx_bf16 amx_int8 asimddp i8mm bf16"
 WARM_UP = 5
 PROCESSES = 5  # one process differs from the next by more than its own runs do
+ONCE = "DFLIB_TIMED_ONCE"  # in the environment of a run whose file is timed later, in turns
 BUSY = 0.1  # share of the cores' time that other processes took meanwhile: above, times mislead
 
 
@@ -60,17 +61,17 @@ def cost(model, deployed: Path, *, runs: int = 50) -> dict:
         "macs": macs(model),
         "file_bytes": len(data),
         "gzip_bytes": len(gzip.compress(data, compresslevel=6)),
-        **profiles([deployed], runs=runs)[0],
+        **profiles([deployed], runs=runs, processes=1 if ONCE in os.environ else PROCESSES)[0],
     }
 
 
-def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list[dict]:
+def profiles(paths: Sequence[Path], *, runs: int = 50, processes: int = PROCESSES) -> list[dict]:
     """Latency at batch 1 (ms) and peak resident memory (MB) of files, `runs` of each in all.
 
-    Each in five fresh processes, in turns, on `threads` pinned cores (the idlest). Of each file:
-    {"latency_ms": {p50, low, high (median, least and largest of the processes' medians), p95 (of
-    all runs), busy (others used the cores), runtime, threads, cpu}, "peak_rss_mb"}. Raises
-    `InputError` when one cannot be run.
+    Each in so many fresh processes, in turns, on one pinned core (the idlest). Of each file:
+    {"latency_ms": {p50, low, high (median, least and largest of the processes' medians; of one
+    process p50 alone), p95 (of all runs), busy (others used the cores), runtime, threads, cpu},
+    "peak_rss_mb"}. Raises `InputError` when one cannot be run.
 
     >>> profiles([Path("a.onnx"), Path("b.onnx")])[0]["latency_ms"]["p50"]  # doctest: +SKIP
     """
@@ -79,12 +80,11 @@ def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list
     turns: list[list[dict]] = []
     with alone():
         load = dict(enumerate(psutil.cpu_percent(interval=0.2, percpu=True)))
-        idlest = sorted(own_cores(), key=lambda core: load.get(core, 0.0))[:threads]
-        cores = sorted(idlest)  # another worker may be training
+        cores = [min(own_cores(), key=lambda core: load.get(core, 0.0))]  # others may be training
         psutil.cpu_percent(percpu=True)
         began, used = time.monotonic(), sum(os.times()[:4])
-        for _ in range(PROCESSES):
-            turns.append([_timed_apart(p, -(-runs // PROCESSES), cores) for p in paths])
+        for _ in range(processes):
+            turns.append([_timed_apart(p, -(-runs // processes), cores) for p in paths])
         wall, own = time.monotonic() - began, sum(os.times()[:4]) - used
         percent = dict(enumerate(psutil.cpu_percent(percpu=True)))
     load = others_share([percent.get(core, 0.0) for core in own_cores()], wall, own)
@@ -92,7 +92,9 @@ def profiles(paths: Sequence[Path], *, runs: int = 50, threads: int = 1) -> list
     found = []
     for each in zip(*turns, strict=True):
         medians = [float(np.median(turn["ms"])) for turn in each]
-        latency = {"p50": float(np.median(medians)), "low": min(medians), "high": max(medians)}
+        latency = {"p50": float(np.median(medians))}
+        if processes > 1:
+            latency |= {"low": min(medians), "high": max(medians)}
         latency["p95"] = float(np.percentile([ms for turn in each for ms in turn["ms"]], 95))
         rss = float(np.median([turn["peak_rss_mb"] for turn in each]))
         latency |= told | {"runtime": each[0]["runtime"]}

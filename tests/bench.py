@@ -360,18 +360,18 @@ def tested() -> Iterator[Record]:
 def many_files() -> Iterator[Record]:
     """100,000 files, nested by generator and class: the first scan, the next one, the decoded cache
     and the audit, each in a fresh process."""
-    n, step = 100_000, "from data_prep import audit_page, cache, folder; "
+    n = 100_000
     with roots() as root:
         images = _jpegs(root / "images", n, side=32, nested=True)
         steps = {
-            "scan": f"folder.prepare({str(images)!r}, name='many')",
-            "scan again": f"folder.prepare({str(images)!r}, name='many')",
-            "decode": "cache.build('many', size=32)",
-            "audit": "audit_page.write('many')",
+            "scan": f"import data_prep.folder as f; f.prepare({str(images)!r}, name='many')",
+            "scan again": f"import data_prep.folder as f; f.prepare({str(images)!r}, name='many')",
+            "decode": "import data_prep.cache as c; c.build('many', size=32)",
+            "audit": "import data_prep.audit_page as a; a.write('many')",
         }
         for name, code in steps.items():
             started = time.perf_counter()
-            peak = _peak_mb(step + code)
+            peak = _peak_mb(code)
             took = time.perf_counter() - started
             told = f"JPEGs of 32 px; at most {peak:.0f} MB of private memory of all processes"
             bar = {"scan": "< 60", "scan again": "< 5"}.get(name, "")

@@ -5,15 +5,18 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
 from data_prep import demo
+from data_prep.protocol import assign
 
 TINY = {"train": 12, "val": 6, "test": 6}
 
@@ -90,6 +93,22 @@ def test_no_give_away(built):
     label, group = np.array([row["label"] for row in rows]), [row["group"] for row in rows]
     assert probe(looks[:, :4], label, group) < 0.60  # bytes and mean colour
     assert probe(looks, label, group) < 0.64
+
+
+def test_a_random_split_leaks_visibly(built):
+    """Who knows the place knows the label: without whole scenes kept apart, only then."""
+    folder, rows = built
+    table = pd.DataFrame(rows).assign(split="", status="ok", sha256=lambda t: t["path"])
+    found = {}
+    small = [np.asarray(Image.open(folder / path).resize((8, 8))) for path in table["path"]]
+    small = np.stack(small).reshape(len(table), -1)
+    for name in ("strict", "paper"):
+        split = assign(table, name)
+        train, test = (np.flatnonzero(split == part) for part in ("train", "test"))
+        nearest = KNeighborsClassifier(3).fit(small[train], table["label"].iloc[train])
+        score = nearest.predict_proba(small[test])[:, 1]
+        found[name] = roc_auc_score(table["label"].iloc[test], score)
+    assert found["strict"] < 0.6 < 0.7 < found["paper"]
 
 
 def features(file):

@@ -14,6 +14,7 @@ from filelock import FileLock
 from made import python
 
 from data_prep.errors import InputError
+from data_prep.manifest import cores
 from dflib.study import engine, methods, runs
 from dflib.study.runs import spec
 
@@ -120,6 +121,20 @@ def test_a_study_needs_no_network_and_no_name_of_the_machine(tiny_dataset, outpu
         pytest.skip(f"another network needs root: {done.stderr.strip()}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 1 done" in done.stdout
+
+
+@pytest.mark.parametrize("given", ["", "1"])
+def test_a_run_that_all_others_wait_for_has_all_cores(tiny_dataset, outputs_root, given):
+    env = {k: v for k, v in os.environ.items() if k not in engine.THREADS}
+    env |= {"OMP_NUM_THREADS": given} if given else {}
+    words = command(tiny_dataset, "--methods", "BL,CQ,CKD-0", "--set", f"ema=0.9{given or 2}")
+    subprocess.run([sys.executable, *words], env=env, check=True, capture_output=True)
+    made = {p.parent.name[:2]: json.loads(p.read_text()) for p in outputs_root.rglob("result.json")}
+    every = 1 if given else cores()
+    assert (made["BL"]["threads"], made["CK"]["threads"]) == ([every], [1])
+    for result in made.values():  # in turns, at the end
+        latency = result["cost"]["latency_ms"]
+        assert latency["low"] <= latency["p50"] <= latency["high"]
 
 
 def test_a_run_by_hand_has_the_lock_until_it_is_finished(tiny_dataset, outputs_root):

@@ -6,6 +6,7 @@ colour-blind). A column's 95 % interval stands in `COLUMN_low` and `COLUMN_high`
 
 import io
 import itertools
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -135,8 +136,11 @@ def _ends(rows: pd.DataFrame, metric: str, **more) -> pd.DataFrame:
     return rows.assign(value=value, low=np.fmin(low, value), high=np.fmax(high, value), **more)
 
 
-def live_curve() -> Callable[[pd.DataFrame], None]:
-    """`on_epoch` of `train.fit` in a notebook: one figure that grows with the training."""
+def live_curve() -> Callable[[pd.DataFrame], None] | None:
+    """`on_epoch` of `train.fit` in a notebook: one figure that grows with the training. None in a
+    batch: nobody watches."""
+    if os.environ.get("TQDM_DISABLE"):
+        return None
     handle = DisplayHandle()
     show = itertools.chain([handle.display], itertools.repeat(handle.update))
     return lambda history: next(show)(curves(history))

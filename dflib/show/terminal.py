@@ -55,8 +55,8 @@ def study(p: engine.Plan, *, test_on: Sequence[str] = (), **options) -> int:
     exit status: 0 done, 1 something failed, 3 the budget is used up."""
     from dflib.show import explorer, report
 
-    outcomes = _made(p, **options)
-    _time_in_turns([run for run, o in outcomes.items() if o["status"] == "done" and o["seconds"]])
+    outcomes = _made(p, once=True, **options)
+    _time_in_turns(outcomes)
     _test_elsewhere(outcomes, test_on)
     rows = runs.results()
     results(rows[rows["run_id"].isin(outcomes)] if len(rows) else rows)
@@ -97,12 +97,16 @@ def _made(p: engine.Plan, **options) -> dict[str, dict]:
     return outcomes
 
 
-def _time_in_turns(made: list[str]) -> None:
-    """Runs that were made side by side disturbed each other's times: once more, one by one."""
-    if len(made) > 1:
+def _time_in_turns(outcomes: dict[str, dict]) -> None:
+    """Runs that were made side by side disturbed each other's times: now one by one."""
+    rows = runs.results()
+    rows = rows[rows["run_id"].isin(outcomes)] if len(rows) else rows
+    once = rows["run_id"][rows["latency_low_ms"].isna()] if len(rows) else ()
+    made = {run for run in rows.get("run_id", ()) if outcomes[run]["seconds"]} | {*once}
+    if len(made) > 1 or len(once):
         console.print(f"timing the files of {len(made)} runs in turns, now that nothing else runs")
         try:
-            records.time_again(made)
+            records.time_again(sorted(made))
         except InputError as error:  # the runs stand, with the times from when they were made
             console.print(f"not timed again: {error}")
 

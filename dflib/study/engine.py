@@ -19,12 +19,14 @@ from tempfile import TemporaryDirectory
 
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import outputs_root, usable
+from dflib.measure import ONCE
 from dflib.study import doctor, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome
 from dflib.study.runs import Run, Spec, spec
 
 MEMORY_PER_WORKER = 4e9  # bytes; of a worker on the CPU
 LOST_WORKER_RETRIES = 2
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE = 30.0  # seconds after a budget's end in which a worker stops its run
 
 Plan = tuple[Spec, ...]  # the runs of a study, parents before children, each once
@@ -100,14 +102,16 @@ def run(
     scheduler: str | None = None,
     budget: float | None = None,
     retry_failed: bool = True,
+    once: bool = False,
     on_start: Callable[[Spec], None] = lambda s: None,
     on_outcome: Callable[[Spec, dict], None] = lambda s, o: None,
 ) -> dict[str, dict]:
     """Make every run of the plan on Dask; the `outcome` of each by its id.
 
     scheduler: a cluster's address; None starts one here, with a worker per GPU, or per core.
-    budget: seconds; what still runs then is stopped, and left. Raises `InputError` for a worker
-    with other data or notebooks.
+    budget: seconds; what still runs then is stopped, and left. once: the caller times the files in
+    turns afterwards, so that here each is timed once. Raises `InputError` for a worker with other
+    data or notebooks.
     """
     ends = time.time() + (math.inf if budget is None else budget)
     todo = {s.run_id: s for s in p if not s.finished()}
@@ -127,7 +131,7 @@ def run(
     scratch = {"prefix": ".study-", "dir": outputs_root(), "ignore_cleanup_errors": True}
     with (
         TemporaryDirectory(**scratch) as place,  # for what workers write beside their runs
-        _client(scheduler, place, most=len(todo)) as client,
+        _client(scheduler, place, most=len(todo), once=once) as client,
     ):
         client.subscribe_topic("dflib", lambda event: events.put((event[1], None)))
         _submit(client, todo, events, sign=Path(place).name, ends=ends, retry_failed=retry_failed)
@@ -156,17 +160,24 @@ def behind(p: Plan) -> dict[str, int]:
 def _submit(client, todo: dict[str, Spec], events: SimpleQueue, **options) -> None:
     """All runs at once: Dask starts a child after its parents, and the longest chain first."""
     first, futures = behind(tuple(todo.values())), {}
+    roots = [run for run, s in todo.items() if not {q.run_id for q in s.parents} & {*todo}]
     for run, s in todo.items():
+        whole = roots == [run] and THREADS[0] not in os.environ
         # of a Dask task, `_data_producer`: it waits in the scheduler for a free worker
         how = {"key": run, "pure": False, "priority": first[run], "_data_producer": True}
         needs = [futures[q.run_id] for q in s.parents if q.run_id in todo]
-        futures[run] = client.submit(_node, s, needs, run_id=run, **options, **how)
+        futures[run] = client.submit(_node, s, needs, run_id=run, whole=whole, **options, **how)
         futures[run].add_done_callback(lambda f, run=run: events.put((run, f)))
 
 
-def _node(s: Spec, parents: list[dict], *, run_id: str, sign: str, ends: float, **options) -> dict:
-    """One node of the graph, in its worker, after its parents."""
+def _node(
+    s: Spec, parents: list[dict], *, run_id: str, whole: bool, sign: str, ends: float, **options
+) -> dict:
+    """One node of the graph, in its worker, after its parents. whole: all others wait for it, so it
+    has all cores."""
     from distributed import get_worker
+
+    from data_prep.manifest import cores
 
     bad = {q["run_id"]: q["status"] for q in parents if q["status"] != "done"}
     rest = ends - time.time()
@@ -179,7 +190,12 @@ def _node(s: Spec, parents: list[dict], *, run_id: str, sign: str, ends: float, 
         mend = "Make it like this machine, or leave it out"
         raise InputError(f"worker {worker.address}: {why}. {mend}")
     worker.log_event("dflib", s.run_id)
-    return execute(s, budget=rest, **options)
+    usual = {name: os.environ.pop(name) for name in THREADS if whole and name in os.environ}
+    os.environ.update(dict.fromkeys(usual, str(cores())))
+    try:
+        return execute(s, budget=rest, **options)
+    finally:
+        os.environ.update(usual)
 
 
 def _unlike(s: Spec, run_id: str, sign: str, threads: int) -> str:
@@ -212,7 +228,7 @@ def _result(s: Spec, future) -> dict:
 
 
 @contextmanager
-def _client(scheduler: str | None, scratch: str, *, most: int) -> Iterator:
+def _client(scheduler: str | None, scratch: str, *, most: int, once: bool) -> Iterator:
     """Dask's client: of the cluster at that address, or of one that is started here."""
     import dask
     from distributed import Client, Nanny, Scheduler, SpecCluster
@@ -237,8 +253,9 @@ def _client(scheduler: str | None, scratch: str, *, most: int) -> Iterator:
     hush("distributed")
     each = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     each |= {"local_directory": scratch, "preload": ["dflib.study.kernel"]}
+    timed = {ONCE: "1"} if once and most > 1 else {}
     environments = enumerate(worker_environments(most))
-    workers = {i: {"cls": Nanny, "options": each | {"env": env}} for i, env in environments}
+    workers = {i: {"cls": Nanny, "options": each | {"env": env | timed}} for i, env in environments}
     place = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
     head = {"cls": Scheduler, "options": place | {"dashboard": False}}
     with (
@@ -262,8 +279,7 @@ def worker_environments(most: int) -> list[dict[str, str]]:
     memory = int(psutil.virtual_memory().total / MEMORY_PER_WORKER)
     count = len(gpus) or max(1, min(most, cores(), memory))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    env = dict.fromkeys(names, threads)
+    env = dict.fromkeys(THREADS, threads)
     return [env | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(count)]
 
 

@@ -254,6 +254,7 @@ def serve() -> None:
     os.dup2(2, 1)  # no answer: what libraries print
     for name in AHEAD.split():
         import_module(name)
+    import torch
     from ipykernel.kernelapp import launch_new_instance
 
     while line := sys.stdin.readline():
@@ -271,6 +272,8 @@ def serve() -> None:
             os.dup2(stream.fileno(), number)
     os.environ.clear()
     os.environ.update(env)
+    if threads := env.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
     os.chdir(folder)
     launch_new_instance([*words, f"--IPKernelApp.parent_handle={os.getppid()}"])
 
