@@ -15,7 +15,7 @@ from torch import nn
 
 from dflib import metrics, models, train
 from dflib.show import words
-from dflib.study import methods
+from dflib.study import methods, runs
 
 LATENCY = {"p95": 9.0, "runtime": "onnxruntime 1", "threads": 1, "cpu": "a CPU"}
 ABOUT = {"dataset": "faces", "protocol": "strict", "preset": "tiny", "device": "a CPU"}
@@ -47,6 +47,14 @@ def lived_in(arch: models.Architecture, seed: int = 0) -> models.Detector:
                 nn.init.uniform_(layer.weight, 0.5, 1.5)
                 nn.init.normal_(layer.bias, std=0.1)
     return model.eval()
+
+
+def untrained(dataset: str, **options) -> runs.Run:
+    """A finished BL, of a small network that was not trained: its scores lie near the threshold."""
+    settings = {"latency_runs": 1} | options
+    run = runs.Run(runs.spec("BL", preset="tiny", dataset=dataset, settings=settings))
+    run.finish(lived_in(models.student(0.9, size=32)))
+    return run
 
 
 def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"), draws=30, **cost):

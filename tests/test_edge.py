@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import lived_in, python
+from made import lived_in, python, untrained
 
 from data_prep.errors import InputError
 from data_prep.paths import images_root
@@ -31,13 +31,8 @@ MODES = ("resize", "center_crop", "texture_crop")
 @pytest.fixture(scope="module")
 def finished(tiny_dataset) -> dict[str, runs.Run]:
     """A finished run for each input mode."""
-    made = {}
-    for mode in MODES:
-        settings = {"mode": mode, "latency_runs": 1, "weight_decay": 0.5}  # no other test's run
-        spec = runs.spec("BL", preset="tiny", dataset=tiny_dataset, settings=settings)
-        made[mode] = runs.Run(spec)
-        made[mode].finish(lived_in(models.student(0.9, size=32)))
-    return made
+    own = {"weight_decay": 0.5}  # no other test's run
+    return {mode: untrained(tiny_dataset, mode=mode, **own) for mode in MODES}
 
 
 def is_int8(path) -> bool:
@@ -210,10 +205,7 @@ def test_a_failure_leaves_no_file_behind(finished, tmp_path, monkeypatch):
 def test_int8_is_calibrated_with_what_the_run_was_trained_on(tiny_dataset, tmp_path):
     """Of a run that holds a generator out, of few images: its own training part, and no other."""
     for own in ({"hold_out": "nearest"}, {"target_images": 12}):
-        options = {"latency_runs": 1, "weight_decay": 0.8, **own}
-        request = {"preset": "tiny", "dataset": tiny_dataset, "settings": options}
-        run = runs.Run(runs.spec("BL", **request))
-        run.finish(lived_in(models.student(0.9, size=32)))
+        run = untrained(tiny_dataset, weight_decay=0.8, **own)
         out, float_file = tmp_path / "int8.onnx", run.folder / "model.onnx"
         files.export_run(run.folder, format="onnx-int8", out=out)
         whole = data.open(tiny_dataset, size=32, limit=run.settings["limit"]).train

@@ -9,15 +9,13 @@ from pathlib import Path
 import chromium
 import httpx
 import pytest
-from made import lived_in
+from made import untrained
 
 from data_prep.errors import InputError
 from data_prep.paths import images_root
-from dflib import models
 from dflib.edge import files
 from dflib.edge import page as edge_page
 from dflib.edge.predict import Predictor
-from dflib.study import runs
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -31,14 +29,6 @@ def runtime() -> None:
         edge_page._runtime()
     except InputError as error:
         pytest.skip(str(error))
-
-
-def finished(dataset: str, mode: str) -> runs.Run:
-    """A run of untrained weights: its scores lie near the threshold, where a wrong pixel shows."""
-    settings = {"mode": mode, "latency_runs": 1, "weight_decay": 0.4}
-    run = runs.Run(runs.spec("BL", preset="tiny", dataset=dataset, settings=settings))
-    run.finish(lived_in(models.student(0.9, size=32)))
-    return run
 
 
 @pytest.fixture
@@ -58,7 +48,7 @@ def served(tmp_path) -> Iterator[tuple[Path, str]]:
 def test_the_browser_decides_like_python(
     tiny_dataset, runtime, served, picture, mode, format, apart
 ):
-    (folder, address), run = served, finished(tiny_dataset, mode)
+    (folder, address), run = served, untrained(tiny_dataset, mode=mode, weight_decay=0.4)
     files.export_run(run.folder, format=format, out=folder / "detector.onnx", page=True)
     python = Predictor(folder / "detector.onnx")
     python.mode, python.threshold = mode, run.result["threshold"]
