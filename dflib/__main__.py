@@ -262,6 +262,26 @@ def adopt(
 
 
 @app.command()
+def leak(
+    dataset: Annotated[str, Argument(help="name of a prepared dataset")],
+    size: Annotated[int, Option(help="pixels a side")] = 64,
+    epochs: Annotated[int, Option(min=1)] = 20,
+    seeds: Annotated[str, Option(help="each is a split and a training")] = "0,1,2,3,4",
+) -> None:
+    """How much of a score is the protocol's: a detector under `paper` and under `strict`."""
+    from dflib import train
+    from dflib.show import terminal
+    from dflib.study import compare
+    from dflib.study import leak as leaks
+    from dflib.study.grid import entries
+
+    how = {"size": size, "recipe": train.Recipe(epochs=epochs)}
+    _, gaps = leaks.leak(dataset, seeds=entries(seeds, "seeds"), **how)
+    row = {"dataset": dataset} | {metric: compare.spoken(gap) for metric, gap in gaps.items()}
+    terminal.show([row], title="protocol paper minus strict: mean over seeds [95 % interval]")
+
+
+@app.command()
 def settings(method: Annotated[str | None, Argument(help="what it reads")] = None) -> None:
     """What `--set KEY=VALUE` can change: type, default, range, what it is for, source."""
     from dflib.show import terminal
