@@ -198,12 +198,12 @@ def test_terminal_table_is_text_in_the_order_of_the_methods():
 def predicted(root, seeds=1, shift=0.0, rate=0.9, skill=1.5, good=0.9, **cost):
     """BL and CKD over seeds; CKD's scores of fakes are moved by `shift`; the mean AUROC of each.
     good: CKD's validation AUROC; BL's is 0.8."""
-    rng, label, aurocs = np.random.default_rng(0), np.repeat([0, 1], 100), {"BL": [], "CKD": []}
-    names = {"path": [f"{i}.png" for i in range(200)], "label": label, "group": range(200)}
+    rng, label, aurocs = np.random.default_rng(0), np.repeat([0, 1], 300), {"BL": [], "CKD": []}
+    names = {"path": [f"{i}.png" for i in range(600)], "label": label, "group": range(600)}
     names["generator"] = np.where(label, "gan", "real")
     for seed in range(seeds):
         base = rng.normal(skill * label, 1.0)
-        moved = base + shift * label + 0.05 * rng.normal(size=200)
+        moved = base + shift * label + 0.08 * rng.normal(size=600)
         for code, z, share in (("BL", base, 0.8), ("CKD", moved, good)):
             r = result(code, None if code == "BL" else rate, seed, skill, ("gan",))
             r["cost"] |= {} if code == "BL" else {"file_bytes": 400_000} | cost
