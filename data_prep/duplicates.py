@@ -24,8 +24,7 @@ def near_pairs(hashes: np.ndarray, *, distance: int = DISTANCE) -> tuple[np.ndar
             near = np.bitwise_count(ordered[first] ^ ordered[first + step]) <= distance
             found.append(np.sort([order[first[near]], order[first[near] + step]], axis=0))
             step += 1
-    i, j = np.unique(np.concatenate(found, axis=1), axis=1)
-    return i, j
+    return tuple(np.unique(np.concatenate(found, axis=1), axis=1))
 
 
 def joined(*columns: pd.Series) -> np.ndarray:
@@ -53,6 +52,7 @@ def report(table: pd.DataFrame, split: pd.Series) -> dict:
 
 def _summary(rows: pd.DataFrame) -> dict:
     rows = rows[rows["same"].duplicated(keep=False)]
+    rows = rows.loc[rows.groupby(["same", "split"]).cumcount().sort_values(kind="stable").index]
     sets = rows.groupby("same")
     torn = sets["split"].nunique() > 1
     example = torn.idxmax() if torn.any() else next(iter(rows["same"]), None)

@@ -175,17 +175,13 @@ def luminance(quality: int) -> np.ndarray:
     return np.reshape(tables[0], (8, 8))
 
 
-@cache
-def _sums() -> np.ndarray:
-    return np.array([luminance(quality).sum() for quality in range(1, 101)])
-
-
 def jpeg_quality(image: Image.Image) -> int | None:
     """Quality 1 to 100 of the usual encoders, from the luminance table; None if it is no JPEG."""
     tables = getattr(image, "quantization", None)
     if not tables:
         return None
-    return 1 + int(np.abs(_sums() - sum(tables[min(tables)])).argmin())
+    sums = np.array([luminance(quality).sum() for quality in range(1, 101)])
+    return 1 + int(np.abs(sums - sum(tables[min(tables)])).argmin())
 
 
 def inspect_file(path: Path) -> dict:

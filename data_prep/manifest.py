@@ -77,10 +77,8 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     scan, csv = _last_scan(folder, root), folder / "manifest.csv"
     unchanged = scan.attrs.get("manifest") == [*_stamp(csv)] and seen.equals(scan[seen.columns])
-    read, n = 0, len(seen)
-    if not unchanged:
-        scan, read = _scan(root, seen, scan)
-    table = scan[COLUMNS]
+    scan, read = (scan, 0) if unchanged else _scan(root, seen, scan)
+    table, n = scan[COLUMNS], len(seen)
     log.info("%d files: %d read, %d unchanged since the last scan", n, read, n - read)
     relative = os.path.relpath(root, folder.resolve())
     where = str(root) if relative.startswith("..") else relative
@@ -92,6 +90,13 @@ def make(
         with paths.written(folder / "scan.parquet") as new:
             scan.to_parquet(new)
     check(table, name)
+    if table["split"].nunique() > 1:
+        from data_prep import duplicates  # here, because it loads scipy
+
+        near = duplicates.report(table, table["split"])["near"]
+        if near["across_splits"]:
+            what = name, near["across_splits"], shown(" = ".join(near["example"]))
+            log.warning("%s: %d picture(s) stand, nearly alike, in more than one split (%s)", *what)
     return table
 
 

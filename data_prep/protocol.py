@@ -39,8 +39,7 @@ def scenes(ok: pd.DataFrame) -> pd.Series:
     """The scene of each usable image: its group; groups that share a file (SHA-256) are one."""
     if ok["sha256"].is_unique:
         return ok["group"]
-    part = duplicates.joined(ok["group"], ok["sha256"])
-    return ok["group"].groupby(part).transform("min")
+    return ok["group"].groupby(duplicates.joined(ok["group"], ok["sha256"])).transform("min")
 
 
 def _folds(ok: pd.DataFrame, group: pd.Series, seed: int) -> np.ndarray:

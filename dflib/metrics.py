@@ -62,7 +62,7 @@ def evaluate(
         for each in (entry, span):
             each["tpr_at_fpr"] = {rate: each.pop(rate) for rate in RATES}
         fakes = sets.get(name, fake)
-        n, n_fake = int(_with_reals(labels, fakes, testsets).sum()), int(fakes.sum())
+        n, n_fake = int(with_reals(labels, fakes, testsets).sum()), int(fakes.sum())
         counts = {"n": n, "n_real": n - n_fake, "n_fake": n_fake}
         entries[name] = entry | counts | {"ci95": span}
     return entries
@@ -144,7 +144,7 @@ def resample(
     names = np.arange(len(labels)) if groups is None else np.asarray(groups, object)
     codes, falling = pd.factorize(names)[0], np.argsort(-scores, kind="stable")
     sets = {"all": labels == 1} if sets is None else sets
-    images = {n: falling[_with_reals(labels, of, testsets)[falling]] for n, of in sets.items()}
+    images = {n: falling[with_reals(labels, of, testsets)[falling]] for n, of in sets.items()}
     parts = {name: [] for name in sets}
     for counts in _counts(codes, draws, seed):
         for name, i in images.items():
@@ -284,7 +284,7 @@ def _interval(drawn: np.ndarray, wider: float = 0.0, least=-np.inf, most=np.inf)
     return np.clip([low, high], least, most).tolist() if low < high else None
 
 
-def _with_reals(labels: np.ndarray, fakes: ArrayLike, testsets: ArrayLike | None) -> np.ndarray:
+def with_reals(labels: np.ndarray, fakes: ArrayLike, testsets: ArrayLike | None) -> np.ndarray:
     """The images of a set, (n,) of bool: its fakes, and their own test sets' reals, else all."""
     fakes, real = np.asarray(fakes, bool), labels == 0
     if testsets is not None:

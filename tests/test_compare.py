@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -162,6 +164,62 @@ def test_two_runs_are_compared_whatever_their_seeds_and_draws(three_seeds):
     drawn = [compare.resampled(r["folder"], draws=30)[0]["all"]["f1"] for r in (one, other)]
     expected = metrics.combine([drawn[0] - drawn[1]])
     assert compare.paired(one, other)["all"]["f1"] == expected
+
+
+def with_scores(tmp_path, code, seed, label, score, generator, testset="", **about):
+    """A finished run of these scores, each image a scene, threshold 0.5."""
+    record = BASE | {"method": code, "seed": seed, "run_id": f"{code}-{seed}"} | about
+    kinds = dict.fromkeys(generator[label == 1], BASE["metrics"]["gan"])
+    record["metrics"] = {"all": BASE["metrics"]["all"]} | kinds
+    table = {"path": [f"{i}.png" for i in range(len(label))], "generator": generator}
+    table |= {"label": label, "score": score, "group": range(len(label)), "testset": testset}
+    return records.read(store(tmp_path, record, table))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(10, 60), st.integers(1, 3), st.data())
+def test_a_handful_of_decisions_decides_nothing(n, seeds, data):
+    """Were they all for the better, say: the draws hardly ever miss them, and vary little."""
+    flips = data.draw(st.tuples(*[st.integers(0, compare.FLIPS - 1)] * 2), label="real, fake")
+    better = data.draw(st.tuples(st.booleans(), st.booleans()), label="for the better")
+    label, generator = np.repeat([0, 1], n), np.repeat(["real", "gan"], n).astype(object)
+    right = np.tile(np.arange(n) >= 5, 2)  # of each class five are wrong
+    other = right.copy()
+    for kind in (0, 1):
+        other[np.flatnonzero((label == kind) & (right != better[kind]))[: flips[kind]]] ^= True
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {}
+        for code, hit in (("BL", right), ("CQ", other)):
+            score = np.where(hit == (label == 1), 0.9, 0.1)
+            scored = label, score, generator
+            runs[code] = [with_scores(Path(folder), code, s, *scored) for s in range(seeds)]
+        found = compare.paired(runs["CQ"], runs["BL"])["all"]
+    (low, high), bound = found["balanced_accuracy"]["ci95"], 1 - 0.025 ** (1 / n)
+    assert low < 0 < high and high - low >= 2 * bound
+    assert compare.verdict(found | {"auroc": change(-0.001, 0.001, seeds)}).word == "undecided"
+
+
+def test_generators_of_several_test_sets_are_not_scored_against_each_others_reals(tmp_path):
+    """A detector without an error in any of them, on scales of its own, has AUROC 1 there."""
+    names, base = ["gan", "vae", "ldm", "vqm"], [0.0, 0.3, 0.5, 0.8]
+    testset, label = np.repeat(names, 30), np.tile(np.repeat([0, 1], 15), 4)
+    generator = np.where(label, testset, "real").astype(object)
+    score = np.repeat(base, 30) + 0.1 * label
+    r = with_scores(tmp_path, "BL", 0, label, score, generator, testset, train_generators=["gan"])
+    found = compare.combined([r])
+    assert {found[name]["auroc"]["mean"] for name in (*names, "seen", "unseen")} == {1.0}
+    assert found["gap"]["auroc"]["mean"] == 0
+    assert compare.contrast([r])["unseen"]["auroc"]["mean"] == 1
+    assert tables.over_seeds([r], {})["unseen/auroc"].tolist() == [1.0]
+    at = score >= 0.5  # ldm's reals lie on the threshold
+    rate = lambda name: np.mean(
+        [(at == label)[(testset == name) & (label == k)].mean() for k in (0, 1)]
+    )
+    mean = np.mean([rate(name) for name in names[1:]])
+    assert found["unseen"]["balanced_accuracy"]["mean"] == pytest.approx(mean)
+    mixed = tmp_path / "pooled"
+    pooled = with_scores(mixed, "BL", 0, label, score, generator, train_generators=["gan"])
+    assert compare.combined([pooled])["unseen"]["auroc"]["mean"] < 0.8  # reals of all: as before
 
 
 def change(low, high, seeds=1):

@@ -532,6 +532,31 @@ def test_a_file_in_two_given_splits_is_an_error_that_names_both(tmp_path, data_r
     assert protocol.assign(table, "paper").tolist() == table["split"].tolist()
 
 
+def test_a_near_copy_in_two_given_splits_is_a_warning_that_names_both(
+    tmp_path, data_root, tree, caplog
+):
+    """Identical files are an error where the split is made; of near ones people are to judge."""
+    root = given_splits(tmp_path / "set", tree)
+    says = lambda: [m for m in caplog.messages if "nearly alike" in m]
+    folder.prepare(root, name="mine")
+    assert not says()
+    first = sorted((root / "train" / "real").iterdir())
+    for i, file in enumerate(first[:3]):  # of its own split: no leak
+        with Image.open(file) as image:
+            image.resize((44, 44)).save(file.with_name(f"larger-{i}.png"))
+    folder.prepare(root, name="mine")
+    assert not says()
+    with Image.open(first[0]) as image:
+        image.resize((36, 36)).save(root / "test" / "real" / "smaller.png")
+    for _ in range(2):  # a scan that reads nothing again says it again
+        caplog.clear()
+        table = folder.prepare(root, name="mine")
+        (message,) = says()
+        assert message.startswith("mine: 1 picture(s)") and "test/real/smaller.png" in message
+        assert f"train/real/{first[0].name}" in message
+    assert protocol.assign(table, "strict").tolist() == table["split"].tolist()
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

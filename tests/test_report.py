@@ -12,7 +12,7 @@ from test_plots import BL, GRID, table
 from typer.testing import CliRunner
 
 from dflib.__main__ import app
-from dflib.show import report, words
+from dflib.show import report, terminal, words
 from dflib.study import compare, runs, tables
 
 HOSTILE = '<script>alert(1)</script> & "quotes" $\\frac{'
@@ -195,19 +195,21 @@ def test_terminal_table_is_text_in_the_order_of_the_methods():
     assert all(isinstance(cell, str) for cell in shown.to_numpy().ravel())
 
 
-def predicted(root, seeds=1, shift=0.0, rate=0.9, skill=1.5, good=0.9, **cost):
+def predicted(root, seeds=1, shift=0.0, rate=0.9, skill=1.5, good=0.9, front="", **cost):
     """BL and CKD over seeds; CKD's scores of fakes are moved by `shift`; the mean AUROC of each.
     good: CKD's validation AUROC; BL's is 0.8."""
-    rng, label, aurocs = np.random.default_rng(0), np.repeat([0, 1], 100), {"BL": [], "CKD": []}
-    names = {"path": [f"{i}.png" for i in range(200)], "label": label, "group": range(200)}
+    rng, label, aurocs = np.random.default_rng(0), np.repeat([0, 1], 300), {"BL": [], "CKD": []}
+    names = {"path": [f"{i}.png" for i in range(600)], "label": label, "group": range(600)}
     names["generator"] = np.where(label, "gan", "real")
     for seed in range(seeds):
         base = rng.normal(skill * label, 1.0)
-        moved = base + shift * label + 0.05 * rng.normal(size=200)
+        moved = base + shift * label + 0.08 * rng.normal(size=600)
         for code, z, share in (("BL", base, 0.8), ("CKD", moved, good)):
             r = result(code, None if code == "BL" else rate, seed, skill, ("gan",))
             r["cost"] |= {} if code == "BL" else {"file_bytes": 400_000} | cost
             r |= {"params": r["params"] | {"epochs": 1, "draws": 200}, "train_generators": ["gan"]}
+            if front:
+                r |= {"params": r["params"] | {"front": front}, "run_id": f"{r['run_id']}-{front}"}
             right = round(100 * share)
             known = np.append([0.5], np.repeat([0.9, 0.1], [right, 100 - right]))
             known = {"label": [0] + [1] * 100, "score": known}
@@ -247,6 +249,27 @@ def test_the_answer_is_the_verdict_against_bl(outputs, undrawn, seeds, shift, wo
 def test_the_answer_is_the_best_of_the_small_files_on_validation(outputs, undrawn, how, says):
     predicted(outputs, **how)
     assert says in page().text
+
+
+def test_the_study_and_the_report_name_the_same_run_of_each_recipe(outputs, undrawn):
+    """A recipe's best is not that of another one, nor that of runs with other settings alone."""
+    predicted(outputs, front="srm", good=0.95)
+    predicted(outputs, good=0.85)
+    every = compare.load()
+    made = {run: {} for run in every if "srm" not in run}
+    with terminal.console.capture() as said:
+        terminal.advice(made | {"BL-s0-srm": {}})
+    text, shown = " ".join(said.get().split()), page().text
+    recipes = {about["recipe"]: about["answer"] for about, _ in report.sections([*every.values()])}
+    assert [recipes[how]["run_id"] for how in ("", "front srm")] == ["CKD-r90-s0", "CKD-r90-s0-srm"]
+    for how, best in recipes.items():
+        title = "faces, strict protocol, 32 px" + f", {how}" * bool(how)
+        assert f"{title}: take CKD 90% (AUROC {best['auroc']};" in text
+        assert f"--run {best['run_id']}" in text and best["told"] in text
+        assert f"{title} Data." in shown and f"AUROC {best['auroc']}." in shown
+    with terminal.console.capture() as said:
+        terminal.advice(made)
+    assert "front srm" not in said.get()
 
 
 def test_without_validation_scores_nothing_is_chosen(outputs, undrawn):

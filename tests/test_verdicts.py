@@ -1,5 +1,6 @@
 """The same runs, the same words: report, explorer and notebooks 13 and 14 side by side."""
 
+import itertools
 import re
 
 import nbclient
@@ -105,5 +106,9 @@ def test_report_explorer_and_notebooks_say_the_same_words(outputs_root, data_roo
     for text in (book, generalization):
         found = re.findall(rf"<td>(seen|unseen)</td>\s*<td>({WORD.pattern})</td>", text)
         assert {where: says for where, says, *_ in found} == duels.to_dict()
+        for measure in compare.JUDGED.values():  # a verdict stands beside all that it is made of
+            assert len(rows(text, f"{measure}, minus rival")) == 1
+    for part, measure in itertools.product(("seen", "unseen"), compare.JUDGED.values()):
+        assert rows(generalization, f"{measure} {part}, minus BL").keys() == told[part].keys()
     said = {"".join(m) for m in WORD.findall(page + book + generalization)}
     assert all(("these weights" in each) == (seeds == 1) for each in said)

@@ -27,8 +27,10 @@ from dflib.study.settings import FIELDS
 
 log = logging.getLogger(__name__)
 # runs that differ here had other images, saw them otherwise, or were made by older code
-SECTION = ["dataset", "protocol", "size", "mode", "limit", "target_images", "fold"]
-SECTION += ["recipe", "older"]
+SECTION = {"dataset": "{}", "protocol": "{} protocol", "size": "{} px", "mode": ""}  # in a title
+SECTION |= {"limit": "at most {} images of each class"}
+SECTION |= {"target_images": "{} training images of each class", "fold": "trained {}"}
+SECTION |= {"recipe": "{}", "older": OLDER}
 FAKES = ["real", "fake"]
 # a row's columns; it unfolds the rest
 MAIN = ["AUROC", "balanced accuracy", "parameters", "file, MB", "latency, ms"]
@@ -69,34 +71,45 @@ def write(path: Path | None = None, *, only: Iterable[str] | None = None) -> Pat
     default `report.html` in the outputs root."""
     path = Path(path or runs.outputs_root() / "report.html")
     only = None if only is None else set(only)
-    wanted = [r for i, r in compare.load().items() if only is None or i in only]
-    # a transfer's source may hold cats and dogs
-    wanted = [r for r in wanted if r.get("classes", FAKES) == FAKES]
-    rows = pd.DataFrame([records.flat(r) | {"record": r} for r in wanted])
-    sections = []
-    if len(rows):
-        recipes = [compare.recipe(r["params"]) for r in wanted]
-        rows["recipe"] = [how.replace("plain", "") for how in recipes]  # which comes first
-        counts = ["limit", "target_images"]
-        rows[counts] = rows[counts].astype(float).fillna(0).astype(int)
-        groups = enumerate(rows.groupby(SECTION))
-        sections = [_section(i, *key, rows=group) for i, (key, group) in groups]
-    used = {r["method"] for r in wanted}
+    parts = sections([r for i, r in compare.load().items() if only is None or i in only])
+    used = {method for _, rows in parts for method in rows["method"]}
     folders = [file.parent for file in sorted(runs.outputs_root().glob("*/*/*/*/failed.json"))]
     failed = [runs.failure(f) for f in folders if not (f / "result.json").exists()]  # made since
     page = {
-        "sections": sections,
+        "sections": [_section(i, about, rows) for i, (about, rows) in enumerate(parts)],
         "methods": [row for code, row in METHODS.items() if code in used],
         "codes": {code: row.title for code, row in METHODS.items()},
         "settings": {name: FIELDS[name]["description"] for name in compare.RECIPE},
         "failures": [f for f in failed if f and (only is None or f["run_id"] in only)],
-        "runs": len(rows),
+        "runs": sum(len(rows) for _, rows in parts),
         "explorer": path.with_name("explorer.html").exists(),
         "made": datetime.now().astimezone(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, words.template("report.html.j2").render(page))
     return path
+
+
+def sections(results: Sequence[dict]) -> list[tuple[dict, pd.DataFrame]]:
+    """Runs that tell real from fake, together where they may be compared: the values of SECTION,
+    title and answer, and a row each (`record`: the result). Report and study tell the same."""
+    found = [r for r in results if r.get("classes", FAKES) == FAKES]  # of a source: cats, dogs
+    rows = pd.DataFrame([records.flat(r) | {"record": r} for r in found])
+    if rows.empty:
+        return []
+    recipes = [compare.recipe(r["params"]) for r in found]
+    rows["recipe"] = [how.replace("plain", "") for how in recipes]  # which comes first
+    counts, parts = ["limit", "target_images"], []
+    rows[counts] = rows[counts].astype(float).fillna(0).astype(int)
+    for key, of in rows.groupby([*SECTION]):
+        about = dict(zip(SECTION, key, strict=True))
+        told = [text.format(about[k]) for k, text in SECTION.items() if about[k]]
+        try:
+            best = _answer(dict(zip(of["run_id"], of["record"], strict=True)))
+        except InputError as error:
+            best = {"unknown": str(error)}
+        parts.append((about | {"title": ", ".join(filter(None, told)), "answer": best}, of))
+    return parts
 
 
 def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
@@ -116,9 +129,8 @@ def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
     return wide.rename(columns={"trained_on": "trained on"}).rename_axis(columns=None)
 
 
-def _section(i: int, *key, rows: pd.DataFrame) -> dict:
-    """What the page shows of runs that may be compared; key: the values of SECTION."""
-    about = dict(zip(SECTION, key, strict=True))
+def _section(i: int, about: dict, rows: pd.DataFrame) -> dict:
+    """What the page shows of runs that may be compared (`sections`)."""
     rows = plots.in_order(rows.sort_values("seed", kind="stable"))
     rows = rows.loc[:, rows.notna().any() | ~rows.columns.str.contains("/")]  # its own generators
     every = {record["run_id"]: record for record in rows["record"]}
@@ -127,10 +139,6 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     differ = {r["run_id"]: tables.about(g, groups)["settings"] for g in groups for r in g}
     label = lambda r: words.run_label(r["method"], r["rate"], differ.get(r["run_id"], ""))
     names = [f"{label(r)}, seed {r['seed']}" for r in every.values()]
-    try:
-        best = answer([*every.values()], every)
-    except InputError as error:
-        best = {"unknown": str(error)}
     latency = [r["cost"]["latency_ms"] for r in rows["record"]]
     timed = [", ".join(filter(None, (each["cpu"], each["runtime"]))) for each in latency]
     more = texts.drop(columns=MAIN).assign(device=rows["device"], **{"timed on": timed})
@@ -146,7 +154,6 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     name = about["dataset"]
     return about | {
         "id": f"section-{i}",
-        "answer": best,
         "runs": texts[MAIN].assign(run=names)[["run", *MAIN]],
         "more": list(zip(more, rows["command"], strict=True)),
         "over_seeds": _verdicts(every),
@@ -158,13 +165,13 @@ def _section(i: int, *key, rows: pd.DataFrame) -> dict:
     }
 
 
-def answer(results: Sequence[dict], every: Mapping[str, dict]) -> dict:
+def _answer(every: Mapping[str, dict]) -> dict:
     """Which of comparable runs to take (`records.best`): its method over its seeds, against BL;
     `InputError` where nothing tells it."""
-    best = records.best(results)
+    best = records.best(every.values())
     if math.isnan(records.validated(best["folder"])):
         raise InputError("validation scores are not kept, and the test must not choose")
-    alike, base = tables.with_seeds(best, results), compare.baseline(best, every)
+    alike, base = tables.with_seeds(best, every.values()), compare.baseline(best, every)
     name, mb = words.run_label(best["method"], best["rate"]), best["cost"]["file_bytes"] / 1e6
     found = {"run_id": best["run_id"], "name": name, "method": best["method"], "mb": mb}
     found |= {"seeds": len(alike), "auroc": _auroc(alike), "base": base}

@@ -3,8 +3,6 @@
 import sys
 import time
 from collections.abc import Sequence
-from itertools import groupby
-from operator import itemgetter
 
 import pandas as pd
 from rich.console import Console
@@ -167,21 +165,19 @@ def tested(records: list[dict]) -> pd.DataFrame:
 def advice(outcomes: dict[str, dict]) -> None:
     """Which of a study's runs to take, how sure that is, how to run it; what its images tell."""
     from data_prep.audit import verdict_of  # slow to import, and needed here alone
-    from dflib.show.report import answer
+    from dflib.show import report
 
-    every = compare.load()
-    made = [every[run] for run in outcomes if run in every]
-    place = itemgetter("dataset", "protocol")
-    for (dataset, _), these in groupby(sorted(made, key=place), key=place):
-        try:
-            best = answer([*these], every)
-        except InputError as error:
-            console.print(f"{dataset}: which run to take cannot be told: {error}")
+    for about, rows in report.sections([*compare.load().values()]):
+        if not {*rows["run_id"]} & {*outcomes}:
+            continue
+        title, best = about["title"], about["answer"]
+        if "unknown" in best:
+            console.print(f"{title}: which run to take cannot be told: {best['unknown']}")
             continue
         told = f"AUROC {best['auroc']}{'; BL is not shown to beat guessing' * best['guesses']}"
         if best["base"]:
             told += f"; {best['smaller']:.1f} times smaller than BL; {best['told']}"
         small = " of the small files" if best.get("smaller", 0) >= 4 else ""
-        console.print(f"{dataset}: take {best['name']} ({told}), best on validation{small}")
+        console.print(f"{title}: take {best['name']} ({told}), best on validation{small}")
         console.print(f"  python -m dflib predict IMAGE --run {best['run_id']}")
-        console.print(f"  audit: {verdict_of(dataset)}")
+        console.print(f"  audit: {verdict_of(about['dataset'])}")

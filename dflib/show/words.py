@@ -64,7 +64,7 @@ def intervals(rows: pd.DataFrame, metric: str) -> list[str]:
     """`interval` of a column and its `METRIC_low`, `METRIC_high`; of differences `spoken`."""
     columns = rows.reindex(columns=[metric, f"{metric}_low", f"{metric}_high"]).astype(float)
     told = [(value, None if np.isnan(ends).any() else ends) for value, *ends in columns.to_numpy()]
-    if metric.endswith(("-BL", "-plain", "difference")):
+    if metric.endswith(("-BL", "-plain", "-rival")):
         return [spoken({"mean": value, "ci95": ends}) for value, ends in told]
     return [interval(value, ends) for value, ends in told]
 

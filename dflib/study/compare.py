@@ -5,6 +5,7 @@ change is a dict of `metrics.combine`, of differences. `verdict` alone judges.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ FOLD = ("train_generators", "hold_out")
 RECIPE = ("backbone", "pretrained", "ema", "front", "mode")
 JUDGED = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # no share of fakes in them
 MARGIN = 0.02  # the loss of either that one would still call none
+FLIPS = 6  # scenes decided otherwise: fewer tell nothing, were they all on one side (2 / 2^5 > 5 %)
 
 
 def load(
@@ -126,7 +128,7 @@ def paired(mine, theirs) -> dict[str, dict]:
     mine, theirs = ([each] if isinstance(each, dict) else list(each) for each in (mine, theirs))
     drawn, bounds = _drawn([*mine, *theirs])
     lost = {name: np.subtract(*np.split(x, 2)) for name, x in drawn.items()}
-    return _joined(mine, lost, bounds)
+    return _joined(mine, lost, bounds, _still(mine, theirs))
 
 
 def against_baselines(group: Iterable[dict], every: Mapping[str, dict]) -> dict[str, dict]:
@@ -173,17 +175,21 @@ def in_families(result: dict) -> dict[str, list[str]]:
     return several if len(known) > 1 else {}
 
 
+def _sets(results: Sequence[dict]) -> list[dict[str, list[str]]]:
+    """Of each result the generators whose fakes count together, by name."""
+    every = tested(results[0])
+    known = {g: [g] for g in every} | {"all": every} | in_families(results[0])
+    seen = [r.get("train_generators", every) for r in results]
+    parts = [{"seen": of, "unseen": tested(results[0], but=of)} for of in seen]
+    return [known | part if all(p["unseen"] for p in parts) else known for part in parts]
+
+
 def _drawn(results: Sequence[dict]) -> tuple[dict, dict]:
     """`resampled` of each on the same draws: {set: (results, metrics, 1 + draws)}, and the largest
     of their bounds, {set: {metric: float}}."""
-    first, every = results[0], tested(results[0])
+    first, found, bounds = results[0], [], []
     draws = min(r["params"].get("draws", DEFAULTS["draws"]) for r in results)
-    unseen = [tested(r, but=r.get("train_generators", every)) for r in results]
-    grouped, found, bounds = in_families(first), [], []
-    for r, others in zip(results, unseen, strict=True):
-        sets = {g: [g] for g in every} | {"all": every} | grouped
-        if all(unseen):
-            sets |= {"seen": r["train_generators"], "unseen": others}
+    for r, sets in zip(results, _sets(results), strict=True):
         images = [(each.get("data_fingerprint"), _paths(each["folder"])) for each in (r, first)]
         if images[0] != images[1]:
             text = f"{r['run_id']} and {first['run_id']} were tested on different images"
@@ -195,16 +201,37 @@ def _drawn(results: Sequence[dict]) -> tuple[dict, dict]:
     drawn = {name: np.stack([values[name] for values in found]) for name in found[0]}
     largest = lambda dicts: {k: max(d[k] for d in dicts) for k in metrics.INTERVALS}
     most = {name: largest([least[name] for least in bounds]) for name in drawn}
-    if all(unseen):
+    if "unseen" in drawn:
         drawn["gap"] = drawn["seen"] - drawn["unseen"]
         most["gap"] = largest([most["seen"], most["unseen"]])
     return drawn, most
 
 
+def _still(mine: Sequence[dict], theirs: Sequence[dict]) -> set[tuple[str, str]]:
+    """(set, "recall" | "tnr"): those whose decisions differ on fewer than FLIPS scenes."""
+    scenes = defaultdict(set)
+    for a, b, sets in zip(mine, theirs, _sets([*mine, *theirs]), strict=False):
+        table, other = (records.predictions(r["folder"]) for r in (a, b))
+        moved = (table["score"] >= a["threshold"]) != (other["score"] >= b["threshold"])
+        fake = table["label"] == 1
+        for name, of in sets.items():
+            fakes = fake & table["generator"].isin(of)
+            at = moved & metrics.with_reals(table["label"], fakes, table.get("testset"))
+            scenes[name, "recall"].update(table["group"][at & fake])
+            scenes[name, "tnr"].update(table["group"][at & ~fake])
+    return {at for at, found in scenes.items() if len(found) < FLIPS}
+
+
 @lru_cache(maxsize=256)  # about a megabyte each; a finished run stays as it is
 def _kept(folder: Path, sets: tuple, draws: int) -> tuple[dict, dict]:
     found, bounds = resampled(folder, dict(sets), draws=draws)
-    return {name: np.array([x[k] for k in metrics.INTERVALS]) for name, x in found.items()}, bounds
+    values = {name: np.array([x[k] for k in metrics.INTERVALS]) for name, x in found.items()}
+    own = any(records.predictions(folder).get("testset", ()))  # reals of each test set
+    for name, of in sets if own else ():
+        if each := [g for g in of if g in values and name != "all"]:
+            values[name] = np.mean([values[g] for g in each], axis=0)
+            bounds[name] = {k: np.mean([bounds[g][k] for g in each]) for k in bounds[name]}
+    return values, bounds
 
 
 @lru_cache(maxsize=256)
@@ -212,13 +239,15 @@ def _paths(folder: Path) -> int:
     return hash(tuple(records.predictions(folder)["path"]))
 
 
-def _joined(group: Sequence[dict], drawn: Mapping, bounds: Mapping) -> dict[str, dict]:
+def _joined(group: Sequence[dict], drawn: Mapping, bounds: Mapping, still=()) -> dict[str, dict]:
     seeds = np.array([r["seed"] for r in group])
     found = {}
     for name, values in drawn.items():
         means = np.stack([values[seeds == s].mean(axis=0) for s in np.unique(seeds)], axis=1)
         each = dict(zip(metrics.INTERVALS, means, strict=True))
-        wider = metrics.beyond(each, bounds[name])
+        of = ("seen", "unseen") if name == "gap" else (name,)
+        alike = {metric: np.zeros(2) for part, metric in still if part in of}
+        wider = metrics.beyond(each | alike, bounds[name])
         found[name] = {metric: metrics.combine(x, wider[metric]) for metric, x in each.items()}
     return found
 

@@ -135,6 +135,7 @@ def gaps(results: Iterable[dict], *, margin: float = MARGIN, plain: str = "plain
             changes = compare.contrast(group, reference) if reference is not group else {}
             for name, each in changes.items():
                 row |= interval(name + end, each["auroc"])
+                row |= interval(f"balanced/{name}{end}", each["balanced_accuracy"])
                 row[f"{name}{end}_verdict"] = compare.verdict(each, margin=margin).says
         rows.append(row)
     return pd.DataFrame(rows)
@@ -144,7 +145,7 @@ def duels(
     results: Iterable[dict], rivals: Mapping[str, Sequence[str]], *, margin: float = MARGIN
 ) -> pd.DataFrame:
     """Which of two methods is better at the same rate: paired over the folds and seeds of both. A
-    row each rate, pair and where (seen | unseen): seeds, difference (AUROC), verdict, word."""
+    row each rate, pair and where (seen | unseen): differences, verdict, word, told."""
     groups: dict[tuple, list[dict]] = {}
     for r in results:
         groups.setdefault((r["method"], r["rate"]), []).append(r)
@@ -156,11 +157,12 @@ def duels(
                 continue
             found = compare.contrast(*both) or {"seen": compare.paired(*both)["all"]}
             for where in [name for name in found if name != "gap"]:
-                change = found[where]["auroc"]
-                verdict = compare.verdict(found[where], rival, margin=margin)
+                word, says, text = compare.verdict(found[where], rival, margin=margin)
                 row = {"method": method, "rival": rival, "rate": rate, "where": where}
-                row |= {"seeds": change["seeds"], "verdict": verdict.says, "word": verdict.word}
-                rows.append(row | interval("difference", change))
+                row |= {"word": word, "verdict": says, "told": text}
+                for metric in compare.JUDGED:
+                    row |= interval(f"{metric}-rival", found[where][metric])
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
