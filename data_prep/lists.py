@@ -162,5 +162,4 @@ def _stream(
         name = re.sub(r"^\.|[/\0]", "_", str(row[generator])) if generator else "fake"
         with suppress(BadImage):  # an empty file then, which is quarantined
             data = read_file(path) if data is None else data
-        suffix = PurePosixPath(path).suffix[:9]
-        yield label_of(value, f"In {source}."), name, data or b"", suffix
+        yield label_of(value, f"In {source}."), name, data or b"", PurePosixPath(path).suffix[:9]
