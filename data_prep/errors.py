@@ -19,7 +19,7 @@ class InputError(ValueError):
     """Bad input from a user. The command line prints it as one line and exits with 2."""
 
     def __str__(self) -> str:
-        return shown(super().__str__())
+        return re.sub(r"(\S{200})\S{100,}(\S{50})", r"\1…\2", shown(super().__str__()))
 
 
 def short(value: object, most: int = 80) -> str:

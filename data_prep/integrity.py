@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import stat
 import warnings
 from contextlib import suppress
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
+from data_prep.paths import regular
 from data_prep.transform import MAX_PIXELS, coded, opened
 
 MAX_BYTES = 300_000_000  # what as many pixels take without any compression
@@ -28,16 +28,12 @@ class BadImage(ValueError):
 def read_file(path: Path | str) -> bytes:
     """The bytes of a regular file of at most `MAX_BYTES`; `BadImage`, unopened, for another."""
     try:
-        found = Path(path).stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise BadImage("not a regular file")  # a pipe or a device may never end
-        if found.st_size > MAX_BYTES:
-            raise BadImage(f"too large: more than {MAX_BYTES // 1_000_000} MB")
-        return Path(path).read_bytes() if found.st_size else b""
+        file = regular(Path(path), MAX_BYTES)
+        return file.read_bytes() if file.stat().st_size else b""
     except OSError as error:
         escaped = "\\udc" in str(path)  # by `paths.as_text`
-        reason = "name is not UTF-8: rename it" if escaped else f"unreadable: {error.strerror}"
-        raise BadImage(reason) from error
+        reason = f"unreadable: {error.strerror}" if error.errno else error.strerror
+        raise BadImage("name is not UTF-8: rename it" if escaped else reason) from error
 
 
 def open_image(source: Path | bytes) -> Image.Image:

@@ -1,15 +1,18 @@
 """Images that a list labels, and sets of the Hugging Face hub, to a manifest."""
 
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from data_prep import folder, manifest, scenes
 from data_prep.errors import InputError, choose, short
-from data_prep.paths import data_root
+from data_prep.integrity import BadImage, read_file
+from data_prep.paths import data_root, regular
 
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "authentic": 0}
 LABELS |= {"synthetic": 1, "generated": 1}
@@ -51,6 +54,7 @@ def read(
     what the file calls them. `InputError` for what is not there or a path that stands in it twice.
     """
     try:
+        regular(file, 2 * 10**9)
         if file.suffix.lower() == ".parquet":
             table = pd.read_parquet(file).astype("str")
         else:
@@ -155,6 +159,7 @@ def _stream(
     for row in rows:
         value = words[row[label]] if words else row[label]
         data, path = row[image]["bytes"], row[image]["path"] or ""
-        name = str(row[generator]).replace("/", "_") if generator else "fake"
-        data = Path(path).read_bytes() if data is None else data
-        yield label_of(value, f"In {source}."), name, data, PurePosixPath(path).suffix
+        name = re.sub(r"^\.|[/\0]", "_", str(row[generator])) if generator else "fake"
+        with suppress(BadImage):  # an empty file then, which is quarantined
+            data = read_file(path) if data is None else data
+        yield label_of(value, f"In {source}."), name, data or b"", PurePosixPath(path).suffix[:9]

@@ -126,9 +126,10 @@ def load(name: str) -> pd.DataFrame:
     path = paths.dataset_folder(name) / "manifest.csv"
     text = dict.fromkeys(set(COLUMNS) - {"label", "bytes", *NUMBERS}, "str")
     how = {"usecols": COLUMNS, "dtype": text, "keep_default_na": False}
+    how["na_values"] = dict.fromkeys(NUMBERS, [""])
     try:
-        return pd.read_csv(path, **how, na_values={column: [""] for column in NUMBERS})
-    except ValueError as error:  # not UTF-8, not a table, empty, or of an older version
+        return pd.read_csv(paths.regular(path, 10**10), **how)
+    except (OSError, ValueError) as error:  # not UTF-8, not a table, empty, of an older version
         again = "scan the images again with python -m data_prep"
         raise InputError(f"{path} is damaged, or of an older version ({error}): {again}") from error
 

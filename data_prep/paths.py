@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def describe(name: str) -> dict:
     """The dataset's `dataset.json`: name, kind, root of the images, licence."""
     path = dataset_folder(name) / "dataset.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(regular(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         again = "make it again with python -m data_prep"
         raise InputError(f"{path} is missing or damaged ({error}): {again}") from error
@@ -157,6 +158,16 @@ def written(path: Path, prefix: str = "") -> Iterator[Path]:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def regular(file: Path, most: int = 10**8) -> Path:
+    """A file that can be read whole, no pipe or device, which may never end; else `OSError`."""
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(0, "not a regular file", str(file))
+    if found.st_size > most:
+        raise OSError(0, f"too large: more than {most // 1_000_000} MB", str(file))
+    return file
 
 
 def as_text(path: Path | str) -> str:

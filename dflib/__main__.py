@@ -36,7 +36,10 @@ def _writable(option: typer.CallbackParam, file: Path | None) -> Path | None:
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
             there = file.exists()
-            file.open("ab").close()
+            if file.is_file() and f".{option.name}" in {".csv", ".html"} - {file.suffix}:
+                raise InputError(f"{file} is there, and no .{option.name}: give another file")
+            how = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # a pipe would wait
+            os.close(os.open(file, how))
             if not there:
                 file.unlink()
     except OSError as error:
@@ -264,7 +267,7 @@ def adopt(
 @app.command()
 def leak(
     dataset: Annotated[str, Argument(help="name of a prepared dataset")],
-    size: Annotated[int, Option(help="pixels a side")] = 64,
+    size: Annotated[int, Option(min=32, max=2048, help="pixels a side")] = 64,
     epochs: Annotated[int, Option(min=1)] = 20,
     seeds: Annotated[str, Option(help="each is a split and a training")] = "0,1,2,3,4",
 ) -> None:

@@ -43,7 +43,6 @@ SRM = torch.stack(  # second differences along a line, in a 3 x 3 and in a 5 x 5
 # what a checkpoint may describe: a file of some bytes must not make us build a tower of layers
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Width = Annotated[int, Field(ge=1, le=2**16)]
-Name = Annotated[str, Field(max_length=200)]
 Several = Field(max_length=512)  # layers
 HEADER = 2**20  # bytes of a checkpoint's head, names and description: ours have a tenth
 
@@ -73,19 +72,19 @@ class Dense:
 class Architecture:
     """Everything that rebuilds a detector's shape. In: 3 x size x size; out: `classes` logits."""
 
-    name: Name
+    name: str
     size: Annotated[int, Field(le=4096)]
     blocks: Annotated[tuple[Block, ...], Several]
     head: Annotated[tuple[Dense, ...], Several]
     classes: Literal[2] = 2
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # pixels are normalised inside the model:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # the deployed file takes those in [0, 1]
-    backbone: Name = "vgg"  # ours, which blocks and head describe; else see `backbones`
+    backbone: str = "vgg"  # ours, which blocks and head describe; else see `backbones`
     # of a pruned one of those: layer, inputs, outputs
-    shapes: Annotated[tuple[tuple[Name, Width, Width], ...], Several] = ()
+    shapes: Annotated[tuple[tuple[str, Width, Width], ...], Several] = ()
     # of products of thin layers: layer, then its ranks (see `factors`)
-    ranks: Annotated[tuple[tuple[Name, Width] | tuple[Name, Width, Width], ...], Several] = ()
-    front: Name = ""  # srm: the network sees residuals instead of pixels (`Detector.set_front`)
+    ranks: Annotated[tuple[tuple[str, Width] | tuple[str, Width, Width], ...], Several] = ()
+    front: str = ""  # srm: the network sees residuals instead of pixels (`Detector.set_front`)
 
     def to_json(self) -> str:
         """What differs from the defaults."""

@@ -240,10 +240,11 @@ def test_an_onnx_detector_computes_what_it_did(outputs, fake_index, last, tmp_pa
     theirs = nn.Sequential(*layers, nn.Linear(32, outputs)).eval()
     squashed = nn.Sequential(theirs, *([last] if last else []))
     file, x = tmp_path / "theirs.onnx", torch.rand(3, 3, 32, 32)
-    any_number = {"dynamic_axes": {"x": {0: "n"}}}
+    any_number = {"dynamic_axes": {"pixels": {0: "n"}}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its age
-        torch.onnx.export(squashed, (x,), file, dynamo=False, input_names=["x"], **any_number)
+        names = {"input_names": ["pixels"], "output_names": ["logits"]}  # as ours are called
+        torch.onnx.export(squashed, (x,), file, dynamo=False, **names, **any_number)
     name = adopt.onnx_file(file, size=32, mean=mean, std=std, fake_index=fake_index)
     model = Detector(architecture("BL", size=32, backbone=name)).eval()
     normal = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)

@@ -51,6 +51,7 @@ SET = {  # --set: what is said of it
     "hold_out=1": "unknown generator '1'",
     f"epochs={'[' * 100_000}": "setting epochs='[[[",
     "[" * 100_000: "--set '[[[",
+    "backbone=" + "x" * 90_000: "unknown backbone 'xxx",
     "backbone=timm/nope": "unknown timm network 'nope'",
 }
 OPTIONS = {  # other options of study: what is said of them
@@ -74,6 +75,9 @@ OPTIONS = {  # other options of study: what is said of them
     ("--methods", "TL+FT", "--source", "dogs-vs-cats"): f"{KNOWN} dogs-vs-cats --from FOLDER",
     ("--methods", "chain", "--set", "steps=" + "int8," * 50_000): "steps 'int8,int8,int8",
     ("--grid", "n" * 300): "File name too long",
+    ("--grid", "n" * 90_000): "File name too long",
+    ("--methods", "CPF", "--rates", "1e-13"): "rate 0 is outside (0, 1)",
+    ("--methods", "CPF", "--rates", "0.9999999999999"): "rate 1 is outside (0, 1)",
 }
 OTHERS = {  # other commands
     ("dflib", "study", "--methods", "CPX"): "unknown method 'CPX'",  # no demo data are made for it
@@ -86,7 +90,15 @@ OTHERS = {  # other commands
     ("dflib", "predict", "n" * 300, "--run", "r" * 9000): "File name too long",
     ("dflib", "results", "--dataset", "mien"): "unknown dataset 'mien', did you mean 'mine'?",
     ("dflib", "results", "--csv", "images/real/real-000.png/x.csv"): "--csv 'images/real/real",
+    (
+        "dflib",
+        "results",
+        "--csv",
+        "images/real/real-000.png",
+    ): "is there, and no .csv: give another",
+    ("dflib", "results", "--html", "images/real/real-001.png"): "is there, and no .html: give",
     ("dflib", "results", "--html", "images"): "--html 'images' cannot be written: Is a directory",
+    ("dflib", "leak", "mine", "--seeds=0,-1"): "seeds (0, -1): expected whole numbers from 0",
     ("data_prep", "folder", "images", "--name", "../new"): "'../new' cannot be a dataset's name",
     ("data_prep", "folder", "images", "--name", "n" * 9000): "cannot be a dataset's name",
     ("data_prep", "folder", "images/fake", "--name", "new"): "(there: gan): images have no label",

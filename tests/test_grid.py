@@ -56,6 +56,12 @@ def test_a_hostile_grid_is_refused_at_once_in_a_short_line(text):
     assert len(str(e.value)) < 500 and "\n" not in str(e.value)
 
 
+def test_a_list_of_more_than_anyone_plans_is_refused_at_once():
+    for text in ("seeds: [" + "1, " * 1001 + "]", "rates: [" + "0.5, " * 100_000 + "]"):
+        with pytest.raises(InputError, match="entries: expected at most 1,000"):
+            grid.parse(text)
+
+
 def test_text_settings_of_a_grid_stay_text():
     odd = "hold_out: 01, keep_float: on, train_generators: 1e3, epochs: 05, limit: null"
     found = grid.parse(f"dataset: 007\nset: {{{odd}}}", "g.yaml")

@@ -10,21 +10,25 @@ import struct
 import sys
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click import Option
 from made import python
 from PIL import EpsImagePlugin, Image, ImageCms
 
-from data_prep import cache, folder, integrity, manifest, transform
+from data_prep import cache, folder, integrity, lists, manifest, transform
 from data_prep.errors import InputError
 from data_prep.integrity import BadImage
-from data_prep.paths import PROJECT
+from data_prep.paths import PROJECT, describe
 from data_prep.transform import coded as encoded
+from dflib.__main__ import _writable
 from dflib.edge import files
 from dflib.edge.predict import Predictor
 from dflib.show import explorer
+from dflib.study import grid, records
 
 HEAD = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
 PROGRAMS = {
@@ -187,6 +191,51 @@ def test_only_regular_files_of_a_sane_size_are_read(
         assert done.returncode == code, done.stderr
         for reason in {*reasons.values()} - {"unreadable: Too many levels"}:
             assert reason in done.stdout
+
+
+def readers(place: Path, images: Path) -> dict[str, tuple[str, Callable[[], object]]]:
+    """What reads a file that is no image: its name below `place`, and the reading."""
+    run, listed = place / "run", ("path", "label", "score")
+    return {
+        "a list": ("list.csv", lambda: lists.prepare(place / "list.csv", images, name="new")),
+        "scores": ("scores.parquet", lambda: lists.read(place / "scores.parquet", needed=listed)),
+        "a grid": ("grid.yaml", lambda: grid.read(place / "grid.yaml")),
+        "a manifest": ("mine/manifest.csv", lambda: manifest.load("mine")),
+        "a dataset": ("mine/dataset.json", lambda: describe("mine")),
+        "a result": ("run/result.json", lambda: records.read(run)),
+        "an option": ("table.csv", lambda: _writable(Option(["--csv"]), place / "table.csv")),
+    }
+
+
+@pytest.mark.parametrize("what", readers(Path(), Path()))
+@pytest.mark.parametrize("kind", ["pipe", "device", "giant"])
+def test_no_reader_waits_for_a_pipe_or_takes_in_what_has_no_end(
+    tmp_path, monkeypatch, tree, what, kind
+):
+    monkeypatch.setenv("DFLIB_DATA", str(tmp_path))
+    images = tree(tmp_path / "images", {"real": 2, "fake": 2})
+    folder.prepare(images, name="mine")
+    name, read = readers(tmp_path, images)[what]
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        with file.open("wb") as content:
+            content.truncate(1 << 40)
+    if what == "an option" and kind != "pipe":
+        return  # something to write to
+    with pytest.raises(InputError, match="not a regular file|too large|No such device"):
+        read()
+
+
+@pytest.mark.parametrize("name", ["failed.json", "model.safetensors"])
+def test_a_pipe_in_a_run_folder_is_as_if_it_were_not_there(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert records.failure(tmp_path) is None and records.stamp(tmp_path / name) == ""
 
 
 # ---- what is damaged is told as such, by `predict.py` too

@@ -112,3 +112,19 @@ def test_a_set_of_the_hub_is_streamed_and_sampled(hub, data_root):
         with pytest.raises(InputError, match=message):
             CliRunner().invoke(app, [*words, "--force", column, "x"], catch_exceptions=False)
     assert len(list((data_root / "mine" / "files").rglob("*.png"))) == 8  # as it was
+
+
+def test_odd_rows_of_the_hub_stay_below_the_set_and_are_quarantined(tmp_path, data_root):
+    pytest.importorskip("datasets", reason='pip install -e ".[datasets]"')
+    good = {"bytes": coded(noise(12, 9), "PNG"), "path": "x." + "n" * 300}
+    odd = [{"bytes": None, "path": path} for path in ("/dev/zero", "/nowhere", "/proc/kmsg")]
+    names = ["..", ".x", "a/../../b", "a\0b"]
+    rows = [{"image": good, "label": i % 2, "model": names[i // 2 % 4]} for i in range(160)]
+    rows += [{"image": image, "label": 1, "model": "gan"} for image in odd]
+    (tmp_path / "hub").mkdir()
+    pd.DataFrame(rows).to_parquet(tmp_path / "hub" / "train.parquet")
+    columns = ("image", "label", "model")
+    found = lists.huggingface(str(tmp_path / "hub"), name="mine", columns=columns)
+    assert found["status"].value_counts().to_dict() == {"ok": 160, "zero-byte": 3}
+    assert {*found["generator"]} == {"real", "_.", "_x", "a_.._.._b", "a_b", "gan"}
+    assert {p.name for p in (data_root / "mine" / "files").iterdir()} == {"real", "fake"}

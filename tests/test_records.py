@@ -171,3 +171,22 @@ def test_predictions_with_impossible_scores_are_refused(own_outputs):
         runs.predictions(folder)
 
     assert folder.name not in every_reader(own_outputs)
+
+
+ODD_TABLES = {
+    "no row": lambda table: table[:0],
+    "one class": lambda table: table[table["label"] == 1],
+    "numbers": lambda table: table.assign(generator=1),
+    "nothing": lambda table: table.assign(group=None),
+    "half of nothing": lambda table: table.assign(path=table["path"].where(table["label"] == 1)),
+    "lists": lambda table: table.assign(group=[["a"]] * len(table)),
+    "labels as text": lambda table: table.assign(label=table["label"].astype(str)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TABLES)
+def test_a_table_of_predictions_of_another_kind_is_left_out(own_outputs, kind, monkeypatch):
+    monkeypatch.setattr(report, "FIGURES", {})
+    folder = victim(own_outputs)
+    ODD_TABLES[kind](runs.predictions(folder)).to_parquet(folder / "predictions.parquet")
+    assert folder.name not in every_reader(own_outputs)

@@ -112,6 +112,20 @@ def test_an_interrupted_study_leaves_nothing_and_says_how_it_goes_on(
         assert torch.load(checkpoint, weights_only=True)["recipe"]
 
 
+def test_what_a_killed_study_left_goes_with_the_next_one(tmp_path):
+    kinds = {"killed": 99, "in-use": 99, "begins": 0}  # how old its lock is, in seconds
+    for kind, age in kinds.items():
+        file = tmp_path / f".study-{kind}" / "lock"
+        file.parent.mkdir()
+        file.touch()
+        os.utime(file, (time.time() - age,) * 2)
+    (tmp_path / "mine").mkdir()
+    with FileLock(tmp_path / ".study-in-use" / "lock"):
+        os.utime(tmp_path / ".study-in-use" / "lock", (time.time() - 99,) * 2)
+        engine._sweep(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {".study-in-use", ".study-begins", "mine"}
+
+
 def test_a_study_needs_no_network_and_no_name_of_the_machine(tiny_dataset, outputs_root):
     shell = 'hostname nobody.invalid && ip link set lo up && exec "$@"'
     words = ["unshare", "--net", "--uts", "sh", "-c", shell, "sh"]

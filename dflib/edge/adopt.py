@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper
 
 from data_prep.errors import InputError, short
 from dflib import backbones
@@ -35,7 +35,7 @@ def onnx_file(
     """
     if fake_index not in (0, 1):
         raise InputError(f"--fake-index {fake_index}: expected 0 or 1")
-    if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
+    if len(mean) != 3 or len(std) != 3 or not (np.isfinite([*mean, *std]).all() and min(std) > 0):
         raise InputError(f"--mean {mean} --std {std}: expected three numbers each, std above 0")
     try:
         model = read(file, external=True)  # before any of it runs
@@ -44,6 +44,7 @@ def onnx_file(
         raise
     except Exception as error:  # onnx, protobuf and ONNX Runtime have their own kinds
         raise InputError(f"{file} cannot be loaded: {short(str(error), 200)}") from error
+    model = compose.add_prefix(model, "theirs/")  # its own names may be ours
     _before(model.graph, size, mean, std)
     _after(model.graph, outputs, fake_index)
     with tempfile.TemporaryDirectory() as folder:

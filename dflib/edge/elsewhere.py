@@ -15,7 +15,7 @@ from scipy import stats
 
 from data_prep import manifest
 from data_prep.errors import InputError
-from data_prep.paths import write_text, written
+from data_prep.paths import regular, write_text, written
 from dflib import data, metrics, train
 from dflib.edge.predict import Predictor
 from dflib.study import records, runs
@@ -79,7 +79,7 @@ def known(run: str, dataset: str) -> dict | None:
     >>> known("BL-s0-32px-4a29162b", "unseen-faces")  # doctest: +SKIP
     """
     try:
-        record = json.loads((_made_for(run)[1] / f"{dataset}.json").read_text(encoding="utf-8"))
+        record = json.loads(regular(_made_for(run)[1] / f"{dataset}.json").read_text("utf-8"))
         return record if record["data_fingerprint"] == manifest.fingerprint_of(dataset) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -113,7 +113,7 @@ def every(results: Iterable[dict]) -> pd.DataFrame:
         about = {key: result[key] for key in ("run_id", "method", "rate", "seed")}
         for file in sorted((Path(result["folder"]) / "tests").glob("*.json")):
             try:
-                made = rows(json.loads(file.read_text(encoding="utf-8")))
+                made = rows(json.loads(regular(file).read_text(encoding="utf-8")))
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 log.warning("%s is damaged: delete it, and test again", file)
                 continue

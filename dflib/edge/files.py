@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data_prep import cache, integrity
 from data_prep.errors import InputError, choose, shown
-from data_prep.paths import write_text
+from data_prep.paths import regular, write_text
 from dflib import data, export, models, quantize
 from dflib.edge import page as pages
 from dflib.study import runs
@@ -172,8 +172,8 @@ def replacing(folder: Path, names: Sequence[str], *, force: bool = False) -> Ite
     for path in (Path(folder) / name for name in names):
         if path.is_dir():
             raise InputError(f"{path} is a folder: give another --out")
-        taken = path.exists() or path.is_symlink()
-        if taken and not force and not (path.is_file() and is_ours(path.read_bytes())):
+        taken = not force and (path.exists() or path.is_symlink())
+        if taken and not (path.is_file() and is_ours(regular(path, 2**31).read_bytes())):
             what = "is there, and is not as `python -m dflib export` wrote it"
             raise InputError(f"{path} {what}: give another --out, or --force to replace it")
     try:

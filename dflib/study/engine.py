@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -17,8 +18,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 
+from filelock import Timeout
+
 from data_prep.errors import InputError, check_rate, choose
-from data_prep.paths import outputs_root, usable
+from data_prep.paths import lock, outputs_root, usable
 from dflib.measure import ONCE
 from dflib.study import doctor, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome
@@ -126,11 +129,12 @@ def run(
             tell(s, outcome(s))
     if not todo:
         return outcomes
-    usable(outputs_root())
+    _sweep(usable(outputs_root()))
     events: SimpleQueue = SimpleQueue()
     scratch = {"prefix": ".study-", "dir": outputs_root(), "ignore_cleanup_errors": True}
     with (
         TemporaryDirectory(**scratch) as place,  # for what workers write beside their runs
+        lock(Path(place) / "lock"),
         _client(scheduler, place, most=len(todo), once=once) as client,
     ):
         client.subscribe_topic("dflib", lambda event: events.put((event[1], None)))
@@ -146,6 +150,14 @@ def run(
         if s.run_id not in outcomes:
             tell(s, outcome(s, "left", STOPPED))
     return outcomes
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed studies left; a lock that is young may be about to be taken."""
+    for file in root.glob(".study-*/lock"):
+        with suppress(OSError, Timeout):
+            if time.time() - file.stat().st_mtime > GRACE and lock(file, timeout=0):
+                shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def behind(p: Plan) -> dict[str, int]:

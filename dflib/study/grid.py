@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from data_prep.errors import InputError, choose, short
+from data_prep.paths import regular
 from dflib.study import engine
 
 LISTS = {"dataset": str, "methods": str, "rates": float, "seeds": int}
@@ -15,8 +16,7 @@ KEYS = ("preset", "source", "protocol", "folds", *LISTS, "set")
 def read(path: Path | str) -> dict:
     """The options of a grid file; raises `InputError` where it cannot be read, or as `parse`."""
     try:
-        with Path(path).open("rb") as file:
-            return parse(file.read(MOST + 1), path)
+        return parse(regular(Path(path), MOST).read_bytes(), path)
     except OSError as error:
         raise InputError(f"grid {path}: {error.strerror}; notebooks/grids has examples") from error
 
@@ -60,6 +60,8 @@ def entries(value: str | list, key: str, place: str = "--") -> tuple:
     except ValueError as error:
         like = {"seeds": "0,1,2", "rates": "0.6,0.9"}[key]
         raise InputError(f"{place}{key} {short(value)} is no list of numbers: {like}") from error
+    if len(found) > 1000:
+        raise InputError(f"{place}{key} has {len(found):,} entries: expected at most 1,000")
     if not found:
         raise InputError(f"{place}{key} {short(value)} is empty: leave it out for the preset's own")
     return found

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pandas as pd
 
+from data_prep.errors import InputError, short
 from data_prep.protocol import PROTOCOLS
 from dflib import data, metrics, models, train
+from dflib.study.runs import SEEDS
 
 METRICS = ("auroc", "balanced_accuracy")
 
@@ -24,6 +26,8 @@ def leak(
 
     A seed decides the split, the first weights and the order of the images.
     """
+    if not all(0 <= seed < SEEDS for seed in seeds):
+        raise InputError(f"seeds {short(seeds)}: expected whole numbers from 0 below 2^32")
     rows = []
     for seed in seeds:
         how = replace(recipe or train.Recipe(), seed=seed)

@@ -14,10 +14,11 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
 from data_prep.errors import InputError, choose, short
-from data_prep.paths import outputs_root, write_text
+from data_prep.paths import outputs_root, regular, write_text
 from dflib import measure
 from dflib.study import methods
 from dflib.study.settings import DEFAULTS
@@ -139,7 +140,7 @@ def read(folder: Path) -> dict:
     """A run's `result.json` and `folder`; raises `InputError` where there is no finished run."""
     folder = Path(folder)
     try:
-        found = Result.model_validate_json((folder / "result.json").read_bytes())
+        found = Result.model_validate_json(regular(folder / "result.json").read_bytes())
         return found.model_dump(exclude_unset=True) | {"folder": folder}
     except FileNotFoundError as error:
         wrong = "is no finished run: it has no result.json. python -m dflib results lists them"
@@ -178,9 +179,13 @@ def predictions(folder: Path) -> pd.DataFrame:
     file = Path(folder) / "predictions.parquet"
     try:
         table = pd.read_parquet(file)
-        if not (table["score"].between(0, 1).all() and table["label"].isin((0, 1)).all()):
-            raise ValueError("a label that is not 0 or 1, or a score outside [0, 1]")
-        return table.astype(dict.fromkeys(("path", "generator", "group"), object))
+        if not (table["score"].between(0, 1).all() and {*table["label"]} == {0, 1}):
+            raise ValueError("a label that is not 0 or 1, no other, or a score outside [0, 1]")
+        names = ["path", "generator", "group"]
+        kinds = {infer_dtype(table[name]) for name in names}
+        if kinds != {"string"} or table[names].isna().any(axis=None):
+            raise ValueError(f"{', '.join(names)}: not all are text")
+        return table.astype(dict.fromkeys(names, object))
     except FileNotFoundError as error:
         raise InputError(f"{folder} has no predictions to read: make the run again") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -199,7 +204,7 @@ def older(result: dict) -> bool:
 def stamp(file: Path) -> str:
     """A file's size and a hash of its two ends, which a power cut changes; "" for no file."""
     try:
-        with file.open("rb") as content:
+        with regular(file, 2**62).open("rb") as content:
             ends = content.read(ENDS)
             size = content.seek(0, os.SEEK_END)
             content.seek(max(0, size - ENDS))
@@ -233,7 +238,8 @@ def clear(folder: Path) -> None:
 def failure(folder: Path) -> dict | None:
     """The `failed.json` of a run folder; None where there is none that can be read."""
     try:
-        return Failure.model_validate_json((Path(folder) / "failed.json").read_bytes()).model_dump()
+        text = regular(Path(folder) / "failed.json").read_bytes()
+        return Failure.model_validate_json(text).model_dump()
     except (OSError, ValidationError):
         return None
 

@@ -153,7 +153,7 @@ def spec(
         trained_on(dataset, protocol=protocol, **fold)
     if row.rated and rate is None:
         raise InputError(f"{method} needs a rate: the share of parameters removed, e.g. 0.9")
-    rate = round(float(check_rate(rate)), 12) if row.rated else None  # 0.1 + 0.2 is 0.3
+    rate = check_rate(round(float(rate), 12)) if row.rated else None  # 0.1 + 0.2 is 0.3
     source = (source or usual.source) if row.transfers else ""
     if source == dataset:
         raise InputError(f"source {source!r} is the dataset itself: a transfer needs another one")

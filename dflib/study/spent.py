@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.paths import write_text
+from data_prep.paths import regular, write_text
 from dflib.study import records
 from dflib.study.records import TIMINGS, cpu
 
@@ -28,7 +28,7 @@ class Spent:
 
     def __post_init__(self) -> None:
         with suppress(OSError, ValueError, KeyError, TypeError):  # none, or cut by a power cut
-            found = json.loads(self.file.read_text())
+            found = json.loads(regular(self.file).read_text())
             self.made, self.total, self.threads = (found[k] for k in ("made", "total", "threads"))
 
     def all(self) -> list[float]:
