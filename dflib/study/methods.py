@@ -79,6 +79,7 @@ class Preset:
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     settings: dict
+    about: str
     source: str = "demo-source"
 
 
@@ -95,11 +96,13 @@ QUICK = {"size": 64, "epochs": 12, "finetune_epochs": 4, "transfer_epochs": 4}
 RATES = (0.6, 0.7, 0.8, 0.9)
 LARGE = {"size": 224, "patience": 8}
 PRESETS = {
-    "tiny": Preset("demo", PAPER, (0.9,), (0,), TINY),  # seconds: its numbers mean nothing
-    # minutes, offline; the transfers take as long again: --methods TL+FT,TL+KD,…
-    "demo": Preset("demo", DEMO, (0.6, 0.9), (0,), SMALL),
-    "quick": Preset("demo", FIRST, (0.9,), (0,), QUICK),  # own images: what to know first
-    "paper": Preset("faces-140k", PAPER, RATES, (0, 1, 2), LARGE, "dogs-vs-cats"),  # for GPUs
+    "tiny": Preset("demo", PAPER, (0.9,), (0,), TINY, "seconds: its numbers mean nothing"),
+    # the transfers take as long again: --methods TL+FT,TL+KD,…
+    "demo": Preset("demo", DEMO, (0.6, 0.9), (0,), SMALL, "minutes on two cores, offline"),
+    "quick": Preset("demo", FIRST, (0.9,), (0,), QUICK, "own images: what to know first"),
+    "paper": Preset(
+        "faces-140k", PAPER, RATES, (0, 1, 2), LARGE, "the paper's grid, for GPUs", "dogs-vs-cats"
+    ),
 }
 FOLDS = {"leave-one-out": "hold_out", "one-to-all": "train_generators"}  # set to each generator
 
