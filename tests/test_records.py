@@ -20,7 +20,7 @@ REASON = {  # what happened to the folder: what is said of it
     "zeros": ("result.json", b"\0" * 4000, "Invalid JSON"),
     "other json": ("result.json", b"[1, 2]", "should be an object"),
     "deep json": ("result.json", b"[" * 100_000, "result.json is damaged"),
-    "a folder": ("result.json", None, "Is a directory"),
+    "a folder": ("result.json", None, "not a regular file"),
     "cut parquet": ("predictions.parquet", b"PAR1 and no more", "predictions.parquet is damaged"),
     "empty parquet": ("predictions.parquet", b"", "predictions.parquet is damaged"),
     "parquet as a folder": ("predictions.parquet", None, "predictions.parquet is damaged"),

@@ -182,8 +182,9 @@ def predictions(folder: Path) -> pd.DataFrame:
         if not (table["score"].between(0, 1).all() and {*table["label"]} == {0, 1}):
             raise ValueError("a label that is not 0 or 1, no other, or a score outside [0, 1]")
         names = ["path", "generator", "group"]
-        kinds = {infer_dtype(table[name]) for name in names}
-        if kinds != {"string"} or table[names].isna().any(axis=None):
+        path, generator, group = (infer_dtype(table[name]) for name in names)
+        text = path == generator == "string" and group in ("string", "integer")
+        if not text or table[names].isna().any(axis=None):
             raise ValueError(f"{', '.join(names)}: not all are text")
         return table.astype(dict.fromkeys(names, object))
     except FileNotFoundError as error:
