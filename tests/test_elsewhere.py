@@ -52,8 +52,11 @@ def test_at_home_a_run_scores_as_its_record_says(run, tiny_dataset):
     record = elsewhere.test(run["run_id"], tiny_dataset)
     assert record["part"] == "test" and record["threshold"] == run["threshold"]
     stored, again = run["metrics"]["all"], record["metrics"]["all"]
-    assert again["auroc"] == pytest.approx(stored["auroc"], abs=1e-4)
     assert again["n_fake"] == stored["n_fake"]
+    pair = 1 / (
+        stored["n_fake"] * stored["n_real"]
+    )  # of all but equal scores: rounding may swap it
+    assert again["auroc"] == pytest.approx(stored["auroc"], abs=2.5 * pair)
 
 
 def test_on_another_set_it_scores_as_predict_does(run, another):
