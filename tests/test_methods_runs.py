@@ -285,6 +285,9 @@ def test_a_finished_run_is_one_row_and_the_best_is_told_by_validation(outputs_ro
         os.utime(place / "result.json", (0, 1000 - int(name[-1])))
     assert runs.find("best") == place  # by validation, and without those that have none
     assert "best: CPF-5 (validation AUROC 1.000)" in caplog.text
+    few = record | {"run_id": "CPF-6", "params": record["params"] | {"limit": 8}}
+    os.utime(store(outputs_root, few, known=known) / "result.json", (0, 900))
+    assert runs.find("best") == place  # eight images make 1.000 easy
     assert runs.find("latest").name == "CPF-1"
 
 

@@ -247,8 +247,8 @@ def failure(folder: Path) -> dict | None:
 
 def find(name: str) -> Path:
     """The folder of a finished run, by its path, its id or how that begins, `latest`, or `best`: of
-    the dataset and protocol that were worked on last; else, and for one that has scores but no
-    model, `InputError`."""
+    those with the latest's validation images; else, and for one that has scores but no model,
+    `InputError`."""
     folder, alone = _found(name), ""
     with suppress(InputError):  # a damaged one is told where it is read
         alone = read(folder).get("imported")
@@ -264,8 +264,8 @@ def _found(name: str) -> Path:
     if runs:
         found = max(runs, key=lambda r: age(r["folder"]))
         if name == "best":
-            place = found["dataset"], found["protocol"]
-            found = best(r for r in runs if (r["dataset"], r["protocol"]) == place)
+            images = _validated_on(found)
+            found = best(r for r in runs if _validated_on(r) == images)
         folder = found["folder"]
         log.warning("%s: %s (validation AUROC %.3f)", name, folder.name, validated(folder))
         return folder
@@ -275,6 +275,12 @@ def _found(name: str) -> Path:
         raise InputError(f"run {name!r} is how {len(alike)} begin: {', '.join(alike[:5])} …")
     word = alike[0] if len(alike) == 1 else Path(name).name
     return known[choose("run", word, known, hint="python -m dflib results lists them.")]
+
+
+def _validated_on(result: dict) -> list:
+    """What decides which validation images a run has: scores on others cannot be compared."""
+    params, told = result["params"], ("dataset", "protocol", "data_fingerprint")
+    return [*map(result.get, told), params.get("limit"), methods.fold(params)]
 
 
 def best(results: Iterable[dict]) -> dict:
