@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from data_prep.errors import InputError
-from data_prep.paths import written
+from data_prep.paths import regular, written
 from dflib import augment
 from dflib.data import Dataset, Part
 from dflib.measure import instruction_sets
@@ -282,7 +282,7 @@ def _resume(path: Path | None, parts: dict, recipe: Recipe) -> dict:
     if path is None or not Path(path).exists():
         return beginning
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(regular(path, 2**40), map_location="cpu", weights_only=True)
         theirs = Recipe(**saved["recipe"])  # what an older version did not write has its default
         states, state = [saved["parts"][name] for name in parts], saved["state"]
     except Exception:  # torch, pickle and zip have their own kinds

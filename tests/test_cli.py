@@ -49,6 +49,8 @@ SET = {  # --set: what is said of it
     "limit=1": "setting limit='1': expected a whole number from 8",
     "target_images=3": "setting target_images='3': expected a whole number from 8",
     "hold_out=1": "unknown generator '1'",
+    "hold_out= , ": "setting hold_out=' , ': expected text: names, commas between",
+    "lr=1e308": "setting lr='1e308': expected a number above 0 up to 100",
     f"epochs={'[' * 100_000}": "setting epochs='[[[",
     "[" * 100_000: "--set '[[[",
     "backbone=" + "x" * 90_000: "unknown backbone 'xxx",

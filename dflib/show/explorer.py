@@ -1,5 +1,4 @@
-"""What the explorer shows, as data: studies, cards, flips, one's own image; and what of it needs no
-kernel as one file, `explorer.html`."""
+"""What the explorer shows, as data; and what of it needs no kernel as one file, `explorer.html`."""
 
 import base64
 import io

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_m
 from data_prep.errors import InputError, choose, short
 from data_prep.paths import outputs_root, regular, write_text
 from dflib import measure
-from dflib.study import methods
+from dflib.study.methods import METHODS, fold, versions
 from dflib.study.settings import DEFAULTS
 
 log = logging.getLogger(__name__)
@@ -198,8 +198,8 @@ def older(result: dict) -> bool:
     """Whether code of other versions made a result: then it counts among its like alone."""
     if result.get("imported"):
         return False
-    known = result["method"] in methods.METHODS
-    return not known or result.get("code") != methods.versions(result["method"])
+    known = result["method"] in METHODS
+    return not known or result.get("code") != versions(result["method"])
 
 
 def stamp(file: Path) -> str:
@@ -246,9 +246,8 @@ def failure(folder: Path) -> dict | None:
 
 
 def find(name: str) -> Path:
-    """The folder of a finished run, by its path, its id or how that begins, `latest`, or `best`: of
-    those with the latest's validation images; else, and for one that has scores but no model,
-    `InputError`."""
+    """The folder of a finished run, by its path, its id or how that begins, `latest`, or `best` (of
+    those with the latest's validation images); `InputError` for another, or one with no model."""
     folder, alone = _found(name), ""
     with suppress(InputError):  # a damaged one is told where it is read
         alone = read(folder).get("imported")
@@ -263,9 +262,10 @@ def _found(name: str) -> Path:
     runs = [r for r in every() if not r.get("imported")] if name in ("best", "latest") else []
     if runs:
         found = max(runs, key=lambda r: age(r["folder"]))
-        if name == "best":
-            images = _validated_on(found)
-            found = best(r for r in runs if _validated_on(r) == images)
+        if name == "best":  # scores on other validation images cannot be compared
+            told = ("dataset", "protocol", "data_fingerprint")
+            images = lambda r: [*map(r.get, told), r["params"].get("limit"), fold(r["params"])]
+            found = best(r for r in runs if images(r) == images(found))
         folder = found["folder"]
         log.warning("%s: %s (validation AUROC %.3f)", name, folder.name, validated(folder))
         return folder
@@ -275,12 +275,6 @@ def _found(name: str) -> Path:
         raise InputError(f"run {name!r} is how {len(alike)} begin: {', '.join(alike[:5])} …")
     word = alike[0] if len(alike) == 1 else Path(name).name
     return known[choose("run", word, known, hint="python -m dflib results lists them.")]
-
-
-def _validated_on(result: dict) -> list:
-    """What decides which validation images a run has: scores on others cannot be compared."""
-    params, told = result["params"], ("dataset", "protocol", "data_fingerprint")
-    return [*map(result.get, told), params.get("limit"), methods.fold(params)]
 
 
 def best(results: Iterable[dict]) -> dict:
@@ -344,7 +338,7 @@ def flat(result: dict) -> dict:
     row |= {key: params.get(key) for key in ("size", "mode", "limit", "target_images")}
     row |= result["timings"] | {"parents": ",".join(result["parents"]), "older": older(result)}
     row |= {"threads": " and ".join(map(str, result.get("threads", ())))}
-    row |= {"on_cpu": result["device"] == latency.get("cpu"), "fold": methods.fold(params)}
+    row |= {"on_cpu": result["device"] == latency.get("cpu"), "fold": fold(params)}
     sizes = ("params", "nonzero", "trainable_params", "file_bytes", "gzip_bytes", "shipped_bytes")
     row |= {key: cost.get(key) for key in (*sizes, "macs", "peak_rss_mb")}
     row |= {f"latency_{key}_ms": latency.get(key) for key in ("p50", "p95", "low", "high")}

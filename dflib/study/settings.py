@@ -25,8 +25,9 @@ def _parts(text: str) -> list[str]:
 
 
 # commas between, no blanks; the same request has the same text
-InOrder = Annotated[str, AfterValidator(lambda text: ",".join(_parts(text)))]
-AnyOrder = Annotated[str, AfterValidator(lambda text: ",".join(sorted({*_parts(text)})))]
+Names = Annotated[str, Field(pattern=r"^\s*$|[^,\s]")]
+InOrder = Annotated[Names, AfterValidator(lambda text: ",".join(_parts(text)))]
+AnyOrder = Annotated[Names, AfterValidator(lambda text: ",".join(sorted({*_parts(text)})))]
 
 EPOCHS = 100_000  # most
 FRESH = ("baseline", "student", "teacher")  # groups whose methods train a new network,
@@ -62,7 +63,7 @@ class Settings(
     """BL's network: vgg; timm/NAME, timm/NAME:16 (to stride 16); torchvision/NAME; FILE.py:NAME."""
     pretrained: str = _setting("", "baseline", "chain", source="arXiv 1411.1792")
     """Weights that another backbone than vgg begins with: true for its publisher's, or a file."""
-    head_lr: float = _setting(0.0, "baseline", ge=0)
+    head_lr: float = _setting(0.0, "baseline", ge=0, le=100)
     """Learning rate of the last layer, which is new on a pretrained network; 0: the same as all."""
     freeze_bn: bool = _setting(False, "baseline", "finetune")
     """BatchNorm keeps its statistics: for few images, or small batches, on a pretrained network."""
@@ -70,11 +71,11 @@ class Settings(
     epochs: int = _setting(30, *FRESH, "budget", "chain", ge=0, le=EPOCHS)
     """Passes over the training images of BL and students; 0: a detector that is done, as it is."""
 
-    lr: float = _setting(1e-3, *TRAIN, gt=0, source="arXiv 1711.05101")
+    lr: float = _setting(1e-3, *TRAIN, gt=0, le=100, source="arXiv 1711.05101")
     """AdamW's largest learning rate where no other one (finetune_lr …) is named."""
     batch: int = _setting(64, *TRAIN, ge=2, le=65536)
     """Images in a training step: larger is faster on a GPU, and takes more memory."""
-    weight_decay: float = _setting(0.01, *TRAIN, ge=0, source="arXiv 1711.05101")
+    weight_decay: float = _setting(0.01, *TRAIN, ge=0, le=100, source="arXiv 1711.05101")
     """AdamW's pull of the weights towards zero: more against overfitting."""
     warmup: float = _setting(0.1, *TRAIN, ge=0, le=1)
     """Share of the steps in which the learning rate rises; a cosine to zero follows."""
@@ -93,7 +94,7 @@ class Settings(
 
     finetune_epochs: int = _setting(10, "finetune", "budget", ge=0, le=EPOCHS)
     """Passes over the training images after compression: more regain more."""
-    finetune_lr: float = _setting(3e-4, "finetune", gt=0)
+    finetune_lr: float = _setting(3e-4, "finetune", gt=0, le=100)
     """Learning rate of fine-tuning: below `lr`, as the weights are good already."""
     scope: Literal["layer", "global"] = _setting("layer", "prune", "structured")
     """The same share of each layer is pruned, or the least important anywhere."""
@@ -134,7 +135,7 @@ class Settings(
     """Layers that a transfer trains: the first blocks, as a generator's traces are local."""
     transfer_epochs: int = _setting(10, "transfer", "adapter", ge=1, le=EPOCHS)
     """Passes over the target's training images."""
-    transfer_lr: float = _setting(1e-3, "transfer", gt=0)
+    transfer_lr: float = _setting(1e-3, "transfer", gt=0, le=100)
     """Learning rate on the target: lower keeps more of the source."""
     teacher: str = _setting("", "distill", "teacher")
     """Who teaches: empty for BL (of TL+KD the source's), transferred for TL+FT, or a run's id."""
@@ -146,7 +147,7 @@ class Settings(
     """The adapter replaces its input (the paper's), or is added to it."""
     adapter_after: str = _setting("", "adapter")
     """The block that the adapter follows, such as features.3; empty: the paper's place."""
-    adapter_lr: float = _setting(5e-3, "adapter", gt=0)
+    adapter_lr: float = _setting(5e-3, "adapter", gt=0, le=100)
     """Learning rate of an adapter: higher, as it is small and starts from nothing."""
 
     latency_runs: int = _setting(50, "measure", ge=1, le=100_000, measures=True)
@@ -181,6 +182,7 @@ BOUNDS = {
     "multipleOf": " in multiples of {:g}",
     "maximum": " up to {:g}",
     "exclusiveMaximum": " below {:g}",
+    "pattern": ": names, commas between",
 }
 
 
@@ -200,8 +202,7 @@ def checked(values: dict) -> dict:
         name = error.errors()[0]["loc"][0]
     if isinstance(values[name], str) and "enum" in FIELDS[name]:
         choose(name, values[name], [each or "''" for each in FIELDS[name]["enum"]])
-    usual = DEFAULTS[name]
-    example = "" if usual in (None, "") else f", e.g. {usual}"
+    example = f", e.g. {DEFAULTS[name]}" if DEFAULTS[name] not in (None, "") else ""
     raise InputError(f"setting {name}={short(values[name])}: expected {expected(name)}{example}")
 
 
