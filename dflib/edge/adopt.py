@@ -74,8 +74,7 @@ def _outputs(file: Path, size: int) -> int:
 def _before(graph, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """A new input `pixels`, and the normalisation between it and the old one."""
     old = graph.input[0].name
-    constants = {"their_mean": mean, "their_std": std}
-    for name, values in constants.items():
+    for name, values in {"their_mean": mean, "their_std": std}.items():
         array = np.array(values, np.float32).reshape(1, 3, 1, 1)
         graph.initializer.append(numpy_helper.from_array(array, name))
     shift = helper.make_node("Sub", ["pixels", "their_mean"], ["their_centred"])

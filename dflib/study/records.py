@@ -198,8 +198,7 @@ def older(result: dict) -> bool:
     """Whether code of other versions made a result: then it counts among its like alone."""
     if result.get("imported"):
         return False
-    known = result["method"] in METHODS
-    return not known or result.get("code") != versions(result["method"])
+    return result["method"] not in METHODS or result.get("code") != versions(result["method"])
 
 
 def stamp(file: Path) -> str:
@@ -285,8 +284,7 @@ def best(results: Iterable[dict]) -> dict:
     sizes = [r["cost"]["file_bytes"] for r in results if r["method"] == "BL"]
     most = max(sizes, default=math.inf) / 4
     small = [r for r in results if r["cost"]["file_bytes"] <= most] or results
-    quality = [validated(r["folder"]) for r in small]
-    return small[int(np.argmax(np.nan_to_num(quality, nan=-1.0)))]
+    return max(small, key=lambda r: np.nan_to_num(validated(r["folder"]), nan=-1.0))
 
 
 def age(folder: Path) -> float:
