@@ -148,6 +148,8 @@ def test_recipes_are_sections_and_other_settings_stand_in_the_runs_name(outputs,
         f"faces, strict protocol, 32 px{end}"
         for end in ("", *(f", {r}" for r in recipes), f", {few}")
     ]
+    named, told = (shown.index(f"{text}") for text in ("front srm Data", "fixed high-pass filters"))
+    assert told > named and "Data." not in shown[named + len("front srm Data.") : told]
     assert "BL (epochs 9), seed 0" in shown and "BL (epochs 99), seed 0" in shown
 
 
@@ -170,6 +172,7 @@ def test_faster_needs_spreads_that_are_apart_and_a_quiet_machine(outputs, undraw
         file.write_text(json.dumps(r))
     text = page().text
     assert says in text and ("0.50 (busy)" in text) == bool(mine and mine[2])
+    assert "2.00 [1.80, 2.30]" in text and ("0.50 [" in text) == bool(mine and not mine[2])
 
 
 def test_the_first_screen_says_what_the_data_are_and_marks_what_was_unseen(outputs, undrawn):
@@ -181,6 +184,9 @@ def test_the_first_screen_says_what_the_data_are_and_marks_what_was_unseen(outpu
     first = text[: text.index("What the codes mean")]
     assert "40 real, 10 gan, 30 vae (unseen) (50 % fake" in first and "0.500, 0.667" in first
     assert "There was none" in first and "whole scenes on one side" in first
+    with terminal.console.capture() as said:
+        terminal.results(runs.results())
+    assert "unseen ones too: vae)" in said.get()
     assert "pets" not in text  # not about fakes
     put(outputs, BL, dataset="demo", run_id="BL-demo")
     assert "ten photographs" in page().text
@@ -227,6 +233,7 @@ def test_the_answer_is_the_verdict_against_bl(outputs, undrawn, seeds, shift, wo
     over = f", over {seeds} seeds, a mean" if seeds > 1 else ""
     best = "the best on the validation images is CKD 90% (knowledge distillation)"
     assert f"{best}. On the test it has{over} AUROC {means['CKD']:.3f} [" in shown
+    assert f"BL (baseline): {means['BL']:.3f} [" in shown
     assert f"all generators together: AUROC {change}" in shown
     assert "Its file has 0.40 MB, that of its BL 4.00 MB: 10.0 times smaller" in shown
     every = compare.load()

@@ -46,13 +46,12 @@ FIGURES = {  # title, as the template knows it: how it is drawn
 
 def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Runs (of `runs.results`) for reading, all text, by method, rate and seed; 95 % intervals in
-    brackets; busy: others used the machine meanwhile."""
+    brackets, of latency its spread over processes; busy: others used the machine meanwhile."""
     rows = plots.in_order(rows.sort_values("seed", kind="stable"))
     table = {"run": rows["run_id"] + np.where(rows["older"], f" ({OLDER})", "")}
-    shown = {"AUROC": "auroc", "balanced accuracy": "balanced_accuracy"}
-    shown |= {"accuracy": "accuracy", "F1": "f1"}
-    if "auroc_per_scene" in rows:
-        shown["AUROC per scene"] = "auroc_per_scene"
+    shown = {title: metric for metric, title in compare.JUDGED.items()}
+    scenes = {"AUROC per scene": "auroc_per_scene"} if "auroc_per_scene" in rows else {}
+    shown |= {"accuracy": "accuracy", "F1": "f1"} | scenes
     table |= {title: words.intervals(rows, column) for title, column in shown.items()}
     table[words.TRIVIAL] = rows["fake_share"].map(words.spoken_trivial)
     rows, seconds = comparable(rows)
@@ -61,8 +60,10 @@ def table_rows(rows: pd.DataFrame) -> pd.DataFrame:
         table[title] = [words.cost(column, value) for value in rows[column]]
     if seconds != "s":
         table["threads"] = rows["threads"].replace("", "unknown")
+    told = lambda end: rows[f"latency_{end}_ms"].map(partial(words.cost, "latency_p50_ms"))
+    spread = (" [" + told("low") + ", " + told("high") + "]").replace(" [–, –]", "")
     busy = rows["latency_busy"].eq(True) & rows["latency_p50_ms"].notna()
-    table["latency, ms"] += np.where(busy, " (busy)", "")
+    table["latency, ms"] += np.where(busy, " (busy)", spread)
     return pd.DataFrame(table)
 
 
@@ -181,7 +182,8 @@ def _answer(every: Mapping[str, dict]) -> dict:
         costs, theirs = best["cost"], base["cost"]
         change = compare.verdict(compare.against_baselines(alike, every)["all"])
         speed = measure.speed(costs["latency_ms"], theirs["latency_ms"])
-        found |= {"base_auroc": _auroc([base]), "base_mb": theirs["file_bytes"] / 1e6}
+        bases = [b for r in alike if (b := compare.baseline(r, every))]  # of each seed
+        found |= {"base_auroc": _auroc(bases), "base_mb": theirs["file_bytes"] / 1e6}
         found |= {"smaller": theirs["file_bytes"] / costs["file_bytes"]}
         found |= {"told": change.text, "speed": words.spoken_speed(speed, "its BL")}
     return found

@@ -36,7 +36,9 @@ def results(rows: pd.DataFrame) -> None:
     else:
         what = "95 % intervals by bootstrap over scenes"
         for (dataset, protocol), these in rows.groupby(["dataset", "protocol"]):  # other tasks
-            show(table_rows(these), f"finished runs on {dataset}, {protocol} ({what})")
+            unseen = sorted({*",".join(these["unseen"].dropna()).split(",")} - {""})
+            too = f"; of all generators, unseen ones too: {', '.join(unseen)}" * bool(unseen)
+            show(table_rows(these), f"finished runs on {dataset}, {protocol} ({what}{too})")
 
 
 def plan(p: engine.Plan) -> None:
@@ -84,8 +86,7 @@ def _made(p: engine.Plan, **options) -> dict[str, dict]:
             console.print(text + error)
         elif outcome["seconds"]:
             found = runs.read(s.folder)["metrics"]["all"]
-            scores = f"AUROC {found['auroc']:.3f}  "
-            scores += f"balanced accuracy {found['balanced_accuracy']:.3f}"
+            scores = "  ".join(f"{name} {found[k]:.3f}" for k, name in compare.JUDGED.items())
             note = f"  ({error})" if error else ""
             console.print(f"{text}{spoken(outcome['seconds'])}  {scores}{note}")
 
