@@ -165,8 +165,7 @@ class Shallow(nn.Module):
         z = self.net.forward_features(x)
         if z.ndim != 4:
             raise InputError("a transformer has no stride to stop at: take all of it")
-        last = getattr(self.net, "output_fmt", "") == "NHWC"
-        return z.mean((1, 2) if last else (2, 3))
+        return z.mean((1, 2) if getattr(self.net, "output_fmt", "") == "NHWC" else (2, 3))
 
 
 def _network(kind: str, name: str, size: int, pretrained: str, classes: int | None) -> nn.Module:

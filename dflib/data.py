@@ -137,8 +137,7 @@ def open(
     train = Part(pixels, part("train"), balanced=protocol == "strict")
     val, test = Part(pixels, part("val")), Part(pixels, part("test"))
     kinds = lambda label: ", ".join(sorted(table["generator"][table["label"] == label].unique()))
-    fakes = describe(name)["kind"] == "deepfake"
-    names = ("real", "fake") if fakes else (kinds(0), kinds(1))
+    names = ("real", "fake") if describe(name)["kind"] == "deepfake" else (kinds(0), kinds(1))
     return Dataset(name, size, protocol, mode, train, val, test, names)
 
 

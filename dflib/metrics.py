@@ -63,8 +63,7 @@ def evaluate(
             each["tpr_at_fpr"] = {rate: each.pop(rate) for rate in RATES}
         fakes = sets.get(name, fake)
         n, n_fake = int(with_reals(labels, fakes, testsets).sum()), int(fakes.sum())
-        counts = {"n": n, "n_real": n - n_fake, "n_fake": n_fake}
-        entries[name] = entry | counts | {"ci95": span}
+        entries[name] = entry | {"n": n, "n_real": n - n_fake, "n_fake": n_fake, "ci95": span}
     return entries
 
 

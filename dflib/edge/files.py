@@ -102,8 +102,7 @@ def to_executorch(model: models.Detector, path: Path) -> Path:
         warnings.simplefilter("ignore")  # the exporter's own, about its internals
         program = torch.export.export(model.cpu().eval(), (image,))
         how = {"partitioner": [XnnpackPartitioner()], "constant_methods": {export.MARK: 1}}
-        lowered = to_edge_transform_and_lower(program, **how)
-        Path(path).write_bytes(lowered.to_executorch().buffer)
+        Path(path).write_bytes(to_edge_transform_and_lower(program, **how).to_executorch().buffer)
     return Path(path)
 
 

@@ -266,8 +266,7 @@ def _run(study: Study, run_id: str, table: pd.DataFrame) -> dict:
 def _pictures(study: Study, shown: list[int]) -> str:
     """Those test images on one sheet, `COLUMNS` in a row; "" if they are gone."""
     try:
-        test = study.data.test
-        images = [Image.fromarray(test.image(i)).resize((SIDE, SIDE)) for i in shown]
+        images = [Image.fromarray(study.data.test.image(i)).resize((SIDE, SIDE)) for i in shown]
     except (InputError, IndexError) as error:
         log.warning("no thumbnails of %s: %s", study.title, error)
         return ""

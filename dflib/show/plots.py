@@ -151,8 +151,7 @@ def curves(history: pd.DataFrame):
     """Loss and validation AUROC over the epochs of a training history; nothing without one."""
     if history.empty:
         return None
-    columns = ["loss", "val_loss", "val_auroc"]
-    table = history.melt("epoch", columns, "curve")
+    table = history.melt("epoch", ["loss", "val_loss", "val_auroc"], "curve")
     table["panel"] = table["curve"].str.removeprefix("val_").replace("auroc", "AUROC")
     table["images"] = np.where(table["curve"].str.startswith("val_"), "validation", "training")
     look = {"hue": "images", "style": "images", "markers": ["o", "s"], "dashes": False}

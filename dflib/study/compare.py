@@ -18,7 +18,7 @@ from data_prep.errors import InputError
 from dflib import metrics
 from dflib.study import records
 from dflib.study.methods import METHODS, fold, versions
-from dflib.study.settings import DEFAULTS, MEASURES
+from dflib.study.settings import DEFAULTS
 
 FOLD = ("train_generators", "hold_out")
 # which network, and what was done against unseen generators
@@ -46,15 +46,9 @@ def load(
 def recipe(params: dict) -> str:
     """Which other network a run has, and what it did against unseen generators, "front srm", say,
     or by settings that only older code knew; "plain" for nothing."""
-    known = decides(params)
+    known = records.decides(params)
     names = (*RECIPE, *(k for k in known if k not in DEFAULTS))
     return ", ".join(f"{k} {known[k]}" for k in names if known[k] != DEFAULTS.get(k)) or "plain"
-
-
-def decides(params: dict, but: Iterable[str] = ()) -> dict:
-    """The settings that decide a run; its record, maybe of older code, may lack some defaults."""
-    named = (DEFAULTS | params).items()
-    return {k: v for k, v in named if k not in {*MEASURES, *but} and (k in DEFAULTS or v)}
 
 
 def baseline(result: dict, every: Mapping[str, dict]) -> dict | None:
@@ -77,7 +71,7 @@ def _as_a_baseline(result: dict) -> tuple:
     ignored = {*DEFAULTS} - {*METHODS["BL"].keys} | {"epochs"}
     same = ("dataset", "protocol", "seed", "data_fingerprint")
     code = [result.get("code", {}).get(name) for name in versions("BL")]
-    return [result.get(key) for key in same], code, decides(result["params"], ignored)
+    return [result.get(key) for key in same], code, records.decides(result["params"], ignored)
 
 
 def _inherited(result: dict, every: Mapping[str, dict]) -> dict:

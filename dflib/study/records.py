@@ -21,7 +21,7 @@ from data_prep.errors import InputError, choose, short
 from data_prep.paths import outputs_root, regular, write_text
 from dflib import measure
 from dflib.study.methods import METHODS, fold, versions
-from dflib.study.settings import DEFAULTS
+from dflib.study.settings import DEFAULTS, MEASURES
 
 log = logging.getLogger(__name__)
 TIMINGS = ("train_s", "compress_s", "transfer_s")
@@ -201,6 +201,23 @@ def older(result: dict) -> bool:
     return result["method"] not in METHODS or result.get("code") != versions(result["method"])
 
 
+def decides(params: dict, but: Iterable[str] = ()) -> dict:
+    """The settings that decide a run; its record, maybe of older code, may lack some defaults."""
+    named = (DEFAULTS | params).items()
+    return {k: v for k, v in named if k not in {*MEASURES, *but} and (k in DEFAULTS or v)}
+
+
+def but_seed(result: dict) -> tuple:
+    """What runs have in common that differ in their seed alone; first their order in tables."""
+    method, params = result["method"], result["params"]
+    order = [*METHODS, method].index(method)  # behind the table where it is not in it
+    images = params.get("target_images") or math.inf
+    settings = str(sorted(decides(params).items()))
+    code = str(sorted(result.get("code", {}).items()))  # older runs are no seeds of newer ones
+    data = result.get("source") or "", result.get("data_fingerprint", "")
+    return order, result["rate"] or 0, images, method, *data, settings, code
+
+
 def stamp(file: Path) -> str:
     """A file's size and a hash of its two ends, which a power cut changes; "" for no file."""
     try:
@@ -278,13 +295,18 @@ def _found(name: str) -> Path:
 
 def best(results: Iterable[dict]) -> dict:
     """The run to take: of files at most a quarter as large as BL's (else of all) the best on
-    validation images."""
+    validation images, in the mean over seeds; of those seeds the best."""
     results = list(results)
     results = [r for r in results if not r.get("imported")] or results  # no model to take
     sizes = [r["cost"]["file_bytes"] for r in results if r["method"] == "BL"]
     most = max(sizes, default=math.inf) / 4
     small = [r for r in results if r["cost"]["file_bytes"] <= most] or results
-    return max(small, key=lambda r: np.nan_to_num(validated(r["folder"]), nan=-1.0))
+    quality = lambda r: np.nan_to_num(validated(r["folder"]), nan=-1.0)
+    groups: dict[tuple, list[dict]] = {}
+    for r in small:
+        groups.setdefault(but_seed(r), []).append(r)
+    seeds = max(groups.values(), key=lambda group: np.mean([*map(quality, group)]))
+    return max(seeds, key=quality)
 
 
 def age(folder: Path) -> float:

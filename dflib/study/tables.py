@@ -19,7 +19,7 @@ def by_seed(results: Iterable[dict]) -> list[list[dict]]:
     """Runs that differ in their seed alone, together; by method, rate and number of images."""
     groups: dict[tuple, dict[int, dict]] = {}
     for r in results:
-        groups.setdefault(_key(r), {})[r["seed"]] = r
+        groups.setdefault(records.but_seed(r), {})[r["seed"]] = r
     in_order = sorted(groups.items(), key=lambda item: item[0][:3])
     return [[group[seed] for seed in sorted(group)] for _, group in in_order]
 
@@ -27,16 +27,6 @@ def by_seed(results: Iterable[dict]) -> list[list[dict]]:
 def with_seeds(result: dict, results: Iterable[dict]) -> list[dict]:
     """A run and those among the others that differ from it in their seed alone."""
     return next(group for group in by_seed(results) if result in group)
-
-
-def _key(result: dict) -> tuple:
-    method, params = result["method"], result["params"]
-    order = [*METHODS, method].index(method)  # behind the table where it is not in it
-    images = params.get("target_images") or math.inf
-    decides = str(sorted(compare.decides(params).items()))
-    code = str(sorted(result.get("code", {}).items()))  # older runs are no seeds of newer ones
-    data = result.get("source") or "", result.get("data_fingerprint", "")
-    return order, result["rate"] or 0, images, method, *data, decides, code
 
 
 def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) -> list[dict]:
@@ -52,19 +42,19 @@ def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) 
         read = {key for code in lineage(r["method"]) for key in METHODS[code].keys}
         held = {*r["params"], *METHODS[r["method"]].keys}  # where no parent is there, its own
         asked = {key: wanted[key] for key in read & held}
-        return compare.decides(r["params"], but) == compare.decides(asked, but)
+        return records.decides(r["params"], but) == records.decides(asked, but)
 
     found = [r for r in results if same(r)]
     images = [r.get("data_fingerprint") for r in found][-1:]
-    newest = {(_key(r), r["seed"]): r for r in found if r.get("data_fingerprint") in images}
-    return list(newest.values())
+    found = [r for r in found if r.get("data_fingerprint") in images]
+    return list({(records.but_seed(r), r["seed"]): r for r in found}.values())
 
 
 def about(group: Sequence[dict], groups: Sequence[Sequence[dict]]) -> dict:
     """What a row is of; settings: what tells it from others of its method, rate and images."""
     place = lambda g: (g[0]["method"], g[0]["rate"], g[0]["params"].get("target_images"))
-    others = [compare.decides(g[0]["params"]) for g in groups if place(g) == place(group)]
-    told = {k: v for k, v in compare.decides(group[0]["params"]).items() if v != DEFAULTS.get(k)}
+    others = [records.decides(g[0]["params"]) for g in groups if place(g) == place(group)]
+    told = {k: v for k, v in records.decides(group[0]["params"]).items() if v != DEFAULTS.get(k)}
     differ = [f"{k} {v}" for k, v in told.items() if any(other.get(k) != v for other in others)]
     differ += [records.OLDER] if records.older(group[0]) else []
     (method, rate, images), settings = place(group), ", ".join(differ)
