@@ -34,7 +34,7 @@ def results(rows: pd.DataFrame) -> None:
     if rows.empty:
         console.print("no finished runs yet: python -m dflib study --preset demo")
     else:
-        what = "95 % intervals by bootstrap over scenes"
+        what = "95 % intervals by bootstrap over scenes; of latency: five processes"
         for (dataset, protocol), these in rows.groupby(["dataset", "protocol"]):  # other tasks
             unseen = sorted({*",".join(these["unseen"].dropna()).split(",")} - {""})
             too = f"; of all generators, unseen ones too: {', '.join(unseen)}" * bool(unseen)
