@@ -87,8 +87,10 @@ def test_report_explorer_and_notebooks_say_the_same_words(outputs_root, data_roo
         for run_id in study.results:
             cards = explorer.cards(study, run_id)
             if run_id != study.base["run_id"]:
-                last = cards.loc["Verdict" if seeds == 1 else "Verdict over seeds", "value"]
-                assert last == told["all"][study.rows.loc[run_id, "run"]]
+                title, run = "Verdict" if seeds == 1 else "Verdict over seeds", study.rows["run"]
+                for part in ("all", "seen", "unseen"):
+                    last = cards.loc[title + f", {part}" * (part != "all"), "value"]
+                    assert last == told[part][run[run_id]]
                 means = compare.combined([study.results[run_id]])
                 for part in ("seen", "unseen"):
                     assert cards.loc[f"AUROC, {part}", "value"].startswith(

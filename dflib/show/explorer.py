@@ -121,15 +121,14 @@ def cards(study: Study, run_id: str) -> pd.DataFrame:
     if run_id == base.name:
         found = {title: (value, "", "none shown") for title, (value, *_) in found.items()}
     else:
-        verdicts = {"Verdict": compare.verdict(changes["all"])}
-        whom = "against BL" + ", all generators" * (len(parts) > 1)
-        alike = tables.with_seeds(result, study.every.values())
+        alike, titles = tables.with_seeds(result, study.every.values()), {"Verdict": changes}
         if len(alike) > 1:
-            over = compare.against_baselines(alike, study.every)["all"]
-            verdicts["Verdict over seeds"] = compare.verdict(over)
-        for title, verdict in verdicts.items():
+            titles["Verdict over seeds"] = compare.against_baselines(alike, study.every)
+        for title, of in [(title, part) for title in titles for part in parts]:
+            verdict = compare.verdict(titles[title][of])
             shown = {"better": "gain", "worse": "loss"}.get(verdict.word, "none shown")
-            found[title] = (verdict.says, whom, shown)
+            whom = "against BL" + ", all generators" * (of == "all" and len(parts) > 1)
+            found[title + f", {of}" * (of != "all")] = (verdict.says, whom, shown)
     return pd.DataFrame.from_dict(found, orient="index", columns=["value", "against", "shown"])
 
 
