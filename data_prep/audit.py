@@ -89,11 +89,11 @@ class Audit:
 def last(name: str) -> dict | None:
     """What the last audit of a dataset found; None without one, or if the images have changed."""
     try:
-        text = (paths.outputs_root() / f"audit-{name}.json").read_text(encoding="utf-8")
-        found = json.loads(text)
+        file = paths.regular(paths.outputs_root() / f"audit-{name}.json")
+        found = json.loads(file.read_text(encoding="utf-8"))
         now = manifest.fingerprint_of(name) if name in paths.present() else None
-        return found if now in (None, found.get("data_fingerprint")) else None
-    except (OSError, ValueError, KeyError):
+        return found if found["verdict"] and now in (None, found["data_fingerprint"]) else None
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
         return None
 
 

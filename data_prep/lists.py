@@ -32,14 +32,14 @@ def prepare(
 ) -> pd.DataFrame:
     """The manifest of the images that a CSV or parquet file lists, by paths below `images`.
 
-    columns: what the file calls `COLUMNS`. scene: a rule, where no column tells. Raises
+    columns: what the file calls `COLUMNS`. scene: a rule, in place of a column. Raises
     `InputError` for what is not there, unknown, outside `images` or listed twice.
     """
     if not images.is_dir():
         raise InputError(f"{images} is not a folder: give the one that the list's paths start from")
-    table = read(file, columns)
+    table = read(file, columns, root=images.absolute())
     rows = [_row(row, file) for row in table.to_dict("records")]
-    rows = rows if "scene" in table else scenes.grouped(rows, scene)
+    rows = rows if "scene" in table and not scene else scenes.grouped(rows, scene)
     return manifest.make(name, images, rows, force=force)
 
 
@@ -47,18 +47,22 @@ def read(
     file: Path,
     columns: dict[str, str] | None = None,
     *,
+    root: Path | None = None,
     needed: Sequence[str] = COLUMNS[:2],
     hint: str = "Say which it is: --{}-column NAME.",
 ) -> pd.DataFrame:
-    """A CSV or parquet file as text, the needed columns and the known ones that it has; columns:
-    what the file calls them. `InputError` for what is not there or a path that stands in it twice.
-    """
+    """A CSV (commas, semicolons or tabs) or parquet file as text, the needed columns and the known
+    ones that it has; paths as a manifest has them, below `root`. columns: what the file calls them.
+    `InputError` for what is not there or a path that stands in it twice."""
     try:
         regular(file, 2 * 10**9)
         if file.suffix.lower() == ".parquet":
-            table = pd.read_parquet(file).astype("str")
+            found = pd.read_parquet(file)
+            table = found.astype("str").where(found.notna(), "")
         else:
-            table = pd.read_csv(file, dtype="str", keep_default_na=False)
+            head, *more = pd.read_csv(file, nrows=0).columns
+            sep = "," if more else (re.search("[;\t]", head) or ",")[0]
+            table = pd.read_csv(file, sep=sep, dtype="str", keep_default_na=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as CSV or parquet: {error}") from error
     names = {ours: (columns or {}).get(ours, ours) for ours in (*needed, *COLUMNS[2:])}
@@ -66,10 +70,12 @@ def read(
         if name not in table and (ours in needed or name != ours):
             found = list(table.columns)
             choose(f"column for the {ours}", name, found, hint=hint.format(ours))
-    names = {name: ours for ours, name in names.items() if name in table}
-    table = table[list(names)].rename(columns=names)
+    table = pd.DataFrame({ours: table[name] for ours, name in names.items() if name in table})
     if table.empty:
         raise InputError(f"{file} lists no images")
+    start = f"{root.as_posix()}/" if root else ""
+    slashes = (p if "/" in p else p.replace("\\", "/") for p in table["path"])
+    table["path"] = [str(PurePosixPath(p)).removeprefix(start) for p in slashes]
     twice = table.loc[table["path"].duplicated(), "path"]
     if len(twice):
         what = f"{len(twice)} path(s) stand in it twice (e.g. {short(twice.iloc[0])})"
@@ -89,7 +95,8 @@ def _row(row: dict, file: Path) -> dict:
         raise InputError(f"{file}: path {short(row['path'])} is not one below --images")
     split = split_of(row.get("split", ""), file)
     generator = row.get("generator") or "fake"
-    known = {"path": str(path), "label": label, "split": split, "group": row.get("scene", "")}
+    known = {"path": str(path), "label": label, "split": split}
+    known["group"] = row.get("scene") or str(path)  # a scene that is not told is its own
     return known | {"generator": generator if label else "real", "folder": path.parent.name}
 
 

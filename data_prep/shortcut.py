@@ -40,7 +40,6 @@ def features(image: Image.Image, data: bytes) -> dict[str, float]:
     # on the 8 x 8 grid that a JPEG would have had
     left, top = ((n - side) // 2 // 8 * 8 for n in rgb.size)
     middle = np.asarray(rgb.crop((left, top, left + side, top + side)), dtype=np.float32)
-    red, green, blue = middle.mean(axis=(0, 1))
     luma = middle @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     quality, format_ = jpeg_quality(image), integrity.format_of(image)
     return {
@@ -54,9 +53,7 @@ def features(image: Image.Image, data: bytes) -> dict[str, float]:
         **integrity.coding(image, data),
         "pixel_quality": pixel_quality(luma),
         "blockiness": blockiness(luma),
-        "red": red,
-        "green": green,
-        "blue": blue,
+        **dict(zip(("red", "green", "blue"), middle.mean(axis=(0, 1)), strict=True)),
         "contrast": luma.std(),
     }
 

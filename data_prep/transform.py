@@ -113,10 +113,6 @@ def equaliser(table: pd.DataFrame) -> Equaliser | None:
     return Equaliser(side, again) if side or again else None
 
 
-def _blurred(image: Image.Image, sigma: float) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(sigma))
-
-
 def _resized(image: Image.Image, factor: float) -> Image.Image:
     size = tuple(max(1, round(n * factor)) for n in image.size)
     return image.resize(size, Image.Resampling.BICUBIC)
@@ -136,7 +132,7 @@ def _noisy(image: Image.Image, sigma: float) -> Image.Image:
 _PERTURBATIONS = {
     "jpeg": jpeg,
     "webp": partial(jpeg, format_="WEBP"),
-    "blur": _blurred,
+    "blur": lambda image, sigma: image.filter(ImageFilter.GaussianBlur(sigma)),
     "resize": _resized,
     "crop": _cropped,
     "noise": _noisy,

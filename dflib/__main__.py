@@ -41,7 +41,7 @@ def _writable(option: typer.CallbackParam, file: Path | None) -> Path | None:
             how = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # a pipe would wait
             os.close(os.open(file, how))
             if not there:
-                file.unlink()
+                file.resolve().unlink()  # of a link that leads nowhere, what it leads to
     except OSError as error:
         what = f"{option.opts[-1]} {short(str(file))} cannot be written"
         raise InputError(f"{what}: {error.strerror}") from error
@@ -138,7 +138,7 @@ def results(
     html: Annotated[Path | None, Option(callback=_writable, help="write the report")] = None,
 ) -> None:
     """The table of all finished runs."""
-    from data_prep.paths import CSV, HOW_TO_GET, present
+    from data_prep.paths import HOW_TO_GET, present
     from dflib.show import report, terminal
     from dflib.study import runs
 
@@ -147,7 +147,7 @@ def results(
         choose("dataset", dataset, sorted({*known, *present(), *HOW_TO_GET}))
     rows = runs.results(dataset)
     if csv and len(rows):
-        rows.to_csv(csv, **CSV)
+        terminal.save(rows, csv)
     terminal.results(rows)
     if html:
         only = rows["run_id"] if len(rows) else ()
@@ -163,15 +163,15 @@ def predict(
     """Probability of fake, label and threshold of images, by any finished run."""
     import pandas as pd
 
-    from data_prep.paths import CSV, as_text
+    from data_prep.paths import as_text
     from dflib.edge.predict import Predictor, files
     from dflib.show import terminal
 
     predictor = Predictor(run)
-    found = [{"path": as_text(path)} | predictor(path) for path in files(map(Path, images))]
-    rows = pd.DataFrame(found)
+    there = [*files(map(Path, images))]
+    rows = pd.DataFrame([{"path": as_text(path)} | predictor(path) for path in there])
     if csv:
-        rows.to_csv(csv, **CSV)
+        terminal.save(rows, csv)
     terminal.show(rows.round(4).astype(object).fillna(""), title=predictor.name)
     if rows["error"].notna().all():
         raise typer.Exit(1)

@@ -201,6 +201,16 @@ def test_the_last_verdict_can_be_asked_for(tmp_path, data_root, outputs_root, tr
     assert audit.verdict_of("mine") == none and audit.last("mine") is None
 
 
+DAMAGED = ["", "[]", "{}", "null", '"x"', '{"verdict": "good"}', '{"data_fingerprint": 1}', "\0"]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_verdict_counts_as_none(data_root, outputs_root, text):
+    outputs_root.mkdir(exist_ok=True)
+    (outputs_root / "audit-mine.json").write_text(text)
+    assert audit.last("mine") is None and "was never audited" in audit.verdict_of("mine")
+
+
 @pytest.mark.parametrize("name", ["nothing", "small"])
 def test_what_cannot_be_audited_is_said(tmp_path, data_root, tree, name):
     folder.prepare(tree(tmp_path / "set", {"real": 9, "fake/gan": 20}), name="small")

@@ -60,6 +60,10 @@ def test_without_a_column_of_scenes_a_rule_tells_them(tmp_path, data_root, image
         ("path,label\n../x.png,0\n", "path '../x.png' is not one below --images"),
         ("path,label\n/x.png,0\n", "path '/x.png' is not one below --images"),
         ("path,label\nx.png,0\nx.png,1\n", r"1 path\(s\) stand in it twice \(e.g. 'x.png'\)"),
+        ("path,label\n./x.png,0\nx.png,1\n", r"1 path\(s\) stand in it twice \(e.g. 'x.png'\)"),
+        ("path;label\nx.png;0\nx.png;1\n", r"1 path\(s\) stand in it twice \(e.g. 'x.png'\)"),
+        ("path,label\na,0\nb,\n", "unknown label '';"),
+        ("path,label,split\na,0,Testing\n", "unknown split 'testing', did you mean 'test'"),
         ("", "cannot be read as CSV or parquet"),
     ],
 )
@@ -68,6 +72,40 @@ def test_a_list_that_is_not_understood_is_refused(tmp_path, data_root, images, t
     with pytest.raises(InputError, match=message):
         lists.prepare(tmp_path / "x.csv", images, name="mine")
     assert not data_root.exists()
+
+
+@pytest.mark.parametrize("given", ["path", "label"])
+def test_one_column_for_two_things_is_refused(tmp_path, data_root, images, given):
+    (tmp_path / "x.csv").write_text("path,label\nx.png,0\ny.png,1\nz.png,1\n")
+    other = {"path": "label", "label": "path"}[given]
+    with pytest.raises(InputError, match="unknown label 'x.png'|stand in it twice"):
+        lists.prepare(tmp_path / "x.csv", images, name="mine", columns={given: other})
+
+
+@pytest.mark.parametrize("sep", [",", ";", "\t"])
+@pytest.mark.parametrize("start", ["", "./", ".\\", "below"])
+def test_a_list_says_the_same_however_it_is_spelled(tmp_path, data_root, images, sep, start):
+    start = f"{images}/" if start == "below" else start
+    spelled = lambda path: path.replace("/", "\\") if "\\" in start else path
+    lines = [(start + spelled(path), label) for path, label, *_ in ROWS]
+    lines = [sep.join(line) for line in [("path", "label"), *lines]]
+    (tmp_path / "x.csv").write_text("\n".join(lines), encoding="utf-8-sig")
+    found = lists.prepare(tmp_path / "x.csv", images, name="mine")
+    assert found["path"].tolist() == [row[0] for row in ROWS]
+    assert found["label"].tolist() == [0, 0, 1, 1] and {*found["status"]} == {"ok"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_cell_that_tells_nothing_stands_for_no_name(tmp_path, data_root, images, suffix):
+    table = pd.DataFrame(ROWS, columns=lists.COLUMNS).assign(generator=None, split=None)
+    table["scene"] = ["s", None, None, "s"]
+    file = tmp_path / f"x{suffix}"
+    table.to_csv(file, index=False) if suffix == ".csv" else table.to_parquet(file)
+    found = lists.prepare(file, images, name="mine")
+    assert {*found["generator"]} == {"real", "fake"}
+    assert found["group"].tolist() == ["s", ROWS[1][0], ROWS[2][0], "s"]
+    given = lists.prepare(file, images, name="mine", scene="parent")  # asked for: not the column
+    assert given["group"].tolist() == ["a", "a", "b", "b"]
 
 
 def test_without_datasets_the_line_that_installs_it_is_told(data_root, monkeypatch):

@@ -9,12 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click import Option
 from made import python, result, store
 from PIL import Image
+from typer.testing import CliRunner
 
 from data_prep.errors import InputError, shown
 from data_prep.paths import as_text
+from dflib.__main__ import _writable, app
 from dflib.edge.predict import Predictor, files
+from dflib.show import terminal
 
 THRESHOLD = 0.3
 
@@ -78,6 +82,46 @@ def test_the_command_predicts_the_good_ones_and_reports_the_bad(run, exported, t
     assert table["probability"][:3].tolist() == pytest.approx(expected, abs=1e-5)
     assert table["error"].tolist()[3] == "zero-byte"
     assert table["label"].isna().tolist() == [False] * 3 + [True]
+
+
+def test_all_that_is_named_is_there_before_any_of_it_is_scored(
+    exported, tmp_path, picture, monkeypatch
+):
+    scored, call = [], Predictor.__call__
+    counted = lambda self, image: scored.append(image) or call(self, image)
+    monkeypatch.setattr(Predictor, "__call__", counted)
+    words = ["predict", str(picture(tmp_path / "a.png")), str(tmp_path / "b.png")]
+    words += ["--run", str(exported["onnx"])]
+    with pytest.raises(InputError, match=r"b\.png is not there"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert not scored
+    assert CliRunner().invoke(app, [words[0], words[1], *words[3:]]).exit_code == 0 and scored
+
+
+def test_a_table_that_cannot_be_written_whole_leaves_the_old_one(tmp_path):
+    table = tmp_path / "table.csv"
+    terminal.save(pd.DataFrame({"a": range(5000)}), table)
+    before, link = table.read_bytes(), tmp_path / "link.csv"
+    link.symlink_to(table)
+    odd = pd.DataFrame({"a": [*range(5000), "\udce9"]})  # which UTF-8 has not
+    for file in (table, link):
+        with pytest.raises(UnicodeEncodeError):
+            terminal.save(odd, file)
+        assert table.read_bytes() == before
+    assert {*tmp_path.iterdir()} == {table, link} and link.is_symlink()
+    terminal.save(pd.DataFrame({"a": [1]}), link)
+    assert link.is_symlink() and table.read_bytes() == b"a\r\n1\r\n"
+    reading, writing = os.pipe()
+    terminal.save(pd.DataFrame({"a": [1]}), Path(f"/dev/fd/{writing}"))
+    assert os.read(reading, 99) == b"a\r\n1\r\n"
+    os.close(reading), os.close(writing)
+
+
+def test_a_link_that_leads_nowhere_stays_as_it_is(tmp_path):
+    link = tmp_path / "link.csv"
+    link.symlink_to(tmp_path / "not-yet.csv")
+    assert _writable(Option(["--csv"]), link) == link
+    assert link.is_symlink() and not link.exists()
 
 
 def test_the_command_tells_of_odd_names_whole(exported, tmp_path, picture):

@@ -98,7 +98,7 @@ WRONG = {
     "a reserved name": (lambda t: t.assign(generator="Macro"), "cannot be called macro"),
     "twice, in other words": (
         lambda t: pd.concat([t, t[:1].assign(path="./" + t["path"])]),
-        "stands in it twice",
+        "stand in it twice",
     ),
     "logits": (lambda t: t.assign(score=t["score"] * 9 - 3), "Expected P"),
     "text": (lambda t: t.assign(score="high"), "none, e.g. 'high'"),
@@ -168,8 +168,9 @@ def test_a_run_of_scores_alone_has_no_model_and_no_time(base, theirs, tmp_path):
         scores.adopt(file, dataset="../evil")
 
 
-def test_a_name_of_a_method_is_refused(base, theirs, tmp_path):
-    kept(theirs, file := tmp_path / "CPF.csv")
+@pytest.mark.parametrize("name", ["CPF", "cpf", "Chain"])
+def test_a_name_of_a_method_is_refused(base, theirs, tmp_path, name):
+    kept(theirs, file := tmp_path / f"{name}.csv")
     with pytest.raises(InputError, match="one of this workbook's methods"):
         scores.adopt(file, dataset=base["dataset"])
 

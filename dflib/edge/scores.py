@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
@@ -36,7 +36,7 @@ def adopt(file: Path, *, dataset: str, name: str = "", model: Path | None = None
     >>> adopt(Path("theirs.csv"), dataset="faces-140k")              # doctest: +SKIP
     """
     name, dataset = manifest.check_name(name or file.stem), manifest.check_name(dataset)
-    if name in methods.METHODS:
+    if name.upper() in map(str.upper, methods.METHODS):  # folders that differ in case alone
         raise InputError(f"{name} is one of this workbook's methods: give another --name")
     if model and not model.is_file():
         raise InputError(f"--weights {model} is no file")
@@ -53,9 +53,8 @@ def adopt(file: Path, *, dataset: str, name: str = "", model: Path | None = None
         if wrong.any():
             what = f"{wrong.sum()} of {len(test)} labels are not those of {base['run_id']}"
             raise InputError(f"{file}: {what}, e.g. {short(test['path'][wrong].iloc[0])}")
-    threshold = 0.5
-    if val["label"].nunique() == 2:
-        threshold = metrics.best_threshold(val["label"], val["score"])
+    both = val["label"].nunique() == 2
+    threshold = metrics.best_threshold(val["label"], val["score"]) if both else 0.5
     # what is not known is NaN; the settings are those of the BL, so they stand together
     known = {"params": {"size": DEFAULTS["size"], "mode": DEFAULTS["mode"]}, "seed": 0}
     known |= {"data_fingerprint": _hash(test["path"]), "code": {}, "parents": []}
@@ -84,11 +83,11 @@ def adopt(file: Path, *, dataset: str, name: str = "", model: Path | None = None
 
 def _checked(file: Path, dataset: str) -> pd.DataFrame:
     """path, label (0, 1), score, generator, group and split ("", test or val) of each image."""
-    needed = ("path", "label", "score")
-    table = lists.read(file, needed=needed, hint=f"Name them {', '.join(needed)}, with commas.")
-    table["path"] = _below(table["path"], dataset)
-    if (twice := table["path"].duplicated()).any():
-        raise InputError(f"{file}: {short(table['path'][twice].iloc[0])} stands in it twice")
+    needed, root = ("path", "label", "score"), None
+    with suppress(InputError):
+        root = images_root(dataset)
+    hint = f"Name them {', '.join(needed)}, with commas."
+    table = lists.read(file, root=root, needed=needed, hint=hint)
     table["label"] = [lists.label_of(value, f"In {file}.") for value in table["label"]]
     scores = pd.to_numeric(table["score"], errors="coerce")
     wrong = ~scores.between(0, 1)
@@ -103,17 +102,9 @@ def _checked(file: Path, dataset: str) -> pd.DataFrame:
     table["generator"] = table["generator"].where(table["label"] == 1, "real")
     fakes = table.loc[table["label"] == 1, "generator"].str.lower()
     if reserved := {*fakes} & {*manifest.RESERVED}:
-        raise InputError(f"{file}: a generator cannot be called {', '.join(reserved)}")
+        raise InputError(f"{file}: a fake's generator cannot be called {', '.join(reserved)}")
     table["split"] = [lists.split_of(word, file) for word in table["split"]]
     return table[table["split"] != "train"].rename(columns={"scene": "group"})
-
-
-def _below(given: pd.Series, dataset: str) -> list[str]:
-    """Paths as a manifest has them: with slashes, below the folder of the images."""
-    root = ""
-    with suppress(InputError):
-        root = f"{images_root(dataset).as_posix()}/"
-    return [str(PurePosixPath(p.replace("\\", "/"))).removeprefix(root) for p in given]
 
 
 def _tested_on(paths: set[str], dataset: str) -> dict | None:

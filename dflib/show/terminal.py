@@ -3,11 +3,13 @@
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 
 from data_prep.errors import InputError, shown
+from data_prep.paths import CSV, written
 from dflib.show.words import intervals
 from dflib.study import compare, engine, records, runs
 from dflib.study.progress import Progress, spoken
@@ -25,6 +27,13 @@ def show(rows: pd.DataFrame | list[dict], title: str) -> None:
     text = text.set_index(first).rename_axis(index=None, columns=first)
     width = console.width if console.is_terminal else None
     console.print(f"{title}\n{text.to_string(justify='left', line_width=width)}")
+
+
+def save(rows: pd.DataFrame, csv: Path) -> None:
+    """Write a table to a file, which stays as it was where that fails; into a pipe as it comes."""
+    whole = csv.is_file() or not csv.exists()
+    with written(csv.resolve()) if whole else csv.open("w", newline="") as new:
+        rows.to_csv(new, **CSV)
 
 
 def results(rows: pd.DataFrame) -> None:

@@ -289,7 +289,7 @@ def _found(name: str) -> Path:
     alike = [run for run in known if name and run.startswith(name)]
     if len(alike) > 1 and name not in known:
         raise InputError(f"run {name!r} is how {len(alike)} begin: {', '.join(alike[:5])} …")
-    word = alike[0] if len(alike) == 1 else Path(name).name
+    word = alike[0] if len(alike) == 1 else Path(name).name or name
     return known[choose("run", word, known, hint="python -m dflib results lists them.")]
 
 
