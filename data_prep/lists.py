@@ -64,7 +64,7 @@ def read(
             sep = "," if more else (re.search("[;\t]", head) or ",")[0]
             table = pd.read_csv(file, sep=sep, dtype="str", keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read as CSV or parquet: {error}") from error
+        raise InputError(f"{file} cannot be read as CSV (in UTF-8) or parquet: {error}") from error
     names = {ours: (columns or {}).get(ours, ours) for ours in (*needed, *COLUMNS[2:])}
     for ours, name in names.items():
         if name not in table and (ours in needed or name != ours):

@@ -64,7 +64,7 @@ def test_without_a_column_of_scenes_a_rule_tells_them(tmp_path, data_root, image
         ("path;label\nx.png;0\nx.png;1\n", r"1 path\(s\) stand in it twice \(e.g. 'x.png'\)"),
         ("path,label\na,0\nb,\n", "unknown label '';"),
         ("path,label,split\na,0,Testing\n", "unknown split 'testing', did you mean 'test'"),
-        ("", "cannot be read as CSV or parquet"),
+        ("", r"cannot be read as CSV \(in UTF-8\) or parquet"),
     ],
 )
 def test_a_list_that_is_not_understood_is_refused(tmp_path, data_root, images, text, message):
