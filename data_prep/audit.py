@@ -92,7 +92,7 @@ def last(name: str) -> dict | None:
         file = paths.regular(paths.outputs_root() / f"audit-{name}.json")
         found = json.loads(file.read_text(encoding="utf-8"))
         now = manifest.fingerprint_of(name) if name in paths.present() else None
-        return found if found["verdict"] and now in (None, found.get("data_fingerprint")) else None
+        return found if found["verdict"] and now in (None, found["data_fingerprint"]) else None
     except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
         return None
 
