@@ -89,8 +89,7 @@ class Audit:
 def last(name: str) -> dict | None:
     """What the last audit of a dataset found; None without one, or if the images have changed."""
     try:
-        file = paths.regular(paths.outputs_root() / f"audit-{name}.json")
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(paths.regular(paths.outputs_root() / f"audit-{name}.json").read_bytes())
         now = manifest.fingerprint_of(name) if name in paths.present() else None
         return found if found["verdict"] and now in (None, found["data_fingerprint"]) else None
     except (OSError, ValueError, KeyError, TypeError):  # none, or damaged

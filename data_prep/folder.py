@@ -167,7 +167,7 @@ def _listed(
     leave_out: Collection[str] = (),
 ) -> Iterator[tuple[Path, list[str]]]:
     """As `walk`, by folder; labels: files beside folders are strays until a class folder comes."""
-    seen, strays, lost = set(), [], []
+    seen, strays, lost, names = set(), [], [], set()
     unreadable = lambda error: lost.append(f"{error.filename}: {error.strerror}")
     for here, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
         real = os.path.realpath(here)
@@ -179,6 +179,7 @@ def _listed(
         place = Path(here).relative_to(root)
         if only and not place.parts:
             folders[:], files = [f for f in folders if f in only], []
+        names |= {*folders}
         reasons = {f: "hidden or a system's own" for f in folders if is_junk(f)}
         reasons |= {f: "left out as asked" for f in folders if f in leave_out}
         lost += [f"{Path(here, f)}: {reason}" for f, reason in sorted(reasons.items())]
@@ -188,6 +189,8 @@ def _listed(
         strays += [str(place / f) for f in sorted(left)]
         if kept := sorted(set(files) - left):
             yield Path(here), kept
+    for name in leave_out:
+        choose("folder to leave out", name, names)
     for what, named in (("stray file(s)", strays), ("folder(s)", lost)):
         if named:
             told = (len(named), what, shown(root), shown("; ".join(named[:9])))

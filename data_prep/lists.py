@@ -76,10 +76,9 @@ def read(
     start = f"{root.as_posix()}/" if root else ""
     slashes = (p if "/" in p else p.replace("\\", "/") for p in table["path"])
     table["path"] = [str(PurePosixPath(p)).removeprefix(start) for p in slashes]
-    twice = table.loc[table["path"].duplicated(), "path"]
-    if len(twice):
-        what = f"{len(twice)} path(s) stand in it twice (e.g. {short(twice.iloc[0])})"
-        raise InputError(f"{file}: {what}")
+    twice = [*table.loc[table["path"].duplicated(), "path"]]
+    if twice:
+        raise InputError(f"{file}: {len(twice)} path(s) stand in it twice (e.g. {short(twice[0])})")
     return table
 
 
@@ -93,9 +92,8 @@ def _row(row: dict, file: Path) -> dict:
     label, path = label_of(row["label"], f"In {file}."), PurePosixPath(row["path"])
     if path.is_absolute() or ".." in path.parts:
         raise InputError(f"{file}: path {short(row['path'])} is not one below --images")
-    split = split_of(row.get("split", ""), file)
     generator = row.get("generator") or "fake"
-    known = {"path": str(path), "label": label, "split": split}
+    known = {"path": str(path), "label": label, "split": split_of(row.get("split", ""), file)}
     known["group"] = row.get("scene") or str(path)  # a scene that is not told is its own
     return known | {"generator": generator if label else "real", "folder": path.parent.name}
 

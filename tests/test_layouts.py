@@ -93,6 +93,8 @@ def test_an_unlabelled_test_folder_is_left_out_on_request(tmp_path, data_root, t
     root = tree(tmp_path / "set", {"train/real": 2, "train/fake": 2, "test": 3})
     with pytest.raises(InputError, match="Or leave it out: --leave-out test"):
         folder.prepare(root, name="mine")
+    with pytest.raises(InputError, match="unknown folder to leave out 'tset', did you mean 'test'"):
+        folder.prepare(root, name="mine", leave_out=["test", "tset"])
     assert len(folder.prepare(root, name="mine", leave_out=["test"])) == 4
     assert "test: left out as asked" in caplog.text
 
