@@ -121,6 +121,8 @@ def test_a_compressed_run_is_held_against_its_own_bl_not_a_longer_one(write):
     assert compare.baseline(every[cut], every)["run_id"] == own
     assert compare.baseline(every[moved], every)["run_id"] == longer
     assert compare.baseline(every[own], every) is None
+    other = write("CPF", rate=0.9, parents=[longer])  # of one seed, but not of one BL
+    assert records.but_seed(records.by_age()[other]) != records.but_seed(every[cut])
     del every[own]
     assert compare.baseline(every[cut], every)["run_id"] == longer
 

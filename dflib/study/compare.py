@@ -31,16 +31,10 @@ FLIPS = 6  # scenes decided otherwise: fewer tell nothing, were they all on one 
 def load(
     dataset: str | None = None, *, protocol: str = "strict", source: str | None = None
 ) -> dict[str, dict]:
-    """A dataset's finished runs (without one, all) by run id, the oldest first; of transfers those
-    from `source`. `params` has what a run inherits from the runs it was made from, too."""
-    by_age = sorted(records.every(), key=lambda r: records.age(r["folder"]))
-    known = {r["run_id"]: r for r in by_age}
-    found = {}
-    for run_id, r in known.items():
-        here = (r["dataset"], r["protocol"]) == (dataset, protocol)
-        if dataset is None or (here and r.get("source") in (None, source)):
-            found[run_id] = r | {"params": _inherited(r, known)}
-    return found
+    """`records.by_age` of a dataset (without one, of all); of transfers those from `source`."""
+    place, every = (dataset, protocol), records.by_age().items()
+    mine = lambda r: (r["dataset"], r["protocol"]) == place and r.get("source") in (None, source)
+    return {run_id: r for run_id, r in every if dataset is None or mine(r)}
 
 
 def recipe(params: dict) -> str:
@@ -72,13 +66,6 @@ def _as_a_baseline(result: dict) -> tuple:
     same = ("dataset", "protocol", "seed", "data_fingerprint")
     code = [result.get("code", {}).get(name) for name in versions("BL")]
     return [result.get(key) for key in same], code, records.decides(result["params"], ignored)
-
-
-def _inherited(result: dict, every: Mapping[str, dict]) -> dict:
-    known = result["params"]
-    for parent in (every[i] for i in result["parents"] if i in every):
-        known = _inherited(parent, every) | known
-    return known
 
 
 # --- detectors on the same images

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -169,6 +169,19 @@ def every(dataset: str | None = None) -> Iterator[dict]:
             yield found
 
 
+def by_age() -> dict[str, dict]:
+    """Finished runs by run id, the oldest first; `params` has what parents decided for it, too."""
+    known = {r["run_id"]: r for r in sorted(every(), key=lambda r: age(r["folder"]))}
+    return {run_id: r | {"params": _inherited(r, known)} for run_id, r in known.items()}
+
+
+def _inherited(result: dict, every: Mapping[str, dict]) -> dict:
+    known = result["params"]
+    for parent in (every[i] for i in result["parents"] if i in every):
+        known = _inherited(parent, every) | known
+    return known
+
+
 @lru_cache(maxsize=4096)  # raises again, but what can be read is read once
 def _readable(folder: Path, *_: int) -> bool:
     return len(predictions(folder)) > 0
@@ -275,9 +288,9 @@ def find(name: str) -> Path:
 def _found(name: str) -> Path:
     if name and (Path(name) / "result.json").exists():
         return Path(name)
-    runs = [r for r in every() if not r.get("imported")] if name in ("best", "latest") else []
-    if runs:
-        found = max(runs, key=lambda r: age(r["folder"]))
+    runs = by_age().values() if name in ("best", "latest") else ()
+    if runs := [r for r in runs if not r.get("imported")]:
+        found = runs[-1]
         if name == "best":  # scores on other validation images cannot be compared
             told = ("dataset", "protocol", "data_fingerprint")
             images = lambda r: [*map(r.get, told), r["params"].get("limit"), fold(r["params"])]
