@@ -3,13 +3,21 @@
 import numpy as np
 import pandas as pd
 
-from data_prep import duplicates
+from data_prep import cache, duplicates
 from data_prep.errors import InputError, choose
+from data_prep.paths import describe
 
 FOLDS = 10
 SHARES = {"strict": (3, 1), "paper": (4, 0)}  # tenths that test and validate; the rest trains
 PROTOCOLS = tuple(SHARES)
 VAL_TENTHS = 1  # taken from train where the dataset has no validation part of its own
+
+
+def decoded(name: str, size: int, protocol: str, mode: str) -> tuple[np.memmap, pd.DataFrame]:
+    """A dataset's images and their rows; by protocol strict real and fake are alike."""
+    alike = protocol == "strict" and describe(name)["kind"] == "deepfake"
+    pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
+    return pixels, table.assign(row=np.arange(len(table)), group=scenes(table))
 
 
 def assign(table: pd.DataFrame, protocol: str = "strict", *, seed: int = 0) -> pd.Series:

@@ -118,7 +118,7 @@ def study(
 
 def _planned(options: dict) -> tuple:
     """The runs of a study; the demo data are made where they are all that is missing."""
-    from data_prep import demo, paths
+    from data_prep import paths
     from dflib.study import grid
 
     try:
@@ -126,6 +126,8 @@ def _planned(options: dict) -> tuple:
     except InputError as error:
         if not str(error).endswith(paths.HOW_TO_GET["demo"]):
             raise
+    from data_prep import demo
+
     typer.echo("making the offline demo data (about a minute) …")
     demo.prepare()
     return grid.plan(options)

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from data_prep import cache, manifest
+from data_prep import manifest
 from data_prep.errors import InputError, choose
 from data_prep.paths import describe
-from data_prep.protocol import assign, scenes
+from data_prep.protocol import assign, decoded
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def open(
 
     >>> open("demo", size=32).train.batches(64)  # doctest: +SKIP
     """
-    pixels, table = _decoded(name, size, protocol, mode)
+    pixels, table = decoded(name, size, protocol, mode)
     table["split"] = assign(table, protocol, seed=split_seed)
     chosen = {"train_generators": train_generators, "hold_out": hold_out}
     if any(chosen.values()):
@@ -149,20 +149,13 @@ def part(
     split: train | val | test, as the dataset gives it, else as the protocol does; all: every image.
     """
     choose("part", split, ("all", "test", "val", "train"))
-    pixels, table = _decoded(name, size, protocol, mode)
+    pixels, table = decoded(name, size, protocol, mode)
     if split != "all":
         given = (table["split"] != "").any()
         table = table[(table["split"] if given else assign(table, protocol)) == split]
     if table.empty:
         raise InputError(f"{name} has no {split} part: take another one, or all")
     return Part(pixels, table.reset_index(drop=True))
-
-
-def _decoded(name: str, size: int, protocol: str, mode: str) -> tuple[np.memmap, pd.DataFrame]:
-    """A dataset's images and their rows; by protocol strict real and fake are alike."""
-    alike = protocol == "strict" and describe(name)["kind"] == "deepfake"
-    pixels, table = cache.build(name, size=size, mode=mode, equalise=alike)
-    return pixels, table.assign(row=np.arange(len(table)), group=scenes(table))
 
 
 def trained_on(

@@ -62,9 +62,9 @@ def plan(p: engine.Plan) -> None:
 def study(p: engine.Plan, *, test_on: Sequence[str] = (), **options) -> int:
     """Make a study (options: of `engine.run`), test its runs on other sets, and tell of it all; the
     exit status: 0 done, 1 something failed, 3 the budget is used up."""
-    from dflib.show import explorer, report
-
     outcomes = _made(p, once=True, **options)
+    from dflib.show import explorer, report  # seconds, in which the runs have begun long ago
+
     _time_in_turns(outcomes)
     _test_elsewhere(outcomes, test_on)
     rows = runs.results()

@@ -41,11 +41,11 @@ def need_machine(*, batch: bool = True) -> None:
 
 def idle_gpu() -> str | None:
     """Why torch cannot use an NVIDIA card that is there; None where it can, or none is wanted."""
-    import torch
-
     names = nvidia_cards()
     if not names or os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
         return None
+    import torch
+
     build = f"torch {torch.__version__}"
     if torch.version.cuda is None:
         return f"{names[0]} is there, and {build} is built without CUDA: install a CUDA build"
@@ -64,6 +64,15 @@ def idle_gpu() -> str | None:
             card = f"{torch.cuda.get_device_name(i)} (sm_{major}{minor}; it has {', '.join(have)})"
             return f"{build} has no kernels for {card}"
     return None
+
+
+def cards() -> int:
+    """How many GPUs torch can use; it is slow to import, so only where one may be."""
+    if not (nvidia_cards() or Path("/dev/kfd").exists()):  # of NVIDIA, of AMD
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def nvidia_cards() -> list[str]:

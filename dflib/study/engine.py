@@ -281,11 +281,10 @@ def worker_environments(most: int) -> list[dict[str, str]]:
     """Environment of each local worker, for `most` runs at a time: a GPU, or a share of the cores:
     many workers of one thread waste less than one of many. `OMP_NUM_THREADS` overrules."""
     import psutil
-    import torch
 
     from data_prep.manifest import cores
 
-    there = torch.cuda.device_count()
+    there = doctor.cards()
     given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     gpus = (given or [str(i) for i in range(there)])[: min(there, most)]
     memory = int(psutil.virtual_memory().total / MEMORY_PER_WORKER)
@@ -297,8 +296,8 @@ def worker_environments(most: int) -> list[dict[str, str]]:
 
 def prepare_data(p: Plan) -> None:
     """Decode every dataset of the plan once, here, before many workers ask for it."""
-    from dflib import data
+    from data_prep.protocol import assign, decoded
 
-    views = {(s.dataset, s.protocol, s.settings["size"], s.settings["mode"]) for s in p}
-    for name, protocol, size, mode in sorted(views):
-        data.open(name, size=size, protocol=protocol, mode=mode)
+    views = {(s.dataset, s.settings["size"], s.protocol, s.settings["mode"]) for s in p}
+    for name, size, protocol, mode in sorted(views):
+        assign(decoded(name, size, protocol, mode)[1], protocol)
