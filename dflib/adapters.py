@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -39,15 +40,40 @@ def select(model: Detector, names: str) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+@lru_cache(maxsize=64)
+def places(arch: Architecture) -> dict[str, int]:
+    """The blocks that an adapter can stand behind, and their channels; of another's network the
+    last layer of each resolution."""
+    if arch.blocks:
+        return {f"features.{i}": block.width for i, block in enumerate(arch.blocks)}
+    found: dict[int, tuple[str, int]] = {}
+
+    def note(name: str, _layer: nn.Module, _inputs: tuple, z: object) -> None:
+        if isinstance(z, Tensor) and z.ndim == 4 and z.shape[2] == z.shape[3] > 1:
+            side, before = z.shape[2], found.get(z.shape[2], (name, 0))[0]
+            # the whole is called after its parts; a padded map's side is odd
+            if arch.size % side == 0 and name.count(".") <= before.count("."):
+                found[side] = name, z.shape[1]
+
+    with torch.device("meta"), torch.no_grad():
+        twin = Detector(replace(arch, adapters=())).eval()
+        for name, layer in twin.features.named_modules(prefix="features"):
+            if not isinstance(layer, nn.Conv2d | nn.BatchNorm2d):  # those are folded into one
+                layer.register_forward_hook(partial(note, name))
+        twin(torch.empty(1, 3, arch.size, arch.size))
+    return dict(found.values())
+
+
 def place(arch: Architecture, after: str = "") -> str:
-    """The block that an adapter goes behind: `after`, else the paper's: a student's last, BL's 4th.
+    """The block that an adapter goes behind: `after`, else the paper's: a student's last, of other
+    networks the middle one (BL's 4th).
 
     >>> place(models.architecture("BL")), place(models.architecture("S90"))
     ('features.3', 'features.4')
     """
-    if not arch.blocks:
-        raise InputError(f"adapters stand behind our own blocks; {arch.backbone!r} has none")
-    blocks = [f"features.{i}" for i in range(len(arch.blocks))]
+    blocks = [*places(arch)]
+    if not blocks:
+        raise InputError(f"{arch.backbone} has no feature maps that an adapter could change")
     student = arch.name.startswith(tuple(models.STUDENT_RATES.values()))
     papers = blocks[-1] if student else blocks[(len(blocks) - 1) // 2]
     return choose("block", after or papers, blocks)
@@ -59,16 +85,15 @@ def insert(model: Detector, after: str = "", *, form: str = "serial", seed: int 
     after: see `place`. form: "serial" (the paper's) or "residual" (changes nothing until it is
     trained). Raises `InputError` for an unknown one, or a block that has an adapter.
 
-    >>> insert(Detector(models.architecture("BL", size=32)), "features.3").arch.blocks[3].adapter
-    'serial'
+    >>> insert(Detector(models.architecture("BL", size=32)), "features.3").arch.adapters
+    (('features.3', 128, 'serial'),)
     """
-    after, blocks = place(model.arch, after), list(model.arch.blocks)
-    i = int(after.removeprefix("features."))
-    if blocks[i].adapter:
+    after, there = place(model.arch, after), model.arch.adapters
+    if after in [name for name, *_ in there]:
         raise InputError(f"{after} has an adapter already: choose another block, or train that one")
-    blocks[i] = replace(blocks[i], adapter=choose("form of adapter", form, FORMS))
+    new = after, places(model.arch)[after], choose("form of adapter", form, FORMS)
     with train.seeded(seed):
-        adapted = Detector(replace(model.arch, blocks=tuple(blocks)))
+        adapted = Detector(replace(model.arch, adapters=(*there, new)))
     adapted.load_state_dict(model.state_dict(), strict=False)
     select(adapted, f"{after}.adapter")
     return adapted.to(next(model.parameters()).device).eval()

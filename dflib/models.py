@@ -57,7 +57,6 @@ class Block:
     separable: bool = False  # convolution to `mid` channels in `groups`, then a 1x1 to `width`
     mid: Annotated[int, Field(ge=0, le=2**16)] = 0
     groups: Width = 1
-    adapter: Literal["", "serial", "residual"] = ""  # one stands behind the block (dflib.adapters)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -84,6 +83,8 @@ class Architecture:
     shapes: Annotated[tuple[tuple[str, Width, Width], ...], Several] = ()
     # of products of thin layers: layer, then its ranks (see `factors`)
     ranks: Annotated[tuple[tuple[str, Width] | tuple[str, Width, Width], ...], Several] = ()
+    # behind which layers adapters stand, how wide, in which form (dflib.adapters)
+    adapters: tuple[tuple[str, Width, Literal["serial", "residual"]], ...] = ()
     front: str = ""  # srm: the network sees residuals instead of pixels (`Detector.set_front`)
 
     def to_json(self) -> str:
@@ -95,7 +96,7 @@ ARCHITECTURE = TypeAdapter(Architecture)
 
 
 class ConvBlock(nn.Sequential):
-    """conv (or depthwise + pointwise) -> BatchNorm -> ReLU [-> max pool] [-> adapter]."""
+    """conv (or depthwise + pointwise) -> BatchNorm -> ReLU [-> max pool]."""
 
     def __init__(self, inputs: int, block: Block) -> None:
         super().__init__()
@@ -110,8 +111,6 @@ class ConvBlock(nn.Sequential):
         self.relu = nn.ReLU()
         if block.pool:
             self.pool = nn.MaxPool2d(2)
-        if block.adapter:
-            self.adapter = Adapter(block.width, residual=block.adapter == "residual")
 
 
 class Adapter(ConvBlock):
@@ -152,6 +151,13 @@ class Detector(nn.Module):
             _resize(self.get_submodule(name), inputs, outputs)
         for name, *ranks in arch.ranks:
             self.set_submodule(name, factors(self.get_submodule(name), ranks))
+        for name, width, form in arch.adapters:
+            layer = self.get_submodule(name)
+            layer.adapter = Adapter(width, residual=form == "residual")
+            if foreign:  # what it gives may be negative
+                layer.adapter.relu = nn.Identity()
+            if not isinstance(layer, nn.Sequential):  # that calls its last child by itself
+                layer.register_forward_hook(lambda layer, _, z: layer.adapter(z))
 
     def set_front(self, front: str) -> None:
         """What the network sees: "" is the pixels, "srm" high-pass residuals of the grey image

@@ -83,8 +83,8 @@ def test_the_place_and_the_number_of_parameters_are_the_papers(name, place):
     small = models.scaled(arch, 0.37)
     assert adapters.place(arch) == adapters.place(small) == f"features.{place}"
     adapted = adapters.insert(Detector(models.architecture(name, size=32)))
-    assert adapted.arch.blocks[place].adapter == "serial"
-    width = arch.blocks[place].width
+    behind, width = adapted.arch.adapters[0][0], arch.blocks[place].width
+    assert behind == f"features.{place}"
     with torch.device("meta"):
         base, adapter = Detector(arch), models.Adapter(width, residual=False)
     assert models.parameters(adapter) == (9 * width + width) + (width * width + width) + 2 * width
@@ -99,6 +99,30 @@ def test_an_adapted_model_rebuilds_itself_and_goes_to_onnx(form, tmp_path, toy):
     assert not changed(tensors(adapted), tensors(again))
     session = export.OnnxModel(export.to_onnx(again, tmp_path / "model.onnx"))
     assert export.parity(again, session, toy().test)["max_logit_difference"] < 1e-4
+
+
+FOREIGN = ("timm/tf_efficientnet_lite0", "timm/resnet18:16", "timm/convnext_atto")
+
+
+@pytest.mark.parametrize("name", (*FOREIGN, "torchvision/mobilenet_v2"))
+def test_anothers_network_takes_an_adapter_that_changes_nothing_until_it_is_trained(
+    name, tmp_path, toy
+):
+    base = Detector(models.architecture("BL", size=32, backbone=name)).eval()
+    places, data = adapters.places(base.arch), toy()
+    assert adapters.place(base.arch) == [*places][(len(places) - 1) // 2]
+    after = [*places][1]
+    adapted, x = adapters.insert(base, after, form="residual"), torch.rand(3, 3, 32, 32)
+    assert torch.equal(adapted(x), base(x))
+    own = models.parameters(models.Adapter(places[after], residual=True))
+    assert models.parameters(adapted) - models.parameters(base) == own
+    moved = fitted(adapted, toy, lr=0.01)
+    assert moved and all(k.startswith(f"{after}.adapter.") for k in moved)
+    again = models.load(adapters.save_delta(adapted, base, tmp_path / "delta"), base=base)
+    assert not changed(tensors(adapted), tensors(again)) and again.arch == adapted.arch
+    torch.testing.assert_close(again(x), adapted(x), rtol=1e-4, atol=1e-5)  # another layout
+    session = export.OnnxModel(export.to_onnx(again, tmp_path / "model.onnx"))
+    assert export.parity(again, session, data.test)["max_logit_difference"] < 1e-3
 
 
 # --- what trains and what does not
@@ -208,7 +232,7 @@ def test_a_delta_that_does_not_fit_its_base_is_refused(tmp_path):
 
 # --- bad input
 
-RESNET = models.architecture("BL", size=32, backbone="torchvision/resnet18")
+VIT = models.architecture("BL", size=224, backbone="timm/vit_tiny_patch16_224")
 TWICE = lambda m: adapters.insert(adapters.insert(m, "features.1"), "features.1")
 NEAR = r", did you mean '{}'\? Valid: {}, "
 
@@ -221,7 +245,7 @@ NEAR = r", did you mean '{}'\? Valid: {}, "
         (lambda m: adapters.insert(m, "features.9"), NEAR.format(r"features.\d", "features.0")),
         (lambda m: adapters.insert(m, form="seriel"), "form of adapter 'seriel', did .* 'serial'"),
         (TWICE, "features.1 has an adapter already"),
-        (lambda m: adapters.insert(Detector(RESNET)), "'torchvision/resnet18' has none"),
+        (lambda m: adapters.place(VIT), "vit_tiny_patch16_224 has no feature maps"),
     ],
 )
 def test_bad_input_is_named(ask, message):

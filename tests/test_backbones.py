@@ -24,6 +24,7 @@ from dflib.study import runs
 
 CPU = torch.device("cpu")
 QUICK = train.Recipe(epochs=1, batch=18)
+VIT = {"backbone": "timm/vit_tiny_patch16_224", "size": 224}
 THEIRS = ("torchvision/efficientnet_b0", "timm/mobilenetv3_small_100", "timm/tf_efficientnet_lite0")
 OWN = """
 from functools import partial
@@ -277,9 +278,9 @@ def test_an_onnx_detector_computes_what_it_did(outputs, fake_index, last, tmp_pa
         ({"backbone": "timm/resnet18", "pretrained": "no.pth"}, "no.pth is not there, or no file"),
         ({"epochs": 0}, "epochs=0 trains nothing: give pretrained=FILE"),
         ({"backbone": "OWN:two", "epochs": 0, "method": "CKD"}, "say distill_epochs=30, say"),
-        ({"backbone": "OWN:two", "method": "TL+P+A"}, "adapters stand behind our own blocks"),
+        (VIT | {"method": "TL+P+A"}, "vit_tiny_patch16_224 has no feature maps that an adapter"),
         ({"method": "TL+FT", "source": "imagenet"}, "source imagenet is a pretrained network: set"),
-        ({"backbone": "timm/vit_tiny_patch16_224", "size": 224, "method": "CPF-S"}, "can be cut"),
+        (VIT | {"method": "CPF-S"}, "can be cut"),
         ({"backbone": "OWN:two", "method": "CPF-S", "rate": 0.999}, "rate 0.999 cannot be met"),
         ({"teacher": "no-run", "method": "CKD"}, "unknown run 'no-run'"),
     ],

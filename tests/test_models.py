@@ -208,7 +208,8 @@ def test_a_checkpoint_that_is_damaged_or_not_ours_is_named_and_never_unpickled(s
 # ---- files that ask for more than they hold
 
 
-SMALL = Architecture("t", 32, (Block(4, pool=True), Block(6, adapter="residual")), (Dense(4),))
+BEHIND = (("features.1", 6, "residual"),)
+SMALL = Architecture("t", 32, (Block(4, pool=True), Block(6)), (Dense(4),), adapters=BEHIND)
 RESNET = replace(
     models.architecture("BL", size=32, backbone="torchvision/mobilenet_v3_small"),
     shapes=(("features.classifier.0", 576, 8), ("head.0", 8, 2)),

@@ -25,6 +25,8 @@ def settled(values: dict, source: str = "") -> dict:
     changed = {}
     if values["backbone"] != "vgg" and values["trainable"] == DEFAULTS["trainable"]:
         changed["trainable"] = "all"  # the default names layers of the vgg
+    if values["backbone"] != "vgg" and values["adapter_form"] == DEFAULTS["adapter_form"]:
+        changed["adapter_form"] = "residual"  # few images cannot mend what the serial one breaks
     if values["teacher"] == "transferred" and not source:
         values = values | {"teacher": ""}  # a word for the transfers of a study alone
     if source == WEIGHTS and not values["teacher"]:
@@ -84,8 +86,6 @@ def check(row: methods.Method, rate: float | None, values: dict, source: str = "
 def _applies(row: methods.Method, rate: float | None, values: dict, does: set[str]) -> None:
     """Raise `InputError` where another's network cannot be compressed so."""
     trains = {"prune", "structured", "finetune", "transfer"} & does
-    if "adapter" in does and "teacher" not in does:
-        raise InputError(f"{row.code}: adapters stand behind our own blocks; TL+KD+A's student has")
     if values["backbone"].endswith(".onnx") and trains:
         can = "BL, CQ, CQ-S, and CKD from it"
         raise InputError(f"{row.code}: an ONNX file cannot be trained or cut; it can be {can}")

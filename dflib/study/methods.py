@@ -11,7 +11,7 @@ from dflib.study.settings import DEFAULTS, FIELDS, checked, expected
 # of the code that makes results: a change of what it computes gives runs other ids, so it raises
 # the number (tests/test_golden.py holds what each computes); decoding is in the data's fingerprint
 VERSIONS = {"data": DECODING, "models": 1, "train": 1, "evaluate": 1}
-VERSIONS |= {"prune": 1, "distill": 1, "quantize": 2, "lowrank": 2, "adapters": 1}
+VERSIONS |= {"prune": 1, "distill": 1, "quantize": 2, "lowrank": 2, "adapters": 2}
 TECHNIQUES = {  # by the groups of settings, and by the notebook where no setting tells
     "prune": ("prune", "structured", "chain", "03_prune"),
     "distill": ("distill", "teacher", "chain"),
