@@ -95,21 +95,23 @@ def build(
     seen = [family for family in FAMILIES if family != UNSEEN]
     with torch.random.fork_rng(devices=[]):
         models = [_autoencoder(family, seed=seed) for family in FAMILIES]
-    each = (delayed(fit)(model, train, steps=steps, seed=seed) for model in models)
-    models = Parallel(n_jobs=manifest.cores(), backend="threading")(each)
-    for family, model in zip(FAMILIES, models, strict=True):
+
+    def write(family: str, model: nn.Module) -> list[dict]:
         sources = []
         for part in chosen[1]:
             if part[0].split == "test":
                 sources += part
             elif family != UNSEEN:
                 sources += part[seen.index(family) :: len(seen)]
-        with threadpool_limits(1):
+        with threadpool_limits(1):  # layers this small gain nothing from more threads
+            fit(model, train, steps=steps, seed=seed)
             fakes = render(model, _to_tensor([p.pixels for p in sources]))
         fakes = ((fakes + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        rows += [_save(folder, p, fake, 1, family) for p, fake in zip(sources, fakes, strict=True)]
         log.info("%s: %d fakes from a decoder of %d steps", family, len(sources), steps)
-    return rows
+        return [_save(folder, p, fake, 1, family) for p, fake in zip(sources, fakes, strict=True)]
+
+    each = (delayed(write)(*pair) for pair in zip(FAMILIES, models, strict=True))
+    return sum(Parallel(n_jobs=manifest.cores(), backend="threading")(each), rows)
 
 
 def build_source(folder: Path, *, seed: int = 0) -> list[dict]:
@@ -189,17 +191,16 @@ def fit(model: nn.Module, images: Tensor, *, steps: int, seed: int) -> nn.Module
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=steps)
-    with threadpool_limits(1):  # layers this small gain nothing from more threads
-        for _ in range(steps):
-            x = images[torch.randint(len(images), (BATCH,), generator=generator)]
-            y = model(x)
-            sharpness = (_laplacian(y).log() - _laplacian(x).log()).abs().mean()
-            spectrum = (_log_spectrum(y) - _log_spectrum(x)).abs().mean()
-            loss = F.l1_loss(y, x) + 0.1 * sharpness + 0.05 * spectrum
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    for _ in range(steps):
+        x = images[torch.randint(len(images), (BATCH,), generator=generator)]
+        y = model(x)
+        sharpness = (_laplacian(y).log() - _laplacian(x).log()).abs().mean()
+        spectrum = (_log_spectrum(y) - _log_spectrum(x)).abs().mean()
+        loss = F.l1_loss(y, x) + 0.1 * sharpness + 0.05 * spectrum
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
     return model.eval()
 
 

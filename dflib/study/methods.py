@@ -89,9 +89,10 @@ DEMO = (*COMPRESSED, "CPF-S", "CKD-0", "CPKDQ")
 PAPER = (*COMPRESSED, "TL+FT", "TL+FT+Q", "TL+P+FT", "TL+KD", "TL+P+A", "TL+KD+A")
 LITTLE = {"size": 32, "epochs": 2, "finetune_epochs": 1, "transfer_epochs": 1}
 TINY = LITTLE | {"limit": 48, "latency_runs": 5, "draws": 50}
-# few images learn the traces in few epochs where the network sees high-pass residuals
-SMALL = LITTLE | {"epochs": 4, "finetune_epochs": 2, "transfer_epochs": 2, "front": "srm"}
-SMALL |= {"prune_steps": 2}
+# few images learn the traces in few epochs where the network sees high-pass residuals, and takes
+# many small steps
+SMALL = LITTLE | {"epochs": 3, "distill_epochs": 2, "transfer_epochs": 2, "front": "srm"}
+SMALL |= {"batch": 16, "prune_steps": 2}
 QUICK = {"size": 64, "epochs": 12, "finetune_epochs": 4, "transfer_epochs": 4}
 RATES = (0.6, 0.7, 0.8, 0.9)
 LARGE = {"size": 224, "patience": 8}
