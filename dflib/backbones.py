@@ -181,7 +181,7 @@ def _network(kind: str, name: str, size: int, pretrained: str, classes: int | No
         try:
             return make()
         except RuntimeError as error:
-            if "meta tensors" not in str(error):
+            if "meta tensor" not in str(error):
                 raise
             with torch.device("cpu"):  # an older timm's transformers
                 return make().to("meta")
