@@ -472,7 +472,7 @@ def _study_to_first_step(root: Path) -> float:
     site.mkdir(exist_ok=True)
     hook = FIRST_STEP.replace("\n", "\n    ")  # every Python process looks for sitecustomize
     (site / "sitecustomize.py").write_text(
-        f"import sys\nif any(w in str(sys.orig_argv) for w in ('ipykernel_', 'serve()')):{hook}"
+        f"import sys\nif any(w in str(sys.orig_argv) for w in ('ipykernel_', 'f.serve(')):{hook}"
     )
     paths = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"PYTHONPATH": paths, "FIRST_STEP": str(root / "of-study")}

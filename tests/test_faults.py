@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -16,7 +18,7 @@ import pytest
 from made import python
 from test_study import command, kernels_below, tiny, wait_for
 
-from dflib.study import engine, runs
+from dflib.study import engine, forks, runs
 
 CODES = ("BL", "CQ")
 SAME = ("accuracy", "f1", "recall", "tnr", "ap", "auroc", "eer", "ece", "brier", "threshold")
@@ -216,11 +218,39 @@ def test_a_killed_worker_takes_its_kernel_with_it_and_the_run_is_made_elsewhere(
     (kernel,) = wait_for(lambda: kernels_below(driver.pid), 900)
 
     wait_for(lambda: running(tiny(tiny_dataset, *CODES)[-1]), 900)
-    worker = kernel.parent().parent()  # between them its server
-    assert worker.pid != driver.pid
+    held = str(tiny(tiny_dataset, *CODES)[-1].folder / "lock")
+    below = psutil.Process(driver.pid).children(recursive=True)
+    (worker,) = [p for p in below if held in [file.path for file in p.open_files()]]
     kernel.suspend()  # it cannot look for itself whether its parent is there
     worker.kill()
     wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 10)
     said, _ = driver.communicate(timeout=900)
     assert driver.returncode == 0, said
     completes(tiny_dataset, outputs, undisturbed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux")
+def test_a_killed_server_of_kernels_ends_its_kernel_and_the_next_needs_none(tiny_dataset, outputs):
+    s = tiny(tiny_dataset, *CODES)[-1]
+    with forks.server():
+        outcome = broken(s, lambda kernel: kernel.parent().kill(), when=lambda: running(s))
+        assert s.failure()["kind"] == "died", outcome
+        assert engine.execute(s)["status"] == "done"
+    assert not kernels_below(os.getpid())
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs two users")
+def test_the_server_of_kernels_answers_its_own_user_alone():
+    told = {}
+    with forks.server():
+        for user in (65534, 0):
+            with socket.socket(socket.AF_UNIX) as asker:
+                os.seteuid(user)
+                try:
+                    asker.connect("\0" + os.environ[forks.SERVER])
+                finally:
+                    os.seteuid(0)
+                with suppress(ConnectionError):
+                    asker.sendall(b'[[], "/dev/null", {}, "/"]\n')
+                    told[user] = int(asker.makefile().readline() or 0)
+    assert told[0] > 0 == told.get(65534, 0)

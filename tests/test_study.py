@@ -42,7 +42,7 @@ def kernels_below(pid: int) -> list[psutil.Process]:
     found = []
     for p in psutil.Process(pid).children(recursive=True):
         try:
-            forked = all("k.serve()" in q.cmdline()[-1] for q in (p, p.parent()))
+            forked = all("f.serve(" in q.cmdline()[-1] for q in (p, p.parent()))
             if forked or "ipykernel_launcher" in " ".join(p.cmdline()):
                 found.append(p)
         except psutil.NoSuchProcess:
@@ -243,11 +243,11 @@ def test_folds_train_without_each_generator_or_on_each_alone(tiny_dataset, tiny_
 
 def test_what_workers_import_ahead_asks_for_no_gpu():
     """A process that was forked after such a question cannot use one."""
-    code = "import torch, sys; from dflib.study import kernel\n"
+    code = "import torch, sys; from dflib.study import forks\n"
     code += "asked = lambda *a: sys.exit('asked for a GPU')\n"
     code += "torch._C._cuda_getDeviceCount = torch._C._cuda_init = torch.cuda._lazy_init = asked\n"
     code += "torch.cuda.is_available = torch.cuda.device_count = asked\n"
-    code += "for name in kernel.AHEAD.split(): __import__(name)"
+    code += "for name in forks.AHEAD.split(): __import__(name)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -259,9 +259,9 @@ def test_a_forked_kernel_that_does_not_end_is_ended(tmp_path, on_term):
     never += f"_ = signal.signal(signal.SIGTERM, signal.{on_term})"
     code = "\n".join(
         [
-            "import asyncio, sys, types",
-            "from dflib.study import kernel",
-            f"kernel.dask_setup(types.SimpleNamespace(local_directory={str(tmp_path)!r}))",
+            "import asyncio",
+            "from dflib.study import forks, kernel",
+            "forks.start()",
             "async def whole():",
             f"    manager = kernel.kernel_manager(open({str(tmp_path / 'log.txt')!r}, 'a'))()",
             "    await manager.start_kernel(extra_arguments=[])",

@@ -23,7 +23,7 @@ from filelock import Timeout
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import lock, outputs_root, usable
 from dflib.measure import ONCE
-from dflib.study import doctor, methods
+from dflib.study import doctor, forks, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome
 from dflib.study.runs import Run, Spec, spec
 
@@ -128,6 +128,7 @@ def run(
         if s.run_id not in todo:
             tell(s, outcome(s))
     if not todo:
+        forks.stop()
         return outcomes
     _sweep(usable(outputs_root()))
     events: SimpleQueue = SimpleQueue()
@@ -271,6 +272,7 @@ def _client(scheduler: str | None, scratch: str, *, most: int, once: bool) -> It
     place = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
     head = {"cls": Scheduler, "options": place | {"dashboard": False}}
     with (
+        forks.server(),
         SpecCluster(workers, head, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,
     ):

@@ -1,38 +1,25 @@
 """One run made here: papermill executes its notebook in a kernel. Which run, and when: `engine`."""
 
-import atexit
 import json
 import logging
 import math
 import os
 import re
-import select
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from queue import Empty
 from typing import TextIO
 from uuid import uuid4
 
-from data_prep.paths import PROJECT, lock, write_text
-from dflib.study import records
+from data_prep.paths import lock, write_text
+from dflib.study import forks, records
 from dflib.study.runs import HELD, Spec
 
-# to glibc: freed blocks are kept for the next step; Dask's threshold doubles a training's time
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_THRESHOLD_": "100000000"}
-# what a worker's server imports once for all its kernels, which are forked from it (none of these
-# may ask for a GPU: a fork could not use it then)
-AHEAD = (
-    "ipykernel.kernelapp ipywidgets seaborn torchvision onnx onnxruntime dflib.export dflib.lowrank"
-)
-AHEAD += " dflib.prune dflib.train dflib.study.chain dflib.study.robustness"
-_servers: list[subprocess.Popen] = []  # of this worker: one
 STOPPED = "stopped at the end of the budget; it goes on from its last epoch"
 SHORT_OF = re.compile(  # memory or disk, in the words of Python, torch, pyarrow, ONNX Runtime, …
     r"MemoryError|out of memory|allocate memory|bad_alloc|No space left|Disk quota"
@@ -171,11 +158,13 @@ def kernel_manager(log_file: TextIO, folder: Path | None = None) -> type:
 
     class Provisioner(LocalProvisioner):
         async def launch_kernel(self, cmd: list[str], **options) -> dict:
-            if not _servers or _servers[0].poll() is not None:
-                return await super().launch_kernel(cmd, **options)
-            self.process = Fork(_servers[0], cmd[3:], log_file.name, options["env"])
-            self.pid = self.pgid = self.process.pid
-            return self.connection_info
+            with suppress(OSError, KeyError):  # no server, or it was killed
+                self.process = forks.Fork(cmd[3:], log_file.name, options["env"])
+                self.pid = self.pgid = self.process.pid
+                return self.connection_info
+            code = f"import dflib.study.forks as f; f.die_with_parent({os.getpid()})"
+            cmd = [*cmd, f"--IPKernelApp.exec_lines={code}"]
+            return await super().launch_kernel(cmd, **options)
 
     class Channel(AsyncZMQSocketChannel):
         """Looks again each second: a widget's message can swallow the wake-up call of a reply."""
@@ -203,115 +192,27 @@ def kernel_manager(log_file: TextIO, folder: Path | None = None) -> type:
             words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             return KernelSpec(argv=words, display_name="Python 3", language="python")
 
-        async def start_kernel(self, *, extra_arguments: list[str], **options) -> None:
+        async def start_kernel(self, **options) -> None:
             if folder:
                 self.connection_file = str(folder / "scratch" / "kernel.json")
-            parent = _servers[0].pid if _servers else os.getpid()
-            code = f"import dflib.study.kernel as k; k.die_with_parent({parent})"
-            words = [*extra_arguments, f"--IPKernelApp.exec_lines={code}"]
             options |= {"env": _environment(folder), "stdout": log_file, "stderr": log_file}
             self.provisioner = Provisioner(kernel_spec=self.kernel_spec, parent=self)
-            await super().start_kernel(extra_arguments=words, **options)
+            await super().start_kernel(**options)
 
     return KernelManager
 
 
 def _environment(folder: Path | None) -> dict[str, str]:
-    """Of a kernel: it takes this very package, and leaves no files about."""
-    env = os.environ | KEEP_MEMORY | {"TQDM_DISABLE": "1"}  # nobody watches: no dead bars
-    above = os.environ.get("PYTHONPATH")
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), above)))
+    """Of a kernel: it leaves no files about."""
+    env = forks.environment() | {"TQDM_DISABLE": "1"}  # nobody watches: no dead bars
     if folder:
         env |= {HELD: str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "scratch")}
     return env
 
 
-def die_with_parent(parent: int) -> None:
-    """End this process when its parent (a process id) ends, however: at once, on Linux."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # too late for the signal
-        os._exit(1)
-
-
 def dask_setup(worker) -> None:
     """Called by Dask in each worker: Ctrl-C, sent to all processes, is the driver's to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        code = f"import dflib.study.kernel as k; k.die_with_parent({os.getpid()}); k.serve()"
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        env = _environment(None) | {"TORCHINDUCTOR_CACHE_DIR": worker.local_directory}
-        _servers.append(subprocess.Popen([sys.executable, "-c", code], env=env, **pipes))
-
-
-def serve() -> None:
-    """A worker's server: forks a kernel for each request; tells its id, and then id and status."""
-    atexit.register(os._exit, 0)  # the last to be called; what libraries tear down takes a second
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as a kernel has it
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # no answer: what libraries print
-    for name in AHEAD.split():
-        import_module(name)
-    import torch
-    from ipykernel.kernelapp import launch_new_instance
-
-    while line := sys.stdin.readline():
-        pid = os.fork()
-        if pid == 0:
-            break
-        print(pid, file=answers, flush=True)
-        print(*os.waitpid(pid, 0), file=answers, flush=True)
-    if not line:
-        return
-    words, log, env, folder = json.loads(line)
-    os.setsid()  # signals to its group reach what it starts
-    with Path(log).open("ab") as file, Path(os.devnull).open() as nothing:
-        for stream, number in ((nothing, 0), (file, 1), (file, 2)):
-            os.dup2(stream.fileno(), number)
-    os.environ.clear()
-    os.environ.update(env)
-    if threads := env.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))
-    os.chdir(folder)
-    launch_new_instance([*words, f"--IPKernelApp.parent_handle={os.getppid()}"])
-
-
-class Fork:
-    """A kernel that a server forked: what Jupyter asks of a `Popen`."""
-
-    stdin = stdout = stderr = status = None
-
-    def __init__(self, server: subprocess.Popen, words: list[str], log: str, env: dict) -> None:
-        server.stdin.write(json.dumps([words, log, env, str(Path.cwd())]) + "\n")
-        server.stdin.flush()
-        self.told = server.stdout
-        while len(answer := self.told.readline().split()) == 2:
-            continue  # the end of one that nobody waited for
-        if not answer:
-            raise ChildProcessError("the server of kernels was killed")
-        self.pid = int(answer[0])
-
-    def poll(self) -> int | None:
-        if self.status is None and select.select([self.told], [], [], 0)[0]:
-            self.status = int((self.told.readline().split() or [signal.SIGKILL])[-1])
-        return self.status
-
-    def wait(self) -> int:
-        while self.poll() is None:
-            time.sleep(0.05)
-        return self.status
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
 
 
 def hush(*names: str) -> None:
