@@ -68,7 +68,8 @@ def cost(model, deployed: Path, *, runs: int = 50) -> dict:
 def profiles(paths: Sequence[Path], *, runs: int = 50, processes: int = PROCESSES) -> list[dict]:
     """Latency at batch 1 (ms) and peak resident memory (MB) of files, `runs` of each in all.
 
-    Each in so many fresh processes, in turns, on one pinned core (the idlest). Of each file:
+    In so many fresh processes, in turns, on one pinned core (the idlest): in the first each file is
+    alone, which shows its memory; in the others all follow each other. Of each file:
     {"latency_ms": {p50, low, high (median, least and largest of the processes' medians; of one
     process p50 alone), p95 (of all runs), busy (others used the cores), runtime, threads, cpu},
     "peak_rss_mb"}. Raises `InputError` when one cannot be run.
@@ -83,8 +84,10 @@ def profiles(paths: Sequence[Path], *, runs: int = 50, processes: int = PROCESSE
         cores = [min(own_cores(), key=lambda core: load.get(core, 0.0))]  # others may be training
         psutil.cpu_percent(percpu=True)
         began, used = time.monotonic(), sum(os.times()[:4])
-        for _ in range(processes):
-            turns.append([_timed_apart(p, -(-runs // processes), cores) for p in paths])
+        for turn in range(processes):
+            groups = [paths] if turn else [[path] for path in paths]
+            apart = [_timed_apart(group, -(-runs // processes), cores) for group in groups]
+            turns.append([timed for group in apart for timed in group])
         wall, own = time.monotonic() - began, sum(os.times()[:4]) - used
         percent = dict(enumerate(psutil.cpu_percent(percpu=True)))
     load = others_share([percent.get(core, 0.0) for core in own_cores()], wall, own)
@@ -96,9 +99,8 @@ def profiles(paths: Sequence[Path], *, runs: int = 50, processes: int = PROCESSE
         if processes > 1:
             latency |= {"low": min(medians), "high": max(medians)}
         latency["p95"] = float(np.percentile([ms for turn in each for ms in turn["ms"]], 95))
-        rss = float(np.median([turn["peak_rss_mb"] for turn in each]))
         latency |= told | {"runtime": each[0]["runtime"]}
-        found.append({"latency_ms": latency, "peak_rss_mb": rss})
+        found.append({"latency_ms": latency, "peak_rss_mb": each[0]["peak_rss_mb"]})
     return found
 
 
@@ -112,16 +114,17 @@ def others_share(percent: Sequence[float], wall: float, own: float) -> float:
     return max(0.0, sum(percent) / 100 - own / wall) / len(percent)
 
 
-def _timed_apart(path: Path, runs: int, cores: list[int]) -> dict:
-    """What `main` tells of a file in a fresh process."""
+def _timed_apart(paths: Sequence[Path], runs: int, cores: list[int]) -> list[dict]:
+    """What `main` tells of each file, in one fresh process."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}  # as users run it
     env |= {"OMP_NUM_THREADS": str(len(cores)), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "dflib.measure", *map(str, (path, runs, *cores))]
+    words = [str(runs), ",".join(map(str, cores)), *map(str, paths)]
+    command = [sys.executable, "-m", "dflib.measure", *words]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or "killed").splitlines()[-1]
-        raise InputError(f"{path} could not be measured: {reason}")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise InputError(f"{', '.join(words[2:])} could not be measured: {reason}")
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(paths) :]]
 
 
 def speed(mine: dict, theirs: dict) -> dict:
@@ -190,23 +193,24 @@ def _peak_rss_mb() -> float:
 
 
 def main() -> None:
-    """A fresh process: FILE RUNS CORE …; prints its times as JSON."""
+    """A fresh process: RUNS CORE,… FILE …; prints a line of JSON for each file."""
     import onnxruntime as ort
 
-    path, runs, *cores = sys.argv[1:]
+    runs, cores, *paths = sys.argv[1:]
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, map(int, cores))
+        os.sched_setaffinity(0, map(int, cores.split(",")))
     options = ort.SessionOptions()
-    options.intra_op_num_threads = len(cores)
+    options.intra_op_num_threads = cores.count(",") + 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    node = session.get_inputs()[0]
-    image = np.random.default_rng(0).random((1, *node.shape[1:]), dtype=np.float32)
-    run = partial(session.run, None, {node.name: image})
-    times = [1e3 * s for s in repeat(run, number=1, repeat=WARM_UP + int(runs))]
-    told = {"ms": times[WARM_UP:], "runtime": f"onnxruntime {ort.__version__}"}
-    sys.stdout.write(json.dumps(told | {"peak_rss_mb": _peak_rss_mb()}) + "\n")
+    for path in paths:
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        node = session.get_inputs()[0]
+        image = np.random.default_rng(0).random((1, *node.shape[1:]), dtype=np.float32)
+        run = partial(session.run, None, {node.name: image})
+        times = [1e3 * s for s in repeat(run, number=1, repeat=WARM_UP + int(runs))]
+        told = {"ms": times[WARM_UP:], "runtime": f"onnxruntime {ort.__version__}"}
+        sys.stdout.write(json.dumps(told | {"peak_rss_mb": _peak_rss_mb()}) + "\n")
 
 
 if __name__ == "__main__":

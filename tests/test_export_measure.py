@@ -199,6 +199,21 @@ def test_a_profile_says_how_it_was_taken(exported):
     assert 10 < found["peak_rss_mb"] < 0.5 * own
 
 
+def test_files_that_are_timed_together_keep_their_own_times_and_memory(tmp_path):
+    little = Architecture("t", 32, (Block(4, pool=True),), (Dense(4, 0.5),))
+    shapes = {"small": little, "large": models.architecture("BL", size=32)}
+    file = {n: export.to_onnx(Detector(a), tmp_path / f"{n}.onnx") for n, a in shapes.items()}
+    alone = measure.profiles([file["small"]], runs=10)[0]
+    names = "large", "small", "large"
+    first, between, last = measure.profiles([file[name] for name in names], runs=10)
+    for found in (first, last):
+        assert found["latency_ms"]["p50"] > 5 * between["latency_ms"]["p50"]
+        assert found["peak_rss_mb"] > between["peak_rss_mb"] + 10
+    assert between["peak_rss_mb"] == pytest.approx(alone["peak_rss_mb"], rel=0.05)
+    with pytest.raises(InputError, match="no.onnx could not be measured"):
+        measure.profiles([file["small"], tmp_path / "no.onnx"], runs=1)
+
+
 def test_a_profile_waits_for_the_lock(exported):
     code = "import sys; from dflib import measure; measure.profiles([sys.argv[1]], runs=1)"
     with measure.alone():
