@@ -88,11 +88,14 @@ def score_pairs(run: Run, base: Run) -> Figure:
     kind = a["label"].map({0: "real", 1: "fake"})
     x, y = name(base), name(run)
     with sns.axes_style("ticks"):
-        grid = sns.relplot(x=a["score"], y=b["score"], hue=kind, style=kind, height=4)
-    grid.refline(x=base.result["threshold"], y=run.result["threshold"], linewidth=0.8)
-    grid.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"P(fake), {x}", ylabel=f"P(fake), {y}")
-    plt.close(grid.figure)
-    return grid.figure
+        fig, ax = plt.subplots(figsize=(4.8, 4), layout="constrained")
+    sns.scatterplot(x=a["score"], y=b["score"], hue=kind, style=kind, ax=ax)
+    sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), title="")
+    ax.axvline(base.result["threshold"], color=plots.INK, linestyle="--", linewidth=0.8)
+    ax.axhline(run.result["threshold"], color=plots.INK, linestyle="--", linewidth=0.8)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"P(fake), {x}", ylabel=f"P(fake), {y}", aspect=1)
+    plt.close(fig)
+    return fig
 
 
 def name(run: Run) -> str:

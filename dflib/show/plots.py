@@ -39,6 +39,7 @@ COSTS = {  # column -> axis title, divisor
     "macs": ("million multiply-accumulates an image", 1e6),
     "params": ("thousand parameters stored (zeros count)", 1e3),
 }
+CURVES = {"loss": ("loss", "val_loss"), "AUROC": ("val_auroc",)}  # panel -> columns of a history
 sns.set_theme("paper", "whitegrid", COLOURS, font_scale=1.05, rc=STYLE)  # a notebook's own, too
 
 
@@ -152,13 +153,16 @@ def curves(history: pd.DataFrame):
     if history.empty:
         return None
     table = history.melt("epoch", ["loss", "val_loss", "val_auroc"], "curve")
-    table["panel"] = table["curve"].str.removeprefix("val_").replace("auroc", "AUROC")
     table["images"] = np.where(table["curve"].str.startswith("val_"), "validation", "training")
-    look = {"hue": "images", "style": "images", "markers": ["o", "s"], "dashes": False}
-    shape = {"col": "panel", "height": 2.6, "facet_kws": {"sharey": False}}
-    grid = sns.relplot(table, kind="line", x="epoch", y="value", **look, **shape)
-    grid.axes[0, 0].xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
-    return grid.set_titles("{col_name}").set(ylabel="")
+    look = {"palette": {"training": BLUE, "validation": ORANGE}, "dashes": False}
+    look |= {"markers": {"training": "o", "validation": "s"}, "hue": "images", "style": "images"}
+    fig, axes = plt.subplots(1, 2, figsize=(6.4, 2.6))
+    for ax, (title, these) in zip(axes, CURVES.items(), strict=True):
+        sns.lineplot(table[table["curve"].isin(these)], x="epoch", y="value", **look, ax=ax)
+        ax.set(title=title, ylabel="")
+        ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes[1].legend().remove()
+    return fig
 
 
 @_figure
@@ -166,12 +170,16 @@ def image_grid(images: Sequence, titles: Sequence[str], columns: int = 8, **look
     """Images (H x W x 3, uint8) in rows of `columns`, each below its title; look: for imshow."""
     columns = max(1, min(columns, len(images)))
     rows, side = -(-len(images) // columns), min(2, 8 / columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(columns * side, rows * (side + 0.3)))
-    for ax in np.ravel(axes):
-        ax.axis("off")
-    for ax, image, title in zip(np.ravel(axes), images, titles, strict=False):
-        ax.imshow(image, interpolation="nearest", **look)
-        ax.set_title(title, fontsize=8, fontweight="normal", pad=3)
+    shapes = [np.divide(np.shape(image)[:2], max(np.shape(image)[:2])) for image in images]
+    head = (0.1 + 0.16 * (1 + max(title.count("\n") for title in titles))) / side  # of a title
+    step = head + max(tall for tall, _ in shapes)
+    fig, ax = plt.subplots(figsize=(columns * side, rows * side * step))
+    for k, (image, title, (tall, wide)) in enumerate(zip(images, titles, shapes, strict=True)):
+        x, y = 1.06 * (k % columns), step * (k // columns)
+        ax.imshow(image, extent=(x, x + wide, y + tall, y), interpolation="nearest", **look)
+        ax.text(x + wide / 2, y - 0.04 / side, title, fontsize=8, ha="center", va="bottom")
+    ax.set(xlim=(0, 1.06 * columns - 0.06), ylim=(rows * step - head, -head))
+    ax.axis("off")
     return fig
 
 
