@@ -115,6 +115,17 @@ def test_everything_that_decides_a_result_changes_the_id(tiny_dataset):
     assert len(ids) == len(requests)
 
 
+@pytest.mark.parametrize("preset", methods.PRESETS)
+def test_pretrained_weights_take_a_presets_front_end_away_unless_it_is_asked_for(preset, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"")
+    given = {"backbone": "timm/resnet18", "pretrained": str(file)}
+    assert methods.settings(preset, given)["front"] == ""
+    assert methods.settings(preset, given | {"front": "srm"})["front"] == "srm"
+    usual = methods.preset(preset).settings.get("front", "")
+    assert methods.settings(preset, {"pretrained": ""})["front"] == usual
+
+
 def test_a_setting_that_the_method_does_not_read_leaves_the_id(tiny_dataset):
     unread = {"CPF": {"temperature": 2.0, "round_to": 4}, "CKD-0": {"temperature": 2.0}}
     unread |= {"CKD": {"scope": "global", "finetune_lr": 1e-4}, "CPKDQ": {"steps": "int8"}}

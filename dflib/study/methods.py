@@ -137,8 +137,14 @@ def versions(code: str) -> dict[str, int]:
 
 
 def settings(preset_name: str, overrides: dict | None = None) -> dict:
-    """All settings of a preset with `overrides` on top; raises `InputError` as `checked` does."""
-    values = checked(preset(preset_name).settings | (overrides or {}))
+    """All settings of a preset with `overrides` on top; raises `InputError` as `checked` does.
+
+    A preset's front end is for networks trained from nothing: pretrained weights know pixels.
+    """
+    given = overrides or {}
+    values = checked(preset(preset_name).settings | given)
+    if values["pretrained"] and "front" not in given:
+        values["front"] = DEFAULTS["front"]
     steps = parse_steps(values["steps"])
     return values | {"steps": ",".join(f"{kind}:{r!r}" if r else kind for kind, r in steps)}
 
