@@ -84,7 +84,7 @@ class Architecture:
     # of products of thin layers: layer, then its ranks (see `factors`)
     ranks: Annotated[tuple[tuple[str, Width] | tuple[str, Width, Width], ...], Several] = ()
     # behind which layers adapters stand, how wide, in which form (dflib.adapters)
-    adapters: tuple[tuple[str, Width, Literal["serial", "residual"]], ...] = ()
+    adapters: Annotated[tuple[tuple[str, Width, Literal["serial", "residual"]], ...], Several] = ()
     front: str = ""  # srm: the network sees residuals instead of pixels (`Detector.set_front`)
 
     def to_json(self) -> str:
