@@ -79,16 +79,19 @@ def study(
     used up, and nothing failed.
     """
     limit = _seconds(budget)
+    from dflib.study import forks
+
+    if not (dry_run or watch or scheduler):
+        forks.start()  # while this process does what comes before the first run
     from data_prep import manifest
     from dflib.show import terminal
-    from dflib.study import doctor, forks
+    from dflib.study import doctor
     from dflib.study import grid as grids
 
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = {"cpu": ""}[choose("device", device, ("cpu",))]
     if not (dry_run or watch or scheduler):
         doctor.need_machine()
-        forks.start()
     options = grids.read(grid) if grid else {}
     given = {"preset": preset, "source": source, "protocol": protocol, "folds": folds}
     given |= {"dataset": dataset, "methods": methods, "rates": rates, "seeds": seeds}
