@@ -150,13 +150,14 @@ def _kernel(parent: int, words: list[str], log: str, env: dict, folder: str) -> 
 
 class Fork:
     """A kernel that the server forks for this process: what Jupyter asks of a `Popen`. Raises
-    `OSError` where no server answers."""
+    `KeyError` without a server, `OSError` where none answers."""
 
     stdin = stdout = stderr = status = None
 
     def __init__(self, words: list[str], log: str, env: dict[str, str]) -> None:
+        address = f"\0{os.environ[SERVER]}"
         self.server = socket.socket(socket.AF_UNIX)
-        self.server.connect(f"\0{os.environ[SERVER]}")
+        self.server.connect(address)
         self.server.sendall((json.dumps([words, log, env, str(Path.cwd())]) + "\n").encode())
         self.told = self.server.makefile()
         if not (answer := self.told.readline()):
