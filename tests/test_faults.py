@@ -243,6 +243,10 @@ def test_a_killed_server_of_kernels_ends_its_kernel_and_the_next_needs_none(tiny
 def test_the_server_of_kernels_answers_its_own_user_alone():
     told = {}
     with forks.server():
+        for half in (b"", b"[["):  # gone before it has asked
+            with socket.socket(socket.AF_UNIX) as asker:
+                asker.connect("\0" + os.environ[forks.SERVER])
+                asker.sendall(half)
         for user in (65534, 0):
             with socket.socket(socket.AF_UNIX) as asker:
                 os.seteuid(user)

@@ -106,13 +106,15 @@ def serve(door: int) -> None:
                     continue
                 asker, parent = door.accept()[0], os.getpid()
                 user = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-                if struct.unpack("3i", user)[1] != os.getuid():
+                own = struct.unpack("3i", user)[1] == os.getuid()
+                request = asker.makefile().readline() if own else ""
+                if not request.endswith("\n"):  # a stranger's, or who asked is gone
                     asker.close()
                     continue
-                request = json.loads(asker.makefile().readline())
                 if (pid := os.fork()) == 0:
-                    return _kernel(parent, *request)
-                asker.sendall(f"{pid}\n".encode())
+                    return _kernel(parent, *json.loads(request))
+                with suppress(OSError):
+                    asker.sendall(f"{pid}\n".encode())
                 kernels[pid] = asker
                 events.register(asker, selectors.EVENT_READ, pid)
             _bury(kernels, events)
