@@ -79,19 +79,17 @@ def study(
     used up, and nothing failed.
     """
     limit = _seconds(budget)
-    from dflib.study import forks
-
-    if not (dry_run or watch or scheduler):
-        forks.start()  # while this process does what comes before the first run
-    from data_prep import manifest
-    from dflib.show import terminal
-    from dflib.study import doctor
-    from dflib.study import grid as grids
+    from dflib.study import doctor, forks
 
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = {"cpu": ""}[choose("device", device, ("cpu",))]
     if not (dry_run or watch or scheduler):
+        forks.start()  # while this process does what comes before the first run
         doctor.need_machine()
+    from data_prep import manifest
+    from dflib.show import terminal
+    from dflib.study import grid as grids
+
     options = grids.read(grid) if grid else {}
     given = {"preset": preset, "source": source, "protocol": protocol, "folds": folds}
     given |= {"dataset": dataset, "methods": methods, "rates": rates, "seeds": seeds}
@@ -105,14 +103,12 @@ def study(
     others = grids.entries(test_on, "test-on") if test_on is not None else ()
     for name in others:
         manifest.load(name)  # is it there, before anything is trained?
-    plan = grids.plan(options) if dry_run or watch else _planned(options)
-    if dry_run:
-        return terminal.plan(plan)
-    if watch:
-        return terminal.watch(plan)
+    if dry_run or watch:
+        return (terminal.plan if dry_run else terminal.watch)(grids.plan(options))
+    plan = _planned(options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as Ctrl-C does
+    how = {"scheduler": scheduler, "retry_failed": retry_failed, "budget": limit}
     try:
-        how = {"scheduler": scheduler, "retry_failed": retry_failed, "budget": limit}
         status = terminal.study(plan, test_on=others, **how)
     except KeyboardInterrupt:
         typer.echo("interrupted: finished runs are kept, and the same command goes on", err=True)

@@ -32,6 +32,7 @@ STYLE = {
     "figure.dpi": 120,
     "svg.fonttype": "none",
     "svg.hashsalt": "dflib",
+    "image.composite_image": False,  # each its own in SVG
 }
 COSTS = {  # column -> axis title, divisor
     "latency_p50_ms": ("median latency, ms (batch 1, 1 thread)", 1),
