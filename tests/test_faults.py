@@ -240,7 +240,9 @@ def test_a_killed_server_of_kernels_ends_its_kernel_and_the_next_needs_none(tiny
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs two users")
-def test_the_server_of_kernels_answers_its_own_user_alone():
+def test_the_server_of_kernels_answers_its_own_user_alone(tmp_path, monkeypatch):
+    """And leaves nothing behind."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     told = {}
     with forks.server():
         for half in (b"", b"[["):  # gone before it has asked
@@ -258,3 +260,4 @@ def test_the_server_of_kernels_answers_its_own_user_alone():
                     asker.sendall(b'[[], "/dev/null", {}, "/"]\n')
                     told[user] = int(asker.makefile().readline() or 0)
     assert told[0] > 0 == told.get(65534, 0)
+    assert not [*tmp_path.glob("torchinductor*"), *tmp_path.glob("dflib*")]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from uuid import uuid4
 
 from data_prep.paths import PROJECT
@@ -89,8 +89,8 @@ def serve(door: int) -> None:
     atexit.register(os._exit, 0)  # the last to be called; what libraries tear down takes a second
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as a kernel has it
     os.dup2(2, 1)
-    with TemporaryDirectory(prefix="dflib-") as os.environ["TORCHINDUCTOR_CACHE_DIR"]:
-        import torch._dynamo  # noqa: F401 - each optimizer needs it; it makes that folder
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = gettempdir()  # else the next line makes a folder
+    import torch._dynamo  # noqa: F401 - each optimizer needs it
 
     ahead, kernels = AHEAD.split(), {}
     with socket.socket(fileno=door) as door, selectors.DefaultSelector() as events:
