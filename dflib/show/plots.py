@@ -159,10 +159,10 @@ def curves(history: pd.DataFrame):
     look |= {"markers": {"training": "o", "validation": "s"}, "hue": "images", "style": "images"}
     fig, axes = plt.subplots(1, 2, figsize=(6.4, 2.6))
     for ax, (title, these) in zip(axes, CURVES.items(), strict=True):
-        sns.lineplot(table[table["curve"].isin(these)], x="epoch", y="value", **look, ax=ax)
+        shown, legend = table[table["curve"].isin(these)], "loss" in these
+        sns.lineplot(shown, x="epoch", y="value", legend=legend, **look, ax=ax)
         ax.set(title=title, ylabel="")
         ax.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True, min_n_ticks=1))
-    axes[1].legend().remove()
     return fig
 
 

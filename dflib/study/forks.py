@@ -50,7 +50,6 @@ def start() -> None:
         own["env"] = environment() | {"OMP_NUM_THREADS": "1"}
         _started.append(subprocess.Popen(words, **own))
     os.environ[SERVER] = address
-    atexit.register(stop)
 
 
 def stop() -> None:
