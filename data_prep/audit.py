@@ -11,7 +11,6 @@ import pandas as pd
 from data_prep import duplicates, manifest, paths, shortcut, transform
 from data_prep.errors import InputError
 from data_prep.protocol import PROTOCOLS, assign
-from data_prep.shortcut import Probe
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +30,8 @@ class Audit:
     table: pd.DataFrame  # the manifest
     looked: pd.DataFrame  # a row per image looked at: ids, raw_* and equalised_* features
     spectra: dict[str, np.ndarray]  # generator -> mean residual spectrum
-    raw: Probe
-    equalised: Probe
+    raw: shortcut.Probe
+    equalised: shortcut.Probe
     alike: transform.Equaliser | None
     copies: dict[str, dict]  # protocol ("as given" without any) -> duplicates.report
     overlap: dict[str, float]  # protocol -> share of test images whose scene is in train too
@@ -154,9 +153,9 @@ def _sample(ok: pd.DataFrame, most: int) -> pd.DataFrame:
     return pd.concat([fakes, order[order["label"] == 0].head(min(MOST, max(most, len(fakes))))])
 
 
-def _reached(found: Probe) -> str:
+def _reached(found: shortcut.Probe) -> str:
     return f"{found.auroc:.2f} [{found.ci95[0]:.2f}, {found.ci95[1]:.2f}]"
 
 
-def _harmless(found: Probe) -> bool:
+def _harmless(found: shortcut.Probe) -> bool:
     return found.ci95[0] < WEAK and found.auroc < STRONG

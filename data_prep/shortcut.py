@@ -17,6 +17,7 @@ FEATURES = ("width", "height", "aspect", "bytes_per_pixel", "format", "mode", "j
 FEATURES += ("chroma", "progressive", "tables", "exif", "icc", "xmp", "c2pa", "bits")
 FEATURES += ("pixel_quality", "blockiness", "red", "green", "blue", "contrast")
 MODES = ("RGB", "L", "RGBA", "P", "CMYK", "LA")
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of red, green, blue
 FOLDS = 5
 DRAWS = 500
 SPECTRUM = 128  # pixels: side of the centre square whose residual spectrum is taken
@@ -40,7 +41,7 @@ def features(image: Image.Image, data: bytes) -> dict[str, float]:
     # on the 8 x 8 grid that a JPEG would have had
     left, top = ((n - side) // 2 // 8 * 8 for n in rgb.size)
     middle = np.asarray(rgb.crop((left, top, left + side, top + side)), dtype=np.float32)
-    luma = middle @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    luma = middle @ LUMA
     quality, format_ = jpeg_quality(image), integrity.format_of(image)
     return {
         "width": image.width,

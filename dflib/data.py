@@ -115,19 +115,20 @@ def open(
     limit: int | None = None,
     train_generators: str = "",
     hold_out: str = "",
-    split_seed: int = 0,
+    split_seed: int | None = None,
 ) -> Dataset:
     """Open a prepared dataset; decodes it on the first call.
 
     Protocol strict makes real and fake alike in size and JPEG quality, and balances the classes in
     shuffled training batches. limit: of images of each class in each part. train_generators,
-    hold_out: see `trained_on`; the test keeps every fake. split_seed: where the dataset gives no
-    split. Raises `InputError` for a missing dataset, or a part without one class.
+    hold_out: see `trained_on`; the test keeps every fake. split_seed: splits anew, whatever split
+    the dataset gives. Raises `InputError` for a missing dataset, or a part without one class.
 
     >>> open("demo", size=32).train.batches(64)  # doctest: +SKIP
     """
     pixels, table = decoded(name, size, protocol, mode)
-    table["split"] = assign(table, protocol, seed=split_seed)
+    table = table if split_seed is None else table.assign(split="")
+    table["split"] = assign(table, protocol, seed=split_seed or 0)
     chosen = {"train_generators": train_generators, "hold_out": hold_out}
     if any(chosen.values()):
         known = trained_on(name, protocol=protocol, **chosen)

@@ -11,8 +11,6 @@ from data_prep import shortcut
 from data_prep.errors import InputError
 from dflib.train import pixels
 
-LUMA = (0.299, 0.587, 0.114)
-
 
 def gradcam(model: nn.Module, images: Tensor, *, target: int = 1) -> np.ndarray:
     """Heat maps of what speaks for class `target` (1: fake) at the model's last convolution.
@@ -62,4 +60,4 @@ def _luma(images: Tensor | np.ndarray) -> np.ndarray:
     if images.ndim != 4 or images.shape[1] != 3:
         raise InputError(f"images have shape {images.shape}: expected N x 3 x H x W")
     scale = 1 if images.dtype == np.uint8 else 255
-    return np.einsum("nchw,c->nhw", images.astype(np.float32), np.array(LUMA, np.float32) * scale)
+    return np.einsum("nchw,c->nhw", images.astype(np.float32), shortcut.LUMA * scale)

@@ -22,7 +22,6 @@ from dflib.study import records, runs
 from dflib.study.tables import interval
 
 log = logging.getLogger(__name__)
-DRAWS = 1000  # of the bootstrap over scenes
 FIGURES = {  # of a record: its title
     "auroc": "AUROC",
     "balanced_accuracy": "balanced accuracy",
@@ -58,7 +57,7 @@ def test(run: str, dataset: str, *, split: str | None = None) -> dict:
     record |= {"data_fingerprint": manifest.fingerprint(table), "commit": runs.commit()}
     at = {"threshold": detector.threshold, "groups": part.groups}
     if len(set(part.labels)) == 2:
-        at |= {"testsets": part.testsets, "draws": DRAWS}
+        at |= {"testsets": part.testsets}
         scored = part.labels, scores, part.generators
         record["metrics"] = metrics.evaluate(*scored, **at)
         if scenes := metrics.per_scene(*scored, **at):

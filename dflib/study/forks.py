@@ -103,11 +103,13 @@ def serve(door: int) -> None:
                     events.unregister(key.fileobj)
                     os.kill(key.data, signal.SIGKILL)
                     continue
-                asker, parent = door.accept()[0], os.getpid()
+                asker, parent, request = door.accept()[0], os.getpid(), ""
+                asker.settimeout(1)
                 user = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-                own = struct.unpack("3i", user)[1] == os.getuid()
-                request = asker.makefile().readline() if own else ""
-                if not request.endswith("\n"):  # a stranger's, or who asked is gone
+                if struct.unpack("3i", user)[1] == os.getuid():
+                    with suppress(OSError):
+                        request = asker.makefile().readline()
+                if not request.endswith("\n"):  # a stranger's, cut, or nothing comes
                     asker.close()
                     continue
                 if (pid := os.fork()) == 0:

@@ -8,9 +8,8 @@ import pandas as pd
 from data_prep.errors import InputError, short
 from data_prep.protocol import PROTOCOLS
 from dflib import data, metrics, models, train
+from dflib.study.compare import JUDGED
 from dflib.study.runs import SEEDS
-
-METRICS = ("auroc", "balanced_accuracy")
 
 
 def leak(
@@ -24,7 +23,7 @@ def leak(
     """Train `model` under each protocol and for every seed: a row each, and what `paper` (single
     images at random) gives more than `strict`, {metric: dict of `metrics.combine`}, over seeds.
 
-    A seed decides the split, the first weights and the order of the images.
+    A seed decides the split (whatever one the set came with), first weights and images' order.
     """
     if not all(0 <= seed < SEEDS for seed in seeds):
         raise InputError(f"seeds {short(seeds)}: expected whole numbers from 0 below 2^32")
@@ -36,7 +35,7 @@ def leak(
             rows.append({"seed": seed, "protocol": protocol} | _scores(opened, model, how))
     runs = pd.DataFrame(rows)
     wide = runs.pivot(index="seed", columns="protocol")
-    change = {m: wide[m, "paper"] - wide[m, "strict"] for m in METRICS}
+    change = {m: wide[m, "paper"] - wide[m, "strict"] for m in JUDGED}
     return runs, {m: metrics.combine(x.to_numpy()[:, None]) for m, x in change.items()}
 
 
@@ -49,4 +48,4 @@ def _scores(opened: data.Dataset, model: str, recipe: train.Recipe) -> dict[str,
     scores = train.predict(detector, test)
     options = {"threshold": threshold, "draws": 0}
     found = metrics.evaluate(test.labels, scores, test.generators, **options)["all"]
-    return {metric: found[metric] for metric in METRICS}
+    return {metric: found[metric] for metric in JUDGED}
