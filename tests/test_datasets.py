@@ -1,9 +1,7 @@
 """The published datasets: layouts, labels, scenes, mounts, and downloads from a local server."""
 
 import hashlib
-import io
 import shutil
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from test_download import zipped
 from typer.testing import CliRunner
 
 from data_prep import __main__ as command
@@ -20,11 +19,8 @@ from dflib import data, metrics
 
 
 def zip_of(folder: Path) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for file in sorted(f for f in folder.rglob("*") if f.is_file()):
-            archive.write(file, file.relative_to(folder).as_posix())
-    return buffer.getvalue()
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    return zipped({f.relative_to(folder).as_posix(): f.read_bytes() for f in files})
 
 
 def labels(table: pd.DataFrame) -> dict:
@@ -165,14 +161,12 @@ def test_forensynths_fetches_only_the_human_folders_and_trains_on_what_is_there(
 # ---- Kaggle
 
 
-@pytest.fixture
-def mounts(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(sources, "KAGGLE", tmp_path / "input")
-    return tmp_path / "input"
-
-
 @pytest.mark.parametrize("mount", ["slug", "datasets/owner/slug"])
-def test_kaggle_sets_are_found_by_structure_and_only_read(mounts, mount, data_root, tree):
+def test_kaggle_sets_are_found_by_structure_and_only_read(
+    tmp_path, monkeypatch, mount, data_root, tree
+):
+    mounts = tmp_path / "input"
+    monkeypatch.setattr(sources, "KAGGLE", mounts)
     tree(mounts / "another", {"train/a": 1, "train/b": 1})
     place = mounts / mount
     for split in ("train", "valid", "test"):
@@ -240,37 +234,28 @@ def test_a_set_of_today_is_read_in_its_published_layout(tmp_path, data_root, pic
     assert paths.describe(name)["licence"] == SOURCES[name].licence
 
 
-HUB = {
-    "community-forensics": {
-        "image_data": "bytes",
-        "label": [0, 1],
-        "architecture": ["", "LatDiff"],
-    },
-    "openfake": {"image": "image", "label": ["real", "fake"], "model": ["", "flux"]},
+HUB = {  # columns of image and generator, labels, a generator
+    "community-forensics": ("image_data", "architecture", [0, 1], "LatDiff"),
+    "openfake": ("image", "model", ["real", "fake"], "flux"),
 }
 
 
-@pytest.mark.parametrize(("name", "columns"), HUB.items())
+@pytest.mark.parametrize("name", HUB)
 def test_a_set_of_the_hub_is_read_in_its_published_columns(
-    tmp_path, data_root, picture, monkeypatch, name, columns
+    tmp_path, data_root, picture, monkeypatch, name
 ):
-    datasets = pytest.importorskip("datasets", reason='pip install -e ".[datasets]"')
+    pytest.importorskip("datasets", reason='pip install -e ".[datasets]"')
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-cache"))
-    files = [picture(tmp_path / f"{i}.png", seed=i).read_bytes() for i in range(2)]
-    rows, features = {}, {}
-    for column, values in columns.items():
-        if column.startswith("image"):
-            rows[column] = files if values == "bytes" else [{"bytes": f} for f in files]
-            features[column] = datasets.Value("binary") if values == "bytes" else datasets.Image()
-        else:
-            rows[column] = values
-            features[column] = datasets.Value("int64" if values == [0, 1] else "string")
-    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    image, generator, kinds, fake = HUB[name]
+    files = [picture(tmp_path / f"{i}.png", seed=i) for i in range(2)]
+    images = [file.read_bytes() for file in files]
+    if name == "openfake":
+        images = [{"bytes": b, "path": f.name} for b, f in zip(images, files, strict=True)]
     (tmp_path / "hub").mkdir()
-    made.to_parquet(tmp_path / "hub" / "train.parquet")
+    rows = pd.DataFrame({image: images, "label": kinds, generator: ["", fake]})
+    rows.to_parquet(tmp_path / "hub" / "train.parquet")
     done = CliRunner().invoke(command.app, [name, "--from", str(tmp_path / "hub")])
     assert done.exit_code == 0, done.output
-    fake = columns[SOURCES[name].hub["generator_column"]][1]
     found = command.manifest.load(name)[["label", "generator", "status"]]
     assert sorted(found.itertuples(index=False, name=None)) == [(0, "real", "ok"), (1, fake, "ok")]
 
