@@ -16,39 +16,29 @@ from data_prep.errors import InputError
 PHOTO = Image.fromarray(photographs.astronaut())
 
 
-def table(*rows: tuple) -> pd.DataFrame:
-    """Manifest rows from (label, width, height, format, jpeg_quality)."""
-    columns = ["label", "width", "height", "format", "jpeg_quality"]
-    return pd.DataFrame(rows, columns=columns).assign(status="ok", coding="")
+SAME = (256, 256, "JPEG", 75, "chroma=2")
+OTHER = (*SAME[:4], "chroma=0")
 
 
 @pytest.mark.parametrize(
-    ("real", "fake", "expected"),
+    ("reals", "fakes", "expected"),
     [
-        ((256, 256, "JPEG", 75), (256, 256, "JPEG", 75), None),  # alike already
-        ((256, 256, "JPEG", 75), (256, 256, "JPEG", 95), (None, True)),
+        ([SAME] * 30, [SAME] * 30, None),
+        ([SAME] * 30, [(256, 256, "JPEG", 95, "chroma=2")] * 30, (None, True)),
         # what they were before is not known
-        ((256, 256, "PNG", None), (256, 256, "PNG", None), (None, True)),
-        ((300, 400, "JPEG", 75), (512, 512, "JPEG", 75), (300, False)),
-        ((4000, 3000, "TIFF", None), (1024, 1024, "PNG", None), (1024, True)),
+        ([(256, 256, "PNG", None, "")] * 30, [(256, 256, "PNG", None, "")] * 30, (None, True)),
+        ([(300, 400, "JPEG", 75, "")] * 30, [(512, 512, "JPEG", 75, "")] * 30, (300, False)),
+        ([(4000, 3000, "TIFF", None, "")] * 30, [(1024, 1024, "PNG", None, "")] * 30, (1024, True)),
+        ([SAME] * 29 + [OTHER], [SAME] * 29 + [OTHER], None),  # the same two in both classes
+        ([SAME] * 29 + [OTHER], [SAME] * 30, (None, True)),
+        ([SAME] * 50 + [(40, 40, *SAME[2:])], [SAME] * 50, (256, False)),  # one does not decide
     ],
 )
-def test_what_differs_is_made_alike(real, fake, expected):
-    found = transform.equaliser(table(*[(0, *real), (1, *fake)] * 30))
-    assert found == (expected and transform.Equaliser(*expected))
-
-
-def test_classes_that_are_coded_in_another_way_are_coded_again():
-    rows = table(*[(label, 256, 256, "JPEG", 75) for label in (0, 1)] * 30)
-    rows["coding"] = ["chroma=2", "chroma=2"] * 29 + ["chroma=0", "chroma=0"]
-    assert transform.equaliser(rows) is None  # the same two in both classes
-    rows.loc[59, "coding"] = "chroma=2"
-    assert transform.equaliser(rows) == transform.Equaliser(None, True)
-
-
-def test_one_small_image_does_not_decide_for_all():
-    rows = [(y, 256, 256, "JPEG", 75) for y in (0, 1)] * 50 + [(0, 40, 40, "JPEG", 75)]
-    assert transform.equaliser(table(*rows)).side == 256
+def test_what_differs_is_made_alike(reals, fakes, expected):
+    rows = [(label, *row) for label, each in enumerate((reals, fakes)) for row in each]
+    columns = ["label", "width", "height", "format", "jpeg_quality", "coding"]
+    table = pd.DataFrame(rows, columns=columns).assign(status="ok")
+    assert transform.equaliser(table) == (expected and transform.Equaliser(*expected))
 
 
 @given(width=st.integers(20, 200), height=st.integers(20, 200), sha=st.integers(0, 2**32 - 1))
