@@ -164,4 +164,3 @@ def test_a_full_disk_is_seen_before_anything_is_written(small, data_root, monkey
     with pytest.raises(InputError, match=message):
         cache.build("small", size=32)
     assert caches(data_root) == []
-    monkeypatch.undo()

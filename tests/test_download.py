@@ -30,13 +30,21 @@ def left(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
 
 
-def test_a_download_cut_three_times_goes_on_where_it_was(server, fetched, tmp_path):
-    server.files["set.zip"], server.cut = DATA, [100_000, 50_000, 7]
-    assert fetched(md5=MD5) == DATA
-    assert server.asked == ["", "bytes=100000-", "bytes=150000-", "bytes=150007-"]
+@pytest.mark.parametrize(
+    ("cut", "ranges", "part", "asked"),
+    [
+        ([100_000, 50_000, 7], True, b"", ["", "bytes=100000-", "bytes=150000-", "bytes=150007-"]),
+        ([100_000], False, b"", ["", "bytes=100000-"]),  # the answer is all of it
+        ([], True, DATA, ["bytes=300000-"]),  # nothing is missing
+    ],
+)
+def test_a_download_goes_on_where_it_was(server, fetched, tmp_path, cut, ranges, part, asked):
+    server.files["set.zip"], server.cut, server.ranges = DATA, [*cut], ranges
+    if part:
+        (tmp_path / "set.zip.part").write_bytes(part)
+    for _ in range(2):  # what is here is not asked for again
+        assert fetched(md5=MD5) == DATA and server.asked == asked
     assert left(tmp_path) == ["set.zip"]
-    fetched(md5=MD5)
-    assert len(server.asked) == 4  # what is here is not asked for again
 
 
 def test_a_call_that_gave_up_leaves_its_part_to_the_next(server, fetched, monkeypatch):
@@ -47,17 +55,6 @@ def test_a_call_that_gave_up_leaves_its_part_to_the_next(server, fetched, monkey
     server.cut, server.asked = [], []
     assert fetched(md5=MD5) == DATA
     assert server.asked == ["bytes=123456-"]
-
-
-def test_a_server_that_ignores_ranges_is_read_from_the_start(server, fetched):
-    server.files["set.zip"], server.cut, server.ranges = DATA, [100_000], False
-    assert fetched() == DATA
-
-
-def test_a_part_that_is_whole_is_understood(server, fetched, tmp_path):
-    server.files["set.zip"] = DATA
-    (tmp_path / "set.zip.part").write_bytes(DATA)
-    assert fetched(md5=MD5) == DATA
 
 
 def test_a_wrong_checksum_is_refused(server, fetched, tmp_path):
@@ -81,7 +78,6 @@ def test_an_address_that_is_gone_and_a_full_disk_are_said_at_once(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=len(DATA)))
     with pytest.raises(InputError, match="GB are free below"):
         fetched()
-    monkeypatch.undo()
     assert left(tmp_path) == []
 
 
@@ -169,22 +165,16 @@ MEMBERS = {f"top/{f}/{i}.bin": DATA[i * 1000 :][:20_000] for i in range(10) for 
 WANTED = {name: data for name, data in MEMBERS.items() if name.startswith("top/wanted/")}
 
 
-@pytest.fixture
-def members(server, tmp_path, monkeypatch):
-    """members(): name -> bytes of what `fetch_members` gets of the server's big.zip."""
+def test_a_cut_fetch_of_members_goes_on_with_the_missing_ones(server, tmp_path, monkeypatch):
     server.files["big.zip"] = zipped(MEMBERS)
     small = functools.partial(download.RemoteZip, initial_buffer_size=4096)
     monkeypatch.setattr(download, "_remote", small)
 
-    def get() -> dict[str, bytes]:
+    def members() -> dict[str, bytes]:
         out = download.fetch_members(server.url("big.zip"), tmp_path / "set", below=["wanted"])
         files = [p for p in out.rglob("*") if p.is_file()]
         return {p.relative_to(out).as_posix(): p.read_bytes() for p in files}
 
-    return get
-
-
-def test_a_cut_fetch_of_members_goes_on_with_the_missing_ones(server, members, tmp_path):
     server.cut = [10**9, 10**9, 10**9, 10**9, 9000, 10**9, 10**9, 100]
     assert members() == WANTED
     assert server.cut == []
