@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import mutated
+from made import lived_in, mutated
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -61,10 +61,18 @@ def test_the_papers_own_students_at_its_rates():
         assert student(rate) == architecture(f"S{100 * rate:.0f}")
 
 
-@settings(max_examples=25)
-@given(rate=st.floats(0.3, 0.97), size=st.sampled_from([32, 64, 96, 224]))
-def test_a_student_for_any_rate_meets_it_within_a_percent(rate, size):
-    arch = student(rate, size=size)
+@settings(max_examples=35)
+@given(
+    rate=st.floats(0.3, 0.97) | st.floats(1e-4, 0.99999), size=st.sampled_from([32, 64, 96, 224])
+)
+def test_a_student_meets_any_rate_within_a_percent_or_says_which_can_be_met(rate, size):
+    try:
+        arch = student(rate, size=size)
+    except InputError as error:
+        most = float(re.search(r"rates up to about (0\.\d+) can", str(error))[1])
+        assert rate > max(0.97, most - 1e-4)
+        assert count(student(most - 0.01, size=size)) > 0
+        return
     if size != 224 or rate not in RATES:  # there the paper's own counts (its 80 % is 80.3 %)
         target = (1 - rate) * count(architecture("BL", size=size))
         assert by_hand(arch) == pytest.approx(target, rel=0.01)
@@ -73,20 +81,6 @@ def test_a_student_for_any_rate_meets_it_within_a_percent(rate, size):
     kinds = [[(b.pool, b.kernel, b.separable) for b in a.blocks] for a in (arch, like)]
     assert kinds[0] == kinds[1]
     assert [d.dropout for d in arch.head] == [d.dropout for d in like.head]
-
-
-@settings(max_examples=10)
-@given(rate=st.floats(1e-4, 0.99999), size=st.sampled_from([32, 64, 224]))
-def test_a_rate_that_no_width_meets_says_which_can_be_met(rate, size):
-    try:
-        arch = student(rate, size=size)
-    except InputError as error:
-        most = float(re.search(r"rates up to about (0\.\d+) can", str(error))[1])
-        assert rate > most - 1e-4
-        assert count(student(most - 0.01, size=size)) > 0
-    else:
-        target = (1 - rate) * count(architecture("BL", size=size))
-        assert count(arch) == pytest.approx(target, rel=0.01)
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.5, 95, float("nan")])
@@ -98,18 +92,14 @@ def test_a_rate_outside_0_and_1_is_refused(rate):
 # ---- checkpoints
 
 
-@pytest.fixture(scope="module")
-def scaled_student() -> Architecture:
-    return student(0.85, size=32)
+SCALED = student(0.85, size=32)
 
 
 @pytest.fixture
-def saved(tmp_path, scaled_student):
-    """A scaled student with trained-looking BatchNorm statistics, and its checkpoint."""
-    torch.manual_seed(0)
-    model = Detector(scaled_student).to(memory_format=torch.channels_last)
-    model(torch.rand(8, 3, 32, 32))
-    return model.eval(), models.save(model, tmp_path / "model.safetensors")
+def saved(tmp_path):
+    """A scaled student with a past, and its checkpoint."""
+    model = lived_in(SCALED).to(memory_format=torch.channels_last)
+    return model, models.save(model, tmp_path / "model.safetensors")
 
 
 def test_a_checkpoint_rebuilds_a_scaled_student_bit_by_bit(saved):
