@@ -60,10 +60,13 @@ def test_per_layer_each_layer_gives_the_same_share_and_its_smallest(rate, seed):
     assert total - models.nonzero(model) == pytest.approx(rate * total, abs=len(masks) / 2)
 
 
-@given(rate=rates, seed=st.integers(0, 3))
+@given(rates, st.integers(0, 3), st.sampled_from(PRUNED), st.sampled_from([1.0, 1e-9]))
 @settings(max_examples=40)
-def test_globally_one_threshold_cuts_all_layers_but_for_the_largest_of_each(rate, seed):
+def test_globally_one_threshold_cuts_all_but_the_largest_of_each_layer(rate, seed, layer, scale):
+    """Also where all weights of one layer are smaller than those of the others."""
     model = detector(seed)
+    with torch.no_grad():
+        model.get_parameter(f"{layer}.weight").mul_(scale)
     masks = prune.magnitude_masks(model, rate=rate, scope="global")
     total, weights = models.parameters(model), magnitudes(model, masks)
     share = rate * total / sum(w.size for w in weights.values())
@@ -80,41 +83,8 @@ def test_globally_one_threshold_cuts_all_layers_but_for_the_largest_of_each(rate
         assert np.array_equal(mask.numpy(), safe[name] | (weights[name] > threshold))
     prune.apply_masks(model, masks)
     assert total - models.nonzero(model) == k
-
-
-def test_global_empties_no_layer_and_masks_are_read_back_from_the_zeros():
-    model, small = detector(), "features.1.conv.weight"
-    with torch.no_grad():
-        model.get_parameter(small).mul_(1e-9)
-    layer, together = (prune.magnitude_masks(model, rate=0.9, scope=s) for s in prune.SCOPES)
-    kept, alike = (float(masks[small].float().mean()) for masks in (together, layer))
-    assert kept == pytest.approx(alike / 10, abs=0.5 / together[small].numel())
-    assert all(mask.any() for mask in together.values())
-    prune.apply_masks(model, together)
-    assert 1 - models.nonzero(model) / models.parameters(model) == pytest.approx(0.9, abs=1e-4)
     read = prune.masks_of(model)
-    assert read.keys() == together.keys()
-    assert all(torch.equal(read[name], mask) for name, mask in together.items())
-
-
-@pytest.mark.parametrize("scope", prune.SCOPES)
-def test_zeros_stay_through_fine_tuning_and_the_others_move(toy, scope):
-    model = detector()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(0.1)
-    masks = prune.magnitude_masks(model, rate=0.8, scope=scope)
-    prune.apply_masks(model, masks)
-    unmasked = copy.deepcopy(model)
-    recipe, cpu = train.Recipe(epochs=2, batch=12, weight_decay=0.1), torch.device("cpu")
-    keep = lambda m: prune.apply_masks(m, masks)
-    train.fit(model, toy(), recipe, after_step=keep, device=cpu)
-    for name, mask in masks.items():
-        weights, before = model.get_parameter(name).detach(), unmasked.get_parameter(name).detach()
-        assert torch.equal(weights != 0, mask)
-        assert (weights[mask] != before[mask]).any()
-    train.fit(unmasked, toy(), recipe, device=cpu)
-    assert models.nonzero(unmasked) > models.nonzero(model)  # without `after_step` they grow back
+    assert read.keys() == masks.keys() and all(torch.equal(read[k], m) for k, m in masks.items())
 
 
 def test_a_rate_that_cannot_be_met_says_which_can():
@@ -136,11 +106,6 @@ SHAPES = {
     "S90": architecture("S90", size=32),
     **{name: architecture("BL", size=32, backbone=name) for name in THEIRS},
 }
-
-
-def batch(size: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
-    return [(images, torch.tensor([0, 1, 1, 0]))]
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +144,9 @@ def test_the_target_is_met_and_the_shape_rebuilds_itself(
 ):
     model = trained[name]
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    options = {"importance": importance, "scope": scope, "batches": batch(model.arch.size)}
+    images = torch.randint(0, 256, (4, 3, *[model.arch.size] * 2), dtype=torch.uint8)
+    batches = [(images, torch.tensor([0, 1, 1, 0]))]
+    options = {"importance": importance, "scope": scope, "batches": batches}
     small = prune.structured(model, rate=0.8, **options).eval()
     assert models.parameters(small) == models.count(small.arch)
     assert models.parameters(small) == pytest.approx(0.2 * models.parameters(model), rel=0.01)
@@ -203,33 +170,24 @@ def test_in_steps_the_same_target_with_tuning_between(trained):
     assert models.parameters(small) / total == pytest.approx(0.125, rel=0.01)
 
 
-@pytest.mark.parametrize("make", [prune.magnitude_masks, prune.structured])
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rate": 90}, r"did you mean 0\.9\?"),
-        ({"rate": 0.0}, "rate 0 is outside"),
-        ({"rate": 1.0}, "rate 1 is outside"),
-        ({"rate": 0.5, "scope": "Layers"}, "unknown scope 'Layers', did you mean 'layer'"),
-    ],
-)
-def test_bad_requests_are_named(make, options, message):
-    with pytest.raises(InputError, match=message):
-        make(detector(), **options)
-
-
+CHANNELS, BOTH = [prune.structured], [prune.structured, prune.magnitude_masks]
 LIMITS = "cannot be met within 1% with {} channels or more in each layer"
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("ways", "options", "message"),
     [
-        ({"importance": "l2"}, "unknown importance 'l2'"),
-        ({"importance": "taylor"}, '"taylor" needs batches'),
-        ({"rate": 0.999}, rf"rate 0\.999 {LIMITS.format(8)}: 0\.99\d\d is the most"),
-        ({"least": 250}, rf"{LIMITS.format(250)}: 0\.\d+ is the (most|nearest)"),
+        (BOTH, {"rate": 90}, r"did you mean 0\.9\?"),
+        (BOTH, {"rate": 0.0}, "rate 0 is outside"),
+        (BOTH, {"rate": 1.0}, "rate 1 is outside"),
+        (BOTH, {"scope": "Layers"}, "unknown scope 'Layers', did you mean 'layer'"),
+        (CHANNELS, {"importance": "l2"}, "unknown importance 'l2'"),
+        (CHANNELS, {"importance": "taylor"}, '"taylor" needs batches'),
+        (CHANNELS, {"rate": 0.999}, rf"rate 0\.999 {LIMITS.format(8)}: 0\.99\d\d is the most"),
+        (CHANNELS, {"least": 250}, rf"{LIMITS.format(250)}: 0\.\d+ is the (most|nearest)"),
     ],
 )
-def test_what_structured_pruning_cannot_do_is_named(trained, options, message):
-    with pytest.raises(InputError, match=message):
-        prune.structured(trained["BL"], **{"rate": 0.5} | options)
+def test_what_cannot_be_done_is_named(trained, ways, options, message):
+    for prune_ in ways:
+        with pytest.raises(InputError, match=message):
+            prune_(trained["BL"], **{"rate": 0.5} | options)
