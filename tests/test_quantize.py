@@ -181,27 +181,28 @@ def test_a_request_that_cannot_be_met_leaves_nothing(exported, toy, tmp_path, op
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("contents", "static"), [(c, s) for c in (b"", b"random" * 50, None) for s in (True, False)]
-)
-def test_a_damaged_file_is_named_and_leaves_nothing(exported, toy, tmp_path, contents, static):
-    source, options = tmp_path / "model.onnx", {"part": toy().train} if static else {}
-    source.write_bytes(exported["onnx"].read_bytes()[:1000] if contents is None else contents)
-    quantized = quantize.static_int8 if static else quantize.dynamic_linear
-    message = r"model\.onnx (is damaged or no ONNX file|has no l)"
-    with pytest.raises(InputError, match=message):
-        quantized(source, tmp_path / "q.onnx", **options)
-    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
-
-
-def test_what_cannot_be_quantized_is_named_and_leaves_nothing(tmp_path):
-    target, helper = tmp_path / "model.int8.onnx", onnx.helper
-    with pytest.raises(InputError, match=r"nowhere\.onnx is not there: export the model first"):
-        quantize.dynamic_linear(tmp_path / "nowhere.onnx", target)
+def relu() -> bytes:
+    """A file without a layer that has weights."""
+    helper = onnx.helper
     x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 3, 8, 8]) for n in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.save(model, tmp_path / "relu.onnx")
-    with pytest.raises(InputError, match=r"relu\.onnx has no linear layer"):
-        quantize.dynamic_linear(tmp_path / "relu.onnx", target)
-    assert [p.name for p in tmp_path.iterdir()] == ["relu.onnx"]
+    opset = [helper.make_opsetid("", 18)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("kind", ["gone", "empty", "random", "cut", "relu"])
+def test_a_file_that_cannot_be_quantized_is_named_and_leaves_nothing(
+    exported, toy, tmp_path, kind, static
+):
+    source, options = tmp_path / "model.onnx", {"part": toy().train} if static else {}
+    contents = {"empty": b"", "random": b"random" * 50, "relu": relu()}
+    contents["cut"] = exported["onnx"].read_bytes()[:1000]
+    if kind != "gone":
+        source.write_bytes(contents[kind])
+    quantized = quantize.static_int8 if static else quantize.dynamic_linear
+    told = {"gone": "is not there: export the model first", "relu": "has no l"}
+    told = told.get(kind, "(is damaged or no ONNX file|has no l)")
+    with pytest.raises(InputError, match=rf"model\.onnx {told}"):
+        quantized(source, tmp_path / "q.onnx", **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"] * (kind != "gone")
