@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made import lived_in
 from torch import nn
 
 from data_prep.errors import InputError
@@ -14,10 +15,7 @@ from dflib.models import Detector, architecture
 
 @pytest.fixture(scope="module")
 def baseline():
-    with train.seeded(0):
-        model = Detector(architecture("BL", size=32)).train()
-        model(torch.rand(8, 3, 32, 32))  # lived-in BatchNorm statistics
-    return model.eval()
+    return lived_in(architecture("BL", size=32))
 
 
 def error(product, layer, x) -> float:
@@ -57,18 +55,14 @@ def test_a_truncated_svd_is_the_best_of_its_rank():
         assert np.linalg.norm(last @ first - weight) == pytest.approx(cut, rel=1e-4)
 
 
-def tucker_weight(product) -> torch.Tensor:
-    first, core, last = (f.weight.detach() for f in product)
-    return torch.einsum("obxy,bahw,aixy->oihw", last, core, first)
-
-
 @given(st.integers(1, 8), st.integers(1, 10))
 def test_tucker2_lies_between_its_bounds(inputs, outputs):
     """De Lathauwer et al. 2000: at least what either side cuts off is lost, at most their sum."""
     with train.seeded(2):
         conv = nn.Conv2d(8, 10, 3)
     w = conv.weight.detach()
-    lost = (w - tucker_weight(lowrank.decompose(conv, (inputs, outputs)))).square().sum().item()
+    first, core, last = (f.weight.detach() for f in lowrank.decompose(conv, (inputs, outputs)))
+    lost = (w - torch.einsum("obxy,bahw,aixy->oihw", last, core, first)).square().sum().item()
     sides = ((w.transpose(0, 1), inputs), (w, outputs))
     cut = [torch.linalg.svdvals(side.flatten(1))[rank:] for side, rank in sides]
     energies = [c.square().sum().item() for c in cut]
@@ -117,23 +111,20 @@ def test_the_model_stays_as_it_is_and_the_product_is_close(baseline):
     assert all(torch.equal(v, before[k]) for k, v in baseline.state_dict().items())
 
 
+RANKS, RATE = lowrank.factorise, lambda model, rate: lowrank.choose_ranks(model, rate=rate)
+
+
 @pytest.mark.parametrize(
-    ("ranks", "message"),
+    ("ask", "given", "message"),
     [
-        ({"heat.1": (3,)}, "unknown layer 'heat.1', did you mean 'head.1'"),
-        ({"head.6": (1,)}, "unknown layer 'head.6'"),
-        ({"head.1": (300,)}, r"ranks \(300,\) of a layer \(256, 128\): 1 to \(128,\)"),
-        ({"features.1.conv": (0, 3)}, r"ranks \(0, 3\) .*1 to \(64, 64\)"),
+        (RANKS, {"heat.1": (3,)}, "unknown layer 'heat.1', did you mean 'head.1'"),
+        (RANKS, {"head.6": (1,)}, "unknown layer 'head.6'"),
+        (RANKS, {"head.1": (300,)}, r"ranks \(300,\) of a layer \(256, 128\): 1 to \(128,\)"),
+        (RANKS, {"features.1.conv": (0, 3)}, r"ranks \(0, 3\) .*1 to \(64, 64\)"),
+        (RATE, 1.5, "outside"),
+        (RATE, 0.9999, r"rates up to about 0\.99\d+ can"),
     ],
 )
-def test_ranks_that_cannot_be_are_named(baseline, ranks, message):
+def test_ranks_and_rates_that_cannot_be_are_named(baseline, ask, given, message):
     with pytest.raises(InputError, match=message):
-        lowrank.factorise(baseline, ranks)
-
-
-@pytest.mark.parametrize(
-    ("rate", "message"), [(1.5, "outside"), (0.9999, r"rates up to about 0\.99\d+ can")]
-)
-def test_rates_that_cannot_be_met_are_told(baseline, rate, message):
-    with pytest.raises(InputError, match=message):
-        lowrank.choose_ranks(baseline, rate=rate)
+        ask(baseline, given)
