@@ -57,15 +57,19 @@ def alive(process: psutil.Process) -> bool:
 def test_a_plan_makes_the_source_first_and_once(tiny_dataset, tiny_source):
     codes, data = ("TL+KD+A", "TL+P+A", "TL+FT+Q"), {"dataset": tiny_dataset, "source": tiny_source}
     plan = engine.plan(preset="tiny", **data, methods_=codes, rates=(0.6, 0.9))
-    runs_ = [(s.method, s.rate, s.dataset == tiny_source) for s in plan]
-    assert len(set(runs_)) == len(runs_)
-    expected = {("BL", None, True), ("TL+FT", None, False), ("TL+FT+Q", None, False)}
+    told = lambda s: (s.method, s.rate, s.dataset == tiny_source)
+    found = {told(s): [told(parent) for parent in s.parents] for s in plan}
+    there, tuned = ("BL", None, True), ("TL+FT", None, False)
+    expected = {there: [], tuned: [there], ("TL+FT+Q", None, False): [tuned]}
     for rate in (0.6, 0.9):
-        expected |= {("CPF", rate, True)}
-        expected |= {(code, rate, False) for code in ("TL+KD", "TL+KD+A", "TL+P+FT", "TL+P+A")}
-    assert set(runs_) == expected
+        pruned = ("CPF", rate, True)
+        taught, pruned_tuned = ("TL+KD", rate, False), ("TL+P+FT", rate, False)
+        expected |= {pruned: [there], pruned_tuned: [pruned], taught: [there, tuned]}
+        expected |= {("TL+P+A", rate, False): [pruned_tuned], ("TL+KD+A", rate, False): [taught]}
+    assert found == expected and len(plan) == len(found)
     ids = [s.run_id for s in plan]
     assert all(ids.index(p.run_id) < ids.index(s.run_id) for s in plan for p in s.parents)
+    assert {s.source for s in plan if s.method.startswith("TL")} == {tiny_source}
 
 
 def test_a_setting_of_any_ancestor_is_taken(tiny_dataset, tiny_source):
