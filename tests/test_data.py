@@ -98,21 +98,6 @@ def test_quarantined_images_shift_no_row(tmp_path, data_root, tree):
             assert np.array_equal(part.image(i), np.asarray(Image.open(root / path)))
 
 
-def test_the_fingerprint_follows_contents_labels_and_splits(tmp_path, data_root, tree, picture):
-    root, seen = tree(tmp_path / "set", {"real": 3, "fake/gan": 3}), []
-    other = root / "fake" / "other"
-    for change in (
-        lambda: None,
-        lambda: picture(root / "real" / "real-000.png", seed=99),
-        lambda: (root / "fake" / "gan").rename(other),
-        lambda: (other / "fake-gan-001.png").rename(root / "real" / "fake-gan-001.png"),
-    ):
-        change()
-        folder.prepare(root, name="mine")
-        seen.append(manifest.fingerprint_of("mine"))
-    assert len(set(seen)) == 4
-
-
 @pytest.mark.parametrize("few", [None, 25])
 def test_strict_training_batches_hold_both_classes_equally_often(tmp_path, data_root, tree, few):
     """Also of a few images of each class: all reals there are, and 25 fakes."""
