@@ -21,27 +21,21 @@ from data_prep.errors import InputError
 PHOTOS = [Image.fromarray(getattr(photographs, p)()) for p in ("astronaut", "coffee", "chelsea")]
 
 
-def patches(
-    root: Path,
-    *,
-    n: int = 100,
-    side: dict | None = None,
-    suffix: dict | None = None,
-    saved: dict | None = None,
-) -> Path:
-    """n patches of photographs in each class, told apart by nothing but what is given per class."""
+def patches(root: Path, *, n: int = 100, **given: dict) -> Path:
+    """n patches of photographs in each class, told apart by nothing but what is given per class:
+    their side, suffix, and how they are saved."""
     rng = np.random.default_rng(0)
-    of = lambda given, kind, usual: (given or {}).get(kind, usual)
+    of = lambda what, kind, usual: given.get(what, {}).get(kind, usual)
     for i in range(2 * n):
         kind = ("real", "fake/gan")[i % 2]
-        edge = of(side, kind, 64)
+        edge = of("side", kind, 64)
         # resized: no JPEG history survives
         photo = PHOTOS[int(rng.integers(3))].resize((330, 330), Image.Resampling.LANCZOS)
         left, top = rng.integers(0, 330 - 96, 2).tolist()
-        path = root / kind / f"{kind[:4]}-{i:03d}{of(suffix, kind, '.jpg')}"
+        path = root / kind / f"{kind[:4]}-{i:03d}{of('suffix', kind, '.jpg')}"
         path.parent.mkdir(parents=True, exist_ok=True)
         patch = photo.crop((left, top, left + edge, top + edge))
-        patch.save(path, **{"quality": 85} | of(saved, kind, {}))
+        patch.save(path, **{"quality": 85} | of("saved", kind, {}))
     return root
 
 
