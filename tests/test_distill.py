@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax, softmax
 from scipy.stats import entropy
+from test_train import CPU, small
 
 from dflib import distill, train
-from dflib.models import Architecture, Block, Dense, Detector
-
-CPU = torch.device("cpu")
 
 
 def formula(
@@ -32,7 +30,7 @@ def test_labels_are_smoothed_as_without_a_teacher(smoothing):
     alone = torch.nn.functional.cross_entropy(z, labels, label_smoothing=smoothing)
     with_ = distill.kd_loss(z, z.flip(0), labels, alpha=0.0, label_smoothing=smoothing)
     assert with_.item() == pytest.approx(alone.item())
-    model = detector(0)
+    model = small(0)
     loss = distill.Distillation(model, alpha=0.0, label_smoothing=smoothing)
     assert loss(z, labels, torch.rand(2, 3, 32, 32)).item() == pytest.approx(alone.item())
 
@@ -78,14 +76,8 @@ def test_finite_at_any_gap(gap, temperature):  # log(softmax) is NaN from a gap 
         assert loss.item() == pytest.approx(exact, rel=1e-4)
 
 
-def detector(seed: int) -> Detector:
-    blocks = (Block(8, pool=True), Block(8, pool=True))
-    with train.seeded(seed):
-        return Detector(Architecture("t", 32, blocks, (Dense(8, 0.5),)))
-
-
 def test_the_teacher_stays_frozen_and_the_student_comes_nearer(toy):
-    data, teacher, student = toy(200), detector(0), detector(1)
+    data, teacher, student = toy(200), small(0), small(1)
     train.fit(teacher, data, train.Recipe(epochs=4, batch=12, lr=5e-3), device=CPU)
     teacher.train()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
