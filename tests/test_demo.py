@@ -33,12 +33,6 @@ def source(tmp_path_factory):
     return folder, demo.build_source(folder)
 
 
-def box(row):
-    """Photograph and left, top, right, bottom, as the file's name keeps them."""
-    photo, _, place = Path(row["path"]).stem.partition("_")
-    return photo, tuple(int(edge) for edge in place.split("-"))
-
-
 def count(rows, *names):
     return Counter(tuple(row[name] for name in names) for row in rows)
 
@@ -66,7 +60,8 @@ def test_no_group_crosses_splits(which, request):
 def test_groups_and_classes_share_no_pixel(built):
     owner = {photo: np.full((703, 703), "", dtype=object) for photo in demo.PHOTOS}
     for row in built[1]:
-        photo, (left, top, right, bottom) = box(row)
+        photo, _, place = Path(row["path"]).stem.partition("_")
+        left, top, right, bottom = map(int, place.split("-"))
         area = owner[photo][top:bottom, left:right]
         assert area.size
         assert set(area.flat) <= {"", (row["group"], row["label"])}
