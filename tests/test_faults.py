@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import nbformat
@@ -45,25 +45,19 @@ def outputs(undisturbed, tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def mounted(tmp_path) -> Iterator[Callable[..., Path]]:
-    """mounted(*arguments of mount): a mount on an empty folder, taken away at the end; skips where
-    that is not allowed."""
-    made = []
-
-    def mount(*arguments: str) -> Path:
-        place = tmp_path / f"mount-{len(made)}" / "notebook" / "workbook" / "outputs"
-        place.mkdir(parents=True)
-        done = subprocess.run(
-            ["mount", *arguments, str(place)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            pytest.skip(f"mount needs root: {done.stderr.strip()}")
-        made.append(place)
-        return place
-
-    yield mount
-    for place in reversed(made):
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+def disk(outputs, tmp_path, monkeypatch) -> Iterator[Path]:
+    """The same outputs on a disk of which 2 MB are free; skips where no mount is allowed."""
+    used = sum(p.stat().st_size for p in outputs.rglob("*") if p.is_file())
+    place = tmp_path / "disk"
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={used + 2_000_000}", "tmpfs", str(place)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mount needs root: {done.stderr.strip()}")
+    shutil.copytree(outputs, place, dirs_exist_ok=True)
+    monkeypatch.setenv("DFLIB_OUTPUTS", str(place))
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def table(root: Path) -> pd.DataFrame:
@@ -119,11 +113,19 @@ def broken(
     return outcome
 
 
-def test_a_killed_kernel(tiny_dataset, undisturbed, outputs):
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux")
+
+
+@pytest.mark.parametrize("struck", ["kernel", pytest.param("server", marks=LINUX)])
+def test_a_killed_kernel_or_server_of_kernels(tiny_dataset, undisturbed, outputs, struck):
     s = tiny(tiny_dataset, *CODES)[-1]
-    outcome = broken(s, psutil.Process.kill, when=lambda: running(s))
-    assert "killed" in outcome["error"] and s.failure()["kind"] == "died"
-    completes(tiny_dataset, outputs, undisturbed)
+    kill = lambda kernel: (kernel if struck == "kernel" else kernel.parent()).kill()
+    with forks.server() if struck == "server" else nullcontext():
+        outcome = broken(s, kill, when=lambda: running(s))
+        assert s.failure()["kind"] == "died", outcome
+        assert struck == "server" or "killed" in outcome["error"]
+        completes(tiny_dataset, outputs, undisturbed)
+    assert not kernels_below(os.getpid())
 
 
 def test_a_notebook_that_hangs_is_stopped_at_the_end_of_the_budget(tiny_dataset, outputs):
@@ -197,11 +199,7 @@ def test_an_error_behind_the_result_is_no_failure(tiny_dataset, outputs, monkeyp
     assert "late" in (s.folder / "notebook.ipynb").read_text()
 
 
-def test_a_full_disk(tiny_dataset, undisturbed, outputs, mounted, monkeypatch):
-    used = sum(p.stat().st_size for p in outputs.rglob("*") if p.is_file())
-    disk = mounted("-t", "tmpfs", "-o", f"size={used + 2_000_000}", "tmpfs")
-    shutil.copytree(outputs, disk, dirs_exist_ok=True)
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(disk))
+def test_a_full_disk(tiny_dataset, undisturbed, outputs, disk):
     full = python(*command(tiny_dataset, "--methods", "BL,CQ"))
     assert full.returncode == 1 and full.stderr == ""
     assert "No space left on device" in full.stdout
@@ -227,16 +225,6 @@ def test_a_killed_worker_takes_its_kernel_with_it_and_the_run_is_made_elsewhere(
     said, _ = driver.communicate(timeout=900)
     assert driver.returncode == 0, said
     completes(tiny_dataset, outputs, undisturbed)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux")
-def test_a_killed_server_of_kernels_ends_its_kernel_and_the_next_needs_none(tiny_dataset, outputs):
-    s = tiny(tiny_dataset, *CODES)[-1]
-    with forks.server():
-        outcome = broken(s, lambda kernel: kernel.parent().kill(), when=lambda: running(s))
-        assert s.failure()["kind"] == "died", outcome
-        assert engine.execute(s)["status"] == "done"
-    assert not kernels_below(os.getpid())
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs two users")
