@@ -12,13 +12,15 @@ from dflib.study import leak
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """Runs and gaps on 40 scenes of 6 nearly equal images; real or fake is a whole scene."""
+    """Runs and gaps on 40 scenes of 6 nearly equal images; real or fake is a whole scene. They come
+    with a split that keeps scenes whole."""
     root = tmp_path_factory.mktemp("scenes")
     rng = np.random.default_rng(0)
     for scene in range(40):
         base = np.asarray(noise(4, 4, scene).resize((32, 32)), dtype=int)
         for copy in range(6):
-            path = root / ("real", "fake")[scene % 2] / f"take{copy}" / f"scene{scene}.png"
+            given = root / ("test" if scene // 2 % 4 == 3 else "train")
+            path = given / ("real", "fake")[scene % 2] / f"take{copy}" / f"scene{scene}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             noisy = base + rng.integers(-9, 10, base.shape)
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path)
