@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from local_server import Server, serving
-from made import lived_in, noise
+from made import finished, lived_in, noise
 from PIL import Image, ImageFilter
 
-from data_prep import folder, sources
+from data_prep import download, folder, sources
+from dflib import export, models, prune
+from dflib.data import Dataset, Part
 
 hypothesis.settings.register_profile("here", deadline=None, derandomize=True, print_blob=False)
 hypothesis.settings.load_profile("here")
@@ -104,29 +106,25 @@ def outputs_root(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def server(monkeypatch) -> Iterator[Server]:
     """A local HTTP server (see tests/local_server.py); downloads try again without waiting."""
-    from data_prep import download
-
     monkeypatch.setattr(download, "WAIT", 0.01)
     with serving() as served:
         yield served
 
 
-def _picture(
-    path: Path, *, seed: int = 0, size: tuple[int, int] = (12, 9), mode: str = "RGB", **options
-) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise(*size, seed).convert(mode).save(path, **options)
-    return path
-
-
 @pytest.fixture(scope="session")
 def picture() -> Callable[..., Path]:
     """picture(path, seed=0, size=(12, 9), mode="RGB", **save_options): write an image of noise."""
-    return _picture
+
+    def write(path: Path, *, seed: int = 0, size=(12, 9), mode: str = "RGB", **options) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(*size, seed).convert(mode).save(path, **options)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")
-def tree() -> Callable[..., Path]:
+def tree(picture) -> Callable[..., Path]:
     """tree(root, {"real": 10, "fake/gan": 10}, suffix=".png"): different small images."""
 
     def make(root: Path, counts: dict[str, int], *, suffix: str = ".png", size=(12, 9)) -> Path:
@@ -135,16 +133,15 @@ def tree() -> Callable[..., Path]:
             for i in range(n):
                 seed += 1
                 name = f"{where.replace('/', '-')}-{i:03d}{suffix}"
-                _picture(root / where / name, seed=seed, size=size)
+                picture(root / where / name, seed=seed, size=size)
         return root
 
     return make
 
 
 @pytest.fixture(scope="session")
-def toy() -> Callable[..., object]:
+def toy() -> Callable[..., Dataset]:
     """toy(n=60, size=32, seed=0): a Dataset in memory, easy to tell apart (fakes are striped)."""
-    from dflib.data import Dataset, Part
 
     def make(n: int = 60, *, size: int = 32, seed: int = 0) -> Dataset:
         rng = np.random.default_rng(seed)
@@ -165,8 +162,6 @@ def toy() -> Callable[..., object]:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> dict:
     """A small detector with lived-in BatchNorms and its files: {"model", "checkpoint", "onnx"}."""
-    from dflib import export, models
-
     folder_ = tmp_path_factory.mktemp("exported")
     blocks = [models.Block(8, pool=True)]
     blocks += [models.Block(16, pool=True, separable=True, mid=16, groups=8), models.Block(16)]
@@ -183,22 +178,25 @@ def exported(tmp_path_factory) -> dict:
 @pytest.fixture(scope="session")
 def explorer_outputs(tiny_dataset, tmp_path_factory) -> Path:
     """An outputs root with finished runs, not trained: BL, CPF at one rate, CPF-S at two."""
-    from dflib import models, prune
-    from dflib.study import runs
-
     folder_ = tmp_path_factory.mktemp("explorer-outputs")
-    settings = {"latency_runs": 1, "weight_decay": 0.3}
-    request = {"preset": "tiny", "dataset": tiny_dataset, "settings": settings}
+    own = {"dataset": tiny_dataset, "weight_decay": 0.3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(folder_))
         base = lived_in(models.architecture("BL", size=32))
-        runs.Run(runs.spec("BL", **request)).finish(base)
+        finished(base, "BL", **own)
         for rate in (0.6, 0.9):
-            small = prune.structured(base, rate=rate)
-            runs.Run(runs.spec("CPF-S", rate=rate, **request)).finish(small)
+            finished(prune.structured(base, rate=rate), "CPF-S", rate=rate, **own)
         prune.apply_masks(base, prune.magnitude_masks(base, rate=0.6))
-        runs.Run(runs.spec("CPF", rate=0.6, **request)).finish(base)
+        finished(base, "CPF", rate=0.6, **own)
     return folder_
+
+
+@pytest.fixture(scope="module")
+def shown_outputs(explorer_outputs) -> Iterator[Path]:
+    """`explorer_outputs` as the outputs root of a file of tests that only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DFLIB_OUTPUTS", str(explorer_outputs))
+        yield explorer_outputs
 
 
 @pytest.fixture
@@ -206,3 +204,9 @@ def own_outputs(explorer_outputs, tmp_path, monkeypatch) -> Path:
     """A copy of `explorer_outputs` that a test may change or damage, as the outputs root."""
     monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path / "outputs"))
     return Path(shutil.copytree(explorer_outputs, tmp_path / "outputs"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Reports without figures, for tests of the rest."""
+    monkeypatch.setattr("dflib.show.report.FIGURES", {})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from dflib import metrics, models, train
+from dflib import export, metrics, models, train
 from dflib.show import words
 from dflib.study import methods, runs
 
@@ -49,12 +49,22 @@ def lived_in(arch: models.Architecture, seed: int = 0) -> models.Detector:
     return model.eval()
 
 
+def finished(model, code, dataset, *, rate=None, protocol="strict", int8=None, **own) -> runs.Run:
+    """A finished run of this model; int8(ONNX file, new file, train part) makes what it deploys."""
+    request = {"preset": "tiny", "dataset": dataset, "protocol": protocol, "rate": rate}
+    run = runs.Run(runs.spec(code, **request, settings={"latency_runs": 1} | own))
+    deployed = None
+    if int8:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        float_file = export.to_onnx(model, run.folder / "model.onnx")
+        deployed = int8(float_file, run.folder / "model.int8.onnx", run.data.train)
+    run.finish(model, deployed=deployed)
+    return run
+
+
 def untrained(dataset: str, **options) -> runs.Run:
     """A finished BL, of a small network that was not trained: its scores lie near the threshold."""
-    settings = {"latency_runs": 1} | options
-    run = runs.Run(runs.spec("BL", preset="tiny", dataset=dataset, settings=settings))
-    run.finish(lived_in(models.student(0.9, size=32)))
-    return run
+    return finished(lived_in(models.student(0.9, size=32)), "BL", dataset, **options)
 
 
 def result(method="BL", rate=None, seed=0, skill=1.0, generators=("gan", "vae"), draws=30, **cost):

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made import mutated, python
 
-from data_prep.errors import InputError
 from dflib.show import explorer, report, terminal
 from dflib.study import compare, engine, methods, records, robustness, runs, tables
 from dflib.study.progress import Progress
 
+BROKEN = "predictions.parquet is damaged"
 REASON = {  # what happened to the folder: what is said of it
     "no json": ("result.json", b"{", "Invalid JSON"),
     "empty": ("result.json", b"", "Invalid JSON"),
@@ -21,10 +21,21 @@ REASON = {  # what happened to the folder: what is said of it
     "other json": ("result.json", b"[1, 2]", "should be an object"),
     "deep json": ("result.json", b"[" * 100_000, "result.json is damaged"),
     "a folder": ("result.json", None, "not a regular file"),
-    "cut parquet": ("predictions.parquet", b"PAR1 and no more", "predictions.parquet is damaged"),
-    "empty parquet": ("predictions.parquet", b"", "predictions.parquet is damaged"),
-    "parquet as a folder": ("predictions.parquet", None, "predictions.parquet is damaged"),
+    "cut parquet": ("predictions.parquet", b"PAR1 and no more", BROKEN),
+    "empty parquet": ("predictions.parquet", b"", BROKEN),
+    "parquet as a folder": ("predictions.parquet", None, BROKEN),
 }
+TABLES = {
+    "no row": lambda table: table[:0],
+    "one class": lambda table: table[table["label"] == 1],
+    "numbers": lambda table: table.assign(generator=1),
+    "nothing": lambda table: table.assign(group=None),
+    "half of nothing": lambda table: table.assign(path=table["path"].where(table["label"] == 1)),
+    "lists": lambda table: table.assign(group=[["a"]] * len(table)),
+    "labels as text": lambda table: table.assign(label=table["label"].astype(str)),
+    "scores above 1": lambda table: table.assign(score=table["score"] + 5),
+}
+REASON |= {kind: ("predictions.parquet", table, BROKEN) for kind, table in TABLES.items()}
 
 
 def victim(outputs: Path) -> Path:
@@ -32,7 +43,11 @@ def victim(outputs: Path) -> Path:
     return file.parent
 
 
-def damage(file: Path, contents: bytes | None) -> None:
+def damage(file: Path, contents) -> None:
+    """contents: bytes, another table in place of the file's, or None: a folder."""
+    if callable(contents):
+        contents(runs.predictions(file.parent)).to_parquet(file)
+        return
     file.unlink()
     file.mkdir() if contents is None else file.write_bytes(contents)
 
@@ -50,8 +65,7 @@ def every_reader(outputs: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", REASON)
-def test_a_damaged_run_is_named_and_the_others_are_shown(own_outputs, kind, caplog, monkeypatch):
-    monkeypatch.setattr(report, "FIGURES", {})
+def test_a_damaged_run_is_named_and_the_others_are_shown(own_outputs, undrawn, kind, caplog):
     folder, (name, contents, reason) = victim(own_outputs), REASON[kind]
     damage(folder / name, contents)
     page = every_reader(own_outputs)
@@ -66,10 +80,7 @@ JUNK = st.sampled_from([*NUMBERS, "", "x", "1e999", "<b>", "a" * 9999, [], [None
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(draw=st.data())
-def test_whatever_changes_in_a_result_no_reader_falls(
-    explorer_outputs, own_outputs, draw, monkeypatch
-):
-    monkeypatch.setattr(report, "FIGURES", {})
+def test_whatever_changes_in_a_result_no_reader_falls(explorer_outputs, own_outputs, undrawn, draw):
     file = victim(own_outputs) / "result.json"
     whole = (victim(explorer_outputs) / "result.json").read_text()
     file.write_text(draw.draw(mutated(whole, JUNK)))
@@ -113,8 +124,7 @@ def test_a_run_whose_files_are_damaged_is_not_done(own_outputs, name, how):
     assert [p.name for p in folder.iterdir() if p.name not in ("lock", "log.txt")] == []
 
 
-def test_older_runs_are_named_and_never_combined_with_newer_ones(own_outputs, monkeypatch):
-    monkeypatch.setattr(report, "FIGURES", {})
+def test_older_runs_are_named_and_never_combined_with_newer_ones(own_outputs, undrawn):
     base = runs.read(next(own_outputs.glob("*/*/BL/*")))
     codes = {"code": base["code"]}, {"schema": 1}, {"code": base["code"] | {"train": 0}}
     for seed, code in enumerate(codes, 1):
@@ -159,34 +169,3 @@ def test_the_commit_is_unknown_outside_git_and_without_it(tmp_path, monkeypatch)
     assert commit() == "unknown"  # no repository
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit() == "unknown"  # no git
-
-
-def test_predictions_with_impossible_scores_are_refused(own_outputs):
-    folder = victim(own_outputs)
-    table = runs.predictions(folder)
-    table.assign(score=table["score"] + 5).to_parquet(folder / "predictions.parquet")
-    with pytest.raises(
-        InputError, match=r"predictions.parquet is damaged \(a label .*\), no predictions to read"
-    ):
-        runs.predictions(folder)
-
-    assert folder.name not in every_reader(own_outputs)
-
-
-ODD_TABLES = {
-    "no row": lambda table: table[:0],
-    "one class": lambda table: table[table["label"] == 1],
-    "numbers": lambda table: table.assign(generator=1),
-    "nothing": lambda table: table.assign(group=None),
-    "half of nothing": lambda table: table.assign(path=table["path"].where(table["label"] == 1)),
-    "lists": lambda table: table.assign(group=[["a"]] * len(table)),
-    "labels as text": lambda table: table.assign(label=table["label"].astype(str)),
-}
-
-
-@pytest.mark.parametrize("kind", ODD_TABLES)
-def test_a_table_of_predictions_of_another_kind_is_left_out(own_outputs, kind, monkeypatch):
-    monkeypatch.setattr(report, "FIGURES", {})
-    folder = victim(own_outputs)
-    ODD_TABLES[kind](runs.predictions(folder)).to_parquet(folder / "predictions.parquet")
-    assert folder.name not in every_reader(own_outputs)
