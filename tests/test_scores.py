@@ -23,12 +23,7 @@ from dflib.study.settings import DEFAULTS
 
 
 @pytest.fixture
-def outputs(own_outputs):
-    return own_outputs
-
-
-@pytest.fixture
-def base(outputs) -> dict:
+def base(own_outputs) -> dict:
     return next(r for r in compare.load().values() if r["method"] == "BL")
 
 
@@ -71,7 +66,7 @@ def test_scores_of_a_bl_s_images_are_held_against_it_everywhere(base, theirs, tm
     terminal.results(runs.results())
 
 
-def test_scores_alone_are_a_run_with_a_threshold_from_validation(outputs, tmp_path):
+def test_scores_alone_are_a_run_with_a_threshold_from_validation(own_outputs, tmp_path):
     rng, n = np.random.default_rng(0), 200
     label = np.arange(2 * n) % 2
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(2 * n)], "label": label})
@@ -106,15 +101,18 @@ WRONG = {
     "one class": (lambda t: t[t["label"] == 1], "all of one class"),
     "a label": (lambda t: t.assign(label=2), "label '2'"),
 }
+for name in ("CPF", "cpf", "Chain"):
+    WRONG[f"called {name}"] = (lambda t: t, "one of this workbook's methods", name)
 
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_table_that_tells_nothing_is_refused(base, theirs, tmp_path, kind):
-    change, message = WRONG[kind]
-    kept(change(theirs), file := tmp_path / "theirs.csv")
+    change, message, *name = WRONG[kind]
+    kept(change(theirs), file := tmp_path / f"{[*name, 'theirs'][0]}.csv")
+    before = compare.load().keys()
     with pytest.raises(InputError, match=message):
         scores.adopt(file, dataset=base["dataset"])
-    assert not [r for r in compare.load().values() if r["method"] == "theirs"]
+    assert compare.load().keys() == before
 
 
 SPELLINGS = {
@@ -153,26 +151,14 @@ def test_a_run_of_scores_alone_has_no_model_and_no_time(base, theirs, tmp_path):
             use(run.name)
     assert not records.read(records.find("best")).get("imported")
     assert not records.read(records.find("latest")).get("imported")
+    request = {"preset": "tiny", "dataset": base["dataset"], "methods_": ("CKD",)}
     with pytest.raises(InputError, match="there is no model"):
-        engine.plan(
-            preset="tiny",
-            dataset=base["dataset"],
-            methods_=("CKD",),
-            settings={"teacher": run.name},
-        )
-    plan = engine.plan(preset="tiny", dataset=base["dataset"], methods_=("CKD",))
-    assert Progress(plan).look().summary()
+        engine.plan(**request, settings={"teacher": run.name})
+    assert Progress(engine.plan(**request)).look().summary()
     with pytest.raises(InputError, match="is no file"):
         scores.adopt(file, dataset=base["dataset"], model=tmp_path)
     with pytest.raises(InputError, match="cannot be a dataset's name"):
         scores.adopt(file, dataset="../evil")
-
-
-@pytest.mark.parametrize("name", ["CPF", "cpf", "Chain"])
-def test_a_name_of_a_method_is_refused(base, theirs, tmp_path, name):
-    kept(theirs, file := tmp_path / f"{name}.csv")
-    with pytest.raises(InputError, match="one of this workbook's methods"):
-        scores.adopt(file, dataset=base["dataset"])
 
 
 def test_single_images_and_few_scenes_have_no_score_per_scene():
@@ -191,7 +177,7 @@ def test_generators_belong_to_the_family_of_the_longest_beginning():
     }
 
 
-def test_families_are_a_second_grouping_of_verdicts_and_matrix(outputs, base, theirs, tmp_path):
+def test_families_are_a_second_grouping_of_verdicts_and_matrix(own_outputs, tmp_path):
     rng, n = np.random.default_rng(0), 60
     kinds = ["progan", "stylegan", "sdxl", "glide"]
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(5 * n)]})
