@@ -33,36 +33,17 @@ def tries(number: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def solved(number: str) -> str:
-    """The cell as a reader hands it in: the solution in place of the stub."""
-    stub, solution = tries(number)[number]
-    return f"{solution}\n\n{stub.splitlines()[-1]}"
-
-
-def imports(number: str) -> list:
-    """The notebook's code cells before its parameters."""
-    code = [c for c in cells(number) if c.cell_type == "code"]
-    return code[: [c.metadata.get("tags") == ["parameters"] for c in code].index(True)]
-
-
 def says(number: str, code: str) -> str:
-    """What a cell of the notebook shows, after the notebook's own imports."""
+    """What a cell of the notebook shows, after the notebook's code before its parameters."""
     names = {}
-    for cell in imports(number):
-        exec(cell.source, names)
+    for cell in cells(number):
+        if cell.metadata.get("tags") == ["parameters"]:
+            break
+        if cell.cell_type == "code":
+            exec(cell.source, names)
     *lines, last = code.splitlines()
     exec("\n".join(lines), names)
     return eval(last, names).data
-
-
-def in_turn(answers: list):
-    """An attempt that gives one answer after the other."""
-    left = iter(answers)
-
-    def attempt(*_):
-        return next(left)
-
-    return attempt
 
 
 def test_each_of_02_to_12_asks_two_or_three_questions_that_are_known():
@@ -74,10 +55,11 @@ def test_each_of_02_to_12_asks_two_or_three_questions_that_are_known():
 
 @each
 def test_an_empty_cell_is_not_filled_in_and_its_solution_is_right(number):
-    empty = tries(number)[number][0]
+    empty, solution = tries(number)[number]
     assert "# your code" in empty
     assert says(number, empty).startswith("… **Not filled in yet**")
-    assert says(number, solved(number)).startswith("✔ **Right**")
+    filled = f"{solution}\n\n{empty.splitlines()[-1]}"
+    assert says(number, filled).startswith("✔ **Right**")
 
 
 @each
@@ -85,7 +67,8 @@ def test_a_common_mistake_gets_its_own_hint_and_another_the_exercises(number):
     cases, before = ASKED[number]["cases"], []
     for one in cases:
         for wrong in one.get("wrong", ()):
-            said = exercises.check(number, in_turn([*before, wrong["gives"]])).data
+            answers = iter([*before, wrong["gives"]])
+            said = exercises.check(number, lambda *_, left=answers: next(left)).data
             assert said.startswith("✘") and said.endswith(f"**Hint**: {wrong['hint']}")
         before.append(one["right"])
     for answer in (1e9, [before[0]], [1e9, 1e9, 1e9]):  # another value, another shape
