@@ -8,21 +8,16 @@ import pytest
 from bs4 import BeautifulSoup
 from made import result, store
 from sklearn.metrics import roc_auc_score
-from test_plots import BL, GRID, table
+from test_plots import BL, GRID, SETS, table
 from typer.testing import CliRunner
 
 from dflib.__main__ import app
 from dflib.show import report, terminal, words
 from dflib.study import compare, runs, tables
 
+pytestmark = pytest.mark.usefixtures("data_root")
+
 HOSTILE = '<script>alert(1)</script> & "quotes" $\\frac{'
-
-
-@pytest.fixture
-def outputs(tmp_path, monkeypatch):
-    monkeypatch.setenv("DFLIB_OUTPUTS", str(tmp_path))
-    monkeypatch.setenv("DFLIB_DATA", str(tmp_path / "data"))
-    return tmp_path
 
 
 def put(root, *results, **changes):
@@ -41,18 +36,12 @@ class Page:
         self.text = " ".join(soup.get_text(" ").split())
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Pages without figures, for tests of the rest."""
-    monkeypatch.setattr(report, "FIGURES", {})
-
-
 def page(**options):
     return Page(report.write(**options).read_text())
 
 
-def test_report_stands_alone_and_every_figure_has_its_caption(outputs):
-    put(outputs, BL, *GRID, result("TL+FT"))
+def test_report_stands_alone_and_every_figure_has_its_caption(outputs_root):
+    put(outputs_root, BL, *GRID, result("TL+FT"))
     html = report.write().read_text()
     tags = Page(html).tags
     named = [item for _, a in tags for item in a.items()]
@@ -61,14 +50,14 @@ def test_report_stands_alone_and_every_figure_has_its_caption(outputs):
     assert not re.search(r"@import|url\(\s*['\"]?(?!#)|fetch\(|XMLHttpRequest", html)
     ids = [v for k, v in named if k == "id"]
     assert len(ids) == len(set(ids))
-    assert not list(outputs.glob("*.new"))
+    assert not list(outputs_root.glob("*.new"))
     labels = [a["aria-label"] for _, a in tags if a.get("role") == "img"]
     assert [label.partition(". ")[0] for label in labels] == list(report.FIGURES)
     assert all(len(label.partition(". ")[2]) > 20 for label in labels)
 
 
-def test_every_run_has_its_row_command_and_sorting(outputs, undrawn):
-    put(outputs, BL, *GRID)
+def test_every_run_has_its_row_command_and_sorting(outputs_root, undrawn):
+    put(outputs_root, BL, *GRID)
     shown = page()
     assert all(r["run_id"] in shown.text and r["command"] in shown.text for r in (BL, *GRID))
     heads = [a for tag, a in shown.tags if tag == "th" and "aria-sort" in a]
@@ -82,10 +71,10 @@ def test_every_run_has_its_row_command_and_sorting(outputs, undrawn):
     assert every["AUROC"][0] in shown.text
 
 
-def test_a_command_writes_the_report_of_one_dataset(outputs, tmp_path):
-    put(outputs, BL)
+def test_a_command_writes_the_report_of_one_dataset(outputs_root, tmp_path):
+    put(outputs_root, BL)
     other = BL | {"run_id": BL["run_id"].replace("BL", "BL-s7"), "dataset": "other"}
-    put(outputs, other)
+    put(outputs_root, other)
     words = ["results", "--dataset", "other", "--html", str(tmp_path / "page.html")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
@@ -93,30 +82,21 @@ def test_a_command_writes_the_report_of_one_dataset(outputs, tmp_path):
     assert other["run_id"] in html and BL["run_id"] not in html
 
 
-@pytest.mark.parametrize(
-    "kept",
-    [
-        [BL],
-        [GRID[0]],
-        [result(draws=0), result("CPF", 0.9, draws=0)],
-        [result(generators=("gan",))],
-        [BL, result("NEW", 0.5)],
-    ],
-)
-def test_few_runs_make_a_page(outputs, kept):
-    put(outputs, *kept)
+@pytest.mark.parametrize("kept", [*SETS.values(), [result(generators=("gan",))]])
+def test_few_runs_make_a_page(outputs_root, kept):
+    put(outputs_root, *kept)
     assert kept[0]["run_id"] in page().text
 
 
-def test_without_runs_the_page_says_how_to_make_some(outputs, undrawn):
+def test_without_runs_the_page_says_how_to_make_some(outputs_root, undrawn):
     assert "python -m dflib study --preset demo" in page().text
-    put(outputs, BL)
+    put(outputs_root, BL)
     assert "There is no finished run" in page(only=[]).text
 
 
-def test_hostile_names_and_reasons_are_only_text(outputs):
-    put(outputs, result(generators=(HOSTILE, "gan")), command=HOSTILE)
-    (folder := outputs / "faces" / "strict" / "CPF" / "CPF-x").mkdir(parents=True)
+def test_hostile_names_and_reasons_are_only_text(outputs_root):
+    put(outputs_root, result(generators=(HOSTILE, "gan")), command=HOSTILE)
+    (folder := outputs_root / "faces" / "strict" / "CPF" / "CPF-x").mkdir(parents=True)
     failed = {"run_id": "CPF-x", "error": HOSTILE, "command": "c", "kind": "error"}
     (folder / "failed.json").write_text(json.dumps(failed))
     shown = page()
@@ -125,22 +105,22 @@ def test_hostile_names_and_reasons_are_only_text(outputs):
     assert "CPF-x" in shown.text
 
 
-def test_other_sizes_protocols_and_limits_are_sections_of_their_own(outputs, undrawn):
-    put(outputs, BL)
-    put(outputs, BL, protocol="paper", run_id="BL-paper")
-    put(outputs, BL, run_id="BL-64", params=BL["params"] | {"size": 64})
-    put(outputs, BL, run_id="BL-few", params=BL["params"] | {"limit": 48})
+def test_other_sizes_protocols_and_limits_are_sections_of_their_own(outputs_root, undrawn):
+    put(outputs_root, BL)
+    put(outputs_root, BL, protocol="paper", run_id="BL-paper")
+    put(outputs_root, BL, run_id="BL-64", params=BL["params"] | {"size": 64})
+    put(outputs_root, BL, run_id="BL-few", params=BL["params"] | {"limit": 48})
     shown = page()
     assert sum(tag == "h2" for tag, _ in shown.tags) == 4
     assert "at most 48 images of each class" in shown.text
 
 
-def test_recipes_are_sections_and_other_settings_stand_in_the_runs_name(outputs, undrawn):
+def test_recipes_are_sections_and_other_settings_stand_in_the_runs_name(outputs_root, undrawn):
     more = {"raised": {"front": "srm"}, "few": {"target_images": 25}, "longer": {"epochs": 99}}
     more["older"] = {"crops": 5, "attention": 0.0}  # only older code knew them
-    put(outputs, BL | {"params": BL["params"] | {"epochs": 9}})
+    put(outputs_root, BL | {"params": BL["params"] | {"epochs": 9}})
     for name, params in more.items():
-        put(outputs, BL, run_id=f"BL-{name}", params=BL["params"] | {"epochs": 9} | params)
+        put(outputs_root, BL, run_id=f"BL-{name}", params=BL["params"] | {"epochs": 9} | params)
     html = report.write().read_text()
     heads, shown = re.findall(r"<h2[^>]*>(faces.*?)</h2>", html), Page(html).text
     few, recipes = "25 training images of each class", ("crops 5", "front srm")
@@ -162,10 +142,10 @@ def test_recipes_are_sections_and_other_settings_stand_in_the_runs_name(outputs,
         (None, "not told apart from its BL (a busy or"),  # of older code
     ],
 )
-def test_faster_needs_spreads_that_are_apart_and_a_quiet_machine(outputs, undrawn, mine, says):
-    predicted(outputs)
+def test_faster_needs_spreads_that_are_apart_and_a_quiet_machine(outputs_root, undrawn, mine, says):
+    predicted(outputs_root)
     for code, p50, told in (("CKD", 0.5, mine), ("BL", 2.0, (1.8, 2.3, False))):
-        (file,) = outputs.glob(f"*/*/{code}/*/result.json")
+        (file,) = outputs_root.glob(f"*/*/{code}/*/result.json")
         r = json.loads(file.read_text())
         latency = dict(zip(("low", "high", "busy"), told or (), strict=False))
         r["cost"]["latency_ms"] |= {"p50": p50} | latency
@@ -175,11 +155,11 @@ def test_faster_needs_spreads_that_are_apart_and_a_quiet_machine(outputs, undraw
     assert "2.00 [1.80, 2.30]" in text and ("0.50 [" in text) == bool(mine and not mine[2])
 
 
-def test_the_first_screen_says_what_the_data_are_and_marks_what_was_unseen(outputs, undrawn):
+def test_the_first_screen_says_what_the_data_are_and_marks_what_was_unseen(outputs_root, undrawn):
     names = {"generators": ("gan", "vae", "vae", "vae")}
-    put(outputs, result(**names), result("CQ", **names), train_generators=["gan"])
+    put(outputs_root, result(**names), result("CQ", **names), train_generators=["gan"])
     cats = result("CQ") | {"run_id": "CQ-cats", "classes": ["cat", "dog"], "dataset": "pets"}
-    put(outputs, cats)
+    put(outputs_root, cats)
     text = page().text
     first = text[: text.index("What the codes mean")]
     assert "40 real, 10 gan, 30 vae (unseen) (50 % fake" in first and "0.500, 0.667" in first
@@ -188,7 +168,7 @@ def test_the_first_screen_says_what_the_data_are_and_marks_what_was_unseen(outpu
         terminal.results(runs.results())
     assert "unseen ones too: vae)" in said.get()
     assert "pets" not in text  # not about fakes
-    put(outputs, BL, dataset="demo", run_id="BL-demo")
+    put(outputs_root, BL, dataset="demo", run_id="BL-demo")
     assert "ten photographs" in page().text
 
 
@@ -226,8 +206,8 @@ def predicted(root, seeds=1, shift=0.0, rate=0.9, skill=1.5, good=0.9, front="",
 
 @pytest.mark.parametrize("seeds", [1, 3])
 @pytest.mark.parametrize(("shift", "word"), [(0.0, ""), (-1.5, "worse"), (1.5, "better")])
-def test_the_answer_is_the_verdict_against_bl(outputs, undrawn, seeds, shift, word):
-    means = predicted(outputs, seeds, shift)
+def test_the_answer_is_the_verdict_against_bl(outputs_root, undrawn, seeds, shift, word):
+    means = predicted(outputs_root, seeds, shift)
     shown = page().text
     change = f"{means['CKD'] - means['BL']:+.3f} [".replace("-", "−")
     over = f", over {seeds} seeds, a mean" if seeds > 1 else ""
@@ -253,15 +233,15 @@ def test_the_answer_is_the_verdict_against_bl(outputs, undrawn, seeds, shift, wo
         ({"skill": 0.0, "file_bytes": 4 * 10**6, "good": 0.7}, "It is not shown to do better than"),
     ],
 )
-def test_the_answer_is_the_best_of_the_small_files_on_validation(outputs, undrawn, how, says):
-    predicted(outputs, **how)
+def test_the_answer_is_the_best_of_the_small_files_on_validation(outputs_root, undrawn, how, says):
+    predicted(outputs_root, **how)
     assert says in page().text
 
 
-def test_the_study_and_the_report_name_the_same_run_of_each_recipe(outputs, undrawn):
+def test_the_study_and_the_report_name_the_same_run_of_each_recipe(outputs_root, undrawn):
     """A recipe's best is not that of another one, nor that of runs with other settings alone."""
-    predicted(outputs, front="srm", good=0.95)
-    predicted(outputs, good=0.85)
+    predicted(outputs_root, front="srm", good=0.95)
+    predicted(outputs_root, good=0.85)
     every = compare.load()
     made = {run: {} for run in every if "srm" not in run}
     with terminal.console.capture() as said:
@@ -279,19 +259,19 @@ def test_the_study_and_the_report_name_the_same_run_of_each_recipe(outputs, undr
     assert "front srm" not in said.get()
 
 
-def test_without_validation_scores_nothing_is_chosen(outputs, undrawn):
-    put(outputs, BL, *GRID)
+def test_without_validation_scores_nothing_is_chosen(outputs_root, undrawn):
+    put(outputs_root, BL, *GRID)
     assert "Which run to take cannot be told: validation scores are not kept" in page().text
 
 
-def test_the_audit_is_told_or_how_to_make_it(outputs, undrawn):
-    put(outputs, BL)
+def test_the_audit_is_told_or_how_to_make_it(outputs_root, undrawn):
+    put(outputs_root, BL)
     assert "python -m data_prep audit faces" in page().text
     found = {"verdict": "A verdict.", "licence": HOSTILE, "images_probed": 40}
     found |= {"data_fingerprint": "0"}
     found |= {"shortcut_auroc": {"raw": 0.7125, "equalised": 0.5551}, "equaliser": {"side": 9}}
     found["scene_overlap"] = {"paper": 0.25, "strict": 0.0}
-    (outputs / "audit-faces.json").write_text(json.dumps(found))
+    (outputs_root / "audit-faces.json").write_text(json.dumps(found))
     text = page().text
     assert "A verdict." in text and "0.713 as the files are, 0.555 made alike" in text
     assert "25.0 %" in text and HOSTILE in text and "data_prep audit" not in text
