@@ -24,12 +24,12 @@ from dflib.edge.predict import Predictor
 from dflib.show import explorer
 from dflib.study.methods import METHODS
 
-SHOTS = PROJECT / "outputs" / "browser"  # not tracked
 CHECKOUT = ("Makefile", "requirements.txt", "pyproject.toml", "notebooks")
 WAIT = 120_000  # ms; on a busy machine the first answer takes its time
 REFUSED = (403, 404, 405)
 
 pytestmark = [
+    pytest.mark.usefixtures("shown_outputs"),
     chromium.needed,
     pytest.mark.skipif(shutil.which("make") is None, reason="no make: it starts the servers"),
 ]
@@ -73,14 +73,14 @@ def made(target: str, folder: Path) -> Iterator[Server]:
             start_new_session=True,
         )
     try:
-        yield _address(server, folder)
+        yield _begun(server, folder)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)
 
 
-def _address(server: subprocess.Popen, folder: Path) -> Server:
-    """Wait for the address in the server's log."""
+def _begun(server: subprocess.Popen, folder: Path) -> Server:
+    """The server, once its address stands in its log."""
     for _ in range(1200):
         log = (folder / "log.txt").read_text()
         if found := re.search(r"(http://127\.0\.0\.1:\d+)/\S*\?token=(\w+)", log):
@@ -90,21 +90,14 @@ def _address(server: subprocess.Popen, folder: Path) -> Server:
     raise AssertionError(f"no address in 120 s: {log}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _outputs(explorer_outputs) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DFLIB_OUTPUTS", str(explorer_outputs))
-        yield
-
-
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Server]:
+def lab(shown_outputs, tmp_path_factory) -> Iterator[Server]:
     with made("lab", tmp_path_factory.mktemp("lab")) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def voila(tmp_path_factory) -> Iterator[Server]:
+def voila(shown_outputs, tmp_path_factory) -> Iterator[Server]:
     with made("explorer", tmp_path_factory.mktemp("voila")) as server:
         yield server
 
@@ -115,7 +108,7 @@ def choose_file(page, path: Path) -> None:
     chooser.value.set_files(path)
 
 
-def play(page, name: str, own: Path) -> None:
+def play(page, own: Path) -> None:
     """Move the slider with the keyboard, upload an image and a wrong file; the page must follow."""
     from playwright.sync_api import expect
 
@@ -132,13 +125,14 @@ def play(page, name: str, own: Path) -> None:
     page.keyboard.press("ArrowLeft")
     expect(cards).to_contain_text("CPF-S 60%")
     expect(cards).to_contain_text(f"{run['params']:,}")
-    page.screenshot(path=SHOTS / f"{name}-cards.png")
     page.get_by_role("button", name="Your image").press("Enter")
     choose_file(page, own)
     answer = page.locator(".dfx [role=status]", has_text="P(fake)")
-    for folder in (study.base["folder"], run["folder"]):
-        expect(answer).to_contain_text(f"P(fake) {Predictor(folder)(own)['probability']:.3f}")
-    page.screenshot(path=SHOTS / f"{name}-upload.png")
+    for name, folder in (("BL", study.base["folder"]), ("CPF-S 60%", run["folder"])):
+        found = Predictor(folder)(own)
+        said = f"{name}: {found['label']}, P(fake) {found['probability']:.3f}"
+        expect(answer).to_contain_text(said)
+    assert page.locator(".dfx figure[aria-label^='Where each looks'] image").count() == 4
     (own.parent / "text.png").write_text("no image")
     choose_file(page, own.parent / "text.png")
     expect(page.locator(".dfx [role=alert]")).to_contain_text(
@@ -163,18 +157,16 @@ def files(*roots: Path) -> dict[Path, tuple[int, int]]:
 
 
 def test_the_page_follows_the_controls_and_stores_no_upload(voila, own, roots, explorer_outputs):
-    SHOTS.mkdir(parents=True, exist_ok=True)
     how = {"ours": voila.address, "wait": WAIT, "width": 1280}
     with chromium.opened(voila.url(), **how) as page:
         page.wait_for_selector(".dfx .card")
         before = files(voila.folder, explorer_outputs, roots)
-        play(page, "voila", own)
+        play(page, own)
         after = files(voila.folder, explorer_outputs, roots)
         assert after == before, after.items() ^ before.items()
         assert page.locator(".jp-InputArea").count() == 0  # no code
         refuses_code(page, voila)
         page.set_viewport_size({"width": 390, "height": 800})  # a phone's
-        page.screenshot(path=SHOTS / "voila-phone.png", full_page=True)
 
 
 SEND = """([url, code]) => new Promise((done, fail) => {

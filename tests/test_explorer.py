@@ -1,31 +1,25 @@
-"""The explorer: its numbers against independent ones, its controls, uploads, a new run."""
+"""The explorer: its numbers against independent ones, its controls, uploads, a new run; and as one
+file, in a real browser: what is turned shows what Python says, offline."""
 
 import io
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
+import chromium
 import nbclient
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
 from data_prep.errors import InputError
-from data_prep.paths import images_root
-from dflib.edge.predict import Predictor
 from dflib.show import explorer, widgets
 from dflib.study import runs
 
-
-@pytest.fixture(scope="module", autouse=True)
-def outputs(explorer_outputs) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DFLIB_OUTPUTS", str(explorer_outputs))
-        yield explorer_outputs
+pytestmark = pytest.mark.usefixtures("shown_outputs")
 
 
 @pytest.fixture
@@ -41,16 +35,6 @@ def page() -> widgets.Explorer:
 
 def last(study: explorer.Study, method: str = "CPF-S") -> str:
     return study.rows.index[study.rows["method"] == method][-1]
-
-
-def written(image: Image.Image, kind: str = "PNG") -> bytes:
-    image.save(buffer := io.BytesIO(), kind)
-    return buffer.getvalue()
-
-
-def uploaded(content: bytes) -> tuple[dict]:
-    about = {"name": "<b>x</b>.exe", "type": "", "size": 1, "last_modified": pd.Timestamp.now()}
-    return (about | {"content": memoryview(content)},)
 
 
 def test_a_study_holds_what_can_be_compared(study, tiny_dataset):
@@ -107,21 +91,7 @@ def test_controls_move_the_cards_and_the_views(page):
     assert page.shown.value.count("<image ") == 4 * shown
 
 
-def test_an_upload_gets_two_probabilities_and_stays_in_memory(
-    page, study, tiny_dataset, roots, tmp_path, monkeypatch
-):
-    path = images_root(tiny_dataset) / explorer.compared(study, last(study))["path"].iloc[0]
-    monkeypatch.chdir(tmp_path)
-    before = {p: p.stat().st_mtime_ns for root in (roots, tmp_path) for p in root.rglob("*")}
-    page.view.value = "Your image"
-    page.upload.value = uploaded(path.read_bytes())
-    for name, run_id in (("BL", study.base["run_id"]), (page.run["name"], page.run.name)):
-        expected = Predictor(study.results[run_id]["folder"])(path)
-        said = f"{name}: {expected['label']}, P(fake) {expected['probability']:.3f}"
-        assert said in page.shown.value
-    assert page.upload.value == () and page.shown.value.count("<image ") == 4
-    after = {p: p.stat().st_mtime_ns for root in (roots, tmp_path) for p in root.rglob("*")}
-    assert before == after
+Image.new("1", (9500, 9500)).save(LARGE := io.BytesIO(), "PNG")
 
 
 @pytest.mark.parametrize(
@@ -129,15 +99,17 @@ def test_an_upload_gets_two_probabilities_and_stays_in_memory(
     [
         (b"plain text", "(not an image): take JPEG, MPO, PNG"),
         (bytes(8_000_001), "8.0 MB: take JPEG"),
-        (written(Image.new("1", (9500, 9500))), "more than 89 megapixels): take JPEG"),
+        (LARGE.getvalue(), "more than 89 megapixels): take JPEG"),
     ],
 )
-def test_a_wrong_upload_is_refused_with_its_reason(content, message, page):
+def test_a_wrong_upload_is_refused_with_its_reason_and_not_kept(content, message, page):
     with pytest.raises(InputError, match=re.escape(message)):
         explorer.check_upload(content)
     page.view.value = "Your image"
-    page.upload.value = uploaded(content)
+    about = {"name": "<b>x</b>.exe", "type": "", "size": 1, "last_modified": pd.Timestamp.now()}
+    page.upload.value = (about | {"content": memoryview(content)},)
     assert 'role="alert"' in page.shown.value and message in page.shown.value
+    assert page.upload.value == ()
 
 
 def test_a_new_rate_is_made_as_a_run_like_all_others(own_outputs):
@@ -189,6 +161,7 @@ def test_names_from_outside_are_escaped(study):
 
 def test_without_runs_the_explorer_says_how_to_make_some(outputs_root):
     assert "python -m dflib study --preset demo --dataset demo" in widgets.explore().value
+    assert '"studies": []' in explorer.write().read_text()
 
 
 SLIDE = """
@@ -219,3 +192,78 @@ def test_a_sliders_figure_is_drawn_once_without_a_front_end_and_follows():
         shown += images
     assert shown[0] != shown[1]
     assert all("rank" in str(o.data) or "image/png" in o.data for o in book.cells[0].outputs)
+
+
+# --- as one file
+
+
+@pytest.fixture(scope="module")
+def browser(shown_outputs, tmp_path_factory) -> Iterator:
+    """The file in a browser."""
+    written = explorer.write(tmp_path_factory.mktemp("page") / "explorer.html")
+    with chromium.opened(written.as_uri()) as found:
+        yield found
+
+
+def turn(browser, control: str, value: float) -> None:
+    """Set a slider, as a hand would end."""
+    move = "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', { bubbles: true })); }"
+    browser.eval_on_selector(control, move, value)
+
+
+def shares(browser) -> dict[str, float]:
+    """The table of decisions, by row."""
+    rows = browser.locator("#decided tr").all()
+    texts = [row.locator("th, td").all_inner_texts() for row in rows]
+    return {name: float(share.removesuffix(" %")) / 100 for name, share, _ in texts}
+
+
+def run_of(browser) -> str:
+    return browser.inner_text("#said").rpartition("run ")[2]
+
+
+@chromium.needed
+def test_it_opens_on_a_run_that_saves_something(browser, study):
+    size = study.rows["file_bytes"]
+    assert size[run_of(browser)] <= size[study.base["run_id"]] / 4
+    cards = explorer.cards(study, run_of(browser))
+    for title, card in cards.iterrows():
+        assert f"{title}\n{card['value']}" in browser.inner_text("#cards")
+
+
+@chromium.needed
+def test_each_run_and_threshold_has_the_scores_of_its_file(browser, study):
+    for method in study.rows["method"].unique():
+        browser.select_option("#method", method)
+        for k in range(int(browser.get_attribute("#rate", "max")) + 1):
+            turn(browser, "#rate", k)
+            run = run_of(browser)
+            own, table = study.results[run]["threshold"], explorer.compared(study, run)
+            label = table["label"]
+            for at in (own, 0.25, 0.75):
+                if at != own:
+                    turn(browser, "#threshold", at)
+                fake, told = table["score"] >= at, shares(browser)
+                found = balanced_accuracy_score(label, fake)
+                assert told["balanced accuracy"] == pytest.approx(found, abs=6e-4)
+                reals = recall_score(label, fake, pos_label=0)
+                assert told["reals called real"] == pytest.approx(reals, abs=6e-4)
+            browser.click("#frozen")
+            text = browser.inner_text("#flipped")
+            assert text.startswith((f"{table['flip'].sum()} of {len(table)}:", "This is BL itself"))
+
+
+@chromium.needed
+def test_a_marker_chooses_its_run(browser):
+    name = browser.locator("#pareto .run").first.get_attribute("aria-label").split(":")[0]
+    browser.locator("#pareto .run").first.focus()
+    browser.keyboard.press("Enter")
+    assert browser.inner_text("#said").startswith(name)
+
+
+@chromium.needed
+def test_thumbnails_are_the_images_that_flipped(browser, study):
+    flips = {i: explorer.compared(study, i)["flip"].sum() for i in study.rows.index}
+    most = max(flips, key=flips.get)
+    browser.select_option("#method", study.rows.loc[most, "method"])
+    assert flips[most] and browser.locator("#flips figure").count()
