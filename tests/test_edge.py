@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import finished as finished_run
 from made import lived_in, python, untrained
 
 from data_prep.errors import InputError
@@ -85,20 +86,17 @@ def test_predict_py_decides_like_dflib_and_needs_nothing_of_it(finished, tmp_pat
 
 
 def test_a_run_of_int8_is_exported_as_it_was_and_in_float(tiny_dataset, tmp_path):
-    settings = {"latency_runs": 1, "weight_decay": 0.3, "steps": "prune:0.5,int8"}
-    run = runs.Run(runs.spec("chain", preset="tiny", dataset=tiny_dataset, settings=settings))
     model = prune.structured(lived_in(models.architecture("BL", size=32)), rate=0.5)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    float_file = files.export.to_onnx(model, run.folder / "model.onnx")
-    int8, part = run.folder / "model.int8.onnx", run.data.train
-    deployed = quantize.static_int8(float_file, int8, part, images=16)  # unlike a new one
-    run.finish(model, deployed=deployed)
+    int8 = partial(quantize.static_int8, images=16)  # unlike a new one
+    own = {"weight_decay": 0.3, "steps": "prune:0.5,int8"}
+    run = finished_run(model, "chain", tiny_dataset, int8=int8, **own)
     out = tmp_path / "detector.onnx"
     same = files.export_run(run.spec.run_id, format="onnx", out=out)["parity"]
     assert same["max_logit_difference"] < 1e-3 and same["same_decisions"] == 1
     assert not is_int8(out)
     same = files.export_run(run.spec.run_id, format="onnx-int8", out=out)["parity"]
-    assert same["images"] == len(run.data.test) and out.read_bytes() == deployed.read_bytes()
+    assert same["images"] == len(run.data.test)
+    assert out.read_bytes() == (run.folder / "model.int8.onnx").read_bytes()
 
 
 # ---- only over what was written here
@@ -181,14 +179,32 @@ def test_where_nothing_can_be_written_is_said_before_the_work(finished, tmp_path
     assert [*(tmp_path / "detector.onnx").iterdir()] == []
 
 
-def test_a_page_that_cannot_be_made_is_said_before_the_work(finished, tmp_path, idle, monkeypatch):
-    request = {"out": tmp_path / "new" / "detector.onnx", "page": True}
-    with pytest.raises(InputError, match="cannot prepare images by texture_crop"):
-        files.export_run(finished["texture_crop"].folder, format="onnx", **request)
+SUFFIX = r"--out .*detector\.pt: .* ends in \.onnx, e\.g\. detector\.onnx"
+MISSING = r'ExecuTorch is not installed: pip install -e "\.\[executorch\]"'
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "onxx"}, "unknown format 'onxx', did you mean 'onnx'"),
+        ({"run": "BL-s0-32px-nothing"}, "unknown run 'BL-s0-32px-nothing'"),
+        ({"out": "detector.pt"}, SUFFIX),
+        ({"format": "executorch", "out": "detector.pte"}, MISSING),
+        ({"run": "texture_crop", "page": True}, "cannot prepare images by texture_crop"),
+        ({"out": "new/detector.onnx", "page": True}, "onnxruntime-web, and .* cannot be had"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_named_before_the_work(
+    finished, tmp_path, idle, monkeypatch, options, message
+):
+    monkeypatch.setitem(sys.modules, "executorch.exir", None)
+    monkeypatch.setitem(sys.modules, "executorch", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(files.pages, "URL", "http://127.0.0.1:9/nobody-listens.tgz")
-    with pytest.raises(InputError, match="onnxruntime-web"):
-        files.export_run(finished["resize"].folder, format="onnx", **request)
+    request = {"run": "resize", "format": "onnx", "out": "detector.onnx"} | options
+    run, out = request.pop("run"), tmp_path / request.pop("out")
+    with pytest.raises(InputError, match=message):
+        files.export_run(finished[run].spec.run_id if run in MODES else run, out=out, **request)
     assert not list(tmp_path.iterdir())
 
 
@@ -286,25 +302,15 @@ def test_a_score_depends_on_no_neighbour_and_no_place(forwards, toy, order, batc
 
 def test_predict_gives_the_stored_score(tiny_dataset):
     """Of protocol paper, which takes the files as they are; a float run's is PyTorch's."""
-    for method, how, rounding in (
-        ("BL", None, 1e-6),
-        ("CQ", quantize.dynamic_linear, 0),
-        ("CQ-S", quantize.static_int8, 0),
-    ):
-        options = {"latency_runs": 1, "limit": 20, "weight_decay": 0.6}
-        request = {"preset": "tiny", "dataset": tiny_dataset, "protocol": "paper"}
-        run, deployed = runs.Run(runs.spec(method, **request, settings=options)), None
+    dynamic = lambda file, new, part: quantize.dynamic_linear(file, new)
+    for method, int8 in (("BL", None), ("CQ", dynamic), ("CQ-S", quantize.static_int8)):
+        options = {"protocol": "paper", "limit": 20, "weight_decay": 0.6}
         model = lived_in(models.student(0.9, size=32))
-        if how:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            float_file = files.export.to_onnx(model, run.folder / "model.onnx")
-            how = partial(how, part=run.data.train) if method == "CQ-S" else how
-            deployed = how(float_file, run.folder / "model.int8.onnx")
-        run.finish(model, deployed=deployed)
+        run = finished_run(model, method, tiny_dataset, int8=int8, **options)
         predictor, base = Predictor(run.spec.run_id), images_root(tiny_dataset)
         for row in runs.predictions(run.folder).itertuples():
             answer = predictor(base / row.path)
-            assert abs(answer["probability"] - row.score) <= rounding, method
+            assert abs(answer["probability"] - row.score) <= (0 if int8 else 1e-6), method
 
 
 def test_a_file_that_is_not_its_models_fails_the_run(tiny_dataset, monkeypatch):
@@ -356,29 +362,6 @@ def test_logits_that_are_no_numbers_are_an_error_not_a_label(tmp_path, tiny_data
     part = data.open(tiny_dataset, size=32, limit=2).test
     with pytest.raises(InputError, match="4 of 4 images get logits that are NaN or infinite"):
         train.predict(files.export.OnnxModel(paths[1]), part)
-
-
-SUFFIX = r"--out .*detector\.pt: .* ends in \.onnx, e\.g\. detector\.onnx"
-MISSING = r'ExecuTorch is not installed: pip install -e "\.\[executorch\]"'
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"format": "onxx"}, "unknown format 'onxx', did you mean 'onnx'"),
-        ({"run": "BL-s0-32px-nothing"}, "unknown run 'BL-s0-32px-nothing'"),
-        ({"out": "detector.pt"}, SUFFIX),
-        ({"format": "executorch", "out": "detector.pte"}, MISSING),
-    ],
-)
-def test_a_request_that_cannot_be_met_is_named(finished, tmp_path, monkeypatch, options, message):
-    monkeypatch.setitem(sys.modules, "executorch.exir", None)
-    monkeypatch.setitem(sys.modules, "executorch", None)
-    run_id = finished["resize"].spec.run_id
-    request = {"run": run_id, "format": "onnx", "out": "detector.onnx"} | options
-    with pytest.raises(InputError, match=message):
-        files.export_run(request["run"], format=request["format"], out=tmp_path / request["out"])
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore")  # ExecuTorch's own

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made import lived_in
+from made import finished, lived_in
 from sklearn.metrics import roc_auc_score
 
 from data_prep import cache, integrity, manifest, transform
@@ -15,7 +15,7 @@ from data_prep.errors import InputError
 from data_prep.paths import images_root
 from dflib import models, quantize
 from dflib.edge.predict import Predictor
-from dflib.study import robustness, runs
+from dflib.study import robustness
 
 GRID = ("jpeg-50", "crop-0.75", "noise-5")
 
@@ -25,13 +25,9 @@ def made(tiny_dataset, tmp_path_factory) -> list[Path]:
     """A float run (BL) and an int8 one (CQ-S) of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFLIB_OUTPUTS", str(tmp_path_factory.mktemp("robust")))
-        request = {"preset": "tiny", "dataset": tiny_dataset, "settings": {"latency_runs": 1}}
-        made = [runs.Run(runs.spec(code, **request)) for code in ("BL", "CQ-S")]
         model = lived_in(models.architecture("BL", size=32))
-        made[0].finish(model)
-        made[1].folder.mkdir(parents=True)
-        names = (made[0].folder / "model.onnx", made[1].folder / "model.int8.onnx")
-        made[1].finish(model, deployed=quantize.static_int8(*names, made[0].data.train))
+        kinds = {"BL": None, "CQ-S": quantize.static_int8}
+        made = [finished(model, code, tiny_dataset, int8=int8) for code, int8 in kinds.items()]
         yield [run.folder for run in made]
 
 
