@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 
 from data_prep.paths import PROJECT
+from dflib.study import methods
 
 PARAMETERS = """preset = "tiny"
 dataset = "demo"
@@ -40,8 +41,6 @@ result |= {{"code": methods.versions(method), "files": {{}}}}
 
 def project(folder: Path, template: dict) -> Path:
     """Make the copy below `folder`; template: the `result.json` of its runs."""
-    from dflib.study import methods
-
     for name in ("dflib", "data_prep", "notebooks"):
         ignore = shutil.ignore_patterns(".*", "__pycache__")
         shutil.copytree(PROJECT / name, folder / name, ignore=ignore)
@@ -60,19 +59,12 @@ def project(folder: Path, template: dict) -> Path:
     return folder
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "dflib", *words]
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """Of a process that is to take the copy."""
-    return os.environ | {"PYTHONPATH": str(folder), "DFLIB_OUTPUTS": str(folder / "outputs")} | more
-
-
 def call(
     folder: Path, *words: str, cores: int | None = None, **more: str
 ) -> subprocess.CompletedProcess:
     """Run `python -m dflib WORDS` of the copy, on so many cores."""
-    words = [*(["taskset", "-c", f"0-{cores - 1}"] if cores else []), *command(*words)]
-    how = {"cwd": folder, "env": environment(folder, **more), "timeout": 900}
-    return subprocess.run(words, capture_output=True, text=True, check=False, **how)
+    limits = ["taskset", "-c", f"0-{cores - 1}"] if cores else []
+    command = [*limits, sys.executable, "-m", "dflib", *words]
+    own = {"PYTHONPATH": str(folder), "DFLIB_OUTPUTS": str(folder / "outputs")}
+    how = {"cwd": folder, "env": os.environ | own | more, "timeout": 900}
+    return subprocess.run(command, capture_output=True, text=True, check=False, **how)
