@@ -45,7 +45,7 @@ def another(tree, tmp_path_factory) -> str:
 
 
 def command(*words: str) -> Result:
-    return CliRunner().invoke(app, ["test", *words])
+    return CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 def test_at_home_a_run_scores_as_its_record_says(run, tiny_dataset):
@@ -83,9 +83,8 @@ def test_one_class_gives_the_share_that_is_called_fake(run, tree, tmp_path, kind
     folder.prepare(tree(tmp_path / "images", {kind: 15}, size=(40, 40)), name=name)
     record = elsewhere.test(run["run_id"], name)
     scores = pd.read_parquet(run["folder"] / "tests" / f"{name}.parquet")["score"]
-    assert "metrics" not in record
+    assert "metrics" not in record and record[key]["scenes"] == 15
     assert record[key]["value"] == (scores >= run["threshold"]).mean()
-    assert record[key]["scenes"] == 15
 
 
 @given(st.integers(1, 200))
@@ -113,9 +112,10 @@ def test_a_model_file_keeps_its_records_beside_it(run, another, tmp_path):
     assert (tmp_path / "detector.onnx.tests" / "noise.json").exists()
 
 
-def test_records_are_a_table_of_trained_on_and_tested_on(run, another, tiny_dataset):
-    elsewhere.test(run["run_id"], another)
-    elsewhere.test(run["run_id"], tiny_dataset)
+def test_the_command_tests_on_every_set_and_the_records_are_one_table(run, another, tiny_dataset):
+    done = command("test", "--run", run["run_id"], "--dataset", f"{another},{tiny_dataset}")
+    assert done.exit_code == 0
+    assert all(word in done.output for word in ("noise (all)", f"{tiny_dataset} (test)", "gan"))
     table = elsewhere.every(records.every())
     cells = table.pivot_table(index="trained_on", columns="dataset", values="auroc")
     assert {another, tiny_dataset} <= {*cells.columns}
@@ -132,22 +132,16 @@ def test_a_damaged_record_is_named_and_the_others_are_shown(run, another, caplog
     assert all(f"{i}.json is damaged" in caplog.text for i in range(4))
 
 
-def test_the_command_prints_every_run_on_every_set(run, another, tiny_dataset):
-    done = command("--run", run["run_id"], "--dataset", f"{another},{tiny_dataset}")
-    assert done.exit_code == 0
-    assert all(word in done.output for word in ("noise (all)", f"{tiny_dataset} (test)", "gan"))
-
-
 def test_a_study_tests_its_runs_on_other_sets_once(run, another, tiny_dataset):
     words = f"study --preset tiny --dataset {tiny_dataset} --methods BL --set latency_runs=1"
     words = [*words.split(), "--set", "weight_decay=0.3", "--test-on"]
     with pytest.raises(InputError, match="noize"):
-        CliRunner().invoke(app, [*words, "noize"], catch_exceptions=False)
+        command(*words, "noize")
     file = run["folder"] / "tests" / f"{another}.json"
     file.unlink(missing_ok=True)
     made = set()
     for _ in range(2):  # what is there is kept
-        done = CliRunner().invoke(app, [*words, another], catch_exceptions=False)
+        done = command(*words, another)
         assert done.exit_code == 0 and "noise (all)" in done.output, done.output
         made.add(file.stat().st_mtime_ns)
     assert len(made) == 1
