@@ -37,6 +37,11 @@ def test_every_record_is_one_of_this_version_and_names_no_machine(records, faces
         assert not any(place in text for place in ("/root", "/home", "/tmp", "/work", "/var")), path
 
 
+def told(row: dict, name: str) -> str:
+    ends = [row[f"{name}_{end}"] for end in ("low", "high")]
+    return compare.spoken({"mean": row[name], "ci95": ends})
+
+
 @pytest.mark.parametrize("method", ["CPF-S", "CKD", "CPKDQ"])
 def test_the_pages_tables_are_those_of_the_records(faces, method):
     group = [r for r in faces.values() if (r["method"], r["rate"]) == (method, 0.9)]
@@ -45,22 +50,16 @@ def test_the_pages_tables_are_those_of_the_records(faces, method):
     plain = [r for r in group if compare.recipe(r["params"]) == "plain"]
     (row,) = tables.over_seeds(plain, faces).to_dict("records")
     page, front = (GALLERY / "README.md").read_text(), (PROJECT / "README.md").read_text()
-    signed = [
-        f"{row['all/auroc-BL' + end]:+.3f}".replace("-", "−") for end in ("", "_low", "_high")
-    ]
-    difference = f"{signed[0]} [{signed[1]}, {signed[2]}]"
+    difference = told(row, "all/auroc-BL")
     value, low, high = (row[f"all/auroc{end}"] for end in ("", "_low", "_high"))
     assert f"| {value:.3f} [{low:.3f}, {high:.3f}] | {difference} |" in page
     assert f"| {difference} |" in front
     for name in ("front srm", "ema 0.99, front srm"):
         other = [r for r in group if compare.recipe(r["params"]) == name]
         (gap,) = tables.gaps(plain + other).query("recipe != 'plain'").to_dict("records")
-        change = (
-            f"{gap['gap-plain']:+.3f} [{gap['gap-plain_low']:+.3f}, {gap['gap-plain_high']:+.3f}]"
-        )
-        assert change.replace("-", "−") in page
+        assert told(gap, "gap-plain") in page
     if method == "CKD":  # the one that is told in front
-        assert gap["gap-plain_high"] < 0 and change.replace("-", "−") in front
+        assert gap["gap-plain_high"] < 0 and told(gap, "gap-plain") in front
 
 
 BOOKS = sorted((PROJECT / "notebooks").glob("[0-9]*.ipynb"))[1:]  # 00 draws nothing
