@@ -7,7 +7,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import chromium
-import httpx
 import pytest
 from made import untrained
 
@@ -73,12 +72,10 @@ def test_the_browser_decides_like_python(
         assert "cannot be judged" in page.inner_text("#answer")
 
 
-def test_another_archive_is_refused_by_its_checksum(served, monkeypatch):
-    folder, address = served
-    (folder / "other.tgz").write_bytes(b"something else")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.setattr(edge_page, "URL", f"{address}other.tgz")
-    assert httpx.get(edge_page.URL).content == b"something else"
+def test_another_archive_is_refused_by_its_checksum(server, tmp_path, monkeypatch):
+    server.files["other.tgz"] = b"something else"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(edge_page, "URL", server.url("other.tgz"))
     with pytest.raises(InputError, match="another checksum than version"):
         edge_page._runtime()
-    assert not (folder / "cache").exists()
+    assert server.asked and not (tmp_path / "cache").exists()
