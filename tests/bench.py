@@ -15,13 +15,25 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
+import nbformat
 import numpy as np
+import pandas as pd
+import psutil
+import torch
+import torch.nn.functional as F
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from skimage import data as photos
+from torchvision import datasets
+from torchvision.transforms import v2
 
+from data_prep import cache, demo, folder, manifest
 from data_prep.errors import choose, command_line
-from dflib.measure import cpu_name
-from dflib.study.runs import outputs_root
+from data_prep.integrity import inspect_file
+from dflib import backbones, data, distill, measure, metrics, models, prune, train
+from dflib.edge import elsewhere
+from dflib.study import engine, runs
 
 Record = dict  # name, value, unit, bar, holds, conditions
 
@@ -34,15 +46,16 @@ def record(name: str, value: float, unit: str, bar: str, conditions: str) -> Rec
     return known | {"holds": holds, "conditions": conditions}
 
 
+def clocked(step: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
 def seconds(step: Callable[[], object], *, repeat: int = 5) -> float:
     """Median seconds of a call, after one call to warm up."""
     step()
-    times = []
-    for _ in range(repeat):
-        started = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
+    return float(np.median([clocked(step) for _ in range(repeat)]))
 
 
 def in_turns(*steps: Callable[[], object], rounds: int = 5) -> list[float]:
@@ -54,15 +67,10 @@ def in_turns(*steps: Callable[[], object], rounds: int = 5) -> list[float]:
 
 @contextmanager
 def roots() -> Iterator[Path]:
-    """Fresh data and outputs roots."""
-    before = {k: os.environ.get(k) for k in ("DFLIB_DATA", "DFLIB_OUTPUTS")}
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"DFLIB_DATA": f"{folder}/data", "DFLIB_OUTPUTS": f"{folder}/outputs"}
-        try:
-            yield Path(folder)
-        finally:
-            for k, v in before.items():
-                os.environ.pop(k) if v is None else os.environ.__setitem__(k, v)
+    """Fresh data and outputs roots; the environment is as before at their end."""
+    with tempfile.TemporaryDirectory() as base, patch.dict(os.environ):
+        os.environ |= {"DFLIB_DATA": f"{base}/data", "DFLIB_OUTPUTS": f"{base}/outputs"}
+        yield Path(base)
 
 
 def import_time() -> Iterator[Record]:
@@ -76,13 +84,6 @@ def import_time() -> Iterator[Record]:
 def batches() -> Iterator[Record]:
     """Batches of one epoch: our memory map against ImageFolder + Pillow + resize, one process each,
     both as uint8 tensors."""
-    import torch
-    from torchvision import datasets
-    from torchvision.transforms import v2
-
-    from data_prep import folder
-    from dflib.data import open as open_data
-
     with roots() as root:
         for part, n in (("train", 400), ("val", 8), ("test", 8)):
             _jpegs(root / "images" / part, n, side=256)
@@ -91,7 +92,7 @@ def batches() -> Iterator[Record]:
             transform = v2.Compose([v2.PILToTensor(), v2.Resize((size, size), antialias=True)])
             files = datasets.ImageFolder(root / "images" / "train", transform)
             theirs = torch.utils.data.DataLoader(files, batch_size=64, shuffle=True)
-            ours, order = open_data("bench", size=size).train, torch.Generator().manual_seed(0)
+            order, ours = torch.Generator().manual_seed(0), data.open("bench", size=size).train
             slow, fast = in_turns(
                 lambda loader=theirs: list(loader),
                 lambda part=ours, order=order: list(part.batches(64, shuffle=order)),
@@ -104,11 +105,6 @@ def batches() -> Iterator[Record]:
 def training_step() -> Iterator[Record]:
     """One optimiser step of BL at 128 px: ours (mixed precision, channels_last) against the plain
     fp32 NCHW loop."""
-    import torch
-    import torch.nn.functional as F
-
-    from dflib import models, train
-
     device = train.best_device()
     images = torch.randint(0, 256, (32, 128, 128, 3), dtype=torch.uint8, device=device)
     images = images.permute(0, 3, 1, 2)
@@ -144,10 +140,6 @@ def training_step() -> Iterator[Record]:
 
 def cached_teacher() -> Iterator[Record]:
     """A step of distillation at 224 px: the teacher's answers kept (`views`), or asked for anew."""
-    import torch
-
-    from dflib import distill, models, train
-
     device, of = train.best_device(), "timm/tf_efficientnet_lite0"
     teacher = models.Detector(models.architecture("BL", backbone=of))
     student = models.Detector(models.student(0.87, backbone=of)).to(device)
@@ -179,18 +171,15 @@ def cached_teacher() -> Iterator[Record]:
 def compressed() -> Iterator[Record]:
     """BL at 224 px against the same with masks, with 90 % structured pruning, and with int8 on top:
     one thread, each file in a fresh process."""
-    import pandas as pd
-
-    from dflib import export, lowrank, measure, models, prune, quantize, train
-    from dflib.data import Part
+    from dflib import export, lowrank, quantize
 
     rng = np.random.default_rng(0)
-    part = Part(
+    part = data.Part(
         rng.integers(0, 256, (32, 224, 224, 3), dtype=np.uint8),
         pd.DataFrame({"row": range(32), "label": [0, 1] * 16}),
     )
-    with train.seeded(0), tempfile.TemporaryDirectory() as folder:
-        file = lambda name: Path(folder) / f"{name}.onnx"
+    with train.seeded(0), tempfile.TemporaryDirectory() as base:
+        file = lambda name: Path(base) / f"{name}.onnx"
         full, masked = (models.Detector(models.architecture("BL")).eval() for _ in range(2))
         prune.apply_masks(masked, prune.magnitude_masks(masked, rate=0.9))
         shapes = {"BL": full, "CPF": masked}
@@ -223,7 +212,7 @@ def study() -> Iterator[Record]:
     with roots():
         command = [sys.executable, "-m", "dflib", "study", "--preset", "demo"]
         run = lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        first, again = _clocked(run), _clocked(run)
+        first, again = clocked(run), clocked(run)
     about = "demo data, demo grid and report; set-up of .venv excluded"
     yield record("make study (demo)", first / 60, "min", "< 8", about)
     about = "every run found finished; the report written anew"
@@ -238,9 +227,6 @@ def setup_again() -> Iterator[Record]:
 
 def _jpegs(root: Path, n: int, side: int = 128, *, nested: bool = False) -> Path:
     """n photographs' patches in real/ and fake/a/, as JPEG; nested: as ForenSynths has them."""
-    from PIL import Image
-    from skimage import data as photos
-
     rng, photo = np.random.default_rng(0), photos.astronaut()
     for i in range(n):
         place = f"gan{i // 2 % 10}/class{i // 20 % 20}/{('0_real', '1_fake')[i % 2]}"
@@ -251,29 +237,19 @@ def _jpegs(root: Path, n: int, side: int = 128, *, nested: bool = False) -> Path
     return root
 
 
-def _clocked(step: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    step()
-    return time.perf_counter() - started
-
-
 def scanning() -> Iterator[Record]:
     """Scan and decode 10,000 small JPEGs with two processes against one; then the scan of the
     unchanged folder again."""
-    from data_prep import cache, folder, manifest
-    from data_prep.integrity import inspect_file
-
     with roots() as root:
         images = _jpegs(root / "images", 10_000)
         files = list(folder.walk(images))
-        first = _clocked(lambda: folder.prepare(images, name="scan1"))
-        again = _clocked(lambda: folder.prepare(images, name="scan1"))
+        first, again = (clocked(partial(folder.prepare, images, name="scan1")) for _ in range(2))
         folder.prepare(images, name="scan2")
         times = {}
         for n in (2, 1):
             with patch.object(manifest, "cores", lambda n=n: n):
-                times[n] = _clocked(lambda: manifest.parallel(inspect_file, files, desc="scan"))
-                times[n] += _clocked(lambda n=n: cache.build(f"scan{n}", size=64))
+                times[n] = clocked(lambda: manifest.parallel(inspect_file, files, desc="scan"))
+                times[n] += clocked(partial(cache.build, f"scan{n}", size=64))
     told = f"10,000 JPEGs of 128 px: {times[2]:.1f} s against {times[1]:.1f} s"
     ratio = times[1] / times[2]
     yield record("scan and decode, 2 processes against 1", ratio, "x", ">= 1.8", told)
@@ -284,8 +260,6 @@ def scanning() -> Iterator[Record]:
 def _peak_mb(code: str) -> float:
     """Largest sum of private (anonymous) memory of a fresh process and its children while it runs,
     in MB."""
-    import psutil
-
     process = psutil.Popen([sys.executable, "-c", code])
     peak = 0
     while process.poll() is None:
@@ -304,8 +278,6 @@ def _peak_mb(code: str) -> float:
 
 def memory() -> Iterator[Record]:
     """Peak private memory of the build of a cache, for two sizes of a dataset."""
-    from data_prep import folder
-
     with roots() as root:
         peaks = {}
         for n in (1_000, 8_000):
@@ -319,8 +291,6 @@ def memory() -> Iterator[Record]:
 
 
 def _plain_loop(files: list[Path], session, side: int) -> None:
-    from PIL import Image
-
     for file in files:
         with Image.open(file) as opened:
             image = np.asarray(opened.convert("RGB").resize((side, side)), np.float32) / 255
@@ -330,13 +300,6 @@ def _plain_loop(files: list[Path], session, side: int) -> None:
 def tested() -> Iterator[Record]:
     """A finished run tested on 10,000 prepared images with all metrics and intervals, against a
     plain loop that decodes each file and runs the session."""
-    import torch
-
-    from data_prep import cache, folder
-    from dflib import backbones, models, prune
-    from dflib.edge import elsewhere
-    from dflib.study import runs
-
     n, side = 10_000, 64
     with roots() as root:
         folder.prepare(_jpegs(root / "own", 240), name="own")
@@ -351,7 +314,7 @@ def tested() -> Iterator[Record]:
             session = backbones.session(run.folder / "model.onnx", threads=torch.get_num_threads())
             ours = partial(elsewhere.test, run.folder.name, "others")
             plain = partial(_plain_loop, [*folder.walk(images)], session, side)
-            mine, theirs = _clocked(ours), _clocked(plain)
+            mine, theirs = clocked(ours), clocked(plain)
             told = f"{code}: {n / mine:,.0f} images a second, {n / theirs:,.0f} in the loop; "
             told += f"JPEGs of 256 px, {side} px, {torch.get_num_threads()} threads"
             yield record(f"test of a finished {code}", theirs / mine, "x", ">= 5", told)
@@ -381,8 +344,6 @@ def many_files() -> Iterator[Record]:
 def evaluation() -> Iterator[Record]:
     """Everything that is computed of a run's predictions, for 10,000 images and 2,000 draws, on one
     core."""
-    from dflib import metrics
-
     rng = np.random.default_rng(0)
     fakes = rng.choice(["a", "b", "c", "d"], 10_000)
     generators = np.where(rng.random(10_000) < 0.5, "real", fakes).astype(object)
@@ -405,9 +366,6 @@ def evaluation() -> Iterator[Record]:
 def finished_runs() -> Iterator[Record]:
     """A study and the table of runs where 5,000 runs are finished: one real result, copied with the
     ids of 5,000 requests."""
-    from data_prep import folder
-    from dflib.study import engine
-
     with roots() as root:
         folder.prepare(_jpegs(root / "images", 240), name="many")
         request = {"preset": "tiny", "dataset": "many", "methods_": ("BL", "CPF"), "rates": (0.9,)}
@@ -432,12 +390,9 @@ def finished_runs() -> Iterator[Record]:
 TWO_CORES = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))]
 
 
-def engine() -> Iterator[Record]:
+def papermill_loop() -> Iterator[Record]:
     """16 tiny runs of BL: the engine, its table and its report among it, against a shell loop
     around papermill, on the same two cores."""
-    from data_prep import demo
-    from dflib.study.runs import NOTEBOOKS
-
     loop = 'for seed in $(seq 0 15); do "$0" -m papermill --no-progress-bar -p preset tiny '
     loop += '-p seed $seed 02_baseline.ipynb "$1/$seed.ipynb" || exit; done'
     with roots() as root:
@@ -447,11 +402,11 @@ def engine() -> Iterator[Record]:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": True}
         first = [sys.executable, "-c", "from dflib.data import open; open('demo', size=32)"]
         subprocess.run(first, **quiet)  # decoded once, for both
-        fast = _clocked(lambda: subprocess.run(ours, **quiet))
+        fast = clocked(lambda: subprocess.run(ours, **quiet))
         os.environ["DFLIB_OUTPUTS"] = f"{root}/loop"
         (root / "loop").mkdir()
         theirs = [*TWO_CORES, "bash", "-c", loop, sys.executable, f"{root}/loop"]
-        slow = _clocked(lambda: subprocess.run(theirs, cwd=NOTEBOOKS, **quiet))
+        slow = clocked(lambda: subprocess.run(theirs, cwd=runs.NOTEBOOKS, **quiet))
     told = f"BL, seeds 0 to 15, the same two cores: {fast:.0f} s with table and report, against "
     name = "16 tiny runs, engine against a papermill loop"
     yield record(name, slow / fast, "x", ">= 1.6", f"{told}{slow:.0f} s")
@@ -485,37 +440,26 @@ def _study_to_first_step(root: Path) -> float:
 def overhead() -> Iterator[Record]:
     """From the start of a run to its first training step, as a notebook by the engine, and the same
     cells as a script; from the start of a study."""
-    import nbformat
-
-    from data_prep import demo
-    from dflib.data import open as open_data
-    from dflib.study import engine, runs
-
     book = nbformat.read(runs.NOTEBOOKS / "02_baseline.ipynb", as_version=4)
     # it is in no run's id, and ends the process at the first step
     book.cells.insert(0, nbformat.v4.new_code_cell(FIRST_STEP))
     with roots() as root:
         demo.prepare()
-        open_data("demo", size=32)
+        data.open("demo", size=32)
         os.environ["FIRST_STEP"] = f"{root}/first-step"
         nbformat.write(book, root / "02_baseline.ipynb")
         code = "\n".join(c.source for c in book.cells if c.cell_type == "code")
         (root / "script.py").write_text(code.replace('preset = "demo"', 'preset = "tiny"'))
         quiet = {"cwd": root, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        usual, times = runs.NOTEBOOKS, {"notebook": [], "script": []}
-        (s,) = engine.plan(preset="tiny", methods_=("BL",))
-        runs.NOTEBOOKS = root
-        try:
-            for kind in ("notebook", "script") * 3:
-                started = time.time()
-                if kind == "notebook":
+        (s,), times = engine.plan(preset="tiny", methods_=("BL",)), {"notebook": [], "script": []}
+        for kind in ("notebook", "script") * 3:
+            started = time.time()
+            if kind == "notebook":
+                with patch.object(runs, "NOTEBOOKS", root):
                     assert engine.execute(s)["status"] == "failed"  # at its first step
-                else:
-                    subprocess.run([sys.executable, "script.py"], check=True, **quiet)
-                times[kind].append(float((root / "first-step").read_text()) - started)
-        finally:
-            runs.NOTEBOOKS = usual
-            del os.environ["FIRST_STEP"]
+            else:
+                subprocess.run([sys.executable, "script.py"], check=True, **quiet)
+            times[kind].append(float((root / "first-step").read_text()) - started)
         whole = [_study_to_first_step(root) for _ in range(3)]
     told = "whole process: study --preset tiny --methods BL, median of 3"
     yield record("study to the first training step", float(np.median(whole)), "s", "< 4", told)
@@ -526,7 +470,7 @@ def overhead() -> Iterator[Record]:
 
 
 BENCHES = {
-    "engine": engine,
+    "engine": papermill_loop,
     "overhead": overhead,
     "finished": finished_runs,
     "evaluation": evaluation,
@@ -545,15 +489,13 @@ BENCHES = {
 
 
 def main(wanted: list[str]) -> None:
-    import torch
-
     for name in wanted:
         choose("benchmark", name, BENCHES)
-    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else measure.cpu_name()
     machine = f"{chip}, {os.cpu_count()} cores"
     console = Console(width=None if sys.stdout.isatty() else 160)
     table = Table("benchmark", "value", "bar", "holds", "conditions", title=machine)
-    records, path = [], outputs_root() / "bench.json"
+    records, path = [], runs.outputs_root() / "bench.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, bench in BENCHES.items():
         for r in bench() if name in (wanted or BENCHES) else ():
