@@ -39,10 +39,7 @@ def changed(tmp_path_factory) -> set[str]:
     return {row["metadata"]["name"].lower().replace("-", "_") for row in report["install"]}
 
 
-def test_what_is_there_and_good_enough_stays(changed):
+def test_what_is_there_stays_and_nothing_comes_that_only_tests_need(changed):
     assert "dflib" in changed
     assert not changed & INSTALLED.keys()
-
-
-def test_a_study_needs_nothing_that_only_tests_need(changed):
     assert not changed & {"pytest", "playwright", "statsmodels", "ruff", "hypothesis", "uv"}
