@@ -135,6 +135,10 @@ def _show(rows: pd.DataFrame, name: str) -> None:
     for row in counts.itertuples(index=False):
         table.add_row(*map(shown, row))
     console.print(table)
+    todo = f"study --preset {'demo' if name == 'demo' else 'quick'} --dataset"
+    todo = "test --run best --dataset" if rows["label"].nunique() == 1 else todo
+    todo = "study --methods TL+FT --source" if paths.describe(name)["kind"] == "source" else todo
+    console.print(f"next: python -m dflib {todo} {name}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Both command lines as a user meets them: one line for an error, and nothing written."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def test_results_without_runs(place):
     assert everything(place) == before
 
 
-def test_preparing_a_folder_shows_what_was_found(place):
+def test_preparing_a_folder_shows_what_was_found_and_ends_with_the_next_command(place):
     (place / "images" / "real" / "broken.png").write_bytes(b"")
     done = python("-m", "data_prep", "folder", str(place / "images"), "--name", "other")
     assert done.returncode == 0, done.stderr
@@ -141,11 +142,17 @@ def test_preparing_a_folder_shows_what_was_found(place):
     assert "1 file(s) of real quarantined: zero-byte (e.g. real/broken.png)" in done.stderr
     table = [line.replace("│", "").split() for line in done.stdout.splitlines() if "│" in line]
     assert table == [["0", "real", "40", "1"], ["1", "gan", "40", "0"]]
+    ends = lambda done: done.stdout.splitlines()[-1].removeprefix("next: python -m dflib ")
+    assert ends(done) == "study --preset quick --dataset other"
+    shutil.copytree(place / "images" / "real", place / "reals" / "real")
+    (place / "reals" / "real" / "broken.png").unlink()
+    done = python("-m", "data_prep", "folder", str(place / "reals"), "--name", "reals")
+    assert ends(done) == "test --run best --dataset reals"
     listed = python("-m", "data_prep", "list", COLUMNS="200")
     assert listed.returncode == 0, listed.stderr
     words = [line.split("│")[1:4] for line in listed.stdout.splitlines() if "│" in line]
     found = {name.strip(): [w.strip() for w in rest] for name, *rest in words if name.strip()}
-    assert set(found) == {"mine", "other"} | set(HOW_TO_GET)
+    assert set(found) == {"mine", "other", "reals"} | set(HOW_TO_GET)
     assert found["mine"] == ["yes", "80"] and found["demo"][0] == "no"
     assert found["other"] == ["yes", "80"]
 
