@@ -12,7 +12,6 @@ from rich.table import Column, Table
 
 from data_prep import folder, lists, manifest, paths, sources
 from data_prep.errors import command_line, shown
-from data_prep.sources import SOURCES
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False
@@ -45,8 +44,8 @@ def folder_(
 ) -> None:
     """Your own images: real/ and fake/<generator>/, optionally below train/, val/, test/; or in
     the layout of a published set: {0_real,1_fake}, {nature,ai}, training_{real,fake}."""
-    skipped = leave_out or ()
-    _show(folder.prepare(path, name=name, scene=scene, leave_out=skipped, force=force), name)
+    how = {"scene": scene, "leave_out": leave_out or (), "force": force}
+    _show(folder.prepare(path, name=name, **how), name)
 
 
 @app.command("list-file")
@@ -96,7 +95,7 @@ def _add(source: sources.Source) -> None:
         _show(sources.prepare(source, given, name=name, per_class=per_class, force=force), name)
 
 
-for _source in SOURCES.values():
+for _source in sources.SOURCES.values():
     _add(_source)
 
 
@@ -113,7 +112,7 @@ def list_() -> None:
             usable = int((manifest.load(name)["status"] == "ok").sum())
             licence = paths.describe(name).get("licence", "")
             row = ["yes", str(usable), licence, "", str(paths.data_root() / name)]
-        if source := SOURCES.get(name):
+        if source := sources.SOURCES.get(name):
             row[2:] = source.licence, source.size, source.address
         table.add_row(name, *row)
     console.print(table)

@@ -273,7 +273,7 @@ def leak(
     epochs: Annotated[int, Option(min=1)] = 20,
     seeds: Annotated[str, Option(help="each is a split and a training")] = "0,1,2,3,4",
 ) -> None:
-    """How much of a score is the split's: single images at random against whole scenes."""
+    """How much of a score is the protocol's, `paper` or `strict`, whatever split there is."""
     from dflib import train
     from dflib.show import terminal
     from dflib.study import compare
