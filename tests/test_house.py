@@ -81,6 +81,12 @@ def test_no_file_and_no_function_grows_too_long():
     assert not long
 
 
+def test_nothing_limits_threads_by_the_list_of_loaded_libraries():
+    """threadpoolctl before 3.7 reads it under the loader's lock, waiting for Python's: in a thread,
+    beside another's first import, both wait for ever. `torch.set_num_threads` reads no list."""
+    assert not [name for name, f in KNOWN.items() if "import threadpool" in f.read_text("utf-8")]
+
+
 def test_the_style_has_no_way_round():
     texts = {
         f: f.read_text(encoding="utf-8") for f in [*KNOWN.values(), *PROJECT.glob("tests/*.py")]
