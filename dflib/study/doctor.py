@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from data_prep.errors import InputError
-from data_prep.manifest import cores
 from data_prep.paths import data_root, outputs_root, usable
 from dflib import measure
 
@@ -143,7 +142,7 @@ def _cards() -> Iterator[dict]:
 def _machine() -> Iterator[dict]:
     import psutil
 
-    yield _row("processor", f"{measure.cpu_name()}, {cores()} cores")
+    yield _row("processor", f"{measure.cpu_name()}, {len(measure.own_cores())} cores")
     free = psutil.virtual_memory().available
     few = f"{ENOUGH / 1e9:.0f} GB are needed: close programs" if free < ENOUGH else ""
     yield _row("free memory", f"{free / 1e9:.1f} GB", few, NOTE)

@@ -22,7 +22,7 @@ from filelock import Timeout
 
 from data_prep.errors import InputError, check_rate, choose
 from data_prep.paths import lock, outputs_root, usable
-from dflib.measure import ONCE
+from dflib.measure import ONCE, own_cores
 from dflib.study import doctor, forks, methods
 from dflib.study.kernel import STOPPED, execute, hush, outcome
 from dflib.study.runs import Run, Spec, spec
@@ -190,8 +190,6 @@ def _node(
     has all cores."""
     from distributed import get_worker
 
-    from data_prep.manifest import cores
-
     bad = {q["run_id"]: q["status"] for q in parents if q["status"] != "done"}
     rest = ends - time.time()
     if set(bad.values()) - {"left"}:
@@ -204,7 +202,7 @@ def _node(
         raise InputError(f"worker {worker.address}: {why}. {mend}")
     worker.log_event("dflib", s.run_id)
     usual = {name: os.environ.pop(name) for name in THREADS if whole and name in os.environ}
-    os.environ.update(dict.fromkeys(usual, str(cores())))
+    os.environ.update(dict.fromkeys(usual, str(len(own_cores()))))
     try:
         return execute(s, budget=rest, **options)
     finally:
@@ -284,14 +282,12 @@ def worker_environments(most: int) -> list[dict[str, str]]:
     many workers of one thread waste less than one of many. `OMP_NUM_THREADS` overrules."""
     import psutil
 
-    from data_prep.manifest import cores
-
     there = doctor.cards()
     given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     gpus = (given or [str(i) for i in range(there)])[: min(there, most)]
-    memory = int(psutil.virtual_memory().total / MEMORY_PER_WORKER)
-    count = len(gpus) or max(1, min(most, cores(), memory))
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
+    cores, memory = len(own_cores()), int(psutil.virtual_memory().total / MEMORY_PER_WORKER)
+    count = len(gpus) or max(1, min(most, cores, memory))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
     env = dict.fromkeys(THREADS, threads)
     return [env | ({"CUDA_VISIBLE_DEVICES": gpus[i]} if gpus else {}) for i in range(count)]
 

@@ -22,8 +22,8 @@ from data_prep.paths import PROJECT
 
 SERVER = "DFLIB_KERNEL_SERVER"  # in the environment of who may ask it: its address
 # what it imports (none of these may ask for a GPU: a fork could not use it then)
-AHEAD = "ipykernel.kernelapp ipywidgets seaborn torchvision dflib.train onnx onnxruntime"
-AHEAD += " dflib.export dflib.lowrank dflib.prune dflib.study.chain dflib.study.robustness"
+AHEAD = "torch._dynamo ipykernel.kernelapp ipywidgets seaborn torchvision"
+AHEAD += " dflib.lowrank dflib.study.chain dflib.study.robustness"  # and what these import
 # to glibc: freed blocks are kept for the next step; Dask's threshold doubles a training's time
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_THRESHOLD_": "100000000"}
 _started: list[subprocess.Popen] = []  # by this process: one
@@ -88,17 +88,14 @@ def serve(door: int) -> None:
     atexit.register(os._exit, 0)  # the last to be called; what libraries tear down takes a second
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as a kernel has it
     os.dup2(2, 1)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = gettempdir()  # else the next line makes a folder
-    import torch._dynamo  # noqa: F401 - each optimizer needs it
-
-    ahead, kernels = AHEAD.split(), {}
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = gettempdir()  # else torch._dynamo makes a folder
+    for name in AHEAD.split():
+        import_module(name)
+    kernels = {}
     with socket.socket(fileno=door) as door, selectors.DefaultSelector() as events:
         events.register(door, selectors.EVENT_READ)
         while True:
-            ready = events.select(0 if ahead else 0.05 if kernels else None)
-            if ahead and not ready:
-                import_module(ahead.pop(0))  # between requests: the first need not wait for all
-            for key, _ in ready:
+            for key, _ in events.select(0.05 if kernels else None):
                 if key.fileobj is not door:  # who asked is gone
                     events.unregister(key.fileobj)
                     os.kill(key.data, signal.SIGKILL)
