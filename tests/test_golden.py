@@ -29,11 +29,12 @@ BLOCKS = (
     models.Block(16, pool=True),
 )
 ARCH = models.Architecture("t", 32, BLOCKS, (models.Dense(64), models.Dense(32)))
+THEIRS = models.architecture("BL", size=32, backbone="timm/lcnet_050")  # its sizes alone are kept
 
 
-def detector() -> models.Detector:
+def detector(arch: models.Architecture = ARCH) -> models.Detector:
     """Weights from a formula: no library's random numbers decide what is kept below."""
-    model = models.Detector(ARCH).eval()
+    model = models.Detector(arch).eval()
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
             wave = torch.sin(torch.arange(p.numel(), dtype=torch.float64) * 0.7 + i)
@@ -78,7 +79,7 @@ def of_models() -> list[float]:
     archs = [models.architecture("BL", size=size) for size in (32, 224)]
     archs += [models.architecture("BL", size=32, backbone="torchvision/resnet18")]
     archs += [models.student(rate, size=size) for rate in (0.6, 0.9) for size in (32, 224)]
-    return [*map(models.count, archs), *outputs(detector())]
+    return [*map(models.count, archs), *outputs(detector()), models.count(THEIRS)]
 
 
 def of_train() -> list[float]:
@@ -106,7 +107,8 @@ def of_prune() -> list[float]:
         prune.apply_masks(masked, masks)
         found += [int(mask.sum()) for mask in masks.values()] + outputs(masked)
     small = prune.structured(model, rate=0.5, round_to=1)
-    return [*found, models.parameters(small), *outputs(small)]
+    theirs = models.parameters(prune.structured(detector(THEIRS), rate=0.5))
+    return [*found, models.parameters(small), *outputs(small), theirs]
 
 
 def of_distill() -> list[float]:
@@ -138,7 +140,8 @@ def of_adapters() -> list[float]:
         adapted = adapters.insert(detector(), "features.1", form=form)
         trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         found += [models.parameters(adapted), trained]
-    return [*found, *outputs(adapted)]
+    theirs = adapters.insert(detector(THEIRS), "features.blocks.1")
+    return [*found, *outputs(adapted), models.parameters(theirs)]
 
 
 # relative tolerances: rounding of another CPU, or of its int8 instructions, is no change
