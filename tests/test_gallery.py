@@ -1,5 +1,7 @@
 """The gallery's records of real photographs: readable today, of no machine, as its page says."""
 
+import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_prep.paths import PROJECT
-from dflib.study import compare, tables
+from dflib.study import compare, methods, tables
 
 GALLERY = PROJECT / "outputs" / "gallery" / "real-faces"
 
@@ -35,6 +37,16 @@ def test_every_record_is_one_of_this_version_and_names_no_machine(records, faces
     assert len(texts) == len(faces) > 200
     for path, text in texts.items():
         assert not any(place in text for place in ("/root", "/home", "/tmp", "/work", "/var")), path
+
+
+def test_the_pages_parameters_find_the_records(faces):
+    page = (GALLERY / "README.md").read_text()
+    preset, dataset = re.search(r'preset = "(\w+)", dataset = "(\w+)"', page).groups()
+    settings = json.loads(re.search(r"settings = (\{.+?\})", page)[1])
+    assert f"study --preset {preset} --dataset {dataset}" in page
+    found = tables.matching(faces.values(), methods.settings(preset, settings))
+    assert len(found) > 60  # methods, rates and seeds of the plain recipe
+    assert {r["dataset"] for r in found} == {dataset}
 
 
 def told(row: dict, name: str) -> str:

@@ -86,7 +86,7 @@ class Settings(
     augment: bool = _setting(True, *TRAIN)
     """Mirror, shift and light of training images are varied; nothing that blurs traces."""
     front: Literal["", "srm"] = _setting("", *TRAIN, source="arXiv 1805.04953")
-    """srm: fixed high-pass filters come first, so the network sees traces, not content."""
+    """srm: fixed high-pass filters come first: fine detail stays, hardly any colour or shading."""
     ema: float = _setting(0.0, *TRAIN, ge=0, lt=1, source="Polyak and Juditsky 1992")
     """Decay a step of the weights' running average, which is then kept (0.99, say; 0: off)."""
     amp: bool = _setting(True, *TRAIN, source="arXiv 1710.03740")
