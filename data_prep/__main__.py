@@ -23,13 +23,14 @@ Force = Annotated[bool, typer.Option("--force", help="replace a dataset made fro
 Scene = Annotated[str, typer.Option(help="stem, parent, file or a regular expression with a group")]
 LeaveOut = Annotated[list[str] | None, typer.Option(help="a folder that is not read; repeatable")]
 Sample = Annotated[int, typer.Option(min=20, help="images looked at per generator")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1)]
 PerClass = Annotated[int, typer.Option(min=1, help="images of each class, where a set is streamed")]
 width = None if sys.stdout.isatty() else 160
 console = Console(width=width, markup=False, emoji=False, highlight=False)  # names are data
 
 
 @app.command()
-def demo(seed: int = 0, force: Force = False) -> None:
+def demo(seed: Seed = 0, force: Force = False) -> None:
     """Make the offline demo data: photographs against four small generators, and a source task."""
     from data_prep import demo as maker  # here, because it loads torch
 
@@ -42,7 +43,7 @@ def demo(seed: int = 0, force: Force = False) -> None:
 def folder_(
     path: Path, name: Name, scene: Scene = "", leave_out: LeaveOut = None, force: Force = False
 ) -> None:
-    """Your own images: real/ and fake/<generator>/, optionally below train/, val/, test/; or in
+    """Your own images: real/ and fake/<generator>/, optionally with train/, val/, test/; or in
     the layout of a published set: {0_real,1_fake}, {nature,ai}, training_{real,fake}."""
     how = {"scene": scene, "leave_out": leave_out or (), "force": force}
     _show(folder.prepare(path, name=name, **how), name)

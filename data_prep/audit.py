@@ -146,11 +146,14 @@ def audit(name: str, *, sample: int = SAMPLE) -> Audit:
 
 
 def _sample(ok: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Up to `most` of each generator, as many reals as fakes; of the same scenes if possible."""
+    """Up to `most` of each generator, as many reals as fakes; of as many scenes as there are, and
+    the same if possible."""
     key = pd.util.hash_array(ok["group"].to_numpy(dtype=object))
-    order = ok.assign(key=key).sort_values(["key", "path"])
+    turn = ok.sort_values("path").groupby(["generator", "group"]).cumcount()
+    order = ok.assign(key=key, turn=turn).sort_values(["turn", "key", "path"])
     fakes = order[order["label"] == 1].groupby("generator").head(most)
-    return pd.concat([fakes, order[order["label"] == 0].head(min(MOST, max(most, len(fakes))))])
+    reals = order[order["label"] == 0].head(min(MOST, max(most, len(fakes))))
+    return pd.concat([fakes, reals]).drop(columns="turn")
 
 
 def _reached(found: shortcut.Probe) -> str:

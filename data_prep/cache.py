@@ -100,6 +100,8 @@ def _fill(folder: Path, name: str, table: pd.DataFrame, *, size: int, **options)
     task = partial(_decode, file=part / "images.npy", size=size, **options)
     problems = sum(manifest.parallel(task, chunks, desc=what, serial=2), [])
     if problems:
+        (folder.parents[1] / "scan.parquet").unlink(missing_ok=True)  # it holds what is not so
+        shutil.rmtree(part, ignore_errors=True)
         what = f"{len(problems)} images of {name!r} changed since they were scanned"
         raise InputError(f"{what} (e.g. {problems[0]}): scan again with python -m data_prep")
     part.rename(folder)

@@ -5,6 +5,7 @@ The photographs lie inside scikit-image and scikit-learn.
 
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_prep import manifest
-from data_prep.paths import data_root
+from data_prep.errors import InputError
+from data_prep.paths import data_root, lock
 from data_prep.transform import opened
 
 log = logging.getLogger(__name__)
@@ -64,18 +66,28 @@ class Patch:
 
 def prepare(*, seed: int = 0, force: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Make the datasets "demo" and "demo-source" in half a minute; returns their manifests. Raises
-    `InputError` where one of them is there with images from elsewhere, unless `force`."""
+    `InputError` where one of them is there with images from elsewhere, unless `force`. A second
+    process that wants them meanwhile waits, and takes what the first has made."""
     about = {"licence": "photographs of scikit-image and scikit-learn: see their packages"}
     both = {"demo": (build, "deepfake"), "demo-source": (build_source, "source")}
-    folders, tables = {name: data_root() / name for name in both}, []
+    folders, tables, began = {name: data_root() / name for name in both}, [], time.time()
     for name, folder in folders.items():
         manifest.claim(name, folder, force=force)
-    for name, folder in folders.items():
-        (folder / "manifest.csv").unlink(missing_ok=True)  # it is not there until all of it is
-        for made in ("images", "cache"):  # another seed's would stay behind
-            shutil.rmtree(folder / made, ignore_errors=True)
-        maker, kind = both[name]
-        tables.append(manifest.make(name, folder, maker(folder, seed=seed), kind=kind, **about))
+        if (folder / "images").exists() and not (folder / "dataset.json").exists() and not force:
+            raise InputError(f"{folder / 'images'} is there, and not ours: move it, or use --force")
+    csvs = [folder / "manifest.csv" for folder in folders.values()]
+    for csv in csvs:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folders["demo"] / "lock"):
+        if all(csv.exists() and csv.stat().st_mtime > began for csv in csvs):
+            return tuple(map(manifest.load, both))
+        for (name, folder), csv in zip(folders.items(), csvs, strict=True):
+            csv.unlink(missing_ok=True)  # it is not there until all of it is
+            (folder / "dataset.json").touch()  # what is below is ours, also when this is cut
+            for made in ("images", "cache"):  # another seed's would stay behind
+                shutil.rmtree(folder / made, ignore_errors=True)
+            maker, kind = both[name]
+            tables.append(manifest.make(name, folder, maker(folder, seed=seed), kind=kind, **about))
     return tuple(tables)
 
 

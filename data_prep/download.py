@@ -117,7 +117,8 @@ def _retried(step: Callable, url: str):
             how = "unpack it yourself and give the folder with --from"
             raise InputError(f"{url} cannot be read in parts ({error}): {how}") from error
         except _BREAKS as error:
-            if " Client Error" in str(error):  # 404 and its kind: no use in asking again
+            code, _, kind = str(error).partition(" ")
+            if kind.startswith("Client Error") and code not in ("408", "429"):  # 404: in vain
                 what = f"answers {error}: see whether the address has changed"
                 raise InputError(f"{url} {what}") from error
             log.info("connection lost (%s): going on", error.__class__.__name__)

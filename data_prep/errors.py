@@ -59,6 +59,7 @@ def check_rate(rate: float) -> float:
 
 def command_line(app: Callable[[], None]) -> None:
     """Run a command line; bad input is one line on stderr and exit status 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files, where it is no UTF-8
     try:
         for word in sys.argv[1:]:
             if not word.strip(" ,") or re.fullmatch(r"--[\w-]+=[ ,]*", word):

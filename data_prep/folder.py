@@ -125,7 +125,7 @@ def _class_at(parts: tuple[str, ...], layout: Layout, only: Collection[str], *, 
         return known[-1]  # a published set may hold reals among its fakes
     other = [word for word in words[: known[0] if known else None] if word not in SPLITS]
     if not known:
-        hint += f" Or leave it out: --leave-out {parts[0]}."
+        hint += f" Or leave it out: --leave-out {parts[0]}." if parts else ""
         if other:
             choose("class folder", other[0], layout.labels, hint=hint)
         raise InputError(f"{'/'.join(parts)}/ holds files without a class folder. {hint}")
@@ -138,8 +138,10 @@ def _told(parts: tuple[str, ...], at: int, above: list[str], layout: Layout, dee
     """Label, generator, split, testset and folder of the files in a place. at: which of its folders
     is the class folder; above: those above it, but for splits; deepest: the most that stand so."""
     label, generator = layout.labels[parts[at].lower()]
-    splits = [SPLITS[part.lower()] for part in parts[:at] if part.lower() in SPLITS]
-    below, row = list(parts[at + 1 :]), {"label": label, "testset": ""}
+    outer = parts[:at] + parts[at + 1 :] if layout.above is None else parts[:at]
+    splits = [SPLITS[part.lower()] for part in outer if part.lower() in SPLITS]
+    below = [part for part in parts[at + 1 :] if part.lower() not in SPLITS]
+    row = {"label": label, "testset": ""}
     row["split"] = splits[0][0] if splits else ""
     if layout.above is None:
         own = below[0] if below else "fake"

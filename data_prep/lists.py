@@ -1,6 +1,7 @@
 """Images that a list labels, and sets of the Hugging Face hub, to a manifest."""
 
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ def prepare(
     """
     if not images.is_dir():
         raise InputError(f"{images} is not a folder: give the one that the list's paths start from")
-    table = read(file, columns, root=images.absolute())
+    table = read(file, columns, root=Path(os.path.normpath(images.absolute())))
     rows = [_row(row, file) for row in table.to_dict("records")]
     rows = rows if "scene" in table and not scene else scenes.grouped(rows, scene)
     return manifest.make(name, images, rows, force=force)
@@ -162,8 +163,9 @@ def _stream(
         choose("column", column, list(features), hint=f"In {source}.")
     words = getattr(features[label], "names", None)
     for row in rows:
-        value = words[row[label]] if words else row[label]
-        data, path = row[image]["bytes"], row[image]["path"] or ""
+        value, cell = row[label], row[image] or {"bytes": b"", "path": ""}
+        value = words[value] if words and value in range(len(words)) else value  # -1: unknown
+        data, path = cell["bytes"], cell["path"] or ""
         name = re.sub(r"^\.|[/\0]", "_", str(row[generator])) if generator else "fake"
         with suppress(BadImage):  # an empty file then, which is quarantined
             data = read_file(path) if data is None else data

@@ -80,8 +80,8 @@ def make(
     scan, read = (scan, 0) if unchanged else _scan(root, seen, scan)
     table, n = scan[COLUMNS], len(seen)
     log.info("%d files: %d read, %d unchanged since the last scan", n, read, n - read)
-    relative = os.path.relpath(root, folder.resolve())
-    where = str(root) if relative.startswith("..") else relative
+    home = folder.resolve()
+    where = os.path.relpath(root, home) if root.is_relative_to(home) else str(root)
     about = {"name": name, "kind": kind, "root": where, "licence": licence}
     paths.write_text(folder / "dataset.json", json.dumps(about, indent=1))
     if not unchanged:
@@ -205,7 +205,7 @@ def _scan(root: Path, seen: pd.DataFrame, last: pd.DataFrame) -> tuple[pd.DataFr
     found = pd.DataFrame(found, columns=FACTS, index=fresh).astype(dict.fromkeys(NUMBERS, "Int64"))
     scan = seen.join(pd.concat([known, found]) if len(known) else found, on="path")
     scan["bytes"] = pd.to_numeric(scan["bytes"]).fillna(0).astype(int)
-    again = scan["status"].str.startswith(("unreadable", "needs "))
+    again = scan["status"].str.startswith(("unreadable", "needs ", "bomb"))
     scan.loc[again, "mtime_ns"] = -2  # to be tried again next time
     return scan, len(fresh)
 

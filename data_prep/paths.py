@@ -90,7 +90,7 @@ def present() -> list[str]:
 def dataset_folder(name: str) -> Path:
     """Folder of a prepared dataset; `InputError` that tells how to get it, or the nearest name."""
     folder = data_root() / name
-    if not (folder / "manifest.csv").exists():
+    if Path(name).name != name or not (folder / "manifest.csv").exists():
         hint = "For your own images: python -m data_prep folder PATH --name NAME"
         choose("dataset", name, sorted({*present(), *HOW_TO_GET}), hint=hint)
         where = f"looked for {folder / 'manifest.csv'}"
@@ -126,7 +126,8 @@ def lock(file: Path, *, timeout: float = -1) -> BaseFileLock:
                 pass
             except OSError as error:
                 where = f"{file.parent} is on a file system without locks ({error.strerror})"
-                raise InputError(f"{where}: set $DFLIB_OUTPUTS to a local folder") from error
+                how = "set $DFLIB_DATA or $DFLIB_OUTPUTS to a local folder"
+                raise InputError(f"{where}: {how}") from error
     found = FileLock(file, timeout=timeout)
     found.acquire()
     return found

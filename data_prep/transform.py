@@ -22,7 +22,10 @@ if TYPE_CHECKING:  # the processes that scan files need no pandas
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit for a decompression bomb: 89 megapixels, unless
 if megapixels := os.environ.get("DFLIB_MEGAPIXELS"):  # a phone's photographs have 108 or 200
-    MAX_PIXELS = Image.MAX_IMAGE_PIXELS = int(float(megapixels) * 1_000_000)
+    try:
+        MAX_PIXELS = Image.MAX_IMAGE_PIXELS = int(float(megapixels) * 1_000_000)
+    except ValueError:
+        raise SystemExit(f"error: DFLIB_MEGAPIXELS={megapixels}: expected a number") from None
 QUALITIES = range(70, 91)  # of the JPEG that every equalised image becomes
 SMALL = 0.05  # share of a class that may be smaller than the common side, and is scaled up to it
 

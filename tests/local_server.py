@@ -8,13 +8,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """cut: bytes after which each of the next connections breaks. ranges: whether it knows them."""
+    """cut: bytes after which each of the next connections breaks. ranges: whether it knows them.
+    busy: what it answers to the next requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.cut: list[int] = []
-        self.ranges, self.asked = True, []
+        self.ranges, self.asked, self.busy = True, [], []
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -25,8 +26,8 @@ class Handler(BaseHTTPRequestHandler):
         server, data = self.server, self.server.files.get(self.path[1:].split("?")[0])
         asked = self.headers.get("Range", "")
         server.asked.append(asked)
-        if data is None:
-            return self.send_error(404)
+        if data is None or server.busy:
+            return self.send_error(404 if data is None else server.busy.pop())
         start, end, status = 0, len(data), 200
         if asked and server.ranges:
             first, last = re.match(r"bytes=(\d*)-(\d*)", asked).groups()

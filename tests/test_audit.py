@@ -183,6 +183,17 @@ def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path, data_root, 
     assert summary["verdict"].split(":")[0] in page
 
 
+@pytest.mark.parametrize("frames", [1, 3, 60])
+def test_images_are_looked_at_from_as_many_scenes_as_there_are(frames):
+    scenes = [f"{kind}{i}" for kind in ("real", "fake") for i in range(12)]
+    rows = [{"group": scene, "path": f"{scene}/{i}"} for scene in scenes for i in range(frames)]
+    table = pd.DataFrame(rows).assign(generator=lambda t: t["group"].str[:4])
+    table["label"] = (table["generator"] == "fake").astype(int)
+    chosen = audit._sample(table, 24)
+    assert chosen.groupby("generator")["group"].nunique().to_dict() == {"real": 12, "fake": 12}
+    assert {*chosen.groupby("group").size()} == {min(frames, 2)} and [*chosen] == [*table, "key"]
+
+
 def test_the_last_verdict_can_be_asked_for(tmp_path, data_root, outputs_root, tree):
     root = tree(tmp_path / "set", {"real": 12, "fake/gan": 12})
     folder.prepare(root, name="mine")

@@ -108,16 +108,14 @@ def test_a_cache_has_a_name_that_depends_on_contents_size_and_mode_alone(
 
 
 def test_what_a_killed_build_left_is_made_again(small, data_root):
-    last = small / manifest.load("small")["path"].iloc[-1]
-    last.rename(small.parent / "kept.jpg")
-    os.mkfifo(last)  # no regular file: an error, and all before it is decoded
-    with pytest.raises(InputError, match="not a regular file"):
-        cache.build("small", size=32)
-    (left,) = [n for n in caches(data_root) if n.endswith(".partial")]
-    last.unlink()
-    (small.parent / "kept.jpg").rename(last)
+    cache.build("small", size=32)
+    (name,) = caches(data_root)
+    made = data_root / "small" / "cache" / name
+    made.rename(f"{made}.partial")
+    with (made.with_name(f"{made.name}.partial") / "images.npy").open("r+b") as file:
+        file.truncate(9_000)
     assert np.array_equal(cache.build("small", size=32)[0], directly(small))
-    assert caches(data_root) == [left.removesuffix(".partial")]
+    assert caches(data_root) == [made.name]
 
 
 def test_two_builds_at_once_make_one_good_cache(small, data_root):
@@ -128,18 +126,26 @@ def test_two_builds_at_once_make_one_good_cache(small, data_root):
     assert np.array_equal(cache.build("small", size=32)[0], directly(small))
 
 
-@pytest.mark.parametrize("change", ["removed", "damaged", "replaced"])
-def test_files_that_changed_since_the_scan_are_an_error_until_scanned_again(small, picture, change):
+@pytest.mark.parametrize("change", ["removed", "damaged", "replaced", "touched up"])
+def test_files_that_changed_since_the_scan_are_an_error_until_scanned_again(
+    small, data_root, picture, change
+):
+    """touched up: with the size and the time that the file had."""
     path = small / "real" / "real-003.jpg"
+    before = path.stat(), path.read_bytes()
     path.unlink()
     if change == "damaged":
         path.write_bytes(b"damaged")
     elif change == "replaced":
         picture(path, seed=1234, size=(40, 36))
+    elif change == "touched up":
+        path.write_bytes(before[1][:-40] + bytes(38) + before[1][-2:])
+        os.utime(path, ns=(0, before[0].st_mtime_ns))
     what = r"1 images of 'small' changed since they were scanned"
     with pytest.raises(InputError, match=rf"{what} \(e\.g\. .*real-003\.jpg.*scan again"):
         cache.build("small", size=32)
-    if change == "replaced":
+    assert not [*data_root.rglob("*.partial")]
+    if change in ("replaced", "touched up"):
         folder.prepare(small, name="small")
         assert np.array_equal(cache.build("small", size=32)[0], directly(small))
 

@@ -361,6 +361,11 @@ def test_the_demo_replaces_no_other_set(mine, data_root, name):
     assert done.stderr.startswith(f"error: '{name}' is there already, made from {mine}")
     assert own.read_bytes() == b"mine" and len(manifest.load(name)) == 4
     assert sorted(p.name for p in data_root.iterdir()) == [name]
+    for file in ("manifest.csv", "dataset.json"):  # images of somebody's, and no set
+        (data_root / name / file).unlink()
+    for words, told in ((), "is there, and not ours"), (("--seed", "-1"), "--seed"):
+        done = python("-m", "data_prep", "demo", *words)
+        assert done.returncode == 2 and told in done.stderr and own.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize(

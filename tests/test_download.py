@@ -57,6 +57,13 @@ def test_a_call_that_gave_up_leaves_its_part_to_the_next(server, fetched, monkey
     assert server.asked == ["bytes=123456-"]
 
 
+@pytest.mark.parametrize("busy", [408, 429, 503])
+def test_a_server_that_is_busy_is_asked_again(server, fetched, busy, monkeypatch):
+    monkeypatch.setattr(download, "WAIT", 0.01)
+    server.files["set.zip"], server.busy = DATA, [busy, busy]
+    assert fetched(md5=MD5) == DATA and len(server.asked) == 3
+
+
 def test_a_wrong_checksum_is_refused(server, fetched, tmp_path):
     server.files["set.zip"] = DATA + b"!"
     with pytest.raises(InputError, match=rf"md5 is \w+, expected {MD5}: try again"):

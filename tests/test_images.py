@@ -346,7 +346,8 @@ buffer = io.BytesIO()
 Image.new("L", (12_000, 9_000)).save(buffer, "PNG", compress_level=1)
 print(open_image(buffer.getvalue()).size)
 """
-    for limit, told in (("110", "(12000, 9000)"), ("", "bomb: more than 89 megapixels")):
+    limits = {"110": "(12000, 9000)", "": "bomb: more than 89 megapixels"}
+    for limit, told in (limits | {"200MP": "error: DFLIB_MEGAPIXELS=200MP: expected"}).items():
         done = python("-c", code, DFLIB_MEGAPIXELS=limit)
         assert told in done.stdout + done.stderr
 

@@ -63,12 +63,22 @@ def test_a_layout_is_recognised_and_told(tmp_path, data_root, picture, caplog, t
     assert {path.removeprefix(above): about for path, about in found.items()} == LAYOUTS[title]
 
 
+def test_splits_may_stand_below_the_class_folders(tmp_path, data_root, picture):
+    files = ("real/Train/a.png", "real/test/b.png", "fake/gan/train/c.png", "fake/val/gan/d.png")
+    for i, path in enumerate((*files, "fake/e.png")):
+        picture(tmp_path / "set" / path, seed=i)
+    table = folder.prepare(tmp_path / "set", name="mine").set_index("path").loc[[*files]]
+    assert [*table["split"]] == ["train", "test", "train", "val"]
+    assert [*table["generator"]] == ["real", "real", "gan", "gan"]
+
+
 THERE = "train/real train/fake test"
 
 
 @pytest.mark.parametrize(
     ("folders", "options", "message"),
     [
+        ("real fake .", {"leave_out": ["real", "fake"]}, "holds files without a class folder"),
         ("real fakes", {}, "unknown class folder 'fakes', did you mean 'fake'? Valid: real, fake."),
         ("train/real tset/real", {}, "unknown split folder 'tset', did you mean 'test'?"),
         ("a b", {}, "(there: a, b): images have no label. Layouts that can be read: real/, fake/<"),

@@ -74,6 +74,16 @@ def test_a_list_that_is_not_understood_is_refused(tmp_path, data_root, images, t
     assert not data_root.exists()
 
 
+def test_the_folder_of_a_list_may_be_told_in_a_roundabout_way(tmp_path, data_root, images):
+    files = sorted(images.rglob("*.png"))
+    rows = [f"{path},{i % 2}" for i, path in enumerate(files)]
+    (tmp_path / "x.csv").write_text("\n".join(["path,label", *rows]))
+    found = lists.prepare(
+        tmp_path / "x.csv", images / ".." / images.name, name="mine", scene="file"
+    )
+    assert len(found) == len(files)
+
+
 @pytest.mark.parametrize("given", ["path", "label"])
 def test_one_column_for_two_things_is_refused(tmp_path, data_root, images, given):
     (tmp_path / "x.csv").write_text("path,label\nx.png,0\ny.png,1\nz.png,1\n")
@@ -128,6 +138,8 @@ def hub(tmp_path, monkeypatch):
         "model": [""] * 6 + ["sd/xl", "flux"] * 3,
     }
     kinds = datasets.ClassLabel(names=["fake", "real"])  # fake is their 0: names decide
+    rows = {key: [*cells, cells[-1]] for key, cells in rows.items()}
+    rows["kind"][-1] = -1  # theirs for unknown
     features = {"picture": datasets.Image(), "kind": kinds, "model": datasets.Value("string")}
     (tmp_path / "hub").mkdir()
     made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
@@ -146,9 +158,10 @@ def test_a_set_of_the_hub_is_streamed_and_sampled(hub, data_root):
         assert (found["label"] == (found["generator"] != "real")).all()
     first = data_root / "mine" / "files" / "real" / "00000000.png"
     assert first.read_bytes() == coded(noise(12, 9, 0), "PNG")
-    for column, message in (("--label-column", "unknown column 'x'"), ("--split", "cannot be")):
+    odd = [("--label-column", "x", "unknown column 'x'"), ("--split", "x", "cannot be opened")]
+    for option, value, message in [*odd, ("--per-class", "99", "unknown label '-1'")]:
         with pytest.raises(InputError, match=message):
-            CliRunner().invoke(app, [*words, "--force", column, "x"], catch_exceptions=False)
+            CliRunner().invoke(app, [*words, "--force", option, value], catch_exceptions=False)
     assert len(list((data_root / "mine" / "files").rglob("*.png"))) == 8  # as it was
 
 
@@ -158,11 +171,11 @@ def test_odd_rows_of_the_hub_stay_below_the_set_and_are_quarantined(tmp_path, da
     odd = [{"bytes": None, "path": path} for path in ("/dev/zero", "/nowhere", "/proc/kmsg")]
     names = ["..", ".x", "a/../../b", "a\0b"]
     rows = [{"image": good, "label": i % 2, "model": names[i // 2 % 4]} for i in range(160)]
-    rows += [{"image": image, "label": 1, "model": "gan"} for image in odd]
+    rows += [{"image": image, "label": 1, "model": "gan"} for image in (*odd, None)]
     (tmp_path / "hub").mkdir()
     pd.DataFrame(rows).to_parquet(tmp_path / "hub" / "train.parquet")
     columns = ("image", "label", "model")
     found = lists.huggingface(str(tmp_path / "hub"), name="mine", columns=columns)
-    assert found["status"].value_counts().to_dict() == {"ok": 160, "zero-byte": 3}
+    assert found["status"].value_counts().to_dict() == {"ok": 160, "zero-byte": 4}
     assert {*found["generator"]} == {"real", "_.", "_x", "a_.._.._b", "a_b", "gan"}
     assert {p.name for p in (data_root / "mine" / "files").iterdir()} == {"real", "fake"}

@@ -180,7 +180,7 @@ def test_a_file_system_without_locks_is_named_at_once(tiny_dataset, outputs_root
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    message = "a file system without locks .*set .DFLIB_OUTPUTS to a local"
+    message = "a file system without locks .*set .DFLIB_DATA or .DFLIB_OUTPUTS to a local"
     with pytest.raises(InputError, match=message):
         engine.run(tiny(tiny_dataset, "BL"))
 
