@@ -104,7 +104,7 @@ def check_name(name: str) -> str:
     """The name, if it can be a dataset's; else `InputError`."""
     if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > MAX_NAME:
         rule = f"letters, digits, - _ . only, no dot first, at most {MAX_NAME} bytes"
-        raise InputError(f"{short(name)} cannot be a dataset's name: {rule}")
+        raise InputError(f"{short(name)} cannot be a dataset's name (nor a detector's): {rule}")
     return name
 
 

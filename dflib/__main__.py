@@ -239,18 +239,20 @@ def adopt(
     fake_index: Annotated[int, Option(help="the output that is for fakes, of an ONNX file")] = 1,
 ) -> None:
     """A detector that is there already, as a finished run that every method can start from."""
+    from data_prep.manifest import check_name
     from dflib import backbones
     from dflib.edge import scores
     from dflib.edge.adopt import onnx_file
     from dflib.study.grid import entries
 
     file, _, function = detector.rpartition(":")
+    name = name and check_name(name)
     if detector.lower().endswith((".csv", ".parquet")):
         model = Path(weights) if weights else None
         typer.echo(scores.adopt(Path(detector), dataset=dataset, name=name, model=model))
         return
     if detector.endswith(".onnx"):
-        how = {"mean": entries(mean, "rates"), "std": entries(std, "rates"), "name": name}
+        how = {"mean": entries(mean, "mean"), "std": entries(std, "std"), "name": name}
         backbone = onnx_file(Path(detector), size=size, fake_index=fake_index, **how)
     else:
         if not file.endswith(".py"):

@@ -85,6 +85,8 @@ OTHERS = {  # other commands
     ("dflib", "results", "--html", "images/real/real-001.png"): "is there, and no .html: give",
     ("dflib", "results", "--html", "images"): "--html 'images' cannot be written: Is a directory",
     ("dflib", "leak", "mine", "--seeds=0,-1"): "seeds (0, -1): expected whole numbers from 0",
+    ("dflib", "adopt", "x.onnx", "--dataset", "mine", "--name", "/x/y"): "'/x/y' cannot be a",
+    ("dflib", "adopt", "x.onnx", "--dataset", "mine", "--mean", "a,b,c"): "--mean 'a,b,c' is no",
     ("data_prep", "folder", "images", "--name", "../new"): "'../new' cannot be a dataset's name",
     ("data_prep", "folder", "images", "--name", "n" * 9000): "cannot be a dataset's name",
     ("data_prep", "folder", "images/fake", "--name", "new"): "(there: gan): images have no label",

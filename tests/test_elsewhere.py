@@ -75,6 +75,23 @@ def test_images_that_it_trained_on_prove_nothing(run, tiny_dataset):
             elsewhere.test(run["run_id"], tiny_dataset, split=part)
 
 
+def test_a_set_that_has_changed_may_test_on_what_was_trained_on(run, tiny_dataset, monkeypatch):
+    """Where it gives no split itself: then each scan deals its images anew."""
+    table = elsewhere.manifest.load(tiny_dataset).assign(split="").iloc[1:]
+    monkeypatch.setattr(elsewhere.manifest, "load", lambda name: table)
+    with pytest.raises(InputError, match="has changed since .* was made: it may have trained on"):
+        elsewhere.test(run["run_id"], tiny_dataset)
+
+
+def test_the_record_of_another_part_is_not_taken_for_the_tests(run, another):
+    record = elsewhere.test(run["run_id"], another)
+    assert elsewhere.known(run["run_id"], another) == record
+    file = run["folder"] / "tests" / f"{another}.json"
+    file.write_text(json.dumps(record | {"part": "val"}))
+    assert elsewhere.known(run["run_id"], another) is None
+    file.write_text(json.dumps(record))
+
+
 @pytest.mark.parametrize(
     ("kind", "key"), [("real", "false_alarms"), ("fake/gan", "found")], ids=["reals", "fakes"]
 )
@@ -92,6 +109,18 @@ def test_where_all_are_alike_the_bound_is_clopper_and_pearsons(n):
     found = elsewhere.one_class([0] * n, [0.1] * n, threshold=0.5, groups=range(n))
     bound = stats.beta.ppf(0.975, 1, n)
     assert found["false_alarms"]["ci95"] == pytest.approx([0, bound])
+
+
+def test_one_scene_tells_no_interval_and_few_a_wide_one():
+    share = lambda *scenes: elsewhere.one_class(
+        [0] * 2 * len(scenes),
+        [score for scene in scenes for score in scene],
+        threshold=0.5,
+        groups=np.repeat(range(len(scenes)), 2),
+    )["false_alarms"]
+    assert share((0.1, 0.9)) == {"value": 0.5, "ci95": None, "scenes": 1}
+    low, high = share((0.1, 0.9), (0.1, 0.9))["ci95"]
+    assert low < 0.01 and high > 0.99
 
 
 def test_scenes_count_as_wholes():

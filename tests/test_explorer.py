@@ -4,7 +4,9 @@ file, in a real browser: what is turned shows what Python says, offline."""
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import chromium
 import nbclient
@@ -17,7 +19,7 @@ from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
 from data_prep.errors import InputError
 from dflib.show import explorer, widgets
-from dflib.study import runs
+from dflib.study import runs, tables
 
 pytestmark = pytest.mark.usefixtures("shown_outputs")
 
@@ -72,6 +74,44 @@ def test_a_run_without_predictions_says_so(own_outputs):
     page.method.value = "CPF-S"
     assert "no predictions to read" in page.cards.value
     assert 'role="alert"' in page.cards.value
+
+
+def again(folder: Path, seed: int, **changed: str) -> Path:
+    """A copy of a finished run as another's."""
+    text = (folder / "result.json").read_text()
+    result = json.loads(text.replace(folder.name, f"{folder.name}-again{seed}")) | {"seed": seed}
+    if changed:
+        result["parents"] = [f"{parent}-again{seed}" for parent in result["parents"]]
+    place = folder.parents[2] / changed.get("protocol", "strict") / result["method"]
+    copy = Path(shutil.copytree(folder, place / result["run_id"]))
+    (copy / "result.json").write_text(json.dumps(result | changed))
+    return copy
+
+
+def test_runs_of_another_protocol_and_repeated_ones_cost_no_study_its_page(own_outputs):
+    folders = [result["folder"] for result in explorer.studies()[0].results.values()]
+    for folder in folders:
+        again(folder, 0, protocol="paper")
+    twin = again(folders[-1], 0)  # as after a cell was edited
+    lost = again(folders[-1], 1)
+    (lost / "predictions.parquet").unlink()
+    found = explorer.studies()
+    assert sorted(s.base["protocol"] for s in found) == ["paper", "strict"]
+    for study in found:
+        for run_id in {*study.results} - {lost.name, twin.name}:
+            alike = tables.with_seeds(study.results[run_id], study.every.values())
+            assert study.results[run_id] in alike
+            assert {r["protocol"] for r in alike} == {study.base["protocol"]}
+            assert len(explorer.cards(study, run_id))
+    page = explorer.write().read_text()
+    assert all(f'"{name}"' in page for f in folders for name in (f.name, f"{f.name}-again0"))
+
+
+def test_images_of_a_set_that_has_changed_are_not_shown(study):
+    assert len(study.data.test) > 0
+    other = explorer.Study(study.base | {"data_fingerprint": "other"}, study.results, study.every)
+    with pytest.raises(InputError, match="has changed since these runs were made"):
+        other.data.test.image(0)
 
 
 def test_controls_move_the_cards_and_the_views(page):

@@ -30,6 +30,7 @@ def test_the_grids_that_come_along_ask_for_their_presets_runs(name):
         ("set: 3", "expected settings"),
         ("- BL", "no `key: value` lines"),
         ("a: [", "is no YAML"),
+        ("source: [demo-source]", "source: expected one value, found"),
         ("\x00", "is no YAML"),
     ],
 )

@@ -121,7 +121,11 @@ def test_pretrained_weights_take_a_presets_front_end_away_unless_it_is_asked_for
     file.write_bytes(b"")
     given = {"backbone": "timm/resnet18", "pretrained": str(file)}
     assert methods.settings(preset, given)["front"] == ""
-    assert methods.settings(preset, given | {"front": "srm"})["front"] == "srm"
+    for front in ("", "srm"):
+        settings = methods.settings(preset, given | {"front": front})
+        assert settings["front"] == front
+        made = runs.Spec("BL", "demo", "strict", preset, None, 0, settings).parameters()["settings"]
+        assert methods.settings(preset, made) == settings  # in the notebook
     usual = methods.preset(preset).settings.get("front", "")
     assert methods.settings(preset, {"pretrained": ""})["front"] == usual
 
@@ -172,6 +176,10 @@ def test_the_cells_tagged_result_count_and_no_others(tiny_dataset, tmp_path, mon
     tagless = r"lost its cell tags \(parameters, result\).*git checkout"
     with pytest.raises(InputError, match=tagless):
         run_id(tiny_dataset)
+    for text in ("<<<<<<< HEAD\n{}", "{}", "[]", '{"cells": [{}]}', '{"cells": [1]}'):
+        (tmp_path / "03_prune.ipynb").write_text(text)
+        with pytest.raises(InputError, match=r"03_prune\.ipynb is damaged|lost its cell tags"):
+            run_id(tiny_dataset)
     (tmp_path / "03_prune.ipynb").unlink()
     with pytest.raises(InputError, match=r"03_prune\.ipynb is not there"):
         run_id(tiny_dataset)
@@ -294,6 +302,9 @@ def test_a_finished_run_is_one_row_and_the_best_is_told_by_validation(outputs_ro
     few = record | {"run_id": "CPF-6", "params": record["params"] | {"limit": 8}}
     os.utime(store(outputs_root, few, known=known) / "result.json", (0, 900))
     assert runs.find("best") == place  # eight images make 1.000 easy
+    old = record | {"run_id": "CPF-7", "code": {"train": 0}}
+    os.utime(store(outputs_root, old, known=known) / "result.json", (0, 800))
+    assert runs.find("best") == place  # and so does older code
     assert runs.find("latest").name == "CPF-1"
 
 

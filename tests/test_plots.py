@@ -1,5 +1,6 @@
 """Figures: they draw the numbers that they are given, from one run to many, and are shown once."""
 
+import io
 from functools import partial
 
 import nbclient
@@ -122,6 +123,15 @@ def test_generators_that_no_run_was_trained_on_are_marked_in_each_figure():
     for draw in (plots.forest, partial(plots.paper_figure, generators=("gan", "vae"))):
         titles = " ".join(ax.get_title() for ax in draw(rows).axes)
         assert "vae (unseen)" in titles and "gan (unseen)" not in titles
+
+
+def test_any_names_of_generators_can_be_drawn():
+    names = ("sd/1.5", "sd/2.1", "a$_$b", "$")
+    rows = table(*(result(m, r, generators=names) for m, r in (("BL", None), ("CPF", 0.6))))
+    fig = plots.forest(rows)
+    fig.savefig(io.BytesIO())
+    titles = " ".join(ax.get_title() for ax in fig.axes)
+    assert all(f"AUROC, {name}" in titles for name in names)
 
 
 def test_transfers_and_compressions_have_figures_of_their_own():

@@ -6,7 +6,7 @@ with `tests/NAME.parquet`, which the matrix "trained on, tested on" is made of.
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,12 @@ def test(run: str, dataset: str, *, split: str | None = None) -> dict:
     if own and split not in (None, "test"):
         made = f"{detector.name} was made from {dataset}"
         raise InputError(f"{made}: its {split} part proves nothing, take test")
-    split = split or ("test" if own or (table["split"] == "test").any() else "all")
+    given = (table["split"] == "test").any()
+    made = own and next(r for r in _lineage(home) if r["dataset"] == dataset)
+    if own and not given and made["data_fingerprint"] != manifest.fingerprint(table):
+        again = "it may have trained on what would be the test part now: make it again"
+        raise InputError(f"{dataset} has changed since {detector.name} was made: {again}")
+    split = split or ("test" if own or given else "all")
     how = {"size": detector.size, "protocol": home["protocol"], "mode": detector.mode}
     part = data.part(dataset, split=split, **how)
     scores = train.predict(detector.forward, part)  # as `predict` gives it
@@ -79,14 +84,16 @@ def known(run: str, dataset: str) -> dict | None:
     """
     try:
         record = json.loads(regular(_made_for(run)[1] / f"{dataset}.json").read_text("utf-8"))
-        return record if record["data_fingerprint"] == manifest.fingerprint_of(dataset) else None
+        same = record["data_fingerprint"] == manifest.fingerprint_of(dataset)
+        return record if same and record["part"] in ("test", "all") else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def one_class(labels, scores, *, threshold: float, groups) -> dict:
     """What images of one class can tell, {"false_alarms" | "found": {value, ci95, scenes}}: the
-    share called fake, by scene (Student's t); Clopper and Pearson's bound where all are alike.
+    share called fake, by scene (Student's t); Clopper and Pearson's bound where all are alike. One
+    scene has no interval.
 
     >>> one_class([0] * 20, [0.1] * 20, threshold=0.5, groups=range(20))["false_alarms"]["ci95"]
     [0.0, 0.1684...]
@@ -94,14 +101,15 @@ def one_class(labels, scores, *, threshold: float, groups) -> dict:
     called = pd.Series(np.asarray(scores) >= threshold, dtype=float)
     by_scene = called.groupby(np.asarray(groups)).agg(["sum", "count"])
     value, n = called.mean(), len(by_scene)
+    ends = None  # of one scene
     if value in (0, 1):
-        low, high = stats.binomtest(int(n * value), n).proportion_ci()
-    else:
+        ends = [*map(float, stats.binomtest(int(n * value), n).proportion_ci())]
+    elif n > 1:
         off = by_scene["sum"] - value * by_scene["count"]  # a ratio's error, scene by scene
-        error = np.sqrt((off**2).sum() * n / max(1, n - 1)) / len(called)
-        half = stats.t.ppf(0.975, max(1, n - 1)) * error
-        low, high = max(0, value - half), min(1, value + half)
-    found = {"value": float(value), "ci95": [float(low), float(high)], "scenes": n}
+        error = np.sqrt((off**2).sum() * n / (n - 1)) / len(called)
+        half = stats.t.ppf(0.975, n - 1) * error or 1 - 0.025 ** (1 / n)
+        ends = [float(max(0, value - half)), float(min(1, value + half))]
+    found = {"value": float(value), "ci95": ends, "scenes": n}
     return {"found" if labels[0] else "false_alarms": found}
 
 
@@ -135,6 +143,13 @@ def rows(record: dict) -> list[dict]:
                 row |= interval(name, {"mean": value, "ci95": numbers["ci95"][name]})
         found.append(row)
     return found
+
+
+def _lineage(result: dict) -> Iterator[dict]:
+    """A run's record, and those of the runs that it starts from."""
+    yield result
+    for parent in result["parents"]:
+        yield from _lineage(records.read(runs.find(parent)))
 
 
 def _made_for(run: str) -> tuple[dict, Path]:

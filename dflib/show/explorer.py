@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.markers import MarkerStyle
 from PIL import Image
 
+from data_prep import manifest
 from data_prep.cache import fit
 from data_prep.errors import InputError
 from data_prep.integrity import BadImage, open_image, to_rgb
@@ -73,7 +74,9 @@ class Study:
 
     @cached_property
     def data(self) -> data.Dataset:
-        """The images as its runs saw them; raises `InputError` where they are gone."""
+        """The images as its runs saw them; raises `InputError` where they are gone, or others."""
+        if manifest.fingerprint_of(self.base["dataset"]) != self.base["data_fingerprint"]:
+            raise InputError(f"{self.base['dataset']} has changed since these runs were made")
         how = {k: self.base["params"].get(k, DEFAULTS[k]) for k in ("size", "mode", "limit")}
         return data.open(self.base["dataset"], protocol=self.base["protocol"], **how)
 
@@ -121,7 +124,8 @@ def cards(study: Study, run_id: str) -> pd.DataFrame:
     if run_id == base.name:
         found = {title: (value, "", "none shown") for title, (value, *_) in found.items()}
     else:
-        alike, titles = tables.with_seeds(result, study.every.values()), {"Verdict": changes}
+        scored = [r for r in study.every.values() if (r["folder"] / "predictions.parquet").exists()]
+        alike, titles = tables.with_seeds(result, scored), {"Verdict": changes}
         if len(alike) > 1:
             titles["Verdict over seeds"] = compare.against_baselines(alike, study.every)
         for title, of in [(title, part) for title in titles for part in parts]:

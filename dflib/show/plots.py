@@ -31,6 +31,7 @@ STYLE = {
     "axes.titleweight": "bold",
     "figure.dpi": 120,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of generators may hold a dollar
     "svg.hashsalt": "dflib",
     "image.composite_image": False,  # each its own in SVG
 }
@@ -332,7 +333,7 @@ def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Seq
     rate) are averaged. lines: where to draw some, the first solid; else BL's."""
     if columns is None:
         found = rows.filter(regex=r"^(?!macro/).+/auroc$")
-        columns = {column: f"AUROC, {marked(rows, column.split('/')[0])}" for column in found}
+        columns = {c: f"AUROC, {marked(rows, c.removesuffix('/auroc'))}" for c in found}
     rows = rows.assign(run=rows["name"]) if "name" in rows else in_order(rows)
     long = pd.concat([_ends(rows, column, panel=title) for column, title in columns.items()])
     tall = 0.9 + rows["run"].nunique() * (0.08 + 0.16 * (1 + rows["run"].str.count("\n").max()))

@@ -71,7 +71,7 @@ def study(p: engine.Plan, *, test_on: Sequence[str] = (), **options) -> int:
     results(rows[rows["run_id"].isin(outcomes)] if len(rows) else rows)
     try:
         console.print(f"explorer: {explorer.write()}\nreport: {report.write()}")
-    except OSError as error:  # a full disk, say: the runs and the table stand
+    except (OSError, InputError) as error:  # a full disk, say: the runs and the table stand
         console.print(f"no report: {error}")
     advice(outcomes)
     states = unfinished(p, outcomes)

@@ -20,7 +20,7 @@ WEIGHTS = "imagenet"  # a transfer's source that is no dataset
 def settled(values: dict, source: str = "") -> dict:
     """All settings as a run keeps them: a user's files and runs by their content.
 
-    What does not fit another backbone or source and was not chosen, gets what does.
+    A default that does not fit another backbone or source becomes what does.
     """
     changed = {}
     if values["backbone"] != "vgg" and values["trainable"] == DEFAULTS["trainable"]:

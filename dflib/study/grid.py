@@ -9,6 +9,7 @@ from data_prep.paths import regular
 from dflib.study import engine
 
 LISTS = {"dataset": str, "methods": str, "rates": float, "seeds": int}
+OTHERS = {"run": str, "test-on": str, "mean": float, "std": float}  # lists that no grid file has
 MOST = 1_000_000  # bytes of a grid file
 KEYS = ("preset", "source", "protocol", "folds", *LISTS, "set")
 
@@ -41,6 +42,8 @@ def parse(text: str | bytes, path: Path | str = "text") -> dict:
         choose(f"key of {path}", str(key), KEYS)
         if isinstance(value, dict) != (key == "set"):
             raise InputError(f"grid {path}: {key}: expected settings below `set` and nowhere else")
+        if not (isinstance(value, str) or key in LISTS or key == "set"):
+            raise InputError(f"grid {path}: {key}: expected one value, found {short(value)}")
         words = value.values() if key == "set" else value  # a text's words are its letters
         if not all(isinstance(word, str) for word in words):
             raise InputError(f"grid {path}: {key}: write each value out, without lists in lists")
@@ -56,9 +59,9 @@ def entries(value: str | list, key: str, place: str = "--") -> tuple:
     each = value.split(",") if isinstance(value, str) else value
     words = [str(word).strip() for word in each]
     try:
-        found = tuple(LISTS.get(key, str)(word) for word in words if word)
+        found = tuple((LISTS | OTHERS)[key](word) for word in words if word)
     except ValueError as error:
-        like = {"seeds": "0,1,2", "rates": "0.6,0.9"}[key]
+        like = {"seeds": "0,1,2", "rates": "0.6,0.9"}.get(key, "0.5,0.5,0.5")
         raise InputError(f"{place}{key} {short(value)} is no list of numbers: {like}") from error
     if len(found) > 1000:
         raise InputError(f"{place}{key} has {len(found):,} entries: expected at most 1,000")

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from data_prep.paths import lock, write_text
 from dflib.study import forks, records
-from dflib.study.runs import HELD, Spec
+from dflib.study.runs import HELD, LOCKS, Spec
 
 STOPPED = "stopped at the end of the budget; it goes on from its last epoch"
 SHORT_OF = re.compile(  # memory or disk, in the words of Python, torch, pyarrow, ONNX Runtime, …
@@ -43,6 +43,8 @@ def execute(s: Spec, *, retry_failed: bool = True, budget: float = math.inf) -> 
         return outcome(s)
     try:
         s.folder.mkdir(parents=True, exist_ok=True)
+        if own := LOCKS.pop(s.folder, None):  # begun by hand in this very process
+            own.release()
         with lock(s.folder / "lock"):
             return _attempt(s, retry_failed, budget)
     except OSError as error:  # not even the record can be written: the run is tried again

@@ -28,7 +28,7 @@ def leak(
     if not all(0 <= seed < SEEDS for seed in seeds):
         raise InputError(f"seeds {short(seeds)}: expected whole numbers from 0 below 2^32")
     rows = []
-    for seed in seeds:
+    for seed in dict.fromkeys(seeds):
         how = replace(recipe or train.Recipe(), seed=seed)
         for protocol in PROTOCOLS:
             opened = data.open(name, size=size, protocol=protocol, split_seed=seed)

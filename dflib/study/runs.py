@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "Spec", "asked", "code_hash", "failure", "find", "flat", "folders"]
 __all__ += ["predictions", "read", "results", "spec"]  # of `records`, too: one door
-_locks: dict[Path, BaseFileLock] = {}  # of the runs that are made here, by hand
+LOCKS: dict[Path, BaseFileLock] = {}  # of the runs that are made here, by hand
 _parsed = lru_cache(maxsize=64)(json.loads)  # thousands of runs ask for the same notebooks
 HELD = "DFLIB_HELD"  # in a kernel's environment: the folder that the engine has locked for it
 SEEDS = 2**32  # what NumPy takes
@@ -106,6 +107,7 @@ class Spec:
     def parameters(self) -> dict:
         """The notebook's parameters; `settings` holds only what differs from the preset."""
         usual = methods.settings(self.preset)
+        usual |= {"front": DEFAULTS["front"]} if self.settings["pretrained"] else {}
         given = {key: getattr(self, key) for key in ("preset", "dataset", "protocol", "seed")}
         given |= {"source": self.source} if self.source else {}
         given |= {"rate": self.rate} if self.rate is not None else {}
@@ -184,11 +186,11 @@ class Run:
     def _begin(self) -> None:
         """Take the run's lock (the engine has it where it made this kernel), until it is finished
         or this process ends; `InputError` where another process has it. Clear what is damaged."""
-        if os.environ.get(HELD) == str(self.folder) or self.folder in _locks:
+        if os.environ.get(HELD) == str(self.folder) or self.folder in LOCKS:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            _locks[self.folder] = lock(self.folder / "lock", timeout=0)
+            LOCKS[self.folder] = lock(self.folder / "lock", timeout=0)
         except Timeout as error:
             wait = "wait for it, or end it (a notebook by its kernel)"
             text = f"{self.spec.run_id} is being made by another process: {wait}"
@@ -307,8 +309,8 @@ class Run:
             names = ("checkpoint*.pt", "failed.json", "unfinished.json", "notebook.ipynb")
             for leftover in (file for name in names for file in self.folder.glob(name)):
                 leftover.unlink(missing_ok=True)
-            if self.folder in _locks:
-                _locks.pop(self.folder).release()
+            if self.folder in LOCKS:
+                LOCKS.pop(self.folder).release()
         return self.result
 
     def _request(self) -> dict:
@@ -389,10 +391,13 @@ def code_hash(notebook: Path) -> str:
     """Hash of the cells tagged `result`: prose and figures make no finished run stale."""
     try:
         cells = _parsed(notebook.read_bytes())["cells"]
+        tags = [c["metadata"].get("tags", ()) for c in cells]
+        code = ["".join(c["source"]) for c, of in zip(cells, tags, strict=True) if "result" in of]
     except OSError as error:
         raise InputError(f"notebook {notebook} is not there") from error
-    code = ["".join(c["source"]) for c in cells if "result" in c["metadata"].get("tags", [])]
-    if lost := {"parameters", "result"} - {t for c in cells for t in c["metadata"].get("tags", ())}:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"notebook {notebook} is damaged: git checkout -- {notebook}") from error
+    if lost := {"parameters", "result"} - {*chain.from_iterable(tags)}:
         what = f"notebook {notebook} has lost its cell tags ({', '.join(sorted(lost))})"
         hint = f"Colab and some cleaners drop them: git checkout -- notebooks/{notebook.name}"
         raise InputError(f"{what}. {hint}")

@@ -26,7 +26,9 @@ def by_seed(results: Iterable[dict]) -> list[list[dict]]:
 
 def with_seeds(result: dict, results: Iterable[dict]) -> list[dict]:
     """A run and those among the others that differ from it in their seed alone."""
-    return next(group for group in by_seed(results) if result in group)
+    place = lambda r: (r["dataset"], r["protocol"], records.but_seed(r))
+    alike = {r["seed"]: r for r in results if place(r) == place(result)} | {result["seed"]: result}
+    return [alike[seed] for seed in sorted(alike)]
 
 
 def matching(results: Iterable[dict], wanted: dict, *, but: Sequence[str] = ()) -> list[dict]:
