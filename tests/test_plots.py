@@ -128,9 +128,12 @@ def test_generators_that_no_run_was_trained_on_are_marked_in_each_figure():
 def test_any_names_of_generators_can_be_drawn():
     names = ("sd/1.5", "sd/2.1", "a$_$b", "$")
     rows = table(*(result(m, r, generators=names) for m, r in (("BL", None), ("CPF", 0.6))))
-    fig = plots.forest(rows)
-    fig.savefig(io.BytesIO())
-    titles = " ".join(ax.get_title() for ax in fig.axes)
+    labels, of = np.repeat([0, 1], 8), ["real"] * 8 + [*names] * 2
+    histogram = plots.score_histogram(labels, np.linspace(0, 1, 16), 0.5, of)
+    paper = plots.paper_figure(rows, generators=names)
+    for fig in (histogram, paper, forest := plots.forest(rows)):
+        fig.savefig(io.BytesIO())
+    titles = " ".join(ax.get_title() for ax in forest.axes).replace("\\$", "$")
     assert all(f"AUROC, {name}" in titles for name in names)
 
 

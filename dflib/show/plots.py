@@ -31,7 +31,6 @@ STYLE = {
     "axes.titleweight": "bold",
     "figure.dpi": 120,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # names of generators may hold a dollar
     "svg.hashsalt": "dflib",
     "image.composite_image": False,  # each its own in SVG
 }
@@ -89,6 +88,11 @@ def _looks(rows: pd.DataFrame, key: str) -> tuple[dict, dict]:
     star = markers.MarkerStyle("*").scaled(1.6)  # as large as the others
     shapes = {name: star if marker == "*" else marker for name, (_, marker) in looks.items()}
     return {name: colour for name, (colour, _) in looks.items()}, shapes
+
+
+def _plain(name: str) -> str:
+    """A generator's name, no formula of matplotlib's."""
+    return name.replace("$", r"\$")
 
 
 def _log(axis, values: pd.Series) -> None:
@@ -188,7 +192,8 @@ def image_grid(images: Sequence, titles: Sequence[str], columns: int = 8, **look
 @_figure
 def score_histogram(labels, scores, threshold: float, generators=None):
     """How P(fake) spreads over real images and over fakes (of each generator, where given)."""
-    names = np.where(np.asarray(labels) == 0, "real", "fake" if generators is None else generators)
+    fakes = "fake" if generators is None else [*map(_plain, generators)]
+    names = np.where(np.asarray(labels) == 0, "real", fakes)
     order = ["real", *sorted(set(names) - {"real"})]
     counted = {name: f"{name} ({(names == name).sum()})" for name in order}
     table = pd.DataFrame({"score": np.asarray(scores, float), "": [counted[n] for n in names]})
@@ -245,7 +250,7 @@ def paper_figure(rows: pd.DataFrame, generators: Sequence[str] = ("all",), *, tr
     dotted: what one answer for all images scores."""
     panels = {}
     for name in generators:
-        of = "" if name == "all" else f", {marked(rows, name)}"
+        of = "" if name == "all" else f", {_plain(marked(rows, name))}"
         for metric, title in (("accuracy", "accuracy"), ("f1", "F1")):
             panels[metric if name == "all" else f"{name}/{metric}"] = title + of
     spent, title = ("transfer_s", "transfer") if transfers else ("compress_s", "compression")
@@ -333,7 +338,7 @@ def forest(rows: pd.DataFrame, columns: dict[str, str] | None = None, lines: Seq
     rate) are averaged. lines: where to draw some, the first solid; else BL's."""
     if columns is None:
         found = rows.filter(regex=r"^(?!macro/).+/auroc$")
-        columns = {c: f"AUROC, {marked(rows, c.removesuffix('/auroc'))}" for c in found}
+        columns = {c: f"AUROC, {_plain(marked(rows, c.removesuffix('/auroc')))}" for c in found}
     rows = rows.assign(run=rows["name"]) if "name" in rows else in_order(rows)
     long = pd.concat([_ends(rows, column, panel=title) for column, title in columns.items()])
     tall = 0.9 + rows["run"].nunique() * (0.08 + 0.16 * (1 + rows["run"].str.count("\n").max()))
