@@ -89,6 +89,7 @@ def test_the_record_of_another_part_is_not_taken_for_the_tests(run, another):
     file = run["folder"] / "tests" / f"{another}.json"
     file.write_text(json.dumps(record | {"part": "val"}))
     assert elsewhere.known(run["run_id"], another) is None
+    assert f"{another}, val" in report.tested_elsewhere([run])
     file.write_text(json.dumps(record))
 
 

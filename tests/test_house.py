@@ -14,7 +14,7 @@ FLOORS = {"data_prep": 0, "dflib": 1, "dflib.study": 2, "dflib.edge": 3, "dflib.
 DETECTOR = {"models", "data", "train", "augment", "metrics", "measure"}  # know no technique
 TECHNIQUES = {"prune", "distill", "quantize", "lowrank", "adapters", "export", "explain"}
 # reached so far; the aim is 2,600 and 6,000 lines, 7,000 with networks of others
-LINES = {"dflib/*.py": 3158, "dflib/**/*.py": 8766, "data_prep/**/*.py": 2739}
+LINES = {"dflib/*.py": 3158, "dflib/**/*.py": 8768, "data_prep/**/*.py": 2739}
 FILE, FUNCTION = 450, 60
 
 

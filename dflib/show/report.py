@@ -120,6 +120,8 @@ def tested_elsewhere(results: Iterable[dict]) -> pd.DataFrame:
     if table.empty:
         return table
     table = table[table["generator"] == "all"].reset_index(drop=True)
+    whole = table["part"].isin(("test", "all"))
+    table["dataset"] = table["dataset"].where(whole, table["dataset"] + ", " + table["part"])
     table["run"] = pd.Series(words.names(table)) + ", " + table["run_id"]
     table["text"] = words.intervals(table, "auroc")
     for name in {"false_alarms", "found"} & {*table}:
