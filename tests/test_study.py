@@ -166,9 +166,11 @@ def test_a_run_by_hand_has_the_lock_until_it_is_finished(tiny_dataset, outputs_r
     ask += "runs.Run(s).once('y.txt', lambda path: path.write_text('theirs'))"
     theirs = python("-c", ask)
     assert "is being made by another process" in theirs.stderr and not (s.folder / "y.txt").exists()
-    runs._locks.pop(s.folder).release()
+    runs.LOCKS.pop(s.folder).release()
     assert python("-c", ask).returncode == 0
     assert (s.folder / "y.txt").read_text() == "theirs" and made.exists()
+    again.once("z.txt", lambda path: path.write_text("mine"))
+    assert engine.execute(s)["status"] == "done"  # as a parent, asked for in the same kernel
 
 
 def test_a_file_system_without_locks_is_named_at_once(tiny_dataset, outputs_root, monkeypatch):
