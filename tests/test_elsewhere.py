@@ -114,14 +114,15 @@ def test_where_all_are_alike_the_bound_is_clopper_and_pearsons(n):
 
 def test_one_scene_tells_no_interval_and_few_a_wide_one():
     share = lambda *scenes: elsewhere.one_class(
-        [0] * 2 * len(scenes),
+        [0] * len(scenes[0]) * len(scenes),
         [score for scene in scenes for score in scene],
         threshold=0.5,
-        groups=np.repeat(range(len(scenes)), 2),
+        groups=np.repeat(range(len(scenes)), len(scenes[0])),
     )["false_alarms"]
     assert share((0.1, 0.9)) == {"value": 0.5, "ci95": None, "scenes": 1}
-    low, high = share((0.1, 0.9), (0.1, 0.9))["ci95"]
-    assert low < 0.01 and high > 0.99
+    for scene in ((0.1, 0.9), (0.1, 0.1, 0.9), (0.1,) * 6 + (0.9,)):  # thirds and sevenths round
+        low, high = share(scene, scene)["ci95"]
+        assert low < 0.01 and high > 0.9
 
 
 def test_scenes_count_as_wholes():

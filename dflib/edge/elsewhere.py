@@ -107,7 +107,7 @@ def one_class(labels, scores, *, threshold: float, groups) -> dict:
     elif n > 1:
         off = by_scene["sum"] - value * by_scene["count"]  # a ratio's error, scene by scene
         error = np.sqrt((off**2).sum() * n / (n - 1)) / len(called)
-        half = stats.t.ppf(0.975, n - 1) * error or 1 - 0.025 ** (1 / n)
+        half = stats.t.ppf(0.975, n - 1) * error if error > 1e-9 else 1 - 0.025 ** (1 / n)
         ends = [float(max(0, value - half)), float(min(1, value + half))]
     found = {"value": float(value), "ci95": ends, "scenes": n}
     return {"found" if labels[0] else "false_alarms": found}

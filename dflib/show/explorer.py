@@ -75,7 +75,7 @@ class Study:
     @cached_property
     def data(self) -> data.Dataset:
         """The images as its runs saw them; raises `InputError` where they are gone, or others."""
-        if manifest.fingerprint_of(self.base["dataset"]) != self.base["data_fingerprint"]:
+        if manifest.fingerprint_of(self.base["dataset"]) != self.base.get("data_fingerprint"):
             raise InputError(f"{self.base['dataset']} has changed since these runs were made")
         how = {k: self.base["params"].get(k, DEFAULTS[k]) for k in ("size", "mode", "limit")}
         return data.open(self.base["dataset"], protocol=self.base["protocol"], **how)
