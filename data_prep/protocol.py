@@ -38,7 +38,8 @@ def assign(table: pd.DataFrame, protocol: str = "strict", *, seed: int = 0) -> p
         split[ok.index] = np.select([fold < test, fold < test + val], ["test", "val"], "train")
     if not (split == "val").any():
         train = ok[split[ok.index] == "train"]
-        split[train.index[_folds(train, group[train.index], seed + 1) < VAL_TENTHS]] = "val"
+        fold = _folds(train, group[train.index], seed + 1, " of the training part")
+        split[train.index[fold < VAL_TENTHS]] = "val"
     _check(ok, split[ok.index], protocol)
     return split
 
@@ -50,8 +51,9 @@ def scenes(ok: pd.DataFrame) -> pd.Series:
     return ok["group"].groupby(duplicates.joined(ok["group"], ok["sha256"])).transform("min")
 
 
-def _folds(ok: pd.DataFrame, group: pd.Series, seed: int) -> np.ndarray:
-    """A fold for each image, 0 to 9; generators in equal shares, each scene in one fold."""
+def _folds(ok: pd.DataFrame, group: pd.Series, seed: int, of: str = "") -> np.ndarray:
+    """A fold for each image, 0 to 9; generators in equal shares, each scene in one fold. of: which
+    part the images are, for the message."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     smallest = ok.groupby("generator").size().min()
@@ -59,7 +61,7 @@ def _folds(ok: pd.DataFrame, group: pd.Series, seed: int) -> np.ndarray:
     for what, number in sizes.items():
         if number < FOLDS:
             need = f"at least {FOLDS} are needed, another --scene, or folders train/, val/, test/"
-            raise InputError(f"{number} {what} are too few to split: {need}")
+            raise InputError(f"{number} {what}{of} are too few to split: {need}")
     kind, scenes = (StratifiedKFold, None) if group.is_unique else (StratifiedGroupKFold, group)
     fold = np.empty(len(ok), dtype=int)
     splitter = kind(FOLDS, shuffle=True, random_state=seed)

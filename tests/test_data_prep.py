@@ -560,3 +560,9 @@ def test_a_near_copy_in_two_given_splits_is_a_warning_that_names_both(
 def test_too_little_to_split_is_said(table, message):
     with pytest.raises(InputError, match=message):
         protocol.assign(table, "strict")
+
+
+def test_too_little_to_validate_is_said_of_the_part_that_it_is_taken_from():
+    told = r"[78] images in the smallest class of the training part are too few to split"
+    with pytest.raises(InputError, match=told):
+        protocol.assign(scenes([(1, 1)] * 12), "paper")

@@ -12,7 +12,8 @@ from made import python, result, store
 
 from data_prep import folder, paths
 from data_prep.errors import InputError
-from dflib.study import methods, runs
+from dflib import prune
+from dflib.study import feasible, methods, runs
 from dflib.study.runs import spec
 from dflib.study.settings import DEFAULTS
 
@@ -130,6 +131,22 @@ def test_pretrained_weights_take_a_presets_front_end_away_unless_it_is_asked_for
     assert methods.settings(preset, {"pretrained": ""})["front"] == usual
 
 
+@pytest.mark.parametrize("form", ["serial", "residual", None])
+def test_what_fits_another_network_is_taken_unless_something_else_is_asked_for(form):
+    network = {"backbone": "timm/mobilenetv3_small_100"}
+    given = network | ({"adapter_form": form, "trainable": "head"} if form else {})
+    settings = methods.settings("tiny", given)
+    assert settings["adapter_form"] == (form or "residual")
+    assert settings["trainable"] == ("head" if form else "all")
+    made = runs.Spec("TL+P+A", "demo", "strict", "tiny", 0.6, 0, settings).parameters()["settings"]
+    assert made["backbone"] == network["backbone"]
+    assert methods.settings("tiny", made) == settings  # in the notebook
+    ours = methods.settings("tiny")
+    assert [ours[k] for k in ("adapter_form", "trainable")] == [
+        methods.DEFAULTS[k] for k in ("adapter_form", "trainable")
+    ]
+
+
 def test_a_setting_that_the_method_does_not_read_leaves_the_id(tiny_dataset):
     unread = {"CPF": {"temperature": 2.0, "round_to": 4}, "CKD-0": {"temperature": 2.0}}
     unread |= {"CKD": {"scope": "global", "finetune_lr": 1e-4}, "CPKDQ": {"steps": "int8"}}
@@ -230,6 +247,27 @@ def test_a_transfer_that_cannot_be_is_refused_before_anything_is_made(
     with pytest.raises(InputError, match=message):
         transfer(tiny_dataset, **({"source": tiny_source, "method": method} | request))
     assert not outputs_root.exists()
+
+
+CUTTING = ("CPF", "CPF-S", "LRF", "CPKDQ", "CKD", "SCRATCH", "TL+P+FT", "TL+KD")
+TOO_MUCH = [(code, 0.999999, {}) for code in CUTTING]
+TOO_MUCH += [("chain", None, {"steps": f"{step}:0.999999,finetune"}) for step in methods.RATED]
+TOO_MUCH += [("LRF", 0.99, {"backbone": "timm/mobilenetv3_small_100"})]
+
+
+@pytest.mark.parametrize(("method", "rate", "settings"), TOO_MUCH)
+def test_a_rate_that_cannot_be_met_is_refused_before_anything_is_made(
+    tiny_dataset, tiny_source, outputs_root, method, rate, settings
+):
+    with pytest.raises(InputError, match="cannot be met"):
+        transfer(tiny_dataset, tiny_source, method, rate=rate, settings=settings)
+    assert not outputs_root.exists()
+
+
+@pytest.mark.parametrize("kind", ["prune", "mask", "lowrank"])
+@pytest.mark.parametrize("scope", prune.SCOPES)
+def test_a_rate_that_is_not_tried_can_be_met(kind, scope):
+    feasible._cut_on_trial(kind, feasible.SURE, "vgg", 32, 64, scope)
 
 
 def test_a_missing_parent_is_named_with_the_command_that_makes_it(

@@ -15,18 +15,12 @@ if TYPE_CHECKING:
 
 
 WEIGHTS = "imagenet"  # a transfer's source that is no dataset
+SURE = 0.98  # a rate that any way to cut the vgg can meet
 
 
 def settled(values: dict, source: str = "") -> dict:
-    """All settings as a run keeps them: a user's files and runs by their content.
-
-    A default that does not fit another backbone or source becomes what does.
-    """
+    """All settings as a run keeps them: a user's files and runs by their content."""
     changed = {}
-    if values["backbone"] != "vgg" and values["trainable"] == DEFAULTS["trainable"]:
-        changed["trainable"] = "all"  # the default names layers of the vgg
-    if values["backbone"] != "vgg" and values["adapter_form"] == DEFAULTS["adapter_form"]:
-        changed["adapter_form"] = "residual"  # few images cannot mend what the serial one breaks
     if values["teacher"] == "transferred" and not source:
         values = values | {"teacher": ""}  # a word for the transfers of a study alone
     if source == WEIGHTS and not values["teacher"]:
@@ -58,9 +52,12 @@ def check(row: methods.Method, rate: float | None, values: dict, source: str = "
     if "student" in does and not (values["distill_epochs"] or values["epochs"]):
         raise InputError("epochs=0 is for BL alone: say distill_epochs=30, say, for its students")
     if backbone != "vgg":
-        _applies(row, rate, values, does)
-    if rate and does & {"student", "teacher"}:
-        _student(rate, size, backbone)
+        _applies(row, values, does)
+    for kind, share in _cuts(row, rate, values, does):
+        if kind == "student":
+            _student(share, size, backbone)
+        elif backbone != "vgg" or share > SURE:
+            _cut_on_trial(kind, share, backbone, size, values["round_to"], values["scope"])
     named = ("trainable", "adapter_after", "keep_float")
     if all(values[key] == DEFAULTS[key] for key in named):
         return
@@ -83,7 +80,16 @@ def check(row: methods.Method, rate: float | None, values: dict, source: str = "
             choose("layer", name, layers)
 
 
-def _applies(row: methods.Method, rate: float | None, values: dict, does: set[str]) -> None:
+def _cuts(row: methods.Method, rate: float | None, values: dict, does: set[str]) -> list[tuple]:
+    """What is cut, mask, prune, student or lowrank, and to which share of BL's parameters."""
+    if "chain" in does:
+        return [(kind, share) for kind, share in methods.parse_steps(values["steps"]) if share]
+    kinds = {"prune": "mask", "structured": "prune", "student": "student", "teacher": "student"}
+    kinds |= {row.notebook: "lowrank"} if row.code == "LRF" else {}
+    return [(kinds[group], rate) for group in {*kinds} & {*does, row.notebook} if rate]
+
+
+def _applies(row: methods.Method, values: dict, does: set[str]) -> None:
     """Raise `InputError` where another's network cannot be compressed so."""
     trains = {"prune", "structured", "finetune", "transfer"} & does
     if values["backbone"].endswith(".onnx") and trains:
@@ -92,8 +98,6 @@ def _applies(row: methods.Method, rate: float | None, values: dict, does: set[st
     which = values["backbone"], values["size"]
     of_file = values["pretrained"].startswith("own/")
     _made(*which, values["pretrained"] if of_file else "")
-    if rate and "structured" in does:
-        _cut_on_trial(rate, *which, values["round_to"], values["scope"] == "layer")
 
 
 @lru_cache(maxsize=256)
@@ -105,12 +109,20 @@ def _made(backbone: str, size: int, pretrained: str) -> None:
 
 
 @lru_cache(maxsize=256)
-def _cut_on_trial(rate: float, backbone: str, size: int, round_to: int, exact: bool) -> None:
+def _cut_on_trial(
+    kind: str, rate: float, backbone: str, size: int, round_to: int, scope: str
+) -> None:
     """Cut an untrained twin."""
-    from dflib import models, prune
+    from dflib import lowrank, models, prune
 
     net = models.Detector(models.architecture("BL", size=size, backbone=backbone))
-    prune.structured(net, rate=rate, round_to=round_to, within=0.01 if exact else 1.0)
+    if kind == "prune":
+        within = 0.01 if scope == "layer" else 1.0  # the weights decide what "global" leaves
+        prune.structured(net, rate=rate, round_to=round_to, within=within)
+    elif kind == "mask":
+        prune.magnitude_masks(net, rate=rate, scope=scope)
+    else:
+        lowrank.choose_ranks(net, rate=rate)
 
 
 @lru_cache(maxsize=256)  # every seed asks

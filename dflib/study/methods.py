@@ -139,12 +139,16 @@ def versions(code: str) -> dict[str, int]:
 def settings(preset_name: str, overrides: dict | None = None) -> dict:
     """All settings of a preset with `overrides` on top; raises `InputError` as `checked` does.
 
-    A preset's front end is for networks trained from nothing: pretrained weights know pixels.
+    What is not given becomes what fits another network or its weights.
     """
     given = overrides or {}
-    values = checked(preset(preset_name).settings | given)
-    if values["pretrained"] and "front" not in given:
-        values["front"] = DEFAULTS["front"]
+    values, fits = checked(preset(preset_name).settings | given), {}
+    if values["backbone"] != "vgg":
+        fits["trainable"] = "all"  # the default names layers of the vgg
+        fits["adapter_form"] = "residual"  # few images cannot mend what the serial one breaks
+    if values["pretrained"]:
+        fits["front"] = DEFAULTS["front"]  # weights that know pixels
+    values |= {name: value for name, value in fits.items() if name not in given}
     steps = parse_steps(values["steps"])
     return values | {"steps": ",".join(f"{kind}:{r!r}" if r else kind for kind, r in steps)}
 

@@ -106,8 +106,8 @@ class Spec:
 
     def parameters(self) -> dict:
         """The notebook's parameters; `settings` holds only what differs from the preset."""
-        usual = methods.settings(self.preset)
-        usual |= {"front": DEFAULTS["front"]} if self.settings["pretrained"] else {}
+        network = {key: self.settings[key] for key in ("backbone", "pretrained")}
+        usual = methods.settings(self.preset, network) | {key: DEFAULTS[key] for key in network}
         given = {key: getattr(self, key) for key in ("preset", "dataset", "protocol", "seed")}
         given |= {"source": self.source} if self.source else {}
         given |= {"rate": self.rate} if self.rate is not None else {}

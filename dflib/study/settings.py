@@ -144,7 +144,7 @@ class Settings(
     adapter_form: Literal["serial", "residual"] = _setting(
         "serial", "adapter", source="arXiv 2504.21066, 1902.00751"
     )
-    """The adapter replaces its input (the paper's), or is added to it."""
+    """The adapter replaces its input (the paper's), or is added to it (on another's network)."""
     adapter_after: str = _setting("", "adapter")
     """The block that the adapter follows, such as features.3; empty: the paper's place."""
     adapter_lr: float = _setting(5e-3, "adapter", gt=0, le=100)
