@@ -10,7 +10,6 @@ from data_prep.paths import describe
 FOLDS = 10
 SHARES = {"strict": (3, 1), "paper": (4, 0)}  # tenths that test and validate; the rest trains
 PROTOCOLS = tuple(SHARES)
-VAL_TENTHS = 1  # taken from train where the dataset has no validation part of its own
 
 
 def decoded(name: str, size: int, protocol: str, mode: str) -> tuple[np.memmap, pd.DataFrame]:
@@ -39,7 +38,7 @@ def assign(table: pd.DataFrame, protocol: str = "strict", *, seed: int = 0) -> p
     if not (split == "val").any():
         train = ok[split[ok.index] == "train"]
         fold = _folds(train, group[train.index], seed + 1, " of the training part")
-        split[train.index[fold < VAL_TENTHS]] = "val"
+        split[train.index[fold == 0]] = "val"
     _check(ok, split[ok.index], protocol)
     return split
 
@@ -52,8 +51,7 @@ def scenes(ok: pd.DataFrame) -> pd.Series:
 
 
 def _folds(ok: pd.DataFrame, group: pd.Series, seed: int, of: str = "") -> np.ndarray:
-    """A fold for each image, 0 to 9; generators in equal shares, each scene in one fold. of: which
-    part the images are, for the message."""
+    """A fold for each image, 0 to 9; generators in equal shares, each scene in one fold."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     smallest = ok.groupby("generator").size().min()

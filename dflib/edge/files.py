@@ -111,11 +111,8 @@ def executorch_model(path: Path) -> Callable[[Tensor], Tensor]:
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(path).load_method("forward")
-
-    def forward(images: Tensor) -> Tensor:
-        return torch.cat([method.execute([one])[0].clone() for one in images.contiguous().split(1)])
-
-    return forward
+    run = lambda image: method.execute([image])[0].clone()
+    return lambda images: torch.cat([*map(run, images.contiguous().split(1))])
 
 
 def script(name: str, result: dict) -> str:

@@ -17,10 +17,10 @@ from data_prep import families
 from data_prep.errors import InputError
 from dflib import metrics
 from dflib.study import records
-from dflib.study.methods import METHODS, fold, versions
+from dflib.study.methods import FOLDS, METHODS, fold, versions
 from dflib.study.settings import DEFAULTS
 
-FOLD = ("train_generators", "hold_out")
+FOLD = (*FOLDS.values(),)
 # which network, and what was done against unseen generators
 RECIPE = ("backbone", "pretrained", "ema", "front", "mode")
 JUDGED = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}  # no share of fakes in them

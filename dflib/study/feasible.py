@@ -1,18 +1,11 @@
 """Whether a request can be met, before anything is trained for it."""
 
-from __future__ import annotations
-
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from data_prep.errors import InputError, choose
 from dflib.study import methods
 from dflib.study.records import find, read
 from dflib.study.settings import DEFAULTS
-
-if TYPE_CHECKING:
-    from dflib.models import Architecture
-
 
 WEIGHTS = "imagenet"  # a transfer's source that is no dataset
 SURE = 0.98  # a rate that any way to cut the vgg can meet
@@ -53,7 +46,7 @@ def check(row: methods.Method, rate: float | None, values: dict, source: str = "
         raise InputError("epochs=0 is for BL alone: say distill_epochs=30, say, for its students")
     if backbone != "vgg":
         _applies(row, values, does)
-    for kind, share in _cuts(row, rate, values, does):
+    for kind, share in _cuts(rate, values, does):
         if kind == "student":
             _student(share, size, backbone)
         elif backbone != "vgg" or share > SURE:
@@ -80,13 +73,13 @@ def check(row: methods.Method, rate: float | None, values: dict, source: str = "
             choose("layer", name, layers)
 
 
-def _cuts(row: methods.Method, rate: float | None, values: dict, does: set[str]) -> list[tuple]:
+def _cuts(rate: float | None, values: dict, does: set[str]) -> list[tuple]:
     """What is cut, mask, prune, student or lowrank, and to which share of BL's parameters."""
     if "chain" in does:
         return [(kind, share) for kind, share in methods.parse_steps(values["steps"]) if share]
     kinds = {"prune": "mask", "structured": "prune", "student": "student", "teacher": "student"}
-    kinds |= {row.notebook: "lowrank"} if row.code == "LRF" else {}
-    return [(kinds[group], rate) for group in {*kinds} & {*does, row.notebook} if rate]
+    kinds["rank"] = "lowrank"
+    return [(kinds[group], rate) for group in does & {*kinds} if rate]
 
 
 def _applies(row: methods.Method, values: dict, does: set[str]) -> None:
@@ -95,9 +88,8 @@ def _applies(row: methods.Method, values: dict, does: set[str]) -> None:
     if values["backbone"].endswith(".onnx") and trains:
         can = "BL, CQ, CQ-S, and CKD from it"
         raise InputError(f"{row.code}: an ONNX file cannot be trained or cut; it can be {can}")
-    which = values["backbone"], values["size"]
-    of_file = values["pretrained"].startswith("own/")
-    _made(*which, values["pretrained"] if of_file else "")
+    file = values["pretrained"] if values["pretrained"].startswith("own/") else ""
+    _made(values["backbone"], values["size"], file)
 
 
 @lru_cache(maxsize=256)
@@ -109,9 +101,7 @@ def _made(backbone: str, size: int, pretrained: str) -> None:
 
 
 @lru_cache(maxsize=256)
-def _cut_on_trial(
-    kind: str, rate: float, backbone: str, size: int, round_to: int, scope: str
-) -> None:
+def _cut_on_trial(kind: str, rate: float, backbone: str, size: int, round_to: int, scope: str):
     """Cut an untrained twin."""
     from dflib import lowrank, models, prune
 
@@ -126,7 +116,7 @@ def _cut_on_trial(
 
 
 @lru_cache(maxsize=256)  # every seed asks
-def _student(rate: float, size: int, backbone: str) -> Architecture:
+def _student(rate: float, size: int, backbone: str):
     from dflib import models
 
     return models.student(rate, size=size, backbone=backbone)

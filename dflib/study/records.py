@@ -171,7 +171,8 @@ def every(dataset: str | None = None) -> Iterator[dict]:
 
 def by_age() -> dict[str, dict]:
     """Finished runs by run id, the oldest first; `params` has what parents decided for it, too."""
-    known = {r["run_id"]: r for r in sorted(every(), key=lambda r: age(r["folder"]))}
+    made = lambda r: (r["folder"] / "result.json").stat().st_mtime
+    known = {r["run_id"]: r for r in sorted(every(), key=made)}
     return {run_id: r | {"params": _inherited(r, known)} for run_id, r in known.items()}
 
 
@@ -323,11 +324,6 @@ def best(results: Iterable[dict]) -> dict:
     return max(seeds, key=quality)
 
 
-def age(folder: Path) -> float:
-    """When a run was finished, in seconds since 1970."""
-    return (folder / "result.json").stat().st_mtime
-
-
 @lru_cache(maxsize=4096)
 def validated(folder: Path) -> float:
     """A finished run's AUROC on its validation images; NaN where they are not there."""
@@ -415,7 +411,7 @@ def time_again(names: Sequence[str]) -> list[dict]:
         folder = result.pop("folder")
         made = (folder / "result.json").stat()
         write_text(folder / "result.json", json.dumps(result, indent=1))
-        os.utime(folder / "result.json", ns=(made.st_atime_ns, made.st_mtime_ns))  # its `age`
+        os.utime(folder / "result.json", ns=(made.st_atime_ns, made.st_mtime_ns))  # as of `by_age`
         speed = measure.speed(latency, timed[0])
         row = {"run": folder.name, "ms": round(latency["p50"], 3)}
         row["five processes"] = f"{latency['low']:.3f} to {latency['high']:.3f}"
