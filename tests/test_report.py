@@ -235,7 +235,8 @@ def test_the_answer_is_the_verdict_against_bl(outputs_root, undrawn, seeds, shif
 )
 def test_the_answer_is_the_best_of_the_small_files_on_validation(outputs_root, undrawn, how, says):
     predicted(outputs_root, **how)
-    assert says in page().text
+    assert says in (text := page().text)
+    assert ("What may help: more images" in text) == ("skill" in how)
 
 
 def test_the_study_and_the_report_name_the_same_run_of_each_recipe(outputs_root, undrawn):

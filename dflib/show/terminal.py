@@ -184,7 +184,8 @@ def advice(outcomes: dict[str, dict]) -> None:
         if "unknown" in best:
             console.print(f"{title}: which run to take cannot be told: {best['unknown']}")
             continue
-        told = f"AUROC {best['auroc']}{'; BL is not shown to beat guessing' * best['guesses']}"
+        guesses = "; BL is not shown to beat guessing: the report tells what may help"
+        told = f"AUROC {best['auroc']}{guesses * best['guesses']}"
         if best["base"]:
             told += f"; {best['smaller']:.1f} times smaller than BL; {best['told']}"
         small = " of the small files" if best.get("smaller", 0) >= 4 else ""
