@@ -24,7 +24,7 @@ from data_prep.paths import images_root
 from dflib import adapters, data, models, prune, quantize, train
 from dflib.edge import files
 from dflib.edge.predict import Predictor
-from dflib.study import records, runs
+from dflib.study import runs
 
 MODES = ("resize", "center_crop", "texture_crop")
 
@@ -238,7 +238,8 @@ def test_int8_is_calibrated_with_what_the_run_was_trained_on(tiny_dataset, tmp_p
 def test_finished_runs_are_timed_again_in_turns(finished, tmp_path):
     """The command rewrites their latency, and nothing else; an unknown run stops it before."""
     some = [finished[mode] for mode in ("resize", "center_crop")]
-    before, ages = [run.result for run in some], [records.age(run.folder) for run in some]
+    written = lambda: [(run.folder / "result.json").stat().st_mtime_ns for run in some]
+    before, ages = [run.result for run in some], written()
     names = [str(some[0].folder), some[1].spec.run_id]
     call = lambda names: python("-m", "dflib", "measure", "--run", names)
     wrong = call(f"{names[0]},BL-s0-32px-nothing")
@@ -256,7 +257,7 @@ def test_finished_runs_are_timed_again_in_turns(finished, tmp_path):
         assert f"{latency['p50']:.3f}".rstrip("0") in done.stdout
     assert "times as fast: " in done.stdout
     assert not [f for run in some for f in run.folder.glob("*.new")]
-    assert [records.age(run.folder) for run in some] == ages  # the latest is still the latest
+    assert written() == ages  # the latest is still the latest
 
 
 # ---- one score for an image, wherever it stands
