@@ -46,7 +46,7 @@ def check(row: methods.Method, rate: float | None, values: dict, source: str = "
         raise InputError("epochs=0 is for BL alone: say distill_epochs=30, say, for its students")
     if backbone != "vgg":
         _applies(row, values, does)
-    for kind, share in _cuts(rate, values, does):
+    for kind, share in _cuts(row, rate, values, does):
         if kind == "student":
             _student(share, size, backbone)
         elif backbone != "vgg" or share > SURE:
@@ -73,13 +73,13 @@ def check(row: methods.Method, rate: float | None, values: dict, source: str = "
             choose("layer", name, layers)
 
 
-def _cuts(rate: float | None, values: dict, does: set[str]) -> list[tuple]:
+def _cuts(row: methods.Method, rate: float | None, values: dict, does: set[str]) -> list[tuple]:
     """What is cut, mask, prune, student or lowrank, and to which share of BL's parameters."""
     if "chain" in does:
         return [(kind, share) for kind, share in methods.parse_steps(values["steps"]) if share]
     kinds = {"prune": "mask", "structured": "prune", "student": "student", "teacher": "student"}
-    kinds["rank"] = "lowrank"
-    return [(kinds[group], rate) for group in does & {*kinds} if rate]
+    kinds["06_low_rank"] = "lowrank"
+    return [(kinds[key], rate) for key in {*does, row.notebook} & {*kinds} if rate]
 
 
 def _applies(row: methods.Method, values: dict, does: set[str]) -> None:

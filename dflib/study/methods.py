@@ -16,7 +16,7 @@ TECHNIQUES = {  # by the groups of settings, and by the notebook where no settin
     "prune": ("prune", "structured", "chain", "03_prune"),
     "distill": ("distill", "teacher", "chain"),
     "quantize": ("int8", "chain", "05_quantize", "08_tl_quantize"),
-    "lowrank": ("rank",),
+    "lowrank": ("06_low_rank",),
     "adapters": ("transfer", "adapter"),
 }
 
@@ -65,7 +65,7 @@ ROWS = (
     ),
     Method("TL+P+A", "adapter in the pruned model", "11_tl_prune_adapter", ("TL+P+FT",), ADAPTER),
     Method("TL+KD+A", "adapter in the student", "12_tl_distill_adapter", ("TL+KD",), ADAPTER),
-    Method("LRF", "low-rank factorisation, fine-tuned", "06_low_rank", does=("finetune", "rank")),
+    Method("LRF", "low-rank factorisation, fine-tuned", "06_low_rank", does=("finetune",)),
 )
 METHODS = {row.code: row for row in ROWS}
 
