@@ -288,6 +288,7 @@ def forwards(exported, toy, tmp_path_factory) -> dict:
     return found
 
 
+@pytest.mark.filterwarnings("ignore")  # ExecuTorch's own, where it is first imported
 @settings(max_examples=15)
 @given(order=st.lists(st.integers(0, 11), min_size=1, max_size=20), batch=st.integers(1, 9))
 def test_a_score_depends_on_no_neighbour_and_no_place(forwards, toy, order, batch):
